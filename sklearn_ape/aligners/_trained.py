@@ -1,4 +1,4 @@
-"""Fit of aligners that are trained by gradient descent."""
+"""Base classes of aligners that are fitted in closed form, or trained by gradient descent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..training.data import PairDataset, split_pairs, subset
 from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.messages import shows_progress
-from ..utils.sklearn_compat import FitContext
+from ..utils.sklearn_compat import FitContext, reports_fit
 from ..utils.torch_state import default_state
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._base import BaseAligner
@@ -40,6 +40,43 @@ _EXCLUDED_PARAMETERS = {
     *("image_encoder", "text_encoder", "head_pairs"),
     *("device", "random_state", "verbose", "callbacks", "checkpoint"),
 }
+
+
+class ClosedFormAligner(BaseAligner):
+    """Base class of aligners that are fitted in closed form."""
+
+    @reports_fit
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit the aligner to pairs of images and captions.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Images if `image_encoder` is set, otherwise features of images.
+        y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
+            A caption or a list of captions per image if `text_encoder` is set, otherwise
+            features.
+
+        Returns
+        -------
+        self : object
+            The fitted aligner.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data are invalid. The message names the rows.
+        """
+        self._check_parameters()
+        with default_state():
+            data = self._fit_pairs(X, y)
+            self._fit_data(data)
+            self._set_bank(data)
+        return self
+
+    @abstractmethod
+    def _fit_data(self, data: PairDataset) -> None:
+        """Set the attributes that result from the fit, including `logit_scale_`."""
 
 
 class TrainingRun(NamedTuple):

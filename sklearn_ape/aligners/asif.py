@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
@@ -11,11 +11,9 @@ from sklearn.utils import gen_batches
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
 from ..utils.linalg import fingerprint, mean, normalize_rows
-from ..utils.sklearn_compat import reports_fit
-from ..utils.torch_state import default_state
 from ..utils.validation import check_boolean, check_integer, check_number
-from ._base import BaseAligner
 from ._closed_form import held_out_logit_scale
+from ._trained import ClosedFormAligner
 from .similarity import SparseRows
 
 _TILE_BYTES = 2**26  # size of the matrix of similarities, in double precision, of a tile
@@ -24,7 +22,7 @@ _BLOCK_SIZE = 8192
 _MIN_NORM = 1e-6
 
 
-class ASIFAligner(BaseAligner):
+class ASIFAligner(ClosedFormAligner):
     """Align two frozen encoders by their similarities to training pairs, without training.
 
     An image is represented by its similarities to the images of the training pairs (anchors), a
@@ -119,40 +117,14 @@ class ASIFAligner(BaseAligner):
         self.power = power
         self.center = center
 
-    @reports_fit
-    def fit(self, X: Any, y: Any) -> Self:
-        """Store pairs of images and captions as anchors.
+    def _fit_data(self, data: PairDataset) -> None:
+        self._set_anchors(self._make_anchors(data))
 
-        Parameters
-        ----------
-        X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, otherwise features of images.
-        y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            A caption or a list of captions per image if `text_encoder` is set, otherwise
-            features.
+        def fit(train: PairDataset) -> tuple[Any, Any]:
+            image, text = self._make_anchors(train)
+            return image.embed, text.embed
 
-        Returns
-        -------
-        self : object
-            The fitted aligner.
-
-        Raises
-        ------
-        ValueError
-            If a parameter or the data are invalid. The message names the rows.
-        """
-        self._check_parameters()
-        with default_state():
-            data = self._fit_pairs(X, y)
-            self._set_anchors(self._make_anchors(data))
-
-            def fit(train: PairDataset) -> tuple[Any, Any]:
-                image, text = self._make_anchors(train)
-                return image.embed, text.embed
-
-            self.logit_scale_ = held_out_logit_scale(data, fit)
-            self._set_bank(data)
-        return self
+        self.logit_scale_ = held_out_logit_scale(data, fit)
 
     def _set_anchors(self, anchors: tuple[_Anchors, _Anchors]) -> None:
         self._anchors = anchors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from torch import nn
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
 from ..utils.linalg import covariance, fingerprint, mean
-from ..utils.sklearn_compat import reports_fit
-from ..utils.torch_state import default_state
 from ..utils.validation import check_integer, check_number
-from ._base import BaseAligner
 from ._closed_form import held_out_logit_scale
+from ._trained import ClosedFormAligner
 
 # Variances below these shares of the largest variance and of the squared mean are rounding errors.
 _MIN_VARIANCE = 1e-10
@@ -63,7 +61,7 @@ class _ProjectionNetwork(nn.Module):
         return (projected / torch.where(norm > 0, norm, 1.0)).float()
 
 
-class CCAAligner(BaseAligner):
+class CCAAligner(ClosedFormAligner):
     """Align two frozen encoders by ridge canonical correlation analysis.
 
     Both sides are projected on the pairs of directions along which images and captions
@@ -161,42 +159,16 @@ class CCAAligner(BaseAligner):
         self.ridge = ridge
         self.power = power
 
-    @reports_fit
-    def fit(self, X: Any, y: Any) -> Self:
-        """Compute the canonical directions of pairs of images and captions.
-
-        Parameters
-        ----------
-        X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, otherwise features of images.
-        y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            A caption or a list of captions per image if `text_encoder` is set, otherwise
-            features.
-
-        Returns
-        -------
-        self : object
-            The fitted aligner.
-
-        Raises
-        ------
-        ValueError
-            If a parameter or the data are invalid. The message names the rows.
-        """
-        self._check_parameters()
-        with default_state():
-            data = self._fit_pairs(X, y)
-            largest = min(data.image.shape[1], data.text.shape[1], len(data.pairs) - 1)
-            if self.n_components is not None and self.n_components > largest:
-                raise ValueError(
-                    f"n_components must be None or at most {largest} (the smallest of the numbers "
-                    "of image features, of text features and of pairs minus one), not "
-                    f"{self.n_components}."
-                )
-            self._set_projections(*self._solve(data))
-            self.logit_scale_ = held_out_logit_scale(data, lambda train: self._solve(train)[:2])
-            self._set_bank(data)
-        return self
+    def _fit_data(self, data: PairDataset) -> None:
+        largest = min(data.image.shape[1], data.text.shape[1], len(data.pairs) - 1)
+        if self.n_components is not None and self.n_components > largest:
+            raise ValueError(
+                f"n_components must be None or at most {largest} (the smallest of the numbers "
+                "of image features, of text features and of pairs minus one), not "
+                f"{self.n_components}."
+            )
+        self._set_projections(*self._solve(data))
+        self.logit_scale_ = held_out_logit_scale(data, lambda train: self._solve(train)[:2])
 
     def _set_projections(
         self, image: _Projection, text: _Projection, correlations: np.ndarray

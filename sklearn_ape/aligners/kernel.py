@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,7 @@ from sklearn.utils import check_random_state
 from ..devices import resolve_device
 from ..heads import ClosedFormHead, KernelMap, TwoTower
 from ..training.data import PairDataset
-from ..utils.sklearn_compat import reports_fit
-from ..utils.torch_state import default_state
 from ..utils.validation import check_integer, check_number
-from ._base import BaseAligner
 from ._closed_form import (
     RIDGE,
     WHITENING,
@@ -26,12 +23,13 @@ from ._closed_form import (
     make_embedders,
 )
 from ._serialization import HeadsMixin
+from ._trained import ClosedFormAligner
 
 # Largest number of anchors of the solution from which the logit scale is computed.
 _MAX_SCALE_ANCHORS = 8192
 
 
-class KernelAligner(HeadsMixin, BaseAligner):
+class KernelAligner(HeadsMixin, ClosedFormAligner):
     """Align two frozen encoders in closed form, by kernel ridge regression.
 
     Image features are whitened, so that directions of small and of large variance have similar
@@ -176,45 +174,19 @@ class KernelAligner(HeadsMixin, BaseAligner):
         self.random_state = random_state
         self.verbose = verbose
 
-    @reports_fit
-    def fit(self, X: Any, y: Any) -> Self:
-        """Compute the maps of both sides.
-
-        Parameters
-        ----------
-        X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, otherwise features of images.
-        y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            A caption or a list of captions per image if `text_encoder` is set, otherwise
-            features.
-
-        Returns
-        -------
-        self : object
-            The fitted aligner.
-
-        Raises
-        ------
-        ValueError
-            If a parameter or the data are invalid. The message names the rows.
-        """
-        self._check_parameters()
-        with default_state():
-            data = self._fit_pairs(X, y)
-            seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-            solve = partial(self._solve, max_anchors=self.max_anchors, seed=seed)
-            smoothness = Smoothness(self.gamma, self.ridge)
-            if self.gamma == "auto":
-                smoothness = choose_smoothness(data, self.ridge, seed, solve)
-            self._set_module(solve(data, smoothness))
-            # The logit scale needs a solution without the held-out pairs, but not its last digit.
-            n_anchors = min(_MAX_SCALE_ANCHORS, len(self.module_.text_head.base.anchors))
-            self.logit_scale_ = held_out_logit_scale(
-                data,
-                lambda train: make_embedders(self._solve(train, smoothness, n_anchors, seed)),
-            )
-            self._set_bank(data)
-        return self
+    def _fit_data(self, data: PairDataset) -> None:
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        solve = partial(self._solve, max_anchors=self.max_anchors, seed=seed)
+        smoothness = Smoothness(self.gamma, self.ridge)
+        if self.gamma == "auto":
+            smoothness = choose_smoothness(data, self.ridge, seed, solve)
+        self._set_module(solve(data, smoothness))
+        # The logit scale needs a solution without the held-out pairs, but not its last digit.
+        n_anchors = min(_MAX_SCALE_ANCHORS, len(self.module_.text_head.base.anchors))
+        self.logit_scale_ = held_out_logit_scale(
+            data,
+            lambda train: make_embedders(self._solve(train, smoothness, n_anchors, seed)),
+        )
 
     def _solve(
         self, data: PairDataset, smoothness: Smoothness, max_anchors: int | str, seed: int
