@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,11 +15,9 @@ import numpy as np
 
 from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
 from ..utils.messages import warn
+from ._entries import DTYPES, FLOAT16_TABLE, FLOAT32_TABLE, pack, to_float16, unpack
 from ._sqlite import (
     BUSY_TIMEOUT_S,
-    DTYPES,
-    FLOAT16_TABLE,
-    FLOAT32_TABLE,
     NewerFormatError,
     connect,
     connect_to_nothing,
@@ -27,10 +25,7 @@ from ._sqlite import (
     is_damage,
     is_read_only,
     list_tables,
-    pack,
     retry_while_busy,
-    to_float16,
-    unpack,
 )
 
 if TYPE_CHECKING:
@@ -154,19 +149,28 @@ class DiskFeatureCache:
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
         """Return the stored features by key. Missing and damaged entries are left out."""
-        missing = list(keys)
         features: dict[bytes, np.ndarray] = {}
+        for block_keys, block in self.iter_blocks(keys):
+            features.update(zip(block_keys, block, strict=True))
+        return features
+
+    def iter_blocks(self, keys: Iterable[bytes]) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        """Yield lists of keys and float32 matrices of their features, in any order.
+
+        Unlike the result of `get_many`, the blocks need not be in memory together. The cache is
+        locked during the iteration.
+        """
+        missing = list(keys)
         with self._lock:
             for table in self._tables:
-                unwritten = self._unwritten[table]
-                entries = [(key, unwritten[key]) for key in missing if key in unwritten]
-                entries += self._read(table, [key for key in missing if key not in unwritten])
-                unpacked = unpack(table, entries)
-                if table == FLOAT32_TABLE and self.dtype == "float16":
-                    unpacked = {key: _round(feature) for key, feature in unpacked.items()}
-                features |= unpacked
-                missing = [key for key in missing if key not in features]
-        return features
+                cached: set[bytes] = set()
+                for entries in self._read(table, missing):
+                    for block_keys, block in unpack(table, entries):
+                        if table == FLOAT32_TABLE and self.dtype == "float16":
+                            block = _round(block)
+                        cached.update(block_keys)
+                        yield block_keys, block
+                missing = [key for key in missing if key not in cached]
 
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
         """Store features by key: all of them, or none if the process is killed."""
@@ -175,14 +179,17 @@ class DiskFeatureCache:
             if not self._writable:
                 self._warn_once("cannot be written to")
                 return
+            new: dict[str, dict[bytes, bytes]] = {table: {} for table in self._tables}
             for key, feature in features.items():
                 table, numbers = FLOAT32_TABLE, np.asarray(feature)
                 if self.dtype == "float16":
                     half, fits = to_float16(numbers)
                     table, numbers = (FLOAT16_TABLE, half) if fits else (FLOAT32_TABLE, numbers)
-                value = pack(table, key, numbers.astype(DTYPES[table], copy=False).tobytes())
-                self._unwritten[table][key] = value
-                self._n_unwritten_bytes += len(value)
+                new[table][key] = numbers.astype(DTYPES[table], copy=False).tobytes()
+            for table, numbers_by_key in new.items():
+                values = pack(table, numbers_by_key)
+                self._unwritten[table] |= values
+                self._n_unwritten_bytes += sum(map(len, values.values()))
             is_due = time.monotonic() >= self._next_write
             if is_due or self._n_unwritten_bytes > _MAX_UNWRITTEN_BYTES:
                 self._write()
@@ -273,25 +280,38 @@ class DiskFeatureCache:
             raise RuntimeError("DiskFeatureCache is used outside its `with` block.")
         return self._connection
 
-    def _read(self, table: str, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
+    def _read(self, table: str, keys: list[bytes]) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yield lists of entries."""
         connection = self._open_connection
-        entries: list[tuple[bytes, bytes]] = []
+        unwritten = self._unwritten[table]
+        if entries := [(key, unwritten[key]) for key in keys if key in unwritten]:
+            yield entries
         if table not in self._readable:
-            return entries
+            return
+        stored = {key for key in keys if key not in unwritten}
         try:
-            for start in range(0, len(keys), _KEYS_PER_QUERY):
-                batch = keys[start : start + _KEYS_PER_QUERY]
-                placeholders = ",".join("?" * len(batch))
-                entries += connection.execute(
-                    f"SELECT key, value FROM {table} WHERE key IN ({placeholders})", batch
-                )
+            # In a transaction, so that no other process changes rowids between the queries.
+            connection.execute("BEGIN")
+            try:
+                rows = _select(connection, f"SELECT rowid FROM {table} WHERE key", sorted(stored))
+                # In the order of the file, so that each page with several entries is read once.
+                rowids = sorted({rowid for batch in rows for (rowid,) in batch})
+                n_entries = 0
+                for entries in _select(
+                    connection, f"SELECT key, value FROM {table} WHERE rowid", rowids
+                ):
+                    n_entries += len(entries)
+                    # A damaged index may return entries of different keys.
+                    yield [entry for entry in entries if entry[0] in stored]
+                if n_entries < len(rowids):
+                    raise sqlite3.DatabaseError("the index contains rows that do not exist")
+            finally:
+                connection.rollback()
         except sqlite3.DatabaseError as error:
             if is_damage(error, self.path):
                 self._replace_damaged_file(error)
             else:  # the encoder computes the features again
                 self._warn(f"cannot be read: {error}")
-        requested = set(keys)  # a damaged index may return entries of different keys
-        return [entry for entry in entries if entry[0] in requested]
 
     def _write(self) -> None:
         """Write new entries in one transaction."""
@@ -421,7 +441,17 @@ def _leave_connections() -> None:
 at_fork(in_child=_leave_connections)
 
 
-def _round(feature: np.ndarray) -> np.ndarray:
+def _select(
+    connection: sqlite3.Connection, query: str, values: list[Any]
+) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the rows of a query that ends with the name of a column, for batches of its values."""
+    for start in range(0, len(values), _KEYS_PER_QUERY):
+        batch = values[start : start + _KEYS_PER_QUERY]
+        placeholders = ",".join("?" * len(batch))
+        yield connection.execute(f"{query} IN ({placeholders})", batch).fetchall()
+
+
+def _round(features: np.ndarray) -> np.ndarray:
     """Round to float16, so that a feature does not depend on the table that it is stored in."""
-    half, fits = to_float16(feature)
-    return half.astype(np.float32) if fits else feature
+    half, fits = to_float16(features)
+    return np.where(fits[:, np.newaxis], half.astype(np.float32), features)

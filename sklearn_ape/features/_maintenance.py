@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.messages import warn
+from ._entries import CHECKSUM_SIZE, DTYPES, unpack
 from ._sqlite import (
     BUSY_TIMEOUT_S,
-    DIGEST_SIZE,
-    DTYPES,
     NewerFormatError,
     connect_to_existing,
     is_damage,
     is_read_only,
     list_tables,
-    unpack,
 )
 
 _ROWS_PER_FETCH = 1_000
@@ -80,7 +78,7 @@ def inspect_file(path: Path) -> DiskCacheInfo:
                 f"SELECT LENGTH(value), COUNT(*) FROM {table} WHERE TYPEOF(value) = 'blob' "
                 "GROUP BY 1 ORDER BY 1"
             ):
-                key = dtype.name, (n_bytes - DIGEST_SIZE) // dtype.itemsize
+                key = dtype.name, (n_bytes - CHECKSUM_SIZE) // dtype.itemsize
                 counts[key] = counts.get(key, 0) + count
     n_bytes, last_change = 0, 0.0
     for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
@@ -102,7 +100,9 @@ def verify_file(path: Path) -> DiskCacheReport:
                 rows = connection.execute(f"SELECT key, value FROM {table}")
                 while entries := rows.fetchmany(_ROWS_PER_FETCH):
                     n_features += len(entries)
-                    n_damaged += len(entries) - len(unpack(table, entries))
+                    n_damaged += len(entries) - sum(
+                        len(keys) for keys, _ in unpack(table, entries)
+                    )
     except _DamagedFileError as error:
         problems.append(str(error.__cause__))
     try:
@@ -140,7 +140,7 @@ def _remove_dimension(connection: sqlite3.Connection, dimension: int) -> int:
     n_removed = 0
     with connection:
         for table in _list_feature_tables(connection):
-            n_bytes = DIGEST_SIZE + dimension * DTYPES[table].itemsize
+            n_bytes = CHECKSUM_SIZE + dimension * DTYPES[table].itemsize
             sql = f"DELETE FROM {table} WHERE LENGTH(value) = ?"
             n_removed += connection.execute(sql, (n_bytes,)).rowcount
     return n_removed

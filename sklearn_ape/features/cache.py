@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike, fspath
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from ..utils.concurrency import LRUCache
 from ._disk_cache import DiskFeatureCache
+
+_ROWS_PER_BLOCK = 500  # of caches in memory
 
 
 @runtime_checkable
@@ -132,3 +134,17 @@ def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache
     if isinstance(cache, FeatureCache) and not isinstance(cache, type):
         return cache
     raise TypeError(f"cache must be 'memory', a folder, a feature cache or None, not {cache!r}.")
+
+
+def iter_blocks(
+    cache: FeatureCache, keys: Iterable[bytes]
+) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    """Yield lists of keys that are stored in a cache and matrices of their features."""
+    if isinstance(cache, DiskFeatureCache):
+        yield from cache.iter_blocks(keys)
+        return
+    features = cache.get_many(keys)
+    stored = list(features)
+    for start in range(0, len(stored), _ROWS_PER_BLOCK):
+        block_keys = stored[start : start + _ROWS_PER_BLOCK]
+        yield block_keys, np.stack([features[key] for key in block_keys])

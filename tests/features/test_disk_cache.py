@@ -1,6 +1,5 @@
 """Disk cache: round trips, damaged and newer files, float16 and unwritten entries."""
 
-import hashlib
 import os
 import re
 import sqlite3
@@ -11,8 +10,8 @@ import pytest
 
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _disk_cache as _disk
-from sklearn_ape.features._disk_cache import FLOAT32_TABLE, pack, to_float16, unpack
-from tests.features.conftest import ENTRIES, assert_equal_to_entries
+from sklearn_ape.features._entries import FLOAT32_TABLE, pack, to_float16
+from tests.features.conftest import ENTRIES, WIDTH, assert_equal_to_entries
 
 
 @pytest.mark.parametrize("n_keys", [7, 500])
@@ -325,7 +324,10 @@ class TestUnwrittenEntries:
 
     def test_unwritten_features_are_bounded(self, cache, monkeypatch):
         """The bound applies to the entries of all calls together."""
-        size = len(pack(FLOAT32_TABLE, *next((k, v.tobytes()) for k, v in ENTRIES.items())))
+        (value,) = pack(
+            FLOAT32_TABLE, {b"key": np.zeros(WIDTH, dtype=np.float32).tobytes()}
+        ).values()
+        size = len(value)
         monkeypatch.setattr(_disk, "_MAX_UNWRITTEN_BYTES", 60 * size)
         monkeypatch.setattr(_disk, "_MAX_PAUSE_S", 1e9)
         monkeypatch.setattr(_disk, "_PAUSE_RATIO", 1e9)
@@ -338,17 +340,6 @@ class TestUnwrittenEntries:
         assert self.count_written(cache) == 150
 
 
-def test_damaged_entry_does_not_hide_later_entries():
-    sound = [
-        (key, pack(FLOAT32_TABLE, key, feature.tobytes())) for key, feature in ENTRIES.items()
-    ]
-    (first, value), *_ = sound
-    for bad in (value[:-1], b"", value[:16], 7, None, "text", b"\0" + value[1:]):
-        found = unpack(FLOAT32_TABLE, [(first, bad), *sound[1:]])
-        assert found.keys() == ENTRIES.keys() - {first}
-        assert_equal_to_entries(found)
-
-
 def test_closed_cache_raises(tmp_path):
     cache = DiskFeatureCache(tmp_path)
     for use in (cache.put_many, cache.get_many):
@@ -356,13 +347,44 @@ def test_closed_cache_raises(tmp_path):
             use(ENTRIES)
 
 
-def test_entry_format_is_unchanged():
-    """An entry is a digest of key, feature and table name, followed by the feature."""
-    numbers = np.float32([1, 2]).tobytes()
-    for table, person in (("features", b""), ("features_float16", b"features_float16")):
-        digest = hashlib.blake2b(b"key" + numbers, digest_size=16, person=person).digest()
-        assert pack(table, b"key", numbers) == digest + numbers
-    assert unpack("features", [(b"key", pack("features_float16", b"key", numbers))]) == {}
+def test_blocks_show_one_state_of_the_file(folder, monkeypatch):
+    """Features that another process removes during an iteration are returned."""
+    monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", 7)
+    with DiskFeatureCache(folder) as cache:
+        blocks = cache.iter_blocks(ENTRIES)
+        keys, block = next(blocks)
+        with sqlite3.connect(cache.path) as other:
+            assert other.execute("DELETE FROM features").rowcount == len(ENTRIES)
+        other.close()
+        features = dict(zip(keys, block, strict=True))
+        for keys, block in blocks:
+            features.update(zip(keys, block, strict=True))
+        assert features.keys() == ENTRIES.keys()
+        assert_equal_to_entries(features)
+        assert cache.get_many(ENTRIES) == {}
+
+
+def test_abandoned_iteration_ends_its_transaction(folder):
+    with DiskFeatureCache(folder) as cache:
+        blocks = cache.iter_blocks(ENTRIES)
+        next(blocks)
+        blocks.close()
+        cache.put_many({b"new": np.ones(3, dtype=np.float32)})
+        cache._write()
+        assert cache.get_many([b"new"]).keys() == {b"new"}
+
+
+def test_blocks_are_in_the_order_of_the_file(tmp_path, monkeypatch):
+    """Each page is read once, for all orders of the requested keys."""
+    monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", 7)
+    keys = sorted(ENTRIES)
+    with DiskFeatureCache(tmp_path) as cache:
+        for part in (keys[1::2], keys[::2]):
+            cache.put_many({key: ENTRIES[key] for key in part})
+            cache._write()
+        requested = np.random.default_rng(0).permutation(len(keys))
+        blocks = list(cache.iter_blocks(keys[row] for row in requested))
+    assert [key for block_keys, _ in blocks for key in block_keys] == keys[1::2] + keys[::2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

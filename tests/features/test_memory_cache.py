@@ -10,6 +10,7 @@ from sklearn.base import clone
 
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache, open_cache
+from sklearn_ape.features.cache import iter_blocks
 from tests.features.conftest import ENTRIES, WIDTH, assert_equal_to_entries
 
 
@@ -131,3 +132,16 @@ def test_threads_share_one_disk_cache(tmp_path):
     assert not failures
     with DiskFeatureCache(tmp_path) as cache:
         assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
+
+
+@pytest.mark.parametrize("n", [0, 1, 1200])
+def test_blocks_contain_all_cached_features(n):
+    features = {b"%d" % i: np.float32([i, -i]) for i in range(n)}
+    cache = MemoryFeatureCache()
+    cache.put_many(features)
+    blocks = list(iter_blocks(cache, [*features, b"missing"]))
+    keys = [key for block_keys, _ in blocks for key in block_keys]
+    assert keys == list(features)
+    assert all(block.shape == (len(block_keys), 2) for block_keys, block in blocks)
+    for key, row in ((k, r) for ks, b in blocks for k, r in zip(ks, b, strict=True)):
+        np.testing.assert_array_equal(row, features[key])
