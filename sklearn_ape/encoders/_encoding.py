@@ -16,7 +16,7 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from tqdm import tqdm
 
-from ..features.cache import FeatureCache, open_cache
+from ..features.cache import FeatureCache, iter_blocks, open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
 from ..utils.messages import escape_controls, make_progress_bar
@@ -72,32 +72,59 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     """
     identity = encoder._identity_digest()
     errors: dict[int, str] = {}
-    rows: dict[bytes, list[int]] = {}
+    first_rows: dict[bytes, int] = {}
+    duplicates: dict[bytes, list[int]] = {}  # the other rows of the same content
     for row, item in enumerate(items):
         try:
             key = _compute_key(encoder, identity, item)
         except ItemError as error:
             errors[row] = describe_item(item, error)
         else:
-            rows.setdefault(key, []).append(row)
+            if first_rows.setdefault(key, row) != row:
+                duplicates.setdefault(key, []).append(row)
     encoder._raise_for(errors)
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
     with _registry_lock:
         lock = _locks.setdefault(encoder._weights_key(), ForkSafeLock())
     with default_state(), lock, open_cache(encoder.cache) as cache:
-        features_by_key = cache.get_many(rows)
-        missing = {key: rows[key] for key in rows if key not in features_by_key}
+        features, cached = _read_cached(cache, first_rows, len(items))
+        missing = {
+            key: [row, *duplicates.get(key, ())]
+            for key, row in first_rows.items()
+            if key not in cached
+        }
         _count(identity, hits=len(items) - len(errors) - len(missing))
+        computed: dict[bytes, np.ndarray] = {}
         if missing:
-            features_by_key |= _encode_missing(encoder, items, missing, cache, errors, identity)
+            computed = _encode_missing(encoder, items, missing, cache, errors, identity)
 
-    if features_by_key:
-        encoder._width = (identity, len(next(iter(features_by_key.values()))))
-    features = np.full((len(items), encoder._n_features_out), np.nan, dtype=np.float32)
-    for key, feature in features_by_key.items():
-        features[rows[key]] = feature
+    if features is not None:
+        encoder._width = (identity, features.shape[1])
+    elif computed:
+        encoder._width = (identity, len(next(iter(computed.values()))))
+    if features is None:
+        features = np.empty((len(items), encoder._n_features_out), dtype=np.float32)
+    for key, feature in computed.items():
+        features[first_rows[key]] = feature
+    for key, rows in duplicates.items():
+        features[rows] = features[first_rows[key]]
+    features[list(errors)] = np.nan
     return features, dict(sorted(errors.items()))
+
+
+def _read_cached(
+    cache: FeatureCache, rows: Mapping[bytes, int], n_rows: int
+) -> tuple[np.ndarray | None, set[bytes]]:
+    """Return a matrix with the cached features in their rows, or None, and the cached keys."""
+    features = None
+    cached: set[bytes] = set()
+    for keys, block in iter_blocks(cache, rows):
+        if features is None:
+            features = np.empty((n_rows, block.shape[1]), dtype=np.float32)
+        features[[rows[key] for key in keys]] = block
+        cached.update(keys)
+    return features, cached
 
 
 def _compute_key(encoder: FrozenEncoder, identity: bytes, item: Any) -> bytes:

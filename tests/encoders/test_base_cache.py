@@ -81,6 +81,18 @@ def test_duplicates_are_encoded_once(encoder, paths, truth):
     np.testing.assert_allclose(features, truth[[0, 1, 0] * 2], atol=1e-5)
 
 
+def test_cached_new_repeated_and_invalid_items_are_in_their_rows(tmp_path):
+    encoder = TransformersTextEncoder(cache=tmp_path, on_error="nan")
+    cached = encoder.transform(TEXTS[:1])
+    X = ["", TEXTS[1], TEXTS[0], "", TEXTS[1], TEXTS[0], TEXTS[2]]
+    with pytest.warns(UserWarning, match="empty text"):
+        features = encoder.transform(X)
+    assert np.isnan(features[[0, 3]]).all()
+    np.testing.assert_array_equal(features[[2, 5]], cached[[0, 0]])
+    expected = TransformersTextEncoder(cache=None).transform(TEXTS)
+    np.testing.assert_allclose(features[[1, 4, 6]], expected[[1, 1, 2]], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "other",
     [{"pooling": "mean"}, {"crop": "pad"}, {"output": "logits"}, {"dtype": "bfloat16"}],
