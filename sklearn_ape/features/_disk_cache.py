@@ -15,9 +15,11 @@ import numpy as np
 
 from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
 from ..utils.messages import warn
-from ._entries import DTYPES, FLOAT16_TABLE, FLOAT32_TABLE, pack, to_float16, unpack
 from ._sqlite import (
     BUSY_TIMEOUT_S,
+    DTYPES,
+    FLOAT16_TABLE,
+    FLOAT32_TABLE,
     NewerFormatError,
     connect,
     connect_to_nothing,
@@ -25,7 +27,10 @@ from ._sqlite import (
     is_damage,
     is_read_only,
     list_tables,
+    pack,
     retry_while_busy,
+    to_float16,
+    unpack,
 )
 
 if TYPE_CHECKING:

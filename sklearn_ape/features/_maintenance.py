@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.messages import warn
-from ._entries import CHECKSUM_SIZE, DTYPES, unpack
 from ._sqlite import (
     BUSY_TIMEOUT_S,
+    CHECKSUM_SIZE,
+    DTYPES,
     NewerFormatError,
     connect_to_existing,
     is_damage,
     is_read_only,
     list_tables,
+    unpack,
 )
 
 _ROWS_PER_FETCH = 1_000

@@ -10,7 +10,7 @@ import pytest
 
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _disk_cache as _disk
-from sklearn_ape.features._entries import FLOAT32_TABLE, pack, to_float16
+from sklearn_ape.features._sqlite import FLOAT32_TABLE, pack, to_float16
 from tests.features.conftest import ENTRIES, WIDTH, assert_equal_to_entries
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._entries import FLOAT16_TABLE, FLOAT32_TABLE, pack, unpack
+from sklearn_ape.features._sqlite import FLOAT16_TABLE, FLOAT32_TABLE, pack, unpack
 from tests.features.conftest import ENTRIES, WIDTH, assert_equal_to_entries
 
 TABLES = {FLOAT32_TABLE: np.float32, FLOAT16_TABLE: np.float16}
