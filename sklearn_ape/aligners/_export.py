@@ -15,10 +15,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from ..devices import default_state
 from ..encoders.image_encoder import ImageEncoder, OnPixels
 from ..features.validation import embed_rows
 from ..utils.sklearn_compat import unfreeze
-from ..utils.torch_state import default_state
 from ..utils.validation import check_sequence
 from ._base import BaseAligner
 from .wrapper import unwrap

@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
+from ..devices import default_state
 from ..encoders import TransformersTextEncoder
 from ..encoders.resolve import resolve_encoder
 from ..encoders.text_encoder import TOKENIZING, TextPreparation
@@ -20,7 +21,6 @@ from ..heads import LinearHead, Standardize, head_state, restored_head
 from ..persistence.mixins import FittedState
 from ..utils.linalg import fingerprint
 from ..utils.sklearn_compat import unfreeze
-from ..utils.torch_state import default_state
 
 # On a CPU, batches of similar lengths waste less time on padding; a GPU needs large batches.
 _BLOCK_SIZE_ON_CPU = 64

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from sklearn.utils import check_random_state
 
-from ..devices import resolve_device
+from ..devices import default_state, resolve_device
 from ..heads import BaseMap, TwoTower
 from ..losses import LOSSES
 from ..persistence.mixins import FittedState
@@ -29,7 +29,6 @@ from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.messages import shows_progress
 from ..utils.sklearn_compat import FitContext, reports_fit
-from ..utils.torch_state import default_state
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder

@@ -20,7 +20,7 @@ from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, cosine_schedule
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.torch_state import default_state
+from ..devices import default_state
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
 from ._closed_form import held_out_logit_scale, make_embedders

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..devices import default_state
 from ..encoders import TimmImageEncoder, TransformersTextEncoder
 from ..persistence.files import read_tensors, write_tensors
 from ..persistence.serialize import Deserializer, Serializer, dump_json, load_json
-from ..utils.torch_state import default_state
 from .ape import APEAligner
 
 STARTER_FOLDER = Path(__file__).with_name("starter_model")

@@ -16,11 +16,11 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from tqdm import tqdm
 
+from ..devices import default_state
 from ..features.cache import FeatureCache, iter_blocks, open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
 from ..utils.messages import escape_controls, make_progress_bar
-from ..utils.torch_state import default_state
 from ..utils.validation import check_choice, check_integer
 from ._engine import Engine
 from .items import EncodingError, ItemError, describe_item

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..devices import default_state
 from ..features import FeatureCache
-from ..utils.torch_state import default_state
 from ..utils.validation import check_choice
 from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing, pool_patches
 from .items import EncodingError, ItemError, describe_item, summarize_errors

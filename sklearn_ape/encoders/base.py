@@ -18,12 +18,11 @@ from joblib import cpu_count
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 
-from ..devices import resolve_device
+from ..devices import default_state, resolve_device
 from ..features import FeatureCache
 from ..persistence.mixins import FittedState, SerializableMixin
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
-from ..utils.torch_state import default_state
 from ..utils.validation import check_choice
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choose_engine

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
+from ..devices import default_state
 from ..persistence.mixins import Record, SerializableMixin
 from ..utils.sklearn_compat import unfreeze
-from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder
 from .weights import load_from_source

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..devices import default_state
 from ..persistence.mixins import FittedState
-from ..utils.torch_state import default_state
 from ._base import FrozenHead, Head, LinearHead
 from ._closed_form import (
     BaseMap,

@@ -15,10 +15,10 @@ from sklearn.utils import gen_batches
 from skorch import NeuralNet
 from skorch.callbacks import LRScheduler
 
+from ..devices import default_state
 from ..heads import TwoTower
 from ..losses import LOSSES, StructureLoss
 from ..utils.concurrency import ForkSafeLock
-from ..utils.torch_state import default_state
 from .data import PairBatches, PairDataset, as_tensor
 from .distributed import Ranks, is_first_rank
 

@@ -23,6 +23,7 @@ from sklearn_ape import (
 from sklearn_ape.aligners import as_open_clip
 from sklearn_ape.aligners.starter import load_starter
 from sklearn_ape.curation import find_near_duplicates
+from sklearn_ape.devices import default_state
 from sklearn_ape.encoders import (
     TimmImageEncoder,
     TransformersTextEncoder,
@@ -33,7 +34,6 @@ from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.heads import HEAD_KINDS
 from sklearn_ape.metrics import expected_calibration_error, fit_temperature
 from sklearn_ape.utils.concurrency import LRUCache
-from sklearn_ape.utils.torch_state import default_state
 from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import save_model as saved_clip
 from tests.aligners.test_lit import save_encoder as saved_bert
