@@ -1,11 +1,12 @@
-"""Speed benchmarks: engines and precisions of an encoder, and the GPU program on a CPU."""
+"""Speed benchmarks: engines and precisions of an encoder, peers, the GPU program on a CPU."""
 
 import math
 
+import numpy as np
 import pytest
 
 from benchmarks import gpu
-from benchmarks.speed import precision
+from benchmarks.speed import indexes, libraries, precision, trainers
 
 
 @pytest.mark.exhaustive
@@ -38,3 +39,56 @@ def test_gpu_program_compares_with_a_peer(part):
     rows = list(gpu.PARTS[part]("cpu", True))
     assert rows
     assert all(row.value > 0 and math.isfinite(row.ratio) for row in rows)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["sharelock", "sail"])
+def test_plain_loop_trains_the_network_of_the_recipe(name):
+    """Both have the same numbers of parameters, and learn random pairs in a few steps."""
+    rng = np.random.default_rng(0)
+    pairs = trainers.Pairs(
+        *(rng.standard_normal((40, width), dtype=np.float32) for width in (24, 16))
+    )
+    loop = trainers.LOOPS[name]
+    peer = loop(24, 16)
+    aligner = trainers.make_aligner(name, max_epochs=1, early_stopping=False, device="cpu")
+    module = aligner.fit(*pairs).module_
+    sizes = [
+        sum(parameter.numel() for head in heads for parameter in head.parameters())
+        for heads in (
+            (peer.embed_image, peer.embed_text),
+            (module.image_head, module.text_head),
+        )
+    ]
+    assert sizes[0] == sizes[1]
+    for fit in (trainers.fit_recipe, trainers.fit_by_hand):
+        fitted = fit(name, loop, pairs, 20, 20, 0)
+        assert len(fitted.seconds) == 20
+        assert trainers.compute_recall(fitted, pairs) > 0.5
+
+
+@pytest.mark.exhaustive
+def test_classifier_agrees_with_open_clip():
+    """Label embeddings and predictions are those of open_clip."""
+    pytest.importorskip("open_clip")
+    rows = libraries._compare_with_open_clip(quick=True)
+    labels, label_error, images, logit_error, agreement = rows
+    assert labels.ratio > 0
+    assert images.ratio > 0
+    assert label_error.value < 1e-5
+    assert logit_error.value < 1e-3
+    assert agreement.value == 100
+
+
+@pytest.mark.exhaustive
+def test_missing_autofaiss_is_reported(monkeypatch, capsys):
+    """The other comparisons of graphs are made."""
+    pytest.importorskip("faiss")
+    pytest.importorskip("usearch")
+    monkeypatch.delenv("BENCHMARK_AUTOFAISS", raising=False)
+    rows = indexes._compare_graphs(2000, 16, 1)
+    assert "skipped autofaiss" in capsys.readouterr().out
+    assert {row.peer for row in rows} == {"faiss, HNSW of the same size"}
+    recall = rows[-1]
+    assert recall.value > 95
+    assert recall.peer_value > 95

@@ -3,17 +3,24 @@
     python -m benchmarks.speed                  # all parts
     python -m benchmarks.speed encode search    # two parts
     python -m benchmarks.speed precision        # engines and precisions of all encoders
+    python -m benchmarks.speed trainers libraries indexes  # peers of the same kind
     python -m benchmarks.speed --quick          # little data, to try it
 
 Requires the ``openvino``, ``onnx`` and ``starter`` extras, embetter, sentence-transformers and
-Debian's openclipart-png and openclipart-svg. Results are written to docs/results/speed.csv.
+Debian's openclipart-png and openclipart-svg. The parts trainers, libraries and indexes need the
+``starter`` and ``index`` extras and, to compare with it, sentence-transformers. indexes compares
+with clip-retrieval's index if the variable BENCHMARK_AUTOFAISS names the interpreter of an
+environment with autofaiss. Results are written to docs/results/speed.csv.
 """
 
 import sys
 
 from benchmarks._results import COMPARISON_COLUMNS, make_parser, run_parts
 
-PARTS = ("encode", "precision", "search", "training", "zero_shot", "store")
+PARTS = (
+    "encode", "precision", "search", "training", "zero_shot", "store",
+    "trainers", "libraries", "indexes",
+)  # fmt: skip
 
 if __name__ == "__main__":
     failures = run_parts("speed", PARTS, COMPARISON_COLUMNS, make_parser("speed", __doc__, PARTS))

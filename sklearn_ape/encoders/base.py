@@ -21,6 +21,7 @@ from sklearn.utils import Tags
 from ..devices import default_state, resolve_device
 from ..features import FeatureCache
 from ..persistence.mixins import FittedState, SerializableMixin
+from ..utils.concurrency import LRUCache
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
 from ..utils.validation import check_choice
@@ -40,6 +41,10 @@ from .weights import (
 # Version of the computation in low precision. A new one makes older cached features unused.
 _LOW_PRECISION_VERSION = 2
 _COMMIT = re.compile(r".*@([0-9a-f]{40})")
+
+# Numbers of features by identity. `CLIPAligner` makes a new encoder for each call, which would
+# compute the network to learn this number.
+_widths: LRUCache[bytes, int] = LRUCache(max_entries=1024)
 
 
 class FrozenEncoder(
@@ -375,11 +380,15 @@ class FrozenEncoder(
     @property
     def _n_features_out(self) -> int:
         if not self._is_width_known():
-            network = self._network()
-            with default_state(), torch.inference_mode():
-                blank = self._prepare(network.prepare, self._blank())
-                width = self._forward(network, [blank]).shape[1]
-            self._width = (self._identity_digest(), width)
+            identity = self._identity_digest()
+            width = _widths.get(identity)
+            if width is None:
+                network = self._network()
+                with default_state(), torch.inference_mode():
+                    blank = self._prepare(network.prepare, self._blank())
+                    width = self._forward(network, [blank]).shape[1]
+                _widths.put(identity, width)
+            self._width = (identity, width)
         return self._width[1]
 
     def _identity_digest(self) -> bytes:

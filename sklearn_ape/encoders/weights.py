@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -218,6 +219,7 @@ def find_hub_commit(
     return Path(path).parent.name if isinstance(path, str | os.PathLike) else None
 
 
+@cache  # reading the metadata of a package takes a millisecond
 def format_library_version(package: str) -> str:
     """Return "name major.minor", because preprocessing may change between minor versions."""
     return f"{package} {'.'.join(metadata.version(package).split('.')[:2])}"

@@ -148,10 +148,13 @@ def find_nearest(
     slice of rows with a slice of queries in place.
     """
     nearest = np.empty((len(queries), k), dtype=np.intp)
+    # Rows of float32 are not copied, so only the products need memory. A few large products are
+    # faster than many small ones, each of which waits for all threads.
+    copied_width = 0 if embeddings.dtype == np.float32 else embeddings.shape[1]
     for block in gen_batches(len(queries), _BLOCK_SIZE):
         query_block = queries[block]
         best = _Best(len(query_block), k)
-        for rows in row_tiles(len(embeddings), max(len(query_block), embeddings.shape[1])):
+        for rows in row_tiles(len(embeddings), max(len(query_block), copied_width)):
             products = embeddings[rows].astype(np.float32, copy=False) @ query_block.T
             if adjust is not None:
                 adjust(products, rows, block)

@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CLIPAligner, ZeroShotClassifier
-from sklearn_ape.encoders import OpenCLIPImageEncoder
+from sklearn_ape.encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -201,3 +201,11 @@ def test_repr_and_parameters_need_no_weights():
     classifier = ZeroShotClassifier(TEXTS, aligner="open_clip:ViT-B-32/openai")
     assert "open_clip:ViT-B-32/openai" in repr(classifier)
     assert not Path("ViT-B-32").exists()
+
+
+def test_embedding_features_does_not_compute_the_network(folder, monkeypatch):
+    """The number of features is computed once per model, not by each of the encoders."""
+    features = np.eye(12, dtype=np.float32)
+    CLIPAligner(folder).transform(features)
+    monkeypatch.setattr(OpenCLIPTextEncoder, "_forward", None)
+    np.testing.assert_array_equal(CLIPAligner(folder).transform(features), features)
