@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ..devices import resolve_device
+from ..devices import default_state, resolve_device
 from ..encoders.resolve import resolve_encoder
 from ..heads import HEAD_KINDS, TwoTower, hidden_width
 from ..persistence.mixins import FittedState
@@ -20,7 +20,6 @@ from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, cosine_schedule
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..devices import default_state
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
 from ._closed_form import held_out_logit_scale, make_embedders
