@@ -26,7 +26,7 @@ from sklearn_ape.recipes import make_aligner
 from .._results import Comparison
 from .training import EpochTimes
 
-_N_TEST, _N_ROUNDS = 300, 3
+_N_ROUNDS = 3
 # SAIL's batches of 32,768 pairs and its 35,000 steps need more pairs and time than there are here,
 # and at its learning rate of 1e-5 a few hundred steps hardly train the heads.
 _SAIL_LEARNING_RATE = 1e-4
@@ -62,13 +62,10 @@ class Embedders(NamedTuple):
 
 def measure(quick: bool) -> list[Comparison]:
     """Measure the seconds per step, and recall@1 on held-out pairs."""
-    train, test = load_pairs()
-    if quick:
-        train = Pairs(train.image[:600], train.text[:600])
+    train, test = load_pairs(300, 50) if quick else load_pairs()
     rows = []
     for name, loop in LOOPS.items():
-        batch_size = 64 if quick else _BATCH_SIZES[name]
-        n_epochs = 2 if quick else _N_EPOCHS[name]
+        batch_size, n_epochs = (128, 2) if quick else (_BATCH_SIZES[name], _N_EPOCHS[name])
         n_batches = math.ceil(len(train.image) / batch_size)
         seconds: tuple[list[float], list[float]] = ([], [])
         recalls: tuple[list[float], list[float]] = ([], [])
@@ -89,17 +86,19 @@ def measure(quick: bool) -> list[Comparison]:
     return rows
 
 
-def load_pairs() -> tuple[Pairs, Pairs]:
+def load_pairs(n_images: int | None = None, n_test: int = 300) -> tuple[Pairs, Pairs]:
     """Return features of OpenMoji and Noto emoji for training, and of OpenMoji with other names.
 
-    No name of a test pair is among the names of the training pairs.
+    No name of a test pair is among the names of the training pairs. `n_images` limits the number
+    of images of each collection.
     """
     openmoji, noto = load_openmoji(), load_noto_emoji()
-    captions = np.array([*openmoji.captions, *noto.captions])
-    image = TimmImageEncoder().transform([*openmoji.images, *noto.images])
+    images = [*openmoji.images[:n_images], *noto.images[:n_images]]
+    captions = np.array([*openmoji.captions[:n_images], *noto.captions[:n_images]])
+    image = TimmImageEncoder().transform(images)
     text = TransformersTextEncoder().transform(captions.tolist())
-    names, first_rows = np.unique(openmoji.captions, return_index=True)
-    chosen = np.random.default_rng(0).permutation(len(names))[:_N_TEST]
+    names, first_rows = np.unique(openmoji.captions[:n_images], return_index=True)
+    chosen = np.random.default_rng(0).permutation(len(names))[:n_test]
     is_train = ~np.isin(captions, names[chosen])
     image, text = (
         StandardScaler().fit(side[is_train]).transform(side).astype(np.float32)
