@@ -175,7 +175,7 @@ class _Evaluation(NamedTuple):
     random_state: int
     refit: bool
 
-    def fit(
+    def fit_and_score(
         self,
         model: Any,
         images: list[Any],
@@ -183,10 +183,10 @@ class _Evaluation(NamedTuple):
         split: tuple[Any, Any] | None,
         score: Callable[[Any, Any], list[Any]],
     ) -> tuple[Any, list[Any], int]:
-        """Fit a model, and return it with its scores and the number of images it was fitted on.
+        """Return the fitted model, its scores and the number of images that it was fitted on.
 
         With a split, the model is fitted on the training images and `score` is called with the
-        rows of training and test images. With `refit`, it is then fitted on all images.
+        rows of training and test images. With `refit`, the model is then fitted on all images.
         """
         scores: list[Any] = []
         n_fitted = len(images)
@@ -231,7 +231,7 @@ def _fit_aligner(
         held_out = [images[row] for row in test], [texts[row] for row in test]
         return score_held_out(model, *held_out, are_classes=bunch.from_labels)
 
-    return evaluation.fit(model, images, texts, split, score)
+    return evaluation.fit_and_score(model, images, texts, split, score)
 
 
 def _use_labels_as_captions(bunch: Any, data: Path, quiet: bool) -> None:
@@ -314,7 +314,7 @@ def _fit_few_shot(
             for name, labels in predictions.items()
         ]
 
-    return evaluation.fit(classifier, images, y, split, score)
+    return evaluation.fit_and_score(classifier, images, y, split, score)
 
 
 def _resolve_class_names(names: Any, y: list[str]) -> Any:

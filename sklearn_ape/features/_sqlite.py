@@ -239,7 +239,7 @@ def _compute_checksums(table: str, keys: list[bytes], numbers: np.ndarray) -> np
     The first half is a sum of the 32-bit words of the row, multiplied by odd weights of 64 bits,
     modulo 2**64. A changed word always changes the sum, because its difference is less than 2**32
     and the weight is odd. If several words change, the sum stays equal with a probability of at
-    most 2**-33, and usually about 2**-64. The second half is the CRC-32 of the table and the key,
+    most 2**-32, and usually about 2**-64. The second half is the CRC-32 of the table and the key,
     and the length of the row, because zeros at its end do not change the sum.
     """
     n_bytes = numbers.shape[1]
