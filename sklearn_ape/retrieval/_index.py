@@ -26,6 +26,10 @@ _PAIR_BYTES = 2**23
 # products are merged one by one instead of selecting the k largest of the tile.
 _MERGE_RATIO = 16
 
+# Threads that add the first embeddings to a graph at the same time do not see each other's, and
+# leave some without neighbors: 2 to 3 % of the nearest of 300 images were missed.
+_N_SEQUENTIAL = 2048
+
 Adjust = Callable[[np.ndarray, slice, slice], None]
 
 
@@ -104,8 +108,11 @@ class UsearchIndex(Index):
 
     def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
         index = self.index.copy()
-        keys = np.arange(n_before, len(embeddings), dtype=np.uint64)
-        index.add(keys, np.ascontiguousarray(embeddings[n_before:]))
+        n_alone = max(n_before, min(len(embeddings), _N_SEQUENTIAL))
+        for start, stop, threads in ((n_before, n_alone, 1), (n_alone, len(embeddings), 0)):
+            if stop > start:  # 0 threads: all processors
+                keys = np.arange(start, stop, dtype=np.uint64)
+                index.add(keys, np.ascontiguousarray(embeddings[start:stop]), threads=threads)
         return type(self)(embeddings.shape[1], self.dtype, index)
 
     def rebuild(self, embeddings: np.ndarray) -> Self:

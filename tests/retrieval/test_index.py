@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import CrossModalRetriever
-from sklearn_ape.retrieval._index import resolve_queries
+from sklearn_ape.retrieval._index import find_nearest, make_index, resolve_queries
 
 LEAST_RECALL = 0.97
 
@@ -52,6 +52,19 @@ class TestIndexes:
             for queries in (captioned_images.captions[:1], captioned_images.captions[:3]):
                 result = retriever.search(queries, k=300)
                 assert (np.sort(result.indices, axis=1) == np.arange(300)).all()
+
+
+def test_small_usearch_graph_is_reproducible_and_complete():
+    # Threads that fill an empty graph together leave some embeddings without neighbors.
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(300, 8)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    graphs = [make_index("usearch", embeddings) for _ in range(10)]
+    expected = find_nearest(embeddings, embeddings, 10)
+    rows = [graph.search(embeddings, embeddings, 10) for graph in graphs]
+    for found in rows[1:]:
+        np.testing.assert_array_equal(found, rows[0])
+    assert (np.sort(rows[0]) == np.sort(expected)).mean() > 0.995
 
 
 @pytest.mark.parametrize("package", ["faiss", "usearch"])
