@@ -13,6 +13,16 @@ from ._inputs import load_data, parse_labels
 from ._output import check_model_folder, print_message, resolve_format
 
 _Method = Literal["auto", "few-shot", "ape", "kernel", "cca", "asif", "lit"]
+_CLOSED_FORM = ("kernel", "cca", "asif")
+_METHODS_WITH_OPTION = {
+    "--aligner": ("few-shot",),
+    "--depth": ("ape",),
+    "--head-pairs": ("ape", *_CLOSED_FORM),
+    "--checkpoint": ("ape", "lit"),
+    "--image-encoder": ("ape", *_CLOSED_FORM, "lit"),
+    "--text-encoder": ("ape", *_CLOSED_FORM, "lit"),
+}
+_IMAGE_ENCODER, _TEXT_ENCODER = "efficientnet_lite0", "all-MiniLM-L6-v2"
 
 
 def fit(
@@ -46,8 +56,8 @@ def fit(
             "--head-pairs/--no-head-pairs", help="Also train on the encoder's class names."
         ),
     ] = False,
-    image_encoder: option.ImageEncoder = "efficientnet_lite0",
-    text_encoder: option.TextEncoder = "all-MiniLM-L6-v2",
+    image_encoder: option.ImageEncoder = _IMAGE_ENCODER,
+    text_encoder: option.TextEncoder = _TEXT_ENCODER,
     image: option.ImageColumn = "image",
     caption: option.CaptionColumn = "caption",
     label: option.LabelColumn = None,
@@ -87,7 +97,17 @@ def fit(
     names = parse_labels(labels, labels_file)
     if depth is not None and method == "auto":
         method = "ape"
-    _check_method(method, depth, head_pairs, checkpoint)
+    is_set = {
+        "--aligner": aligner is not None,
+        "--depth": depth is not None,
+        "--head-pairs": head_pairs,
+        "--checkpoint": checkpoint is not None,
+        "--image-encoder": image_encoder != _IMAGE_ENCODER,
+        "--text-encoder": text_encoder != _TEXT_ENCODER,
+    }
+    set_options = [name for name in is_set if is_set[name]]
+    if method != "auto":  # before the data are loaded
+        _check_options(method, set_options)
     if checkpoint is not None:
         from ..aligners._checkpoint import prepare_folder
 
@@ -97,6 +117,7 @@ def fit(
     if method == "auto":
         has_labels_only = bunch.captions is None and "labels" in bunch
         method = "few-shot" if has_labels_only else "ape"
+        _check_options(method, set_options)
     evaluation = _Evaluation(test_size, random_state, refit)
     if method == "few-shot":
         if "labels" not in bunch:
@@ -109,10 +130,6 @@ def fit(
         )
         card_scores = scores[:1]  # the others are those of the methods that it is compared with
     else:
-        if aligner is not None:
-            raise typer.BadParameter(
-                "has an effect only with --method few-shot. Remove it.", param_hint="--aligner"
-            )
         _use_labels_as_captions(bunch, data, quiet)
 
         from ..encoders import TransformersTextEncoder
@@ -147,25 +164,16 @@ def fit(
     print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
 
 
-def _check_method(
-    method: str, depth: int | None, head_pairs: bool, checkpoint: Path | None
-) -> None:
+def _check_options(method: str, options: list[str]) -> None:
     """Raise an error if an option has no effect with the method."""
-    if depth is not None and method != "ape":
-        raise typer.BadParameter(
-            f"{depth} has no effect with --method {method}. Use --method ape, or remove it.",
-            param_hint="--depth",
-        )
-    if head_pairs and method == "lit":
-        raise typer.BadParameter(
-            "is not supported by --method lit. Remove it.", param_hint="--head-pairs"
-        )
-    if checkpoint is not None and method not in ("auto", "ape", "lit"):
-        raise typer.BadParameter(
-            f"{str(checkpoint)!r} has no effect with --method {method}. Use --method ape or "
-            "lit, or remove it.",
-            param_hint="--checkpoint",
-        )
+    for name in options:
+        if method not in _METHODS_WITH_OPTION[name]:
+            methods = ", ".join(_METHODS_WITH_OPTION[name])
+            raise typer.BadParameter(
+                f"has no effect with --method {method}. Remove it, or use one of the methods "
+                f"{methods}.",
+                param_hint=name,
+            )
 
 
 class _Evaluation(NamedTuple):

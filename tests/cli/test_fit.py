@@ -170,7 +170,10 @@ class TestFewShot:
         ("arguments", "message", "code"),
         [
             (("--labels", "animal,food"), "does not contain labels of the images: 'travel'", 1),
-            (("--method", "kernel", "--aligner", "x"), "only with --method few-shot", 2),
+            (("--method", "kernel", "--aligner", "x"), "use one of the methods few-shot.", 2),
+            (("--checkpoint", "c"), "use one of the methods ape, lit.", 2),
+            (("--head-pairs",), "use one of the methods ape, kernel, cca, asif.", 2),
+            (("--image-encoder", "efficientnet_lite2"), "for --image-encoder: has no effect", 2),
             (("--method", "few-shot", "--captions", "filename"), "has no labels", 1),
         ],
     )
