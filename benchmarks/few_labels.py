@@ -7,8 +7,9 @@ parameters on all data. The peers are the names alone, LogisticRegression on the
 image features, Tip-Adapter without training [1]_ and a linear variant of ProKeR [2]_.
 
 The collections are OpenMoji by subcategory (the starter model was trained on emoji of other
-styles), Tux Paint stamps by an everyday word for their folder, and scikit-learn's handwritten
-digits, whose names the starter model does not understand. Each mean is over five random choices of
+styles), Tux Paint stamps by an everyday word for their folder, the same by the name of their
+innermost folder, and scikit-learn's handwritten digits, whose names the starter model does not
+understand. Each mean is over five random choices of
 the labelled images, or ten of the images and classes of the collection.
 
 .. [1] R. Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification",
@@ -71,6 +72,8 @@ def load_data(encoder: Any, stamps: Path | None) -> dict[str, Data]:
     try:
         bunch = load_tuxpaint_stamps(path=stamps)
         images["stamps"] = bunch.images, [find_answer(name, FOLDERS) for name in bunch.subjects]
+        folders = [clean_name(name.rsplit("/", 1)[-1]) for name in bunch.subjects]
+        images["stamp folders"] = bunch.images, folders
     except (ImportError, FileNotFoundError) as error:
         print(f"Without stamps: {error}")
     digits = load_digits()

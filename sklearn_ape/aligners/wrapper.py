@@ -6,6 +6,7 @@ import os
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
@@ -88,6 +89,21 @@ def unwrap(estimator: Any) -> tuple[Any, Any]:
 def unwrap_aligner(estimator: Any) -> Any:
     """Return the aligner within an estimator; see `unwrap`."""
     return unwrap(estimator)[1]
+
+
+def embed_with_features(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings of images, and the image features that they are computed from.
+
+    The features are the embeddings themselves if the aligner does not show its features.
+    """
+    preprocessing, aligner = unwrap(estimator)
+    if not hasattr(aligner, "_image_features"):
+        embeddings = np.asarray(estimator.transform(X), dtype=np.float32)
+        return embeddings, embeddings
+    if preprocessing is not None:
+        X = preprocessing.transform(X)
+    features = aligner._image_features(X, reset=False)
+    return aligner._embed_images(features), np.asarray(features, dtype=np.float32)
 
 
 def wrapped_aligner(estimator: Any) -> Any:

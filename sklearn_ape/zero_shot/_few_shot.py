@@ -12,7 +12,7 @@ from sklearn.utils import check_consistent_length
 from ..aligners.fitted_images import group_equal_images
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import LogitTiles
-from ..aligners.wrapper import unwrap_aligner
+from ..aligners.wrapper import embed_with_features, unwrap_aligner
 from ..encoders.items import EncodingFailedWarning
 from ..features.memmap import is_table
 from ..persistence.hub import Facts
@@ -23,7 +23,7 @@ from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import check_number, format_list, ignores_underflow
 from ._base import embed_labels
 from ._classifier import ZeroShotClassifier
-from ._probe import Examples, Probe, fit_probe
+from ._probe import Examples, ImageVectors, Probe, fit_probe
 from ._single_label import validate_weights
 
 __all__ = ["FewShotClassifier"]
@@ -33,8 +33,8 @@ class FewShotClassifier(ZeroShotClassifier):
     """Predict classes by their names and by a few labelled images.
 
     Without labelled images it is a `ZeroShotClassifier`. With many of them it approaches logistic
-    regression on the embeddings. In between it is usually better than both, as the names say what
-    a few images cannot, and the images correct what the names do not say.
+    regression on the image features. In between it is usually better than both, as the names say
+    what a few images cannot, and the images correct what the names do not say.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ class FewShotClassifier(ZeroShotClassifier):
         Classes in sorted order.
     class_count_ : ndarray of int, shape (n_classes,)
         Number of labelled images of each class.
-    coef_ : ndarray of shape (n_classes, n_components)
-        Vector of each class, whose product with an embedding is the logit.
+    coef_ : ndarray of shape (n_classes, n_components + n_image_features)
+        Vector of each class, whose product with the vector of an image is the logit; see Notes.
     intercept_ : ndarray of shape (n_classes,)
         Intercept of each class.
     temperature_ : float
@@ -94,14 +94,19 @@ class FewShotClassifier(ZeroShotClassifier):
 
     Notes
     -----
-    Let a be the L2-normalized embedding of an image, t_c the text embedding of class c, s the
-    logit scale and r the vector a with a constant feature. The logit of class c is
+    Let a be the L2-normalized embedding of an image, and z the L2-normalized difference between
+    its features (those that the aligner embeds) and their mean over the labelled images. The
+    vector of an image is ``v = [0.7 * a, 1.4 * z]``, because embeddings lose some of what
+    distinguishes the images of a collection. Let t_c be the text embedding of class c, s the logit
+    scale and r the vector v with a constant feature. The logit of class c is
     ``s * a @ t_c + r @ b_c``. The vectors b_c minimize the cross entropy of the labelled images
     plus ``alpha / 2`` times the sum of their squared norms, similar to [1]_. This is a convex
-    problem with one solution, which does not depend on the order of the images. As long as a class
-    has no labelled image, the constant feature is 0, and so are the intercepts.
+    problem with one solution, which does not depend on the order of the images. With more than 640
+    labelled images, b_c is restricted to the 640 principal directions of r. As long as a class has
+    no labelled image, the constant feature is 0, and so are the intercepts.
 
-    The embeddings of the labelled images are stored, 4 bytes per component.
+    The embeddings and features of the labelled images are stored, 4 bytes per component. Models
+    that earlier versions saved have no features, and use embeddings alone.
 
     Cross-validation and searches clone estimators, so that a fitted aligner is no longer fitted.
     Pass ``aligner=FrozenEstimator(aligner)`` to keep it.
@@ -227,8 +232,7 @@ class FewShotClassifier(ZeroShotClassifier):
             )
         added = _embed_examples(self.aligner_, X, values, list(self._names), weights)
         examples = _drop_replaced(self._examples, added).extend(added)
-        self._set_probe(fit_probe(examples, self._text, self._scale, self.alpha))
-        self._examples = examples
+        self._fit_probe(examples, self._text, self._scale)
         return self
 
     def _fit(self, X: Any, y: Any, captions: Any, sample_weight: Any, classes: Any) -> Self:
@@ -255,9 +259,8 @@ class FewShotClassifier(ZeroShotClassifier):
         text = embed_labels(text_aligner, names, templates)
         scale = self._resolve_scale(text_aligner)
         examples = _embed_examples(aligner, X, values, list(names), weights)
-        self._set_probe(fit_probe(examples, text, scale, self.alpha))
+        self._fit_probe(examples, text, scale)
         self._names, self.aligner_ = names, aligner
-        self._text, self._scale, self._examples = text, scale, examples
         self._note_fit()
         progress.end()
         return self
@@ -297,6 +300,12 @@ class FewShotClassifier(ZeroShotClassifier):
             raise AttributeError(f"{type(self).__name__} has no class_count_ before fit.")
         return np.bincount(self._examples.codes, minlength=len(self._names))
 
+    def _fit_probe(self, examples: Examples, text: np.ndarray, scale: float) -> None:
+        vectors = ImageVectors(None, examples.find_center())
+        inputs = vectors.join(examples.embeddings, examples.features)
+        self._set_probe(fit_probe(examples, inputs, text, scale, self.alpha))
+        self._examples, self._text, self._scale = examples, text, scale
+
     def _set_probe(self, probe: Probe) -> None:
         self.coef_, self.intercept_, self.temperature_ = probe[:3]
         self.cv_accuracy_, self.cv_calibration_error_ = probe[3:]
@@ -308,7 +317,7 @@ class FewShotClassifier(ZeroShotClassifier):
             return super()._make_class_logits(templates, offset)
         intercept = self.intercept_ / np.float32(self.temperature_)
         return LogitTiles(
-            self.aligner_,
+            self._make_vectors(),
             to_class_array(self._names),
             self.coef_,
             1 / self.temperature_,
@@ -317,7 +326,13 @@ class FewShotClassifier(ZeroShotClassifier):
         )
 
     def _get_examples(self) -> tuple[np.ndarray, np.ndarray] | None:
-        return self._examples[:2] if hasattr(self, "coef_") else None
+        if not hasattr(self, "coef_"):
+            return None
+        examples = self._examples
+        return self._make_vectors().join(examples.embeddings, examples.features), examples.codes
+
+    def _make_vectors(self) -> ImageVectors:
+        return ImageVectors(self.aligner_, self._examples.find_center())
 
     def _resolve_names(self) -> dict[Any, list[str]] | None:
         if hasattr(self, "coef_"):  # labels that are set later take effect in the next fit
@@ -354,13 +369,20 @@ class FewShotClassifier(ZeroShotClassifier):
         codes = part.array("codes", (None,), "i")
         if len(codes) and (codes.min() < 0 or codes.max() >= n_classes):
             raise ValueError(f"{part.where}.codes must be from 0 to {n_classes - 1}.")
+        features: np.ndarray | None = None
+        if "features" in part:
+            features = part.array("features", (len(codes), None))
+        else:  # saved by an earlier version
+            part.optional("features")
         self._examples = Examples(
             part.array("embeddings", (len(codes), n_components)),
             codes,
             part.array("weights", (len(codes),)),
+            features,
         )
         self._scale = part.number("scale", above=0)
-        coef = part.array("coef", (n_classes, n_components))
+        n_features = 0 if features is None else features.shape[1]
+        coef = part.array("coef", (n_classes, n_components + n_features))
         intercept = part.array("intercept", (n_classes,))
         numbers = part.array("numbers", (3,), finite=False).tolist()
         if not 0 < numbers[0] < np.inf:
@@ -383,7 +405,7 @@ def _embed_examples(
     aligner: Any, X: Any, values: list[Any], classes: list[Any], weights: np.ndarray
 ) -> Examples:
     """Embed labelled images with a weight. Unreadable ones are left out with a warning."""
-    embeddings = np.asarray(aligner.transform(X), dtype=np.float32)
+    embeddings, features = embed_with_features(aligner, X)
     code_of = {label: code for code, label in enumerate(classes)}
     codes = np.array([code_of[value] for value in values], dtype=np.int64)
     is_readable = ~np.isnan(embeddings[:, 0])
@@ -399,7 +421,7 @@ def _embed_examples(
             EncodingFailedWarning,
         )
     rows = np.flatnonzero(is_readable & (weights > 0))
-    examples = Examples(embeddings, codes, weights).select(rows)
+    examples = Examples(embeddings, codes, weights, features).select(rows)
     _check_labels_agree(examples, rows, classes, are_images=not is_table(X) and holds_images(X))
     return examples
 

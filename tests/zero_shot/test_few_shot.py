@@ -1,8 +1,10 @@
 """FewShotClassifier: accuracy beside names and labels, exact updates, contradictory labels."""
 
 import copy
+import json
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,16 +138,19 @@ class TestAccuracy:
             ]
         )
         scale, codes = aligner.logit_scale_, np.searchsorted(few.classes_, y[:40])
-        inputs = np.hstack([aligner.transform(X[:40]), np.full((40, 1), _INTERCEPT_FEATURE)])
+        embeddings = aligner.transform(X[:40])
+        features = X[:40] - X[:40].mean(axis=0)
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        constant = np.full((40, 1), _INTERCEPT_FEATURE)
+        inputs = np.hstack([0.7 * embeddings, 1.4 * features, constant])
 
         def objective(residual):
-            logits = scale * inputs[:, :-1] @ text.T + inputs @ residual.T
+            logits = scale * embeddings @ text.T + inputs @ residual.T
             losses = -log_softmax(logits, axis=1)[np.arange(40), codes]
             return losses.sum() + 0.05 / 2 * np.sum(residual**2)
 
-        residual = np.hstack(
-            [few.coef_ - scale * text, few.intercept_[:, None] / _INTERCEPT_FEATURE]
-        )
+        residual = np.hstack([few.coef_, few.intercept_[:, None] / _INTERCEPT_FEATURE])
+        residual[:, : text.shape[1]] -= scale / 0.7 * text
         best = objective(residual)
         rng = np.random.default_rng(0)
         for size in (0.01, 0.1, 1.0):
@@ -356,6 +361,17 @@ class TestConventions:
             model.partial_fit(X[20:25], y[20:25])
         np.testing.assert_array_equal(loaded.coef_, few.coef_)
         assert "labelled images | 20" in (tmp_path / "model" / "README.md").read_text()
+
+    def test_model_without_features_can_be_corrected(self):
+        """Models of earlier versions hold embeddings only."""
+        fixtures = Path(__file__).parents[1] / "fixtures" / "format_1"
+        few = load_pretrained(fixtures / "few_shot")
+        X = np.array(json.loads((fixtures / "answers.json").read_text())["image"], np.float32)
+        before, n_examples = few.coef_.copy(), few.class_count_.sum()
+        few.partial_fit(X[-1:], few.classes_[:1])
+        assert few.coef_.shape == before.shape
+        assert np.abs(few.coef_ - before).max() > 0
+        assert few.class_count_.sum() == n_examples + 1
 
     def test_unfitted_model_with_labels_is_saved(self, aligner, pool, tmp_path):
         FewShotClassifier(LABELS, aligner=aligner).save_pretrained(tmp_path / "model")

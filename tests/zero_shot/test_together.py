@@ -150,7 +150,7 @@ class TestClassifiers:
         X, y = features.image[150:], captioned_images.categories[150:]
         classifier = cls(LABELS, aligner=aligner)
         if cls is FewShotClassifier:
-            classifier.fit(X[:9], y[:9])
+            classifier.fit(X[:30], y[:30])
         probabilities = classifier.predict_proba_together(X)
         labels = classifier.predict_together(X)
         np.testing.assert_array_equal(labels, classifier.classes_[probabilities.argmax(axis=1)])
