@@ -16,7 +16,7 @@ from statistics import median
 import numpy as np
 
 from sklearn_ape.metrics import retrieval_report
-from sklearn_ape.zero_shot._base import embed_labels
+from sklearn_ape.zero_shot._label_embeddings import embed_labels
 
 from .._process import read_memory, run_for_numbers
 from .._results import Comparison

@@ -1,175 +1,36 @@
-"""Base class for zero-shot classifiers, embeddings of labels, and hierarchies of labels."""
+"""Base class for zero-shot classifiers, and hierarchies of labels."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from scipy.sparse import csc_array
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.fitted_images import embedding_digest, number_object
 from ..aligners.similarity import UNKNOWN, LogitTiles, check_standardize, resolve_bank
 from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap, unwrap_aligner
-from ..encoders.base import FrozenEncoder
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
 from ..prompts import (
     flatten_labels,
     list_labels,
-    prompts_of,
     resolve_names,
     resolve_templates,
     to_builtin,
     to_class_array,
 )
-from ..utils.concurrency import LRUCache
-from ..utils.messages import make_progress_bar, warn
+from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
-from ..utils.validation import check_number, ignores_underflow
+from ..utils.validation import check_number
+from ._label_embeddings import embed_labels
 
-# Maximum number of prompts that are encoded together. It bounds the memory for thousands of labels
-# with many templates each.
-_BLOCK_PROMPTS = 16_384
-# Bytes of the embeddings of a block. Embeddings of ASIF have one component per anchor.
-_BLOCK_BYTES = 2**27
-# Decimals to which embeddings must agree to be reported as equal. The last bits depend on the
-# batch in which a prompt was encoded.
-_DECIMALS = 4
-# The cache is not stored in the classifiers, so that predicting leaves a classifier unchanged, and
-# clones, refits and copies in a worker share embeddings. It holds one embedding per class, because
-# the embeddings of all prompts would be too many.
-_cache: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
 # Maximum number of classes that a model card lists.
 _MAX_LISTED_CLASSES = 20
-
-
-def embed_labels(
-    aligner: BaseEstimator, names: Mapping[Any, list[str]], templates: tuple[str, ...]
-) -> np.ndarray:
-    """Return the mean embedding of the prompts of each class, L2-normalized.
-
-    The array is cached: do not write to it.
-    """
-    named_classes = [[str(label), *class_names] for label, class_names in names.items()]
-    parts = json.dumps([_identify(aligner), templates, named_classes])
-    key = hashlib.sha256(parts.encode()).digest()
-    embeddings = _cache.get(key)
-    if embeddings is not None:
-        return embeddings
-    embeddings = _embed_classes(aligner, names, templates)
-    failed = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if failed.size:
-        raise ValueError(
-            f"labels has the class {list(names)[failed[0]]!r}, for which the text encoder returns "
-            "NaN. Describe it by other texts."
-        )
-    _warn_if_indistinguishable(names, embeddings)
-    _cache.put(key, embeddings)
-    return embeddings
-
-
-def _identify(aligner: BaseEstimator) -> str:
-    """Return a text that changes with everything that embeddings of texts depend on."""
-    digest = embedding_digest(aligner)
-    if isinstance(getattr(aligner, "text_encoder_", None), FrozenEncoder):
-        return digest
-    # Encoders of other libraries may depend on more than their parameters, so each object differs.
-    return f"{digest} {number_object(aligner)}"
-
-
-@ignores_underflow
-def _embed_classes(
-    aligner: BaseEstimator, names: Mapping[Any, list[str]], templates: tuple[str, ...]
-) -> np.ndarray:
-    """Return the mean embedding of the prompts of each class; each prompt is encoded once."""
-    index_of_prompt: dict[str, int] = {}
-    class_indices: list[int] = []
-    prompt_indices: list[int] = []
-    for class_index, (label, class_names) in enumerate(names.items()):
-        for prompt in prompts_of(label, class_names, templates):
-            prompt_indices.append(index_of_prompt.setdefault(prompt, len(index_of_prompt)))
-            class_indices.append(class_index)
-    membership = csc_array(
-        (np.ones(len(class_indices), np.float32), (class_indices, prompt_indices)),
-        shape=(len(names), len(index_of_prompt)),
-    )
-    # The sums depend on the order of the blocks in the last bits, so the order is fixed.
-    sums: np.ndarray | None = None
-    for start, embeddings in _embed_in_blocks(aligner, list(index_of_prompt)):
-        block_membership = membership[:, start : start + len(embeddings)]
-        rows = np.unique(block_membership.indices)
-        if sums is None:
-            sums = np.zeros((len(names), embeddings.shape[1]), embeddings.dtype)
-        sums[rows] += block_membership[rows] @ embeddings
-    assert sums is not None
-    # An aligner that was fitted on equal captions embeds every text as zero.
-    norm = np.linalg.norm(sums, axis=1, keepdims=True)
-    sums /= np.where(norm > 0, norm, 1)
-    return sums
-
-
-def _embed_in_blocks(
-    aligner: BaseEstimator, prompts: list[str]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the index of the first prompt of each block, and the embeddings of the block."""
-    n_components = int(getattr(aligner, "n_components_", 1))
-    size = min(_BLOCK_PROMPTS, _BLOCK_BYTES // (4 * n_components) + 1)
-    if len(prompts) <= size:
-        yield 0, np.asarray(aligner.transform_text(prompts))
-        return
-    silent_aligner, verbose = _silence(aligner)
-    with make_progress_bar(len(prompts), verbose, unit="prompt", desc="labels") as progress:
-        for start in range(0, len(prompts), size):
-            block = prompts[start : start + size]
-            yield start, np.asarray(silent_aligner.transform_text(block))
-            progress.update(len(block))
-
-
-def _silence(aligner: BaseEstimator) -> tuple[Any, int | None]:
-    """Return an aligner for thousands of prompts, and ``verbose`` of its encoder.
-
-    Its encoder shows no bar per call. It does not use the memory cache, from which so many prompts
-    would evict all other features. A cache on disk is used, so that an interrupted run can resume.
-    """
-    encoder = getattr(aligner, "text_encoder_", None)
-    if isinstance(encoder, FrozenEncoder):
-        silent_aligner = copy.copy(aligner)
-        silent_aligner.text_encoder_ = _silence_estimator(encoder)
-        return silent_aligner, encoder.verbose
-    if isinstance(getattr(aligner, "text_encoder", None), FrozenEncoder) and hasattr(
-        aligner, "cache"
-    ):  # CLIPAligner makes its encoder from its own parameters
-        return _silence_estimator(aligner), aligner.verbose
-    return aligner, 0
-
-
-def _silence_estimator(estimator: Any) -> Any:
-    cache = None if estimator.cache == "memory" else estimator.cache
-    return clone(estimator).set_params(cache=cache, verbose=0)
-
-
-def _warn_if_indistinguishable(classes: Iterable[Any], embeddings: np.ndarray) -> None:
-    """Warn if two classes have the same embedding, for example if the encoder lacks the script."""
-    label_of_digest: dict[bytes, Any] = {}
-    for label, row in zip(classes, embeddings, strict=True):
-        rounded = row.round(_DECIMALS) + 0.0  # adding 0 turns -0 into 0
-        digest = hashlib.blake2b(rounded.tobytes(), digest_size=16).digest()
-        first = label_of_digest.setdefault(digest, label)
-        if first != label:
-            warn(
-                f"labels has the classes {first!r} and {label!r}, which have the same embedding: "
-                "the text encoder cannot distinguish their names. Describe them by other texts."
-            )
-            return
 
 
 # Between these bounds float32 logits do not overflow, even if they are standardized by a tiny

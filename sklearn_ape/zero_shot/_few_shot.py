@@ -21,8 +21,8 @@ from ..prompts import check_in_labels, resolve_names, to_class_array, validate_y
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import check_number, format_list, ignores_underflow
-from ._base import embed_labels
 from ._classifier import ZeroShotClassifier
+from ._label_embeddings import embed_labels
 from ._probe import Examples, ImageVectors, Probe, fit_probe
 from ._single_label import validate_weights
 

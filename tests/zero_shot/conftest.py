@@ -5,13 +5,13 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import APEAligner
 from sklearn_ape.utils.concurrency import LRUCache
-from sklearn_ape.zero_shot import _base
+from sklearn_ape.zero_shot import _label_embeddings
 
 
 @pytest.fixture(autouse=True)
 def empty_label_cache(monkeypatch):
     """Empty the cache of label embeddings, since mutation testing runs tests repeatedly."""
-    monkeypatch.setattr(_base, "_cache", LRUCache(max_bytes=2**28))
+    monkeypatch.setattr(_label_embeddings, "_cache", LRUCache(max_bytes=2**28))
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,10 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.aligners._base import BaseAligner
 from sklearn_ape.encoders import TransformersTextEncoder
+from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.utils.concurrency import LRUCache
-from sklearn_ape.zero_shot import _base
-from sklearn_ape.zero_shot._base import embed_labels
+from sklearn_ape.zero_shot import _label_embeddings
+from sklearn_ape.zero_shot._label_embeddings import embed_labels
 
 PLAIN = ("{}",)
 
@@ -64,7 +65,7 @@ def test_many_prompts_are_encoded_in_blocks():
 
 def test_equal_prompts_are_encoded_once(monkeypatch):
     """Duplicates within a class count once; a prompt of several classes counts for each."""
-    monkeypatch.setattr(_base, "_BLOCK_PROMPTS", 3)
+    monkeypatch.setattr(_label_embeddings, "_BLOCK_PROMPTS", 3)
     names = {"pet": ["cat", "dog", "cat"], "cat": ["cat"], "feline": ["cat", "lynx"], "a": ["b"]}
     templates = ("{}", "a {}", "{}")
     texts = CountingTexts()
@@ -82,13 +83,13 @@ def test_blocks_of_real_encoder_give_mean_of_prompts(
     names = {name: [name] for name in sorted(set(captioned_images.captions[:6]))}
     templates = ("{}", "a photo of a {}", "a drawing of {}")
     expected = embed_directly(aligner, names, templates)
-    monkeypatch.setattr(_base, "_BLOCK_PROMPTS", 4)
+    monkeypatch.setattr(_label_embeddings, "_BLOCK_PROMPTS", 4)
     np.testing.assert_allclose(embed_labels(aligner, names, templates), expected, atol=1e-6)
 
 
 def test_wide_embeddings_give_smaller_blocks(monkeypatch):
     """Embeddings of ASIF have one component per anchor."""
-    monkeypatch.setattr(_base, "_BLOCK_BYTES", 10 * 4 * 8)
+    monkeypatch.setattr(_label_embeddings, "_BLOCK_BYTES", 10 * 4 * 8)
     texts = CountingTexts()
     embed_labels(texts, {str(number): [str(number)] for number in range(40)}, PLAIN)
     assert max(len(call) for call in texts.calls) == 11
@@ -101,7 +102,7 @@ def test_many_prompts_do_not_enter_the_memory_cache(
     """800,000 prompts would evict all features of images, and are used once."""
     encoder = clone(text_encoder).set_params(cache="memory", max_length=20)
     aligner = CCAAligner(text_encoder=encoder).fit(features.image, captioned_images.captions)
-    monkeypatch.setattr(_base, "_BLOCK_PROMPTS", 2)
+    monkeypatch.setattr(_label_embeddings, "_BLOCK_PROMPTS", 2)
     # Random names, which are not in the cache yet.
     names = [f"a {kind} called {uuid4().hex[:8]}" for kind in ("gnu", "lynx", "okapi")]
     embed_labels(aligner, {name: [name] for name in names}, PLAIN)
@@ -160,7 +161,7 @@ class AlignerWithCache(BaseEstimator):
 def test_many_prompts_use_only_a_cache_on_disk(cache, used, monkeypatch, bars, tmp_path):
     """An interrupted run resumes from the cache on disk."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_base, "_BLOCK_PROMPTS", 2)
+    monkeypatch.setattr(_label_embeddings, "_BLOCK_PROMPTS", 2)
     monkeypatch.setattr(AlignerWithCache, "calls", [])
     for verbose in (1, 0):
         aligner = AlignerWithCache(cache=cache, verbose=verbose)
@@ -171,7 +172,7 @@ def test_many_prompts_use_only_a_cache_on_disk(cache, used, monkeypatch, bars, t
 
 @pytest.mark.parametrize("attribute", [None, "text_encoder", "cache"])
 def test_aligner_without_encoder_of_ours_shows_no_bar(attribute, bars, monkeypatch):
-    monkeypatch.setattr(_base, "_BLOCK_PROMPTS", 2)
+    monkeypatch.setattr(_label_embeddings, "_BLOCK_PROMPTS", 2)
     texts = CountingTexts()
     if attribute == "text_encoder":
         texts.text_encoder = TransformersTextEncoder()
@@ -189,7 +190,7 @@ def test_verbose_encoder_shows_one_bar_for_all_blocks(
 ):
     aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, captioned_images.captions)
     aligner.text_encoder_.set_params(verbose=verbose)
-    monkeypatch.setattr(_base, "_BLOCK_PROMPTS", 2)
+    monkeypatch.setattr(_label_embeddings, "_BLOCK_PROMPTS", 2)
     embed_labels(aligner, {name: [name] for name in "abc"}, PLAIN)
     assert [(bar.total, bar.done) for bar in bars if bar.shown] == [(3, 3)] * verbose
 
@@ -244,13 +245,85 @@ class TestCache:
 
     def test_cache_drops_least_recently_used_embeddings(self, monkeypatch):
         cache = LRUCache(max_bytes=3 * 8 * 4, keep_newest=True)
-        monkeypatch.setattr(_base, "_cache", cache)
+        monkeypatch.setattr(_label_embeddings, "_cache", cache)
         texts = CountingTexts()
         for name in ("ant", "bee", "ant", "cow", "doe", "ant", "bee"):
             embed_labels(texts, {name: [name]}, PLAIN)
         assert texts.calls == [["ant"], ["bee"], ["cow"], ["doe"], ["bee"]]
         many = {str(number): [str(number)] for number in range(9)}
         assert embed_labels(texts, many, PLAIN) is embed_labels(texts, many, PLAIN)
+
+
+class TestDiskCache:
+    """Embeddings of thousands of prompts are stored in the cache of the text encoder."""
+
+    NAMES: ClassVar = {name: [name] for name in ("a gnu", "an ibis", "a kiwi", "a lynx")}
+
+    @pytest.fixture(autouse=True)
+    def few_prompts_suffice(self, monkeypatch):
+        monkeypatch.setattr(_label_embeddings, "_MIN_STORED_PROMPTS", 4)
+
+    @pytest.fixture
+    def embed_in_new_process(self, monkeypatch):
+        """Return a function that embeds without a cache in memory, and counts the prompts."""
+        calls = []
+        transform_text = BaseAligner.transform_text
+        monkeypatch.setattr(
+            BaseAligner,
+            "transform_text",
+            lambda self, y: calls.append(len(y)) or transform_text(self, y),
+        )
+
+        def embed(aligner, names, templates=PLAIN):
+            monkeypatch.setattr(_label_embeddings, "_cache", LRUCache(max_bytes=2**20))
+            calls.clear()
+            return embed_labels(aligner, names, templates), sum(calls)
+
+        return embed
+
+    @pytest.fixture
+    def fit_aligner(self, features, text_encoder, captioned_images):
+        def fit(cache, rows=slice(None)):
+            encoder = clone(text_encoder).set_params(cache=cache)
+            aligner = CCAAligner(text_encoder=encoder)
+            return aligner.fit(features.image[rows], captioned_images.captions[rows])
+
+        return fit
+
+    def test_is_read_by_the_next_process(self, fit_aligner, embed_in_new_process, tmp_path):
+        aligner = fit_aligner(tmp_path)
+        first, n_computed = embed_in_new_process(aligner, self.NAMES)
+        assert n_computed == 4
+        np.testing.assert_allclose(first, embed_directly(aligner, self.NAMES, PLAIN), atol=1e-6)
+        again, n_computed = embed_in_new_process(fit_aligner(tmp_path), self.NAMES)
+        assert n_computed == 0
+        np.testing.assert_array_equal(again, first)
+
+    def test_only_new_classes_are_computed(self, fit_aligner, embed_in_new_process, tmp_path):
+        aligner = fit_aligner(tmp_path)
+        embed_in_new_process(aligner, self.NAMES)
+        names = {"an emu": ["an emu"], **self.NAMES, "kiwi": ["a kiwi"]}
+        embeddings, n_computed = embed_in_new_process(aligner, names)
+        assert n_computed == 1
+        expected = embed_directly(aligner, names, PLAIN)
+        np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+
+    @pytest.mark.parametrize("change", ["templates", "aligner", "encoder"])
+    def test_changes_are_noticed(self, fit_aligner, embed_in_new_process, tmp_path, change):
+        embed_in_new_process(fit_aligner(tmp_path), self.NAMES)
+        aligner = fit_aligner(tmp_path, slice(200 if change == "aligner" else None))
+        templates = ("{}!",) if change == "templates" else PLAIN
+        if change == "encoder":
+            aligner.text_encoder_.set_params(max_length=4)
+        embeddings, n_computed = embed_in_new_process(aligner, self.NAMES, templates)
+        assert n_computed == 4
+        expected = embed_directly(aligner, self.NAMES, templates)
+        np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+
+    def test_is_not_used_in_half_precision(self, fit_aligner, embed_in_new_process, tmp_path):
+        aligner = fit_aligner(DiskFeatureCache(tmp_path, dtype="float16"))
+        for _ in range(2):
+            assert embed_in_new_process(aligner, self.NAMES)[1] == 4
 
 
 class FailingTexts(BaseEstimator):
