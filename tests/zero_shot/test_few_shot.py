@@ -28,6 +28,7 @@ from sklearn_ape import (
 )
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.zero_shot import _probe
 from sklearn_ape.zero_shot._probe import _INTERCEPT_FEATURE
 from tests.conftest import LABELS
 
@@ -166,6 +167,16 @@ def softmax_free_mean(aligner, names):
     prompts = dict.fromkeys(text.replace("{}", name) for name in names for text in templates)
     mean = aligner.transform_text(list(prompts)).mean(axis=0)
     return mean / np.linalg.norm(mean)
+
+
+def test_many_examples_are_solved_on_principal_directions(aligner, pool, monkeypatch):
+    X, y = pool
+    expected = FewShotClassifier(LABELS, aligner=aligner).fit(X[:100], y[:100])
+    monkeypatch.setattr(_probe, "_MAX_DIRECTIONS", 60)
+    few = FewShotClassifier(LABELS, aligner=aligner).fit(X[:100], y[:100])
+    assert not np.array_equal(few.coef_, expected.coef_)
+    agreement = (few.predict(X[100:]) == expected.predict(X[100:])).mean()
+    assert agreement > 0.9
 
 
 class TestPartialFit:
