@@ -21,6 +21,9 @@ _OUTLIER_RATIO = 1e6
 # Float32 has seven digits. If rows differ by less than this fraction of their norm, at most three
 # of the digits describe the differences.
 _MIN_RELATIVE_SPREAD = 1e-4
+# If one feature varies this much more than most others, cosines measure this feature alone.
+# The features of neural networks differ by less than 100.
+_MAX_SCALE_RATIO = 1e3
 
 
 def as_float32(
@@ -90,6 +93,7 @@ def _check_conditioning(features: np.ndarray, largest: np.ndarray, name: str) ->
     sample = sample[~np.isnan(sample).any(axis=1)]
     if len(sample) < 2 or not np.ptp(sample, axis=0).any():
         return
+    _check_scales(sample, name)
     mean = sample.mean(axis=0)
     spread = float(np.linalg.norm(sample - mean) / np.linalg.norm(sample))
     if spread >= _MIN_RELATIVE_SPREAD:
@@ -101,6 +105,22 @@ def _check_conditioning(features: np.ndarray, largest: np.ndarray, name: str) ->
     if spread < _FLOAT32.eps and (sample != sample.astype(np.float32)).any():
         raise ValueError(f"The differences between rows of {name} are lost in float32 {details}")
     warn(f"The differences between rows of {name} are almost too small for float32 {details}")
+
+
+def _check_scales(sample: np.ndarray, name: str) -> None:
+    """Warn if one feature varies so much more than the others that it dominates all cosines."""
+    # Without the tails, so that a single large row, which is reported as such, does not count.
+    low, high = np.percentile(sample, [10, 90], axis=0)
+    widths = high - low
+    if not widths.any():
+        return
+    ratio = widths.max() / np.median(widths[widths > 0])
+    if ratio > _MAX_SCALE_RATIO:
+        warn(
+            f"Feature {int(widths.argmax())} of {name} varies {ratio:.0e} times as much as most "
+            "other features, so that it dominates all similarities. Scale the features, for "
+            "example with StandardScaler before the aligner in a Pipeline."
+        )
 
 
 def check_stored_features(array: np.ndarray, name: str) -> StoredRows:

@@ -217,6 +217,13 @@ FIT_SIZES = [
         means="embeddings are finite, with norm 1 or 0",
     ),
     Form(
+        "one feature a million times as large as the others",
+        lambda x: np.hstack([1e6 * x[:, :1], x[:, 1:]]),
+        expected="warning",
+        words=("dominates all similarities", "StandardScaler"),
+        means="embeddings are finite, with norm 1 or 0",
+    ),
+    Form(
         "float64 values around 1e8",
         lambda x: 1e8 + x.astype(np.float64),
         expected="error",

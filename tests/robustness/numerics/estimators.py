@@ -169,7 +169,10 @@ _FEW_FORMS = (
 )
 _FEW_FORMS += ("one NaN", "one infinite value", "one value of 1e25", "float64 values around 1e8")
 # With near-duplicate images, no folds can be formed to judge the pairs.
-_NEAR_DUPLICATES = ("a constant column of 1e6", "a constant column of 1e30")
+_NEAR_DUPLICATES = (
+    *("a constant column of 1e6", "a constant column of 1e30"),
+    "one feature a million times as large as the others",
+)
 _UNREADABLE = ("one NaN", "pandas DataFrame with NA", "polars DataFrame with null")
 ALIGNERS = {
     "CCAAligner": CCAAligner(),
