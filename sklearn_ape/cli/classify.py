@@ -104,10 +104,16 @@ def classify(
 def _make_classifier(
     names: Any, source: str | None, templates: str, threshold: float | None, options: Any
 ) -> tuple[Any, float | None]:
-    from ..zero_shot import ZeroShotClassifier
+    from ..zero_shot import FewShotClassifier, ZeroShotClassifier
     from ._models import extract_aligner, load_model
 
     model = load_model(source, options)
+    if isinstance(model, FewShotClassifier) and names is not None:
+        print_message(
+            "The names of --labels are used without the labelled images of the model. Remove "
+            "--labels to use its classes.",
+            options.quiet,
+        )
     if isinstance(model, ZeroShotClassifier) and names is None:
         if not hasattr(model, "aligner_"):  # its aligner is a name or the starter model
             model.set_params(aligner=extract_aligner(model, options))

@@ -299,7 +299,8 @@ def _fit_few_shot(
     split = split_rows(features, y, evaluation.test_size, evaluation.random_state, classes=y)
     if split is None and evaluation.test_size:
         print_message(
-            "Not evaluated: at least 10 held-out images are needed, and 2 images of each class.",
+            "Not evaluated: at least 10 held-out images are needed, as many as there are classes, "
+            "and 2 images of each class. Add images, or increase --test-size.",
             options.quiet,
         )
     classifier = FewShotClassifier(names, aligner=aligner, templates=templates)

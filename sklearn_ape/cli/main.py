@@ -186,12 +186,14 @@ def verify_cache(folder: _Folder = None, quiet: option.Quiet = False) -> None:
     report = cache.verify()
     for problem in report.problems:
         print_message(f"Damage of the file: {problem}")
-    if report.n_damaged or report.problems:
+    if report.problems:
+        print_message(f"The file {str(cache.path)!r} is damaged. Delete it.")
+    if report.n_damaged:
         print_message(
-            f"{str(cache.path)!r} is damaged: {report.n_damaged:,} of {report.n_features:,} "
-            "features have a wrong checksum. Damaged features are not used, but computed again. "
-            "If the file itself is damaged, delete it."
+            f"{report.n_damaged:,} of {report.n_features:,} features of {str(cache.path)!r} have "
+            "a wrong checksum. They are not used, but computed again."
         )
+    if report.n_damaged or report.problems:
         raise typer.Exit(1)
     print_message(f"All {report.n_features:,} features of {str(cache.path)!r} are correct.", quiet)
 

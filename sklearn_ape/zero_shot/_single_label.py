@@ -17,6 +17,7 @@ from ..aligners.similarity import (
     choose_top_texts,
     to_probabilities,
 )
+from ..encoders.items import EncodingFailedWarning
 from ..prompts import (
     check_in_labels,
     is_hierarchy,
@@ -365,18 +366,22 @@ class SingleLabelClassifier(ZeroShotBase):
 
     def _propagate(self, X: Any) -> np.ndarray:
         logits = self._prepare_logits(use_prior=False)
-        embeddings = np.asarray(logits.aligner.transform(X))
-        scores = logits.of_embeddings(embeddings)
+        vectors = np.asarray(logits.aligner.transform(X))
+        scores = logits.of_embeddings(vectors)
         is_readable = ~np.isnan(scores[:, 0])
         probabilities = np.full(scores.shape, np.nan, scores.dtype)
         if is_readable.any():
             probabilities[is_readable] = propagate_labels(
-                embeddings[is_readable],
+                self._select_embeddings(vectors)[is_readable],
                 scores[is_readable],
                 resolve_class_prior(self.class_prior, logits.classes),
                 self._get_examples(),
             )
         return probabilities
+
+    def _select_embeddings(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the components of the vectors of images by which neighbours are found."""
+        return vectors
 
     def _get_examples(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return embeddings and class indices of labelled images; None if there are none."""
@@ -422,7 +427,8 @@ class SingleLabelClassifier(ZeroShotBase):
         if unreadable.size and self.threshold is None:
             warn(
                 f"{len(unreadable)} images could not be read and are predicted as "
-                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}."
+                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}.",
+                EncodingFailedWarning,
             )
 
     def _decode(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -455,7 +461,8 @@ def _warn_if_unreadable(scores: np.ndarray) -> None:
         warn(
             f"{len(unreadable)} images could not be read, so their scores are NaN: rows "
             f"{format_list(unreadable, str)}. Leave them out, or call predict, which returns "
-            "unknown_label for them."
+            "unknown_label for them.",
+            EncodingFailedWarning,
         )
 
 

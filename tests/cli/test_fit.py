@@ -152,8 +152,11 @@ class TestFewShot:
         assert model.classes_.tolist() == ["animal", "food", "travel"]
         assert model.class_count_.sum() == 60
         assert float(rows[0]["value"]) >= float(rows[1]["value"]) - 0.1
-        answers = run("classify", photos / "food", "--aligner", tmp_path / "model").stdout
-        assert "food" in answers
+        classify = ("classify", photos / "food", "--aligner", tmp_path / "model")
+        answers = run(*classify)
+        assert "food" in answers.stdout
+        assert "without the labelled images" not in answers.stderr
+        assert "without the labelled images" in run(*classify, "--labels", "food,cars").stderr
 
     def test_labels_may_have_other_names_and_more_classes(self, photos, run, tmp_path):
         labels = tmp_path / "labels.json"
