@@ -31,7 +31,7 @@ def measure(quick: bool) -> list[Comparison]:
     """Measure images/s and texts/s, and the difference of the features from the reference."""
     rounds = 1 if quick else N_ROUNDS
     with tempfile.TemporaryDirectory() as folder:
-        sets = _write_sets(Path(folder), 8 if quick else 1)
+        sets = write_sets(Path(folder), 8 if quick else 1)
         rows: list[Comparison] = []
         for name in ("images", "large photographs"):
             rows += _measure_images(name, sets[name], Path(folder), rounds)
@@ -94,7 +94,7 @@ def _measure_rates(
     return {contender: statistics.median(values) for contender, values in rates.items()}
 
 
-def _write_sets(folder: Path, divisor: int) -> dict[str, Path]:
+def write_sets(folder: Path, divisor: int) -> dict[str, Path]:
     """Write lists of image files and texts: PNG and JPEG, and photographs of 12 megapixels."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
