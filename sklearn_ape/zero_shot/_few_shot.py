@@ -301,10 +301,10 @@ class FewShotClassifier(ZeroShotClassifier):
         return np.bincount(self._examples.codes, minlength=len(self._names))
 
     def _fit_probe(self, examples: Examples, text: np.ndarray, scale: float) -> None:
-        vectors = ImageVectors(None, examples.find_center())
-        inputs = vectors.join(examples.embeddings, examples.features)
+        center = examples.find_center()
+        inputs = ImageVectors(None, center).join(examples.embeddings, examples.features)
         self._set_probe(fit_probe(examples, inputs, text, scale, self.alpha))
-        self._examples, self._text, self._scale = examples, text, scale
+        self._examples, self._center, self._text, self._scale = examples, center, text, scale
 
     def _set_probe(self, probe: Probe) -> None:
         self.coef_, self.intercept_, self.temperature_ = probe[:3]
@@ -337,7 +337,8 @@ class FewShotClassifier(ZeroShotClassifier):
         return vectors[:, : self._text.shape[1]] if hasattr(self, "coef_") else vectors
 
     def _make_vectors(self) -> ImageVectors:
-        return ImageVectors(self.aligner_, self._examples.find_center())
+        # Pickles of earlier versions have no center, and no features.
+        return ImageVectors(self.aligner_, getattr(self, "_center", None))
 
     def _resolve_names(self) -> dict[Any, list[str]] | None:
         if hasattr(self, "coef_"):  # labels that are set later take effect in the next fit
@@ -385,6 +386,7 @@ class FewShotClassifier(ZeroShotClassifier):
             part.array("weights", (len(codes),)),
             features,
         )
+        self._center = self._examples.find_center()
         self._scale = part.number("scale", above=0)
         n_features = 0 if features is None else features.shape[1]
         coef = part.array("coef", (n_classes, n_components + n_features))
