@@ -22,7 +22,7 @@ _OUTLIER_RATIO = 1e6
 # of the digits describe the differences.
 _MIN_RELATIVE_SPREAD = 1e-4
 # If one feature varies this much more than most others, cosines measure this feature alone.
-# The features of neural networks differ by less than 100.
+# Those of EfficientNet-Lite0 vary 2 to 5 times as much as the median in 13 collections.
 _MAX_SCALE_RATIO = 1e3
 
 
