@@ -35,6 +35,8 @@ _DECIMALS = 4
 _cache: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
 # With fewer prompts, reading embeddings from disk does not save a noticeable time.
 _MIN_STORED_PROMPTS = 1000
+# Embeddings of ASIF have one component per anchor, and would fill the disk.
+_MAX_STORED_COMPONENTS = 4096
 
 
 def embed_labels(
@@ -99,9 +101,11 @@ def _embed_with_disk_cache(
 
 
 def _has_disk_cache(aligner: Any) -> bool:
-    """Return whether the text encoder has a cache on disk in full precision."""
+    """Return whether embeddings may be stored: in full precision, and with few components."""
     encoder = getattr(aligner, "text_encoder_", None)
     if not isinstance(encoder, FrozenEncoder) or not hasattr(aligner, "fingerprint_"):
+        return False
+    if getattr(aligner, "n_components_", 1) > _MAX_STORED_COMPONENTS:
         return False
     with suppress(TypeError):  # an invalid parameter, which the encoder reports
         cache = open_cache(encoder.cache)

@@ -320,6 +320,14 @@ class TestDiskCache:
         expected = embed_directly(aligner, self.NAMES, templates)
         np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
+    def test_is_not_used_for_wide_embeddings(
+        self, fit_aligner, embed_in_new_process, tmp_path, monkeypatch
+    ):
+        aligner = fit_aligner(tmp_path)
+        monkeypatch.setattr(_label_embeddings, "_MAX_STORED_COMPONENTS", aligner.n_components_ - 1)
+        for _ in range(2):
+            assert embed_in_new_process(aligner, self.NAMES)[1] == 4
+
     def test_is_not_used_in_half_precision(self, fit_aligner, embed_in_new_process, tmp_path):
         aligner = fit_aligner(DiskFeatureCache(tmp_path, dtype="float16"))
         for _ in range(2):
