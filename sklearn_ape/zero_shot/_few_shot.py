@@ -96,14 +96,14 @@ class FewShotClassifier(ZeroShotClassifier):
     -----
     Let a be the L2-normalized embedding of an image, and z the L2-normalized difference between
     its features (those that the aligner embeds) and their mean over the labelled images. The
-    vector of an image is ``v = [0.7 * a, 1.4 * z]``, because embeddings lose some of what
-    distinguishes the images of a collection. Let t_c be the text embedding of class c, s the logit
-    scale and r the vector v with a constant feature. The logit of class c is
-    ``s * a @ t_c + r @ b_c``. The vectors b_c minimize the cross entropy of the labelled images
-    plus ``alpha / 2`` times the sum of their squared norms, similar to [1]_. This is a convex
-    problem with one solution, which does not depend on the order of the images. With more than 640
-    labelled images, b_c is restricted to the 640 principal directions of r. As long as a class has
-    no labelled image, the constant feature is 0, and so are the intercepts.
+    vector of an image is ``v = [a, z]``, because embeddings lose some of what distinguishes the
+    images of a collection. Let t_c be the text embedding of class c, s the logit scale and r the
+    vector v with a constant feature. The logit of class c is ``s * a @ t_c + r @ b_c``. The
+    vectors b_c minimize the cross entropy of the labelled images plus ``alpha / 2`` times the sum
+    of their squared norms, similar to [1]_. This is a convex problem with one solution, which does
+    not depend on the order of the images. With more than 640 labelled images, b_c is restricted to
+    the 640 principal directions of r. As long as a class has no labelled image, the constant
+    feature is 0, and so are the intercepts.
 
     The embeddings and features of the labelled images are stored, 4 bytes per component. Models
     that earlier versions saved have no features, and use embeddings alone.

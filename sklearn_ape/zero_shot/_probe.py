@@ -13,11 +13,6 @@ from ..aligners.wrapper import embed_with_features
 from ..metrics import expected_calibration_error
 from ..utils.linalg import normalize_rows
 
-# Weights of an embedding and of the image features in the vector of an image. An aligner is
-# trained to find what captions say, and its embeddings lose some of what distinguishes the images
-# of a collection. In 13 collections of emoji, icons, photographs and digits, these weights gained
-# 1.7 points over embeddings alone with one image per class, and 0.6 points with 16.
-_EMBEDDING_WEIGHT, _FEATURE_WEIGHT = 0.7, 1.4
 # Feature that is appended to the vectors for the intercept. It is smaller than their norm, so the
 # intercept is penalized more than the other coefficients: it may follow frequent classes, but a
 # few examples do not suffice to prefer their classes everywhere. It is 0 unless all classes have
@@ -74,7 +69,10 @@ class ImageVectors:
     """Turns images into the vectors that a probe takes.
 
     A vector is the embedding, followed by the image features relative to their mean in the
-    examples, L2-normalized. Without a mean, it is the embedding.
+    examples, L2-normalized. Without a mean, it is the embedding. An aligner is trained to find
+    what captions say, so that its embeddings lose some of what distinguishes images. Higher
+    weights of the features are better for images unlike the aligner's training images, and worse
+    for images like them.
     """
 
     def __init__(self, aligner: Any, center: np.ndarray | None) -> None:
@@ -92,7 +90,7 @@ class ImageVectors:
         if self.center is None or features is None:
             return embeddings
         directions = normalize_rows(features - self.center)
-        return np.hstack([_EMBEDDING_WEIGHT * embeddings, _FEATURE_WEIGHT * directions])
+        return np.hstack([embeddings, directions])
 
 
 class Probe(NamedTuple):
@@ -123,8 +121,7 @@ def fit_probe(
     residual = problem.solve()
     n_components = text.shape[1]
     coef = residual[:-1].T
-    weight = 1 if vectors.shape[1] == n_components else _EMBEDDING_WEIGHT
-    coef[:, :n_components] += scale / weight * text
+    coef[:, :n_components] += scale * text
     intercept = _INTERCEPT_FEATURE * residual[-1]
     temperature, accuracy, error = _cross_validate(problem)
     return Probe(

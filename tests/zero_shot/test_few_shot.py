@@ -143,7 +143,7 @@ class TestAccuracy:
         features = X[:40] - X[:40].mean(axis=0)
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         constant = np.full((40, 1), _INTERCEPT_FEATURE)
-        inputs = np.hstack([0.7 * embeddings, 1.4 * features, constant])
+        inputs = np.hstack([embeddings, features, constant])
 
         def objective(residual):
             logits = scale * embeddings @ text.T + inputs @ residual.T
@@ -151,7 +151,7 @@ class TestAccuracy:
             return losses.sum() + 0.05 / 2 * np.sum(residual**2)
 
         residual = np.hstack([few.coef_, few.intercept_[:, None] / _INTERCEPT_FEATURE])
-        residual[:, : text.shape[1]] -= scale / 0.7 * text
+        residual[:, : text.shape[1]] -= scale * text
         best = objective(residual)
         rng = np.random.default_rng(0)
         for size in (0.01, 0.1, 1.0):
