@@ -195,18 +195,20 @@ def test_verbose_encoder_shows_one_bar_for_all_blocks(
     assert [(bar.total, bar.done) for bar in bars if bar.shown] == [(3, 3)] * verbose
 
 
-class TestCache:
-    @pytest.fixture
-    def calls(self, monkeypatch):
-        calls = []
-        transform_text = BaseAligner.transform_text
-        monkeypatch.setattr(
-            BaseAligner,
-            "transform_text",
-            lambda self, y: calls.append(len(y)) or transform_text(self, y),
-        )
-        return calls
+@pytest.fixture
+def calls(monkeypatch):
+    """Return a list to which every embedding of texts appends their number."""
+    calls = []
+    transform_text = BaseAligner.transform_text
+    monkeypatch.setattr(
+        BaseAligner,
+        "transform_text",
+        lambda self, y: calls.append(len(y)) or transform_text(self, y),
+    )
+    return calls
 
+
+class TestCache:
     def test_clones_refits_and_copies_share_the_cache(
         self, features, text_encoder, captioned_images, calls
     ):
@@ -264,15 +266,8 @@ class TestDiskCache:
         monkeypatch.setattr(_label_embeddings, "_MIN_STORED_PROMPTS", 4)
 
     @pytest.fixture
-    def embed_in_new_process(self, monkeypatch):
+    def embed_in_new_process(self, monkeypatch, calls):
         """Return a function that embeds without a cache in memory, and counts the prompts."""
-        calls = []
-        transform_text = BaseAligner.transform_text
-        monkeypatch.setattr(
-            BaseAligner,
-            "transform_text",
-            lambda self, y: calls.append(len(y)) or transform_text(self, y),
-        )
 
         def embed(aligner, names, templates=PLAIN):
             monkeypatch.setattr(_label_embeddings, "_cache", LRUCache(max_bytes=2**20))
