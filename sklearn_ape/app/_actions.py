@@ -170,7 +170,7 @@ class SearchIndex(NamedTuple):
     names: list[str]
 
 
-class SearchResult(NamedTuple):
+class FoundImage(NamedTuple):
     """An image with its name and its cosine similarity to the query."""
 
     image: str
@@ -181,11 +181,11 @@ class SearchResult(NamedTuple):
 def build_index(
     aligner: Any, images: list[str], names: list[str], cache: Any, progress: Progress
 ) -> SearchIndex:
-    """Embed images for searches, with a cache for their features.
+    """Embed images for searches, with a cache for their features. Unreadable images are skipped.
 
     Another aligner with the same encoders does not encode the images again.
     """
-    caching_aligner = replace_caches(aligner, cache, None)
+    caching_aligner = replace_caches(aligner, cache, None, on_error="nan")
     encode(get_encoders(caching_aligner)[0], images, progress, "Encoding image")
     retriever = CrossModalRetriever(caching_aligner).fit(images, names)
     # Query images of visitors must not be stored in the cache.
@@ -199,10 +199,11 @@ def search(
     image: str | os.PathLike[str] | None,
     k: int,
     limits: Limits,
-) -> list[SearchResult]:
+) -> list[FoundImage]:
     """Search images by a text or, if there is no text, by an image; the most similar first."""
     query = " ".join((query or "").split())
-    k = min(int(k), limits.found, len(index.images))
+    n_read = index.retriever.n_samples_fit_ - index.retriever.n_unread_
+    k = min(int(k), limits.found, n_read)
     if query:
         check_text(query, limits, "query")
         result = index.retriever.search([query], k=k, modality="text")
@@ -211,7 +212,7 @@ def search(
     else:
         raise UserError("There is no query. Enter a text such as 'a red fruit', or drop an image.")
     return [
-        SearchResult(index.images[row], index.names[row], float(score))
+        FoundImage(index.images[row], index.names[row], float(score))
         for row, score in zip(result.indices[0], result.scores[0], strict=True)
     ]
 

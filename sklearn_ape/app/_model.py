@@ -138,18 +138,28 @@ def get_encoders(aligner: Any) -> tuple[Any, Any]:
     return preprocessing if image is None else image, text
 
 
-def replace_caches(aligner: Any, image_cache: Any, text_cache: Any) -> Any:
-    """Return a copy of a fitted aligner with other feature caches but the same weights."""
+def replace_caches(
+    aligner: Any, image_cache: Any, text_cache: Any, on_error: str | None = None
+) -> Any:
+    """Return a copy of a fitted aligner with other feature caches but the same weights.
+
+    `on_error` replaces the parameter of its encoders, unless it is None.
+    """
     caches = (image_cache, text_cache)
+    options = {"on_error": on_error}
     copied = copy.copy(aligner)
     if isinstance(copied, Pipeline):
-        copied.steps = [(name, replace_caches(step, *caches)) for name, step in copied.steps]
+        copied.steps = [
+            (name, replace_caches(step, *caches, **options)) for name, step in copied.steps
+        ]
         return copied
     for name, cache in zip(("image_encoder_", "text_encoder_"), caches, strict=True):
         if hasattr(copied, name):
-            setattr(copied, name, replace_caches(getattr(copied, name), cache, cache))
+            encoder = replace_caches(getattr(copied, name), cache, cache, **options)
+            setattr(copied, name, encoder)
     if "cache" in copied.get_params(deep=False):  # an encoder, or CLIP with both encoders
         copied.cache = image_cache
+        copied.on_error = on_error or copied.on_error
     return copied
 
 

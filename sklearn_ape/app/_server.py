@@ -365,28 +365,36 @@ def serve(
         service = AppService(load_model(aligner), images, limits)
         page = build_page(service, labels)
         stack.callback(page.close, verbose=False)
-        page.launch(
-            server_name=host,
-            server_port=port or _find_free_port(host),
-            inbrowser=open_browser,
-            theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS).set(**_COLORS),
-            css=_CSS,
-            js=_SCRIPT,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            show_error=False,
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            ssr_mode=False,
-            pwa=False,
-            footer_links=[],
-            allowed_paths=[],
-            max_file_size=limits.upload_bytes,
-            state_session_capacity=limits.sessions,
-            app_kwargs={"middleware": _middleware(host, limits, folder), "docs_url": None},
-        )
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port or _find_free_port(host),
+                inbrowser=open_browser,
+                theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS).set(**_COLORS),
+                css=_CSS,
+                js=_SCRIPT,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                show_error=False,
+                run_history=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                ssr_mode=False,
+                pwa=False,
+                footer_links=[],
+                allowed_paths=[],
+                max_file_size=limits.upload_bytes,
+                state_session_capacity=limits.sessions,
+                app_kwargs={"middleware": _middleware(host, limits, folder), "docs_url": None},
+            )
+        except OSError as error:
+            if port is None:
+                raise
+            raise OSError(
+                f"Port {port} of {host} cannot be used. If another program uses it, choose "
+                "another port."
+            ) from error
         on_failure.pop_all()
     running = Running(str(page.local_url), stack.close)
     stack.enter_context(_warm_up(service))

@@ -20,8 +20,8 @@ from ..utils.files import IMAGE_SUFFIXES
 from ..zero_shot import FewShotClassifier
 from ._actions import (
     Classification,
+    FoundImage,
     SearchIndex,
-    SearchResult,
     align,
     build_index,
     classify,
@@ -76,7 +76,10 @@ def load_collection(images: Any) -> ImageCollection:
         title = f"{len(paths)} drawings of OpenMoji (CC BY-SA 4.0)"
         return ImageCollection(paths, names, cache, title)
     if isinstance(images, str | os.PathLike):
-        data = load_image_folder(images)
+        try:
+            data = load_image_folder(images)
+        except ValueError:  # incomplete captions, which are needed as names only
+            data = load_image_folder(images, captions=None)
         names = [text if isinstance(text, str) else text[0] for text in data.captions or []]
         title = f"{len(data.images)} images of {Path(images).name!r}"
         names = names or names_of_files(data.images)
@@ -180,7 +183,7 @@ class AppService:
         image: Any,
         k: int,
         progress: Progress = ignore_progress,
-    ) -> tuple[Session, list[SearchResult]]:
+    ) -> tuple[Session, list[FoundImage]]:
         """Search the visitor's images, which are embedded at the first search."""
         session, index = self._get_index(session, progress)
         return session, search(index, query, image, k, self.limits)

@@ -236,7 +236,7 @@ def describe_problems(problems: dict[str, str]) -> str:
     name, problem = next(iter(problems.items()))
     plural = "s were" if len(problems) > 1 else " was"
     first = "" if len(problems) == 1 else "the first, "
-    return f"{len(problems)} image{plural} skipped: {first}{quote(name)}, {problem}"
+    return f"{len(problems)} image{plural} skipped: {first}{quote(name)} {problem}"
 
 
 def make_thumbnail(path: str | os.PathLike[str]) -> Image.Image:

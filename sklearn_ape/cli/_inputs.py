@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -107,10 +108,14 @@ def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
 
 def _report_skipped(skipped: Counter[str], quiet: bool) -> None:
     if skipped:
+        from ..utils.validation import format_list
+
         n = skipped.total()
-        subject = "1 file that is not an image" if n == 1 else f"{n:,} files that are not images"
-        suffixes = ", ".join(f"{count:,} {suffix!r}" for suffix, count in skipped.most_common(5))
-        print_message(f"Skipped {subject} ({suffixes}).", quiet)
+        subject = "1 file" if n == 1 else f"{n:,} files"
+        suffixes = [f"{count:,} {suffix!r}" for suffix, count in skipped.most_common()]
+        hint = " Convert HEIC images to JPEG." if {".heic", ".heif"} & set(skipped) else ""
+        listed = format_list(suffixes, str)
+        print_message(f"Skipped {subject} of other formats ({listed}).{hint}", quiet)
 
 
 def _iter_images(arguments: Iterable[str], skipped: Counter[str]) -> Iterator[str]:
@@ -145,7 +150,9 @@ def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
         return ()
     from ..datasets import load_image_folder
 
-    data = load_image_folder(path, captions=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There are no labels")  # none are needed
+        data = load_image_folder(path, captions=None)
     skipped.update(data.other_files)
     # Captions next to their images are expected, so they are not reported.
     n_sidecars = sum(Path(image).with_suffix(".txt").is_file() for image in data.images)
@@ -179,16 +186,17 @@ def _read_stdin_names() -> list[str]:
 
 def read_lines(file: Path) -> list[str]:
     """Return the lines of a text file that are not blank."""
-    try:
-        text = file.expanduser().read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
+    from ..datasets.base import read_text
+
     # str.splitlines would also split at form feeds and U+2028.
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    lines = read_text(file.expanduser()).split("\n")
+    return [line.strip() for line in lines if line.strip()]
 
 
-def parse_labels(labels: str | None, labels_file: Path | None, required: bool = False) -> Any:
-    """Return the label names of --labels or --labels-file; None if neither is set."""
+def parse_labels(
+    labels: str | None, labels_file: Path | None, required: bool = False, least: int = 2
+) -> Any:
+    """Return at least `least` names of --labels or --labels-file; None if neither is set."""
     if labels is not None and labels_file is not None:
         raise typer.BadParameter("--labels and --labels-file are both set. Use one of them.")
     if labels is not None:
@@ -201,12 +209,44 @@ def parse_labels(labels: str | None, labels_file: Path | None, required: bool = 
         return None
     from ..prompts import resolve_class_names
 
-    if len(resolve_class_names(names)) == 1:
-        raise ValueError(
+    if len(resolve_class_names(names)) < least:
+        raise typer.BadParameter(
             f"{next(iter(names))!r} is the only label, so every image would be classified as it. "
             "Pass at least two labels, for instance --labels 'cat,something else'."
         )
     return names
+
+
+def resolve_label_names(names: Any, y: Iterable[Any]) -> Any:
+    """Return `names`, which must contain the labels `y` of images, or names made of the labels."""
+    from ..prompts import flatten_labels, is_hierarchy
+    from ..utils.validation import format_list
+
+    classes = sorted(set(map(str, y)))
+    if names is None:
+        if len(classes) < 2:
+            raise ValueError(
+                f"All images have the label {classes[0]!r}. Add subfolders, or set --labels with "
+                "the names of other classes."
+            )
+        return {label: name_label(label) for label in classes}
+    known = flatten_labels(names)[1] if is_hierarchy(names) else names
+    if missing := [label for label in classes if label not in known]:
+        raise ValueError(
+            f"--labels does not contain labels of the images: {format_list(missing)}. Add them, "
+            "or remove --labels to use the labels as names. To use other names for a class, write "
+            f'a .json file of labels, {{"{missing[0]}": ["a name", "another name"]}}.'
+        )
+    return names
+
+
+def name_label(label: Any) -> str:
+    """Return the name of a class whose label is the name of a folder.
+
+    >>> name_label("coffee_cup")
+    'coffee cup'
+    """
+    return str(label).replace("_", " ").strip()
 
 
 def _split_labels(labels: str) -> list[str]:
@@ -222,20 +262,26 @@ def _split_labels(labels: str) -> list[str]:
 
 
 def _read_labels(file: Path) -> Any:
-    if file.suffix.lower() != ".json":
+    suffix = file.suffix.lower()
+    if suffix in (".csv", ".tsv", ".parquet", ".xlsx"):
+        raise typer.BadParameter(
+            f"{str(file)!r} is a table. Write one name per line in a .txt file, or a .json file.",
+            param_hint="--labels-file",
+        )
+    if suffix != ".json":
         return read_lines(file)
+    from ..datasets.base import read_text
     from ..datasets.table import RepeatedKeyError, reject_repeated_keys
 
     try:
-        text = file.expanduser().read_text(encoding="utf-8-sig")
-        names = json.loads(text, object_pairs_hook=reject_repeated_keys)
+        names = json.loads(read_text(file.expanduser()), object_pairs_hook=reject_repeated_keys)
     except RepeatedKeyError as error:
         raise ValueError(f"{str(file)!r} {error}") from error
     except RecursionError:
         raise ValueError(
             f"{str(file)!r} is nested too deeply. Write a list or an object of names."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
     if not isinstance(names, list | dict):
         raise ValueError(

@@ -53,7 +53,12 @@ class RuntimeOptions(NamedTuple):
         """Folder of the feature cache, or "memory"."""
         if self.cache is None:
             return str(get_data_home() / "features")
-        return self.cache if self.cache == _MEMORY else str(Path(self.cache).expanduser())
+        if self.cache == _MEMORY:
+            return self.cache
+        folder = Path(self.cache).expanduser()
+        if folder.is_file():
+            raise NotADirectoryError(f"--cache {self.cache!r} is a file. Pass a folder.")
+        return str(folder)
 
     def encoder_params(self, on_error: str) -> dict[str, Any]:
         """Return the parameters for an encoder."""

@@ -95,8 +95,10 @@ def classify(
                 table.write([FileName(path), *cells, None])
             table.flush()
     report_unreadable(errors, len(paths))
-    if output is not None and len(errors) < len(paths):
-        print_message(f"{len(paths) - len(errors):,} images classified in {str(output)!r}.", quiet)
+    n_classified = len(paths) - len(errors)
+    if output is not None and n_classified:
+        noun = "image" if n_classified == 1 else "images"
+        print_message(f"Classified {n_classified:,} {noun} in {str(output)!r}.", quiet)
     if len(errors) == len(paths):
         raise typer.Exit(1)
 

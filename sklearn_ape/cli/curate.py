@@ -85,13 +85,13 @@ def curate(
         resolve_format(dropped, None)
     check_output_file(output)
     check_output_file(dropped)
-    names = parse_labels(labels, labels_file, required=True)
+    names = parse_labels(labels, labels_file, required=True, least=1)
     if n_pairs is per_label is min_similarity is None:
         raise typer.BadParameter(
             "No number of pairs. Set --n-pairs 500, --per-label 50 or --min-similarity 0.4."
         )
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption)
-    _check_pairs(bunch, data)
+    _check_images_and_captions(bunch, data)
 
     import numpy as np
 
@@ -156,7 +156,7 @@ def curate(
     print_message(f"Selected pairs by label: {by_label}.", quiet)
 
 
-def _check_pairs(bunch: Any, data: Path) -> None:
+def _check_images_and_captions(bunch: Any, data: Path) -> None:
     """Raise an error unless there are captions, and the images are paths."""
     if bunch.captions is None:
         raise ValueError(

@@ -35,9 +35,7 @@ def encode(
             "features of the texts are written to NAME.texts.npy."
         ),
     ] = None,
-    text_encoder: Annotated[
-        str, typer.Option(help="Text encoder to use; see --encoder for valid names.")
-    ] = "all-MiniLM-L6-v2",
+    text_encoder: option.TextEncoder = "all-MiniLM-L6-v2",
     dtype: Annotated[
         str, typer.Option(help="Data type of the features: float32, or float16 for half the size.")
     ] = "float32",

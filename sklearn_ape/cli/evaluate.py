@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import _inputs as option
-from ._inputs import load_data, parse_labels
+from ._inputs import load_data, parse_labels, resolve_label_names
 from ._output import check_output_file, print_message, resolve_format, write_atomically
 
 
@@ -53,6 +53,12 @@ def evaluate(
     """
     file_format = resolve_format(None, file_format)
     check_output_file(output)
+    if output is not None and output.suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl"):
+        raise typer.BadParameter(
+            f"{str(output)!r}: the report is JSON. Choose the suffix .json. To save the scores as "
+            "a table, set --format, and redirect the standard output.",
+            param_hint="--output",
+        )
     check_output_file(figure)
     if figure is not None:
         _check_figure(figure)
@@ -87,8 +93,10 @@ def evaluate(
     classifier: Any = None
     if isinstance(saved, ZeroShotClassifier) and names is None:
         classifier, names = saved, list(saved.classes_)
-    if labels_true is not None:
-        names = _resolve_labels(names, labels_true, bunch.captions is not None)
+    # With captions and a single label, only recall can be computed.
+    are_equal = labels_true is not None and len(set(labels_true)) == 1
+    if labels_true is not None and not (are_equal and names is None and bunch.captions):
+        names = resolve_label_names(names, labels_true)
     encoder = get_image_encoder(model)
     if strict:
         encoder.set_params(on_error="raise")
@@ -134,33 +142,6 @@ def evaluate(
             "held out."
         )
     print_scores(scores, file_format)  # last, because the reader may stop reading
-
-
-def _resolve_labels(names: Any, labels_true: Any, has_captions: bool) -> Any:
-    """Return the names of all classes: those of --labels, or else those of the images."""
-    from ..utils.validation import format_list
-
-    classes = sorted(set(map(str, labels_true)))
-    if names is None and len(classes) < 2:
-        if has_captions:  # a single folder with captions: only recall can be computed
-            return None
-        raise ValueError(
-            f"All images have the label {classes[0]!r}. Set --labels with the names of the other "
-            "classes."
-        )
-    if names is None:
-        return {name: name.replace("_", " ") for name in classes}
-    from ..prompts import flatten_labels, is_hierarchy
-
-    known = flatten_labels(names)[1] if is_hierarchy(names) else names
-    missing = [name for name in classes if name not in known]
-    if missing:
-        raise ValueError(
-            f"--labels does not contain labels of the images: {format_list(missing)}. Add them. "
-            "To use other names for a class, write a .json file of labels, "
-            f'{{"{missing[0]}": ["a name", "another name"]}}.'
-        )
-    return names
 
 
 def _count_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> int | None:

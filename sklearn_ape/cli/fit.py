@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 
 from . import _inputs as option
-from ._inputs import load_data, parse_labels
+from ._inputs import load_data, name_label, parse_labels, resolve_label_names
 from ._output import check_model_folder, print_message, resolve_format
 
 _Method = Literal["auto", "few-shot", "ape", "kernel", "cca", "asif", "lit"]
@@ -38,14 +38,7 @@ def fit(
             "(no training), lit (text encoder) or auto: few-shot without captions, else ape.",
         ),
     ] = "auto",
-    aligner: Annotated[
-        str | None,
-        typer.Option(
-            "--aligner",
-            "--model",
-            help="Aligner of few-shot: folder, owner/name or open_clip:... Default: starter.",
-        ),
-    ] = None,
+    aligner: option.Aligner = None,
     depth: Annotated[
         int | None,
         typer.Option(min=1, help="Layers of the head of --method ape.", show_default="2"),
@@ -132,21 +125,11 @@ def fit(
     else:
         _use_labels_as_captions(bunch, data, quiet)
 
-        from ..encoders import TransformersTextEncoder
         from ..zero_shot import ZeroShotClassifier
-        from ._models import make_image_encoder, make_text_encoder
 
-        encoder = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
-        caption_encoder = make_text_encoder(text_encoder, options)
-        if method == "lit" and not isinstance(caption_encoder, TransformersTextEncoder):
-            raise typer.BadParameter(
-                f"{text_encoder!r} cannot be trained. --method lit needs a text encoder of "
-                "transformers.",
-                param_hint="--text-encoder",
-            )
-        params: dict[str, Any] = {"image_encoder": encoder, "text_encoder": caption_encoder}
+        params = _make_encoders(method, image_encoder, text_encoder, strict, options)
         if head_pairs:
-            params["head_pairs"] = encoder
+            params["head_pairs"] = params["image_encoder"]
         if method in ("ape", "lit"):
             params |= {"random_state": random_state, "checkpoint": checkpoint}
             params |= {"device": device, "verbose": int(not quiet)}
@@ -209,6 +192,24 @@ class _Evaluation(NamedTuple):
         return model, scores, n_fitted
 
 
+def _make_encoders(
+    method: str, image_encoder: str, text_encoder: str, strict: bool, options: Any
+) -> dict[str, Any]:
+    """Return the encoders as parameters of an aligner."""
+    from ..encoders import TransformersTextEncoder
+    from ._models import make_image_encoder, make_text_encoder
+
+    images = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
+    texts = make_text_encoder(text_encoder, options)
+    if method == "lit" and not isinstance(texts, TransformersTextEncoder):
+        raise typer.BadParameter(
+            f"{text_encoder!r} cannot be trained. --method lit needs a text encoder of "
+            "transformers.",
+            param_hint="--text-encoder",
+        )
+    return {"image_encoder": images, "text_encoder": texts}
+
+
 def _fit_aligner(
     bunch: Any, method: str, params: dict[str, Any], evaluation: _Evaluation, options: Any
 ) -> tuple[Any, list[Any], int]:
@@ -252,7 +253,7 @@ def _use_labels_as_captions(bunch: Any, data: Path, quiet: bool) -> None:
                 "images in subfolders whose names describe them, or set --captions filename if "
                 "the file names describe them."
             )
-        bunch.captions = [_to_name(label) for label in bunch.labels]
+        bunch.captions = [name_label(label) for label in bunch.labels]
         if len(set(bunch.captions)) < 2:
             raise ValueError(
                 f"{str(data)!r} has a single subfolder and no captions, so all captions would be "
@@ -261,10 +262,6 @@ def _use_labels_as_captions(bunch: Any, data: Path, quiet: bool) -> None:
         print_message(
             "There are no captions. The names of the subfolders are used as captions.", quiet
         )
-
-
-def _to_name(label: Any) -> str:
-    return str(label).replace("_", " ").strip()
 
 
 def _fit_few_shot(
@@ -288,7 +285,7 @@ def _fit_few_shot(
     )
 
     y = [str(label) for label in bunch.labels]
-    names = _resolve_class_names(names, y)
+    names = resolve_label_names(names, y)
     aligner = load_aligner(source, options)
     encoder = get_image_encoder(aligner)
     encoded = encode_images(encoder, bunch.images, options)
@@ -324,25 +321,3 @@ def _fit_few_shot(
         ]
 
     return evaluation.fit_and_score(classifier, images, y, split, score)
-
-
-def _resolve_class_names(names: Any, y: list[str]) -> Any:
-    """Return the names of --labels, which must contain the labels y, or else names of y."""
-    from ..prompts import resolve_class_names
-    from ..utils.validation import format_list
-
-    if names is None:
-        names = {label: _to_name(label) for label in sorted(set(y))}
-    classes = list(resolve_class_names(names))
-    missing = sorted(set(y) - set(classes))
-    if missing:
-        raise ValueError(
-            f"--labels does not contain labels of the images: {format_list(missing)}. Add them, "
-            "or remove --labels to use the names of the subfolders."
-        )
-    if len(classes) < 2:
-        raise ValueError(
-            f"All images have the label {classes[0]!r}. Add subfolders, or set --labels with the "
-            "names of other classes."
-        )
-    return names

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..features import DiskFeatureCache
 
 
-_UNITS = {"": 1, "B": 1}
+_UNITS = {"B": 1}
 _UNITS |= {f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("KMGT")}
 _UNITS |= {f"{prefix}IB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")}
 
@@ -205,7 +205,7 @@ def _get_cache(folder: Path | None) -> DiskFeatureCache:
 
 
 def _parse_size(text: str) -> int:
-    """Return the bytes of a size such as "2GB", "1.5 GiB" or "1000".
+    """Return the bytes of a size such as "2GB", "1.5 GiB" or "1000 B".
 
     >>> _parse_size("2GB"), _parse_size("1.5 kib")
     (2000000000, 1536)

@@ -65,8 +65,7 @@ def search(
     if any(not text.strip() for text in queries):
         raise typer.BadParameter("is empty. Pass a text.", param_hint="--query")
     for path in likes:
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"--like {path!r} does not exist. Pass the path of an image.")
+        _check_query_image(path)
     if (index is None) == (not images):
         raise typer.BadParameter("Pass either images to search, or --index.")
     if index is not None and aligner is not None:
@@ -81,10 +80,13 @@ def search(
     options = RuntimeOptions(cache, device, n_jobs, quiet)
     retriever = _build_index(paths, aligner, options) if images else _load_index(index, options)
     with Table(["query", "rank", "path", "score"], output, file_format) as table:
-        n_empty = _write_results(table, queries, retriever, k, "text", score_bound)
-        n_empty += _write_results(table, likes, retriever, k, "image", score_bound)
-    if n_empty:
-        print_message(f"Nothing was found for {n_empty} of the queries.", quiet)
+        empty = _write_results(table, queries, retriever, k, "text", score_bound)
+        empty += _write_results(table, likes, retriever, k, "image", score_bound)
+    if empty:
+        from ..utils.validation import format_list
+
+        hint = "" if score_bound is None else " Set a lower --min-score to see the nearest images."
+        print_message(f"Nothing was found for {format_list(empty)}.{hint}", quiet)
 
 
 def index(
@@ -206,6 +208,20 @@ def _suggest_query(images: Sequence[str]) -> str:
     return 'Set --query "a red fruit" or --like cat.jpg.'
 
 
+def _check_query_image(path: str) -> None:
+    """Raise an error unless a path may be an image, before the collection is read."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"--like {path!r} is a folder. Pass the path of an image.")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--like {path!r} does not exist. Pass the path of an image.")
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        Image.open(path).close()
+    except UnidentifiedImageError as error:
+        raise ValueError(f"--like {path!r} cannot be read as an image. Pass another.") from error
+
+
 def _parse_min_score(text: str | None) -> float | str | None:
     if text is None or text == "auto":
         return text
@@ -224,12 +240,12 @@ def _write_results(
     k: int,
     modality: str,
     min_score: float | str | None,
-) -> int:
-    """Write the results of queries, and return the number of queries without results."""
+) -> list[str]:
+    """Write the results of queries, and return the queries without results."""
     from ..encoders import EncodingFailedWarning
 
     if not queries:
-        return 0
+        return []
     is_image = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
     # An image of the collection is its own nearest neighbour: search for one more, and skip it.
@@ -240,7 +256,7 @@ def _write_results(
         )
     # The items of an index created in Python may be ids instead of file names.
     has_file_names = not retriever._has_y
-    n_empty = 0
+    empty = []
     for query, scores, items in zip(queries, result.scores, result.items, strict=True):
         if not items and is_image and not _is_readable(retriever, query, min_score):
             raise ValueError(f"--like {query!r} cannot be read as an image. Pass another image.")
@@ -249,11 +265,12 @@ def _write_results(
             for item, score in zip(items, scores[: len(items)].tolist(), strict=True)
             if not (is_image and _is_same_file(item, query))
         ]
-        n_empty += not results
+        if not results:
+            empty.append(query)
         for rank, result_cells in enumerate(results[:k], start=1):
             table.write([FileName(query) if is_image else query, rank, *result_cells])
     table.flush()
-    return n_empty
+    return empty
 
 
 def _is_readable(retriever: Any, image: str, min_score: float | str | None) -> bool:

@@ -24,7 +24,7 @@ from .base import (
     import_optional,
     make_result,
     svg_to_png,
-    write_atomically,
+    write_bytes_atomically,
 )
 
 # Variation selector "show as an image". It is ignored, because file names and tables differ in it.
@@ -260,7 +260,7 @@ def _render(
         with explain_write_errors(folder), bar:
             folder.mkdir(parents=True, exist_ok=True)
             for file, name in missing:
-                write_atomically(folder / name, _to_png(file, size))
+                write_bytes_atomically(folder / name, _to_png(file, size))
                 bar.update()
     return [str(folder / name) for name in names]
 
@@ -377,7 +377,7 @@ def load_noto_emoji(
                 image = _draw(font, qualified[character])
                 if image in (None, placeholder):
                     continue
-                write_atomically(folder / name, image)
+                write_bytes_atomically(folder / name, image)
             paths[character] = str(folder / name)
     if not paths:
         raise ValueError(f"{str(file)!r} is a font without emoji. Pass NotoColorEmoji.ttf.")

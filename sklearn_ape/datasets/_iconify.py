@@ -15,16 +15,15 @@ from PIL import Image
 from sklearn.utils import Bunch
 
 from ..utils.messages import make_progress_bar
-from ..utils.validation import check_integer
+from ..utils.validation import check_integer, format_list
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
 from .base import (
     explain_write_errors,
     get_data_home,
     import_optional,
-    list_first,
     make_result,
     svg_to_png,
-    write_atomically,
+    write_bytes_atomically,
 )
 
 OPEN_LICENSES = (
@@ -224,7 +223,7 @@ def _select_sets(
         available = Counter(f"{s.category}, {s.license}" for s in icon_sets)
         raise ValueError(
             "No set has the given sets, categories, licenses and palette. The package has sets of "
-            f"{list_first(available, 10)}."
+            f"{format_list(available, limit=10)}."
         )
     return selected
 
@@ -246,8 +245,8 @@ def _choose(
     unknown = sorted(chosen - available)
     if unknown:
         raise ValueError(
-            f"{name} contains {list_first(unknown)}, which the package does not have. It has "
-            f"{list_first(sorted(available), 20)}."
+            f"{name} contains {format_list(unknown)}, which the package does not have. It has "
+            f"{format_list(sorted(available), limit=20)}."
         )
     return chosen
 
@@ -318,7 +317,7 @@ def _render_icon(label: str, svg: str, path: Path, size: int) -> None:
     with Image.open(io.BytesIO(png)) as image:
         is_blank = image.convert("RGB").getcolors(maxcolors=1) is not None
     suffix = ".blank" if is_blank else ".png"
-    write_atomically(path.with_name(path.name + suffix), b"" if is_blank else png)
+    write_bytes_atomically(path.with_name(path.name + suffix), b"" if is_blank else png)
 
 
 def _list_images(

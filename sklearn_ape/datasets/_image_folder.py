@@ -13,11 +13,10 @@ from sklearn.utils import Bunch
 
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import warn
-from ..utils.validation import check_sequence
+from ..utils.validation import check_sequence, format_list
 from .base import (
     check_folder,
     flatten_single_captions,
-    list_first,
     make_result,
     read_text,
     split_words,
@@ -29,6 +28,12 @@ _SIDECARS = (".txt", ".caption")
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "captions.csv")
 
 _CAPTION_COLUMNS = ("caption", "text")
+
+# Share of the images in the folder itself up to which subfolders are probably meant as labels.
+_MAX_LOOSE_SHARE = 0.1
+
+# Share of the images with a text file from which text files are probably meant as captions.
+_MIN_SIDECAR_SHARE = 0.1
 
 _DESCR = """\
 Folder of images
@@ -64,7 +69,8 @@ def load_image_folder(
         - "folder": the name of the folder that contains the image, with spaces for underscores.
         - "filename": the words of the file name; "red_apple-01.jpg" gives "red apple".
         - None: no captions.
-        - "auto": "sidecar" or else "table" if there are such files, otherwise None.
+        - "auto": "sidecar" if at least a tenth of the images have such files, or else "table" if
+          there is one, otherwise None.
     recursive : bool, default=True
         Whether to include images in subfolders.
     extensions : sequence of str, default=None
@@ -102,7 +108,8 @@ def load_image_folder(
     Warns
     -----
     UserWarning
-        If a subfolder cannot be read.
+        If a subfolder cannot be read; if a few images are not in a subfolder, so that there are no
+        labels; or if only a few images have a text file, so that "auto" ignores the files.
 
     See Also
     --------
@@ -154,8 +161,15 @@ def load_image_folder(
     description = _DESCR.format(n=len(names), folder=folder, captions=captions)
     skipped = dict(others.most_common())
     bunch = Bunch(images=images, captions=texts, other_files=skipped, DESCR=description)
-    if all(len(name.parts) > 1 for name in names):
+    loose = [name.as_posix() for name in names if len(name.parts) == 1]
+    if not loose:
         bunch.labels = np.array([name.parts[0] for name in names])
+    elif len(loose) <= _MAX_LOOSE_SHARE * len(names):
+        warn(
+            f"There are no labels, because {len(loose)} of {len(names)} images are not in a "
+            f"subfolder of {str(folder)!r}: {format_list(loose)}. Move them if the names of the "
+            "subfolders are labels."
+        )
     return make_result(bunch, return_X_y)
 
 
@@ -211,8 +225,16 @@ def _find_tables(folder: Path) -> list[Path]:
 def _detect_source(folder: Path, names: list[Path], others: Counter[str]) -> CaptionSource:
     # Checking every image for a text file is slow, so it is skipped if there are no text files.
     has_texts = any(others[suffix] for suffix in _SIDECARS)
-    if has_texts and any(_find_sidecar(folder / name) for name in names):
-        return "sidecar"
+    if has_texts:
+        named = [name.as_posix() for name in names if _find_sidecar(folder / name)]
+        if len(named) >= _MIN_SIDECAR_SHARE * len(names):
+            return "sidecar"
+        if named:
+            warn(
+                f"{len(named)} of {len(names)} images in {str(folder)!r} have a text file "
+                f"({format_list(named)}), so that text files are not used as captions. Write "
+                "the missing ones, and pass captions='sidecar', to use them."
+            )
     return "table" if _find_tables(folder) else None
 
 
@@ -222,8 +244,8 @@ def _read_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(names)} images in {str(folder)!r} have no text file "
-            f"({' or '.join(_SIDECARS)}): {list_first(missing)}. Write the missing files, remove "
-            "these images, or pass another source of captions."
+            f"({' or '.join(_SIDECARS)}): {format_list(missing)}. Write the missing files, remove "
+            "these images, or choose another source of captions: 'folder' or 'filename'."
         )
     captions = []
     for file in filter(None, files.values()):
@@ -244,7 +266,7 @@ def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
     if len(tables) > 1:
         raise ValueError(
             f"{str(folder)!r} has several tables of captions: "
-            f"{list_first(table.name for table in tables)}. Keep one of them, or read one with "
+            f"{format_list(table.name for table in tables)}. Keep one of them, or read one with "
             "load_pairs."
         )
     table = read_table(tables[0])
@@ -263,14 +285,14 @@ def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
         check_utf8(unknown, "the column 'file_name'", where)
         raise FileNotFoundError(
             f"{where} lists {len(unknown)} files that are not among the images in "
-            f"{str(folder)!r}: {list_first(unknown)}. Check the column 'file_name', or pass "
+            f"{str(folder)!r}: {format_list(unknown)}. Check the column 'file_name', or pass "
             "extensions=... if the images have unusual extensions."
         )
     missing = [name.as_posix() for name, texts in captions.items() if not texts]
     if missing:
         raise ValueError(
             f"{where} has no row for {len(missing)} of {len(names)} images: "
-            f"{list_first(missing)}. Add rows, or read only the table with load_pairs."
+            f"{format_list(missing)}. Add rows, or read only the table with load_pairs."
         )
     return list(captions.values())
 
@@ -280,7 +302,7 @@ def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:
     if loose:
         raise ValueError(
             f'captions="folder" requires that all images are in subfolders of {str(folder)!r}, '
-            f"but {len(loose)} are not: {list_first(loose)}. Move them, or pass another source "
+            f"but {len(loose)} are not: {format_list(loose)}. Move them, or pass another source "
             "of captions."
         )
     return [name.parent.name.replace("_", " ").strip() for name in names]
@@ -292,6 +314,6 @@ def _name_by_file(names: list[Path]) -> list[str]:
     if empty:
         raise ValueError(
             f'captions="filename" requires names with words, but {len(empty)} of {len(names)} '
-            f"have none: {list_first(empty)}. Pass another source of captions."
+            f"have none: {format_list(empty)}. Pass another source of captions."
         )
     return captions

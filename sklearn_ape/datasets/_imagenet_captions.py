@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.messages import warn
-from ..utils.validation import check_choice
-from .base import check_folder, import_optional, list_first, make_result
+from ..utils.validation import check_choice, format_list
+from .base import check_folder, import_optional, make_result
 
 _FIELDS = ("title", "tags", "description")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
@@ -221,7 +221,7 @@ def _report_missing(missing: list[str], n_entries: int, folder: Path, on_missing
         return
     message = (
         f"{str(folder)!r} has no file for {len(missing)} of {n_entries} images, neither in "
-        f"subfolders named by wnid nor in the folder itself: {list_first(missing)}."
+        f"subfolders named by wnid nor in the folder itself: {format_list(missing)}."
     )
     if len(missing) == n_entries:
         raise FileNotFoundError(f"{message} Pass the folder that contains n01440764.")
@@ -257,7 +257,7 @@ def _look_up_names(wnids: list[str]) -> dict[str, tuple[str, list[str]]]:
     if unknown:
         raise ValueError(
             f"{len(unknown)} wnids are not among ImageNet's 1,000 classes: "
-            f"{list_first(unknown)}. Remove their entries."
+            f"{format_list(unknown)}. Remove their entries."
         )
     synonyms = {wnid: info.label_name_to_description(wnid) for wnid in imagenet_wnids}
     n_by_first_name = Counter(text.split(", ")[0] for text in synonyms.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -62,17 +62,6 @@ def check_folder(path: str | os.PathLike[str], expected: str) -> Path:
     return folder
 
 
-def list_first(items: Iterable[object], limit: int = 5) -> str:
-    """Return the first items, and the number of items if there are more.
-
-    >>> list_first(["a", "b", "c"], limit=2)
-    "'a', 'b', ... (3 in all)"
-    """
-    items = list(items)
-    text = ", ".join(repr(item) for item in items[:limit])
-    return f"{text}, ... ({len(items)} in all)" if len(items) > limit else text
-
-
 def split_words(name: str) -> str:
     """Split a file name or identifier into words, and remove numbers at its end.
 
@@ -100,7 +89,7 @@ def read_text(file: Path) -> str:
         raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
 
 
-def write_atomically(target: Path, content: bytes) -> None:
+def write_bytes_atomically(target: Path, content: bytes) -> None:
     """Write a file that is either complete or missing, even if the process is killed."""
     temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex}.tmp")
     try:

@@ -15,7 +15,8 @@ from sklearn.utils import Bunch
 
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import unescape_formula
-from .base import flatten_single_captions, import_optional, list_first, make_result
+from ..utils.validation import format_list
+from .base import flatten_single_captions, import_optional, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -76,7 +77,7 @@ def _read_csv(file: Path, delimiter: str) -> Table:
         check_utf8(header, "the first line", "it")
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
-            raise ValueError(f"columns repeat: {list_first(repeated)}. Rename them.")
+            raise ValueError(f"columns repeat: {format_list(repeated)}. Rename them.")
         columns: list[list[str]] = [[] for _ in header]
         for row in filter(None, reader):
             if len(row) != len(header):
@@ -118,7 +119,7 @@ def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
         raise RepeatedKeyError(
-            f"has the key {list_first(repeated)} more than once. Keep one value of each key."
+            f"has the key {format_list(repeated)} more than once. Keep one value of each key."
         )
     return values
 
@@ -135,7 +136,7 @@ def read_frame(frame: Any) -> Table:
     names = list(frame.columns)
     if len(set(names)) < len(names):
         raise ValueError(
-            f"The data frame has repeated columns: {list_first(names, 10)}. Rename them."
+            f"The data frame has repeated columns: {format_list(names, limit=10)}. Rename them."
         )
     return {str(name): frame[name] for name in names}
 
@@ -205,7 +206,7 @@ def parse_captions(cells: Sequence[object], where: str) -> list[list[str]]:
     if invalid:
         raise ValueError(
             f"{where} has no caption in {len(invalid)} of {len(cells)} rows: rows "
-            f"{list_first(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
+            f"{format_list(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
             "Write a text or a list of texts, none of them empty, or remove the rows."
         )
     return captions
@@ -229,7 +230,7 @@ def load_pairs(
     source: Any,
     *,
     image: str = "image",
-    caption: str = "caption",
+    caption: str | None = "caption",
     label: str | None = None,
     root: str | os.PathLike[str] | None = None,
     check_files: bool = True,
@@ -247,9 +248,10 @@ def load_pairs(
     image : str, default="image"
         Column of images: paths, bytes of image files, PIL images, arrays, or dicts
         ``{"bytes": ..., "path": ...}`` as in Hugging Face datasets.
-    caption : str, default="caption"
-        Column of captions, which are texts or lists of texts.
-    label : str, default=None
+    caption : str or None, default="caption"
+        Column of captions, which are texts or lists of texts. None means no captions, and so
+        does "caption" if there is no such column, but one of labels.
+    label : str or None, default=None
         Column of labels. None means no labels.
     root : path-like, default=None
         Folder of relative paths. None means the folder of the table, or the current folder if
@@ -267,8 +269,8 @@ def load_pairs(
 
         images : list, length n_rows
             Images of the table, with paths made absolute. An image of several rows is repeated.
-        captions : list of str, or list of list of str, length n_rows
-            Captions, or lists of captions if any row has several.
+        captions : list of str, or list of list of str, length n_rows, or None
+            Captions, or lists of captions if any row has several; None if there are none.
         labels : ndarray of str, shape (n_rows,)
             Labels. The field exists only if `label` is not None.
         DESCR : str
@@ -323,11 +325,15 @@ def load_pairs(
     if not cells:
         raise ValueError(f"{where} has 0 rows. Pass a table with one row per image and caption.")
     bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
-    captions = parse_captions(get_text_column(table, caption, where), where)
-    bunch.captions = flatten_single_captions(captions)
+    if caption == "caption" and caption not in table and label is not None:
+        caption = None
+    bunch.captions = None
+    if caption is not None:
+        captions = parse_captions(get_text_column(table, caption, where), where)
+        bunch.captions = flatten_single_captions(captions)
+        _check_not_swapped(cells, bunch.captions, image, caption, where)
     if label is not None:
         bunch.labels = _check_labels(get_text_column(table, label, where), label, where)
-    _check_not_swapped(cells, bunch.captions, image, caption, where)
     bunch.images = _resolve_images(cells, base, where)
     if isinstance(table, Delimited):
         # File names may contain any bytes. If the file does not exist, the encoding is wrong.
@@ -367,7 +373,7 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
     if missing:
         raise ValueError(
             f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows: "
-            f"rows {list_first(missing)} (the first is 0). Remove these rows, or add labels."
+            f"rows {format_list(missing)} (the first is 0). Remove these rows, or add labels."
         )
     return np.array([str(value) for value in values])
 
@@ -379,7 +385,7 @@ def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
     if missing:
         raise ValueError(
             f"{where} has no image in {len(missing)} of {len(cells)} rows: rows "
-            f"{list_first(missing)} (the first is 0). Remove these rows."
+            f"{format_list(missing)} (the first is 0). Remove these rows."
         )
     images = []
     for row, cell in enumerate(cells):
@@ -402,7 +408,7 @@ def _check_files(images: list[Any], base: Path, where: str) -> None:
     if missing:
         raise FileNotFoundError(
             f"{where} lists {len(missing)} of {len(paths)} images that do not exist: "
-            f"{list_first(missing)}. Pass root=... if relative paths do not refer to "
+            f"{format_list(missing)}. Pass root=... if relative paths do not refer to "
             f"{str(base)!r}."
         )
 

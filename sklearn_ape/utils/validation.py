@@ -17,10 +17,12 @@ from sklearn.utils import check_array, column_or_1d
 _MAX_LISTED = 5
 
 
-def format_list(values: Iterable[Any], show: Callable[[Any], str] = repr) -> str:
-    """Return the first five values separated by commas, followed by ", ..." if there are more."""
-    texts = [show(value) for value in islice(values, _MAX_LISTED + 1)]
-    return ", ".join(texts[:_MAX_LISTED]) + (", ..." if len(texts) > _MAX_LISTED else "")
+def format_list(
+    values: Iterable[Any], show: Callable[[Any], str] = repr, limit: int = _MAX_LISTED
+) -> str:
+    """Return the first values separated by commas, followed by ", ..." if there are more."""
+    texts = [show(value) for value in islice(values, limit + 1)]
+    return ", ".join(texts[:limit]) + (", ..." if len(texts) > limit else "")
 
 
 P = ParamSpec("P")

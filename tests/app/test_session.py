@@ -19,6 +19,7 @@ from sklearn_ape.app._limits import UserError, ignore_progress, message_for_visi
 from sklearn_ape.app._model import Alignment, Model, Recall, load_model
 from sklearn_ape.app._session import AppService, Session, load_collection
 from sklearn_ape.app._ui import describe_alignment, show_errors
+from sklearn_ape.encoders import EncodingFailedWarning
 from sklearn_ape.features import MemoryFeatureCache
 
 
@@ -179,6 +180,21 @@ class TestSearch:
 
     def test_number_of_results_is_limited(self, service):
         assert len(service.search(Session(), "a cat", None, 10_000)[1]) == 40
+
+    def test_unreadable_image_of_the_server_is_skipped(self, captioned_images, tmp_path, limits):
+        """With the starter model, whose encoder raises an error."""
+        (tmp_path / "broken.jpg").write_bytes(b"")
+        images = [captioned_images.images[0], str(tmp_path / "broken.jpg")]
+        service = AppService(load_model(None), [*images, captioned_images.images[1]], limits)
+        with pytest.warns(EncodingFailedWarning):
+            _, found = service.search(Session(), "an animal", None, 20)
+        assert sorted(image.image for image in found) == sorted(captioned_images.images[:2])
+
+    def test_incomplete_captions_are_no_error(self, captioned_images, tmp_path):
+        for row in range(2):
+            shutil.copy(captioned_images.images[row], tmp_path / f"image {row}.png")
+        (tmp_path / "image 0.txt").write_text("a caption")
+        assert load_collection(tmp_path).names == ["image", "image"]
 
     def test_missing_query_raises(self, service):
         with pytest.raises(UserError, match="There is no query"):

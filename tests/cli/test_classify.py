@@ -114,7 +114,7 @@ class TestOutput:
         out = tmp_path / "new folder" / "names.parquet"
         result = run("classify", broken, "--labels", LABELS, "-o", out)
         assert result.stdout == ""
-        assert "12 images classified" in result.stderr
+        assert "Classified 12 images" in result.stderr
         frame = pd.read_parquet(out)
         assert frame["label"].notna().sum() == 12
         assert frame["error"].notna().sum() == 2
@@ -142,7 +142,7 @@ class TestErrors:
         ("arguments", "code", "message"),
         [
             ((), 2, "--labels"),
-            (("--labels", "cat"), 1, "only label"),
+            (("--labels", "cat"), 2, "only label"),
             (("--labels", LABELS, "--top-k", "4"), 2, "larger than the number of labels, 3"),
             (("--labels", LABELS, "--threshold", "2"), 2, "less than or equal"),
             (("--labels", LABELS, "-o", "out.xlsx"), 2, "no suffix of a known format"),

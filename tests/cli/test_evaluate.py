@@ -127,6 +127,9 @@ class TestErrors:
         (small_folder / "animal" / "zz.jpg").write_text("no image")
         assert "zz.jpg" in run("evaluate", small_folder, "--strict", code=1).stderr
 
+    def test_report_in_a_table_format_raises(self, small_folder, run):
+        assert "the report is JSON" in run("evaluate", small_folder, "-o", "x.csv", code=2).stderr
+
     def test_unknown_figure_format_raises(self, small_folder, run):
         assert ".png" in run("evaluate", small_folder, "--figure", "x.docx", code=2).stderr
 

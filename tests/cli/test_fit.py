@@ -169,6 +169,15 @@ class TestFewShot:
         counts = [len(list((photos / name).iterdir())) for name in ("animal", "food", "travel")]
         assert model.class_count_.tolist() == [*counts[:2], 0, counts[2]]
 
+    def test_table_of_labels_without_captions(self, photos, run, tmp_path):
+        """Such as a corrected table of `classify`."""
+        rows = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+        table = tmp_path / "labels.csv"
+        table.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+        options = ("--image", "path", "--label", "label", "--test-size", "0", "--quiet")
+        run("fit", table, "-o", tmp_path / "model", *options)
+        assert load_pretrained(tmp_path / "model").class_count_.sum() == len(rows)
+
     @pytest.mark.parametrize(
         ("arguments", "message", "code"),
         [

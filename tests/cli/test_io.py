@@ -50,7 +50,7 @@ class TestListImages:
         (folder / ".hidden.png").write_text("no image")
         (folder / "link.png").symlink_to(image)
         assert sorted(relative(list_images([str(folder)]), folder)) == sorted([*names, "link.png"])
-        assert "Skipped 1 file that is not an image (1 '.txt')" in capsys.readouterr().err
+        assert "Skipped 1 file of other formats (1 '.txt')" in capsys.readouterr().err
 
     def test_existing_file_named_like_pattern_is_a_file(self, image, tmp_path):
         target = tmp_path / "[1].png"
@@ -124,8 +124,15 @@ class TestParseLabels:
         ],
     )
     def test_useless_labels_raise(self, text, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, typer.BadParameter), match=message):
             parse_labels(text, None)
+
+    def test_table_raises(self, tmp_path):
+        """Its lines would become labels."""
+        table = tmp_path / "names.csv"
+        table.write_text("path,label\na.jpg,cat\n")
+        with pytest.raises(typer.BadParameter, match="is a table"):
+            parse_labels(None, table)
 
     def test_invalid_json_raises(self, tmp_path):
         (tmp_path / "labels.json").write_text("{cat}")
@@ -364,4 +371,4 @@ def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys):
     assert "Skipped" not in capsys.readouterr().err
     (small_folder / "notes.txt").write_text("not a caption")
     list_images([str(small_folder)])
-    assert "Skipped 1 file that is not an image (1 '.txt')." in capsys.readouterr().err
+    assert "Skipped 1 file of other formats (1 '.txt')." in capsys.readouterr().err

@@ -110,7 +110,7 @@ class TestMinScore:
     def test_query_without_results_is_reported(self, photos, run):
         result = run("search", photos, "--query", "a fruit", "--min-score", "0.99")
         assert result.stdout.splitlines() == ["query,rank,path,score"]
-        assert "Nothing was found for 1 of the queries." in result.stderr
+        assert "Nothing was found for 'a fruit'. Set a lower --min-score" in result.stderr
 
     def test_auto_lists_related_images(self, photos, run):
         result = run("search", photos, "--query", "a tomato", "--min-score", "auto", "-k", "60")
@@ -119,6 +119,18 @@ class TestMinScore:
     def test_invalid_score_is_a_message(self, photos, run):
         result = run("search", photos, "--query", "a", "--min-score", "high", code=2)
         assert "is not a number or auto" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("folder", "is a folder"), ("text.jpg", "cannot be read"), ("none", "exist")],
+)
+def test_query_image_is_checked_first(photos, run, tmp_path, name, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.jpg").write_text("no image")
+    result = run("search", photos, "--like", tmp_path / name, code=1)
+    assert message in " ".join(result.stderr.split())
+    assert "Encoding" not in result.stderr
 
 
 def test_text_instead_of_image_suggests_query(photos, run):

@@ -27,6 +27,24 @@ def test_images_outside_subfolders_have_no_labels(folder):
     assert "labels" not in load_image_folder(folder)
 
 
+def test_few_images_outside_subfolders_are_named(folder):
+    """A single image outside must not remove the labels of all others in silence."""
+    make(folder, "loose.jpg", *(f"birds/{i}.jpg" for i in range(7)))
+    with pytest.warns(UserWarning, match=r"1 of 11 images are not in a subfolder .*'loose\.jpg'"):
+        assert "labels" not in load_image_folder(folder)
+
+
+def test_few_text_files_are_not_captions(folder):
+    """A note next to one of many images does not make the others lack a caption."""
+    make(folder, "birds/0.txt", *(f"birds/{i}.jpg" for i in range(9)))
+    with pytest.warns(UserWarning, match=r"1 of 12 images .*'birds/0\.jpg'"):
+        data = load_image_folder(folder)
+    assert data.captions is None
+    assert len(data.labels) == 12
+    with pytest.raises(ValueError, match="11 of 12 images"):
+        load_image_folder(folder, captions="sidecar")
+
+
 def test_paths_are_absolute(folder, monkeypatch):
     """Paths are valid after the working directory changes."""
     monkeypatch.chdir(folder)
