@@ -209,6 +209,8 @@ def validate_y(y: Any) -> list[Any]:
             "to texts, for example with y.astype(str)."
         )
     values = array.tolist()
+    if not values:
+        raise ValueError("y is empty. Pass the label of at least one image.")
     if array.dtype.kind not in "biufcU":
         _check_no_missing(values)
         values = [to_builtin(value) for value in values]
@@ -254,6 +256,11 @@ def _list_classes(labels: Any) -> list[Any]:
         raise ValueError(
             f"labels is a {type(labels).__name__}, which cannot be copied or read twice. Pass a "
             "list: list(labels)."
+        )
+    if hasattr(labels, "columns"):
+        raise ValueError(
+            "labels is a table. Pass the column with the names, such as table['name'], or a "
+            "mapping {label: name}."
         )
     classes = [to_builtin(label) for label in list_labels(labels)]
     if not classes:

@@ -97,7 +97,7 @@ class FittedImages(NamedTuple):
         keys, are_contents = state.array("keys", (None,), "i"), state.value("are_contents")
         if not isinstance(are_contents, bool):
             raise ValueError(f"{state.where}.are_contents must be true or false.")
-        mean = state.array("mean", (n_features,)) if "mean" in state else state.optional("mean")
+        mean = state.array("mean", (n_features,)) if "mean" in state else None
         return cls(np.unique(keys), are_contents, mean)
 
 
@@ -115,6 +115,8 @@ def _feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
             keys[rows] = np.frombuffer(b"".join(digests), dtype=np.int64)
             continue
         block = block - mean
+        # If all images are equal, what remains is rounding error.
+        block[np.abs(block).max(axis=1) <= _TOLERANCE * np.abs(mean).max()] = 0
         # Sorted columns and a stable sort, so that ties are broken by the number of the column.
         columns = np.sort(np.argpartition(-block, _N_LARGEST, axis=1)[:, :_N_LARGEST], axis=1)
         order = np.argsort(-np.take_along_axis(block, columns, axis=1), axis=1, kind="stable")

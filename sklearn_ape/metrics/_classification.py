@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
 from sklearn.utils import Bunch, check_array, check_consistent_length
+from sklearn.utils.validation import _check_sample_weight
 
 from ..utils.validation import (
     as_labels,
@@ -24,7 +25,7 @@ _ROUNDING = 1e-12
 
 @ignores_underflow
 def expected_calibration_error(
-    y_true: Any, proba: Any, n_bins: int = 15, labels: Any = None
+    y_true: Any, proba: Any, n_bins: int = 15, labels: Any = None, sample_weight: Any = None
 ) -> float:
     """Compute the expected calibration error (ECE), the mean gap of confidence and accuracy.
 
@@ -43,6 +44,8 @@ def expected_calibration_error(
     labels : array-like of shape (n_classes,) or None, default=None
         Class of each column, such as a classifier's ``classes_``. None uses the sorted classes of
         `y_true`, which must then have the same number as the columns.
+    sample_weight : array-like of shape (n_samples,) or None, default=None
+        Weights of the predictions. None gives each the weight 1.
 
     Returns
     -------
@@ -52,8 +55,8 @@ def expected_calibration_error(
     Raises
     ------
     ValueError
-        If `proba` are not probabilities, a class has no column, `labels` has duplicates, or
-        `n_bins` is not an integer of at least 1.
+        If `proba` are not probabilities, a class has no column, `labels` has duplicates, `n_bins`
+        is not an integer of at least 1, or a weight is negative.
 
     See Also
     --------
@@ -89,8 +92,9 @@ def expected_calibration_error(
     is_correct = proba.argmax(axis=1) == columns
     edges = np.linspace(0, 1, n_bins + 1)[1:-1]
     bins = np.digitize(confidence, edges, right=True)
-    gaps = np.bincount(bins, weights=confidence - is_correct)
-    return float(np.abs(gaps).sum() / len(proba))
+    weights = _check_sample_weight(sample_weight, proba, ensure_non_negative=True)
+    gaps = np.bincount(bins, weights=weights * (confidence - is_correct))
+    return float(np.abs(gaps).sum() / weights.sum())
 
 
 @ignores_underflow
@@ -101,7 +105,7 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
 
     Parameters
     ----------
-    logits : array-like of shape (n_samples, n_classes)
+    logits : array-like of shape (n_samples, n_classes), or (n_samples,) for two classes
         Output of ``decision_function`` for samples that were not used for training. ``-inf``
         excludes a class for a sample, and so does a large negative number such as -1e9.
     y : array-like of shape (n_samples,)
@@ -144,7 +148,11 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     >>> round(fit_temperature(logits, [0, 0, 0, 1]), 3)
     9.102
     """
-    logits = check_array(logits, dtype=np.float64, ensure_all_finite=False, input_name="logits")
+    logits = check_array(
+        logits, dtype=np.float64, ensure_2d=False, ensure_all_finite=False, input_name="logits"
+    )
+    if logits.ndim == 1:  # of two classes, decision_function returns the difference
+        logits = np.column_stack([np.zeros_like(logits), logits])
     invalid = np.flatnonzero((np.isnan(logits) | (logits == np.inf)).any(axis=1))
     if invalid.size:
         raise ValueError(

@@ -14,8 +14,6 @@ from ..prompts import make_captions, validate_y
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ._single_label import SingleLabelClassifier
 
-__all__ = ["ZeroShotClassifier"]
-
 
 class ZeroShotClassifier(SingleLabelClassifier):
     """Predict the class whose name, embedded as text, is most similar to the image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -9,10 +10,9 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 
-from ..aligners.fitted_images import group_equal_images
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import LogitTiles
-from ..aligners.wrapper import embed_with_features, unwrap_aligner
+from ..aligners.wrapper import unwrap_aligner
 from ..encoders.items import EncodingFailedWarning
 from ..features.memmap import is_table
 from ..persistence.hub import Facts
@@ -25,8 +25,6 @@ from ._classifier import ZeroShotClassifier
 from ._label_embeddings import embed_labels
 from ._probe import Examples, ImageVectors, Probe, fit_probe
 from ._single_label import validate_weights
-
-__all__ = ["FewShotClassifier"]
 
 
 class FewShotClassifier(ZeroShotClassifier):
@@ -260,7 +258,7 @@ class FewShotClassifier(ZeroShotClassifier):
         scale = self._resolve_scale(text_aligner)
         examples = _embed_examples(aligner, X, values, list(names), weights)
         self._fit_probe(examples, text, scale)
-        self._names, self.aligner_ = names, aligner
+        self._names, self.aligner_, self._fitted_labels = names, aligner, self.labels
         self._note_fit()
         progress.end()
         return self
@@ -281,16 +279,13 @@ class FewShotClassifier(ZeroShotClassifier):
             False for images that could not be read.
         """
         self._check_ready()
-        embeddings = np.asarray(self._aligner_in_use().transform(X), dtype=np.float32)
-        if not hasattr(self, "coef_"):
-            return np.zeros(len(embeddings), bool)
-        is_readable = ~np.isnan(embeddings[:, 0])
-        n_examples = len(self._examples.codes)
-        groups = group_equal_images(
-            np.vstack([self._examples.embeddings, embeddings[is_readable]])
-        )
-        is_labelled = np.zeros(len(embeddings), bool)
-        is_labelled[is_readable] = np.isin(groups[n_examples:], groups[:n_examples])
+        images = Examples.from_images(self._aligner_in_use(), X)
+        is_labelled = np.zeros(len(images.codes), bool)
+        if hasattr(self, "coef_"):
+            readable = np.flatnonzero(~np.isnan(images.embeddings[:, 0]))
+            groups = self._examples.extend(images.select(readable)).find_copies()
+            n_examples = len(self._examples.codes)
+            is_labelled[readable] = np.isin(groups[n_examples:], groups[:n_examples])
         return is_labelled
 
     @property
@@ -345,6 +340,9 @@ class FewShotClassifier(ZeroShotClassifier):
             return self._names
         return super()._resolve_names()
 
+    def _get_labels(self) -> Any:
+        return getattr(self, "_fitted_labels", self.labels)
+
     def _check_parameters(self) -> tuple[str, ...]:
         check_number(self.alpha, "alpha", 0, closed="neither")
         return super()._check_parameters()
@@ -366,7 +364,6 @@ class FewShotClassifier(ZeroShotClassifier):
     def _set_state(self, state: FittedState) -> None:
         super()._set_state(state)
         if "few_shot" not in state:
-            state.optional("few_shot")
             return
         part = state.part("few_shot")
         n_classes = len(self._names)
@@ -376,10 +373,8 @@ class FewShotClassifier(ZeroShotClassifier):
         if len(codes) and (codes.min() < 0 or codes.max() >= n_classes):
             raise ValueError(f"{part.where}.codes must be from 0 to {n_classes - 1}.")
         features: np.ndarray | None = None
-        if "features" in part:
+        if "features" in part:  # files of earlier versions do not have them
             features = part.array("features", (len(codes), None))
-        else:  # saved by an earlier version
-            part.optional("features")
         self._examples = Examples(
             part.array("embeddings", (len(codes), n_components)),
             codes,
@@ -412,50 +407,59 @@ def _embed_examples(
     aligner: Any, X: Any, values: list[Any], classes: list[Any], weights: np.ndarray
 ) -> Examples:
     """Embed labelled images with a weight. Unreadable ones are left out with a warning."""
-    embeddings, features = embed_with_features(aligner, X)
     code_of = {label: code for code, label in enumerate(classes)}
     codes = np.array([code_of[value] for value in values], dtype=np.int64)
-    is_readable = ~np.isnan(embeddings[:, 0])
+    images = Examples.from_images(aligner, X)._replace(codes=codes, weights=weights)
+    is_readable = ~np.isnan(images.embeddings[:, 0])
     if not is_readable.all():
         rows = np.flatnonzero(~is_readable)
-        if len(rows) == len(embeddings):
+        if len(rows) == len(codes):
             raise ValueError(
-                f"None of the {len(embeddings)} images could be read. Check the paths and files."
+                f"None of the {len(codes)} images could be read. Check the paths and files."
             )
         warn(
-            f"{len(rows)} of {len(embeddings)} images could not be read and are left out: rows "
+            f"{len(rows)} of {len(codes)} images could not be read and are left out: rows "
             f"{format_list(rows, str)}.",
             EncodingFailedWarning,
         )
     rows = np.flatnonzero(is_readable & (weights > 0))
-    examples = Examples(embeddings, codes, weights, features).select(rows)
-    _check_labels_agree(examples, rows, classes, are_images=not is_table(X) and holds_images(X))
+    examples = images.select(rows)
+    images_or_none = None if is_table(X) or not holds_images(X) else X
+    _check_labels_agree(examples, rows, classes, images_or_none)
     return examples
 
 
 def _check_labels_agree(
-    examples: Examples, rows: np.ndarray, classes: list[Any], are_images: bool
+    examples: Examples, rows: np.ndarray, classes: list[Any], images: Any
 ) -> None:
     """Raise ValueError if the same image has different labels; warn about equal features."""
-    groups = group_equal_images(examples.embeddings)
+    groups = examples.find_copies()
     order = np.lexsort((examples.codes, groups))
     is_conflict = (np.diff(groups[order]) == 0) & (np.diff(examples.codes[order]) != 0)
     conflicts = np.flatnonzero(is_conflict)
     if conflicts.size:
-        first, second = sorted(order[[conflicts[0], conflicts[0] + 1]].tolist())
-        labels = [classes[examples.codes[row]] for row in (first, second)]
-        message = (
-            f"y has different labels for the same image: {labels[0]!r} in row {rows[first]} and "
-            f"{labels[1]!r} in row {rows[second]}. Correct y, or leave one of the rows out."
+        first, second = (
+            f"{classes[examples.codes[row]]!r} in row {rows[row]}{_name_file(images, rows[row])}"
+            for row in sorted(order[[conflicts[0], conflicts[0] + 1]].tolist())
         )
-        if are_images:
+        message = (
+            f"y has different labels for the same image: {first} and {second}. Correct y, or "
+            "leave one of the rows out."
+        )
+        if images is not None:
             raise ValueError(message)
         warn(message)  # features of different images may be equal
 
 
+def _name_file(images: Any, row: int) -> str:
+    """Return the path of an image in parentheses; an empty text if it is not a file."""
+    image = None if images is None else list(images)[row]
+    return f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
+
+
 def _drop_replaced(examples: Examples, added: Examples) -> Examples:
     """Return the examples without images that are added with another label."""
-    groups = group_equal_images(np.vstack([examples.embeddings, added.embeddings]))
+    groups = examples.extend(added).find_copies()
     old, new = groups[: len(examples.codes)], groups[len(examples.codes) :]
     new_codes = dict(zip(new.tolist(), added.codes.tolist(), strict=True))
     kept = [

@@ -29,8 +29,6 @@ from ._multilabel_targets import (
     to_indicator,
 )
 
-__all__ = ["MultiLabelZeroShotClassifier"]
-
 
 class MultiLabelZeroShotClassifier(ZeroShotBase):
     """Predict every label whose name is similar enough to the image: none, one or several.
@@ -436,7 +434,6 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         super()._set_state(state)
         if "thresholds" in state:
             self._set_thresholds(state.array("thresholds", (len(self._list_labels()),)))
-        state.optional("thresholds")
 
     def _describe_limit(self) -> str:
         return "Thresholds suit images like those that they were fitted on."

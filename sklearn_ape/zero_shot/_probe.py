@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy.linalg import eigh
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from ..aligners.fitted_images import group_equal_images
 from ..aligners.wrapper import embed_with_features
 from ..metrics import expected_calibration_error
 from ..utils.linalg import normalize_rows
@@ -22,10 +23,14 @@ _N_FOLDS = 3
 # The regression is restricted to this number of principal directions of the examples. More of
 # them did not improve accuracies with 16 to 100 images per class.
 _MAX_DIRECTIONS = 640
-# Largest component of the gradient at the solution, relative to that at the names alone. A third
-# of it changes accuracies by less than sampling does. The folds need the same precision: solutions
-# that are stopped earlier are less confident, and would give another temperature.
-_TOLERANCE = 3e-3
+# Largest component of the gradient at the solution, relative to that at the names alone: this
+# multiple of alpha, within bounds. For the default alpha and many examples it is 3e-3, a third of
+# which changes accuracies by less than sampling does. With a smaller alpha the gradient is small
+# long before the solution: with 3e-3 and alpha=6e-5, accuracies were up to 5 points lower. Few
+# examples are solved more precisely, which takes little time: the temperature depends on it.
+_TOLERANCE_PER_ALPHA = 0.5
+_MIN_TOLERANCE, _MAX_TOLERANCE = 1e-5, 3e-3
+_MANY_EXAMPLES = 1000
 # Standard deviation of the logarithm of the temperature, before the examples are known.
 _TEMPERATURE_STD = 0.3
 
@@ -42,6 +47,13 @@ class Examples(NamedTuple):
     weights: np.ndarray
     features: np.ndarray | None = None
 
+    @classmethod
+    def from_images(cls, aligner: Any, X: Any) -> Self:
+        """Return images of class 0 with weight 1; embeddings of unreadable ones are NaN."""
+        embeddings, features = embed_with_features(aligner, X)
+        n_images = len(embeddings)
+        return cls(embeddings, np.zeros(n_images, np.int64), np.ones(n_images), features)
+
     def select(self, rows: np.ndarray) -> Examples:
         features = None if self.features is None else self.features[rows]
         return Examples(self.embeddings[rows], self.codes[rows], self.weights[rows], features)
@@ -57,6 +69,13 @@ class Examples(NamedTuple):
             np.concatenate([self.weights, other.weights]),
             features,
         )
+
+    def find_copies(self) -> np.ndarray:
+        """Return the number of a group for each example; copies of an image are in one group."""
+        # Features are preferred: the same image has the same ones in every call if they are
+        # cached. Embeddings differ by rounding, which is hard to allow for if they have few
+        # components.
+        return group_equal_images(self.embeddings if self.features is None else self.features)
 
     def find_center(self) -> np.ndarray | None:
         """Return the mean of the features."""
@@ -142,7 +161,12 @@ class _Problem:
     ) -> None:
         self.examples = examples
         n, self.n_classes = len(examples.codes), len(text)
-        self.alpha = alpha
+        # Only ratios of weights and alpha matter. With weights of mean 1, alpha determines how
+        # precise and how well-conditioned the solution must be.
+        mean_weight = examples.weights.mean() if n else 1.0
+        self.weights, self.alpha = examples.weights / mean_weight, alpha / mean_weight
+        tolerance = _TOLERANCE_PER_ALPHA * self.alpha * min(1, n / _MANY_EXAMPLES)
+        self.tolerance = np.clip(tolerance, _MIN_TOLERANCE, _MAX_TOLERANCE)
         self.base = np.float32(scale) * (examples.embeddings @ text.T)
         has_intercept = len(np.unique(examples.codes)) == self.n_classes
         constant = np.full((n, 1), _INTERCEPT_FEATURE if has_intercept else 0, np.float32)
@@ -154,7 +178,7 @@ class _Problem:
         # The Hessian of the cross entropy is that of least squares times p * (1 - p), which is
         # about a fiftieth per class at the solution, where most examples are fitted well. Dividing
         # by the root of the Hessian makes all directions about equally curved.
-        self.root = 1 / np.sqrt(singular**2 / (50 * max(self.n_classes, 2)) + alpha)
+        self.root = 1 / np.sqrt(singular**2 / (50 * max(self.n_classes, 2)) + self.alpha)
         inputs = self.directions * singular if self.is_wide else self.features @ self.directions
         self.inputs = (inputs * self.root).astype(np.float32)
         self.singular = singular
@@ -169,7 +193,7 @@ class _Problem:
 
     def solve_coordinates(self, rows: np.ndarray) -> np.ndarray:
         inputs, base = self.inputs[rows], self.base[rows]
-        codes, weights = self.examples.codes[rows], self.examples.weights[rows]
+        codes, weights = self.examples.codes[rows], self.weights[rows]
         order, shape = np.arange(len(rows)), (len(self.root), self.n_classes)
         curvature = self.alpha * self.root[:, None] ** 2
 
@@ -186,7 +210,7 @@ class _Problem:
         start = np.zeros(shape).ravel()
         # Conjugate gradients need less time per iteration than scipy's L-BFGS, and in these
         # coordinates no more iterations.
-        options = {"maxiter": 200, "gtol": _TOLERANCE * np.abs(loss(start)[1]).max()}
+        options = {"maxiter": 200, "gtol": self.tolerance * np.abs(loss(start)[1]).max()}
         result = minimize(loss, start, jac=True, method="CG", options=options)
         return result.x.reshape(shape)
 
@@ -208,7 +232,11 @@ def _find_directions(features: np.ndarray, is_wide: bool) -> tuple[np.ndarray, n
 def _cross_validate(problem: _Problem) -> tuple[float, float, float]:
     """Return the temperature, the accuracy and the calibration error of held-out examples."""
     codes, weights = problem.examples.codes, problem.examples.weights
-    counts = np.bincount(codes, minlength=problem.n_classes)
+    # Copies of an image are in the same fold, since they would be predicted from each other.
+    _, first, copy_of = np.unique(
+        problem.examples.find_copies(), return_index=True, return_inverse=True
+    )
+    counts = np.bincount(codes[first], minlength=problem.n_classes)
     # Classes with one example would be predicted from their names alone.
     is_tested = counts[codes] >= 2
     if not is_tested.any() or problem.n_classes == 1:
@@ -216,9 +244,10 @@ def _cross_validate(problem: _Problem) -> tuple[float, float, float]:
     n_folds = min(_N_FOLDS, int(counts.max()))
     # Examples of each class are distributed in turns. Classes begin at different folds, so that
     # the folds have about the same size.
-    order = np.argsort(codes, kind="stable")
-    folds = np.empty(len(codes), dtype=np.intp)
-    folds[order] = np.arange(len(codes)) % n_folds
+    order = np.lexsort((first, codes[first]))
+    folds = np.empty(len(first), dtype=np.intp)
+    folds[order] = np.arange(len(first)) % n_folds
+    folds = folds[copy_of.ravel()]
     logits = problem.base.copy()
     for fold in range(n_folds):
         is_held_out = folds == fold
@@ -228,7 +257,9 @@ def _cross_validate(problem: _Problem) -> tuple[float, float, float]:
     temperature = _fit_temperature(logits, codes, weights)
     proba = softmax(logits.astype(np.float64) / temperature, axis=1)
     accuracy = float(np.average(proba.argmax(axis=1) == codes, weights=weights))
-    error = expected_calibration_error(codes, proba, labels=np.arange(problem.n_classes))
+    error = expected_calibration_error(
+        codes, proba, labels=np.arange(problem.n_classes), sample_weight=weights
+    )
     return temperature, accuracy, error
 
 

@@ -393,17 +393,22 @@ class SingleLabelClassifier(ZeroShotBase):
         names = super()._resolve_names() if labels is None else resolve_class_names(labels)
         return None if names is None else {label: names[label] for label in sorted(names)}
 
+    def _get_labels(self) -> Any:
+        """Return the `labels` that determine the present classes."""
+        return self.labels
+
     def _get_hierarchy(self) -> Hierarchy:
-        if not is_hierarchy(self.labels):
+        labels = self._get_labels()
+        if not is_hierarchy(labels):
             raise AttributeError(
                 f"labels of this {type(self).__name__} is not a hierarchy. Pass classes within "
                 "classes: labels={'animal': {'bird': None, 'fish': ['fish', 'shark']}, ...}."
             )
-        return Hierarchy.from_labels(self.labels, self.classes_)
+        return Hierarchy.from_labels(labels, self.classes_)
 
     def _list_nodes(self, classes: np.ndarray) -> np.ndarray:
         """Return the labels that may be predicted: the classes, and nodes of a hierarchy."""
-        return self._get_hierarchy().nodes if is_hierarchy(self.labels) else classes
+        return self._get_hierarchy().nodes if is_hierarchy(self._get_labels()) else classes
 
     @ignores_underflow
     def _predict_codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
@@ -415,7 +420,7 @@ class SingleLabelClassifier(ZeroShotBase):
 
     def _choose(self, logits: np.ndarray) -> np.ndarray:
         """Return the index of the node of each row of logits, which are modified."""
-        if self.threshold is None or not is_hierarchy(self.labels):
+        if self.threshold is None or not is_hierarchy(self._get_labels()):
             return choose_texts(logits, self.threshold)
         is_unreadable = np.isnan(logits[:, 0])
         codes = self._get_hierarchy().choose(to_probabilities(logits), self.threshold)
@@ -448,6 +453,10 @@ class SingleLabelClassifier(ZeroShotBase):
     def _check_parameters(self) -> tuple[str, ...]:
         templates = super()._check_parameters()
         check_number(self.threshold, "threshold", 0, 1, closed="both", optional=True)
+        if np.ndim(self.unknown_label):
+            raise ValueError(
+                f"unknown_label must be one text or number, not {self.unknown_label!r}."
+            )
         if self.labels is not None and self.class_prior is not None:
             names = resolve_class_names(self.labels)
             resolve_class_prior(self.class_prior, to_class_array(sorted(names)))

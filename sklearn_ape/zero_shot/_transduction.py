@@ -31,15 +31,18 @@ _LOGIT_STD = 3.0
 # so little about the images that propagation would amplify noise.
 _MIN_CONFIDENCE = 0.1
 # Damping is added to the degrees of the graph, so that only similar neighbours matter. It is 0 if
-# the names find few of the classes in the collection, since neighbours are then likely of the same
-# class, or if they are confident. It is largest if they find most classes and are not confident.
-# These bounds were chosen on emoji and four sets of icons.
+# the names find few of the classes in the collection (low coverage), since neighbours are then
+# likely of the same class, or if they are confident. It is largest if they find most classes and
+# are not confident. These ranges were chosen on emoji and four sets of icons.
 _MAX_DAMPING = 0.4
-_FEW_CLASSES, _MANY_CLASSES = 0.4, 0.7
-_LOW_CONFIDENCE, _HIGH_CONFIDENCE = 0.2, 0.5
+_COVERAGE_RANGE = (0.4, 0.7)
+_CONFIDENCE_RANGE = (0.2, 0.5)
 
 _MIN_SHARE = 1e-9
 _MAX_ITERATIONS = 100
+# A step of the propagation changes the labels by at most _ALPHA times the change of the previous
+# step, so about 30 of them suffice.
+_MAX_STEPS = 50
 
 
 def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | None:
@@ -47,6 +50,8 @@ def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | N
     if class_prior is None:
         return None
     labels = classes.tolist()
+    if hasattr(class_prior, "to_dict"):  # a pandas Series, such as the result of value_counts
+        class_prior = class_prior.to_dict()
     if isinstance(class_prior, Mapping):
         unknown = [label for label in class_prior if label not in labels]
         missing = [label for label in labels if label not in class_prior]
@@ -129,15 +134,16 @@ def propagate_labels(
         scaled += match_shares(scaled, shares).astype(np.float32)
     sharp = softmax(scaled, axis=1)
     means = np.maximum(sharp.mean(axis=0), _MIN_SHARE)
-    found = np.exp(-(means * np.log(means)).sum()) / n_classes
-    many = np.clip((found - _FEW_CLASSES) / (_MANY_CLASSES - _FEW_CLASSES), 0, 1)
-    certain = np.clip((certainty - _LOW_CONFIDENCE) / (_HIGH_CONFIDENCE - _LOW_CONFIDENCE), 0, 1)
+    # The exponential of the entropy is the number of classes if all are equally frequent.
+    coverage = np.exp(-(means * np.log(means)).sum()) / n_classes
+    coverage_level = np.interp(coverage, _COVERAGE_RANGE, (0, 1))
+    confidence_level = np.interp(certainty, _CONFIDENCE_RANGE, (0, 1))
     if examples is not None:  # further nodes of the graph, whose classes are certain
         embeddings = np.vstack([embeddings, examples[0]])
         sharp = np.vstack([sharp, np.eye(n_classes, dtype=sharp.dtype)[examples[1]]])
-    graph = _make_graph(embeddings, _MAX_DAMPING * float(many * (1 - certain)))
+    graph = _make_graph(embeddings, _MAX_DAMPING * float(coverage_level * (1 - confidence_level)))
     propagated = sharp
-    for _ in range(50):
+    for _ in range(_MAX_STEPS):
         previous, propagated = propagated, sharp + np.float32(_ALPHA) * (graph @ propagated)
         if np.abs(propagated - previous).max() < 1e-3:
             break
@@ -205,6 +211,7 @@ def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
 def _find_neighbors_with_faiss(embeddings: np.ndarray, k: int) -> np.ndarray:
     import faiss
 
+    # The smallest number of cells, and of training images per cell, that faiss recommends.
     n_cells = int(4 * np.sqrt(len(embeddings)))
     n_components = embeddings.shape[1]
     quantizer = faiss.IndexFlatIP(n_components)

@@ -178,8 +178,13 @@ class TestColumns:
         aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
         aligner.fit(images, captions)
         columns = ColumnTransformer([("image", FrozenEstimator(aligner), "path")])
-        found = columns.fit_transform(pd.DataFrame({"path": images}), np.arange(40) % 2)
+        table = pd.DataFrame({"path": images})
+        found = columns.fit_transform(table, np.arange(40) % 2)
         np.testing.assert_allclose(found, aligner.transform(images), atol=1e-5)
+        names = columns.get_feature_names_out()
+        assert names[0] == "image__kernelaligner0"
+        frame = columns.set_output(transform="pandas").transform(table)
+        assert frame.columns.tolist() == names.tolist()
 
     def test_feature_union_joins_two_encoders(self, captioned_images, image_encoder):
         other = clone(image_encoder).set_params(pooling="gem")

@@ -110,6 +110,13 @@ class TestFitTemperature:
         ]
         assert min(losses) == losses[1]
 
+    def test_logits_of_two_classes_may_be_differences(self, model):
+        """`decision_function` of two classes returns one number per sample."""
+        logits = model[0][:, :2]
+        y = (logits[:, 1] + np.random.default_rng(0).logistic(size=len(logits)) > logits[:, 0]) * 1
+        difference = logits[:, 1] - logits[:, 0]
+        assert fit_temperature(difference, y) == pytest.approx(fit_temperature(logits, y))
+
     def test_temperature_does_not_depend_on_offsets_and_column_order(self, model):
         logits, y = model[0][:500], model[1][:500]
         shifted = logits + np.arange(500)[:, None]

@@ -100,6 +100,7 @@ class Size(enum.IntEnum):
         ([datetime.timedelta(1)], "of type timedelta. Convert it to text"),
         ([decimal.Decimal(1)], "of type Decimal"),
         ([1j], "of type complex"),
+        (pd.DataFrame({"name": ["cat", "dog"]}), "labels is a table"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -1,6 +1,7 @@
 """Predictions for a whole collection, and known shares of the classes."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import softmax
 
@@ -118,7 +119,7 @@ class TestShares:
         expected = plain * shares
         expected /= expected.sum(axis=1, keepdims=True)
         named = dict(zip(sorted(LABELS), shares, strict=True))
-        for class_prior in (shares, np.array(shares), named):
+        for class_prior in (shares, np.array(shares), named, pd.Series(named)):
             classifier = ZeroShotClassifier(LABELS, aligner=aligner, class_prior=class_prior)
             np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-5)
 
