@@ -31,8 +31,9 @@ from PIL import Image, ImageOps
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners._closed_form import kernel_maps
 from sklearn_ape.aligners.starter import (
+    SCALE_SUFFIX,
     STARTER_FOLDER,
-    pack_starter,
+    STARTER_FORMAT,
     starter_encoders,
     unpack_starter,
 )
@@ -44,10 +45,12 @@ from sklearn_ape.datasets import (
     load_openmoji,
     load_tuxpaint_stamps,
 )
-from sklearn_ape.datasets.base import write_atomically
+from sklearn_ape.datasets.base import write_bytes_atomically
 from sklearn_ape.encoders import classifier_head_pairs
 from sklearn_ape.heads import BlendedHead, ClosedFormHead
 from sklearn_ape.metrics import bootstrap_interval, rank_report, retrieval_ranks
+from sklearn_ape.persistence.files import write_tensors
+from sklearn_ape.persistence.serialize import Serializer, dump_json
 
 from .studies.broad_words import find_broad_words, make_captions
 
@@ -118,7 +121,7 @@ def mirror_images(images: Sequence[str]) -> list[str]:
             with Image.open(path) as image:
                 image.thumbnail((_MAX_MIRRORED_SIDE, _MAX_MIRRORED_SIDE))
                 ImageOps.mirror(image.convert("RGBA")).save(content, format="PNG")
-            write_atomically(target, content.getvalue())
+            write_bytes_atomically(target, content.getvalue())
         return str(target)
 
     return Parallel(n_jobs=-1, prefer="threads")(delayed(mirror)(path) for path in images)
@@ -177,6 +180,44 @@ def measure_starter(aligner, images, captions) -> dict[str, str]:
             f"{100 * recall['recall@5']:.1f}"
         )
     return rows
+
+
+def pack_starter(aligner: APEAligner, path: Path) -> None:
+    """Write a fitted aligner to a file in which matrices are 8-bit integers.
+
+    Parameters
+    ----------
+    aligner : APEAligner
+        Fitted aligner. The values of its matrices are rounded in place, so that it is the aligner
+        that `unpack_starter` returns.
+    path : pathlib.Path
+        File to write.
+    """
+    for tensor in (*aligner.module_.parameters(), *aligner.module_.buffers()):
+        if tensor.ndim == 2:
+            integers, scale = _quantize(tensor.detach().numpy())
+            tensor.data.copy_(torch.from_numpy(integers * scale[:, None]))
+    aligner._set_module(aligner.module_, aligner.logit_scale_)
+    serializer = Serializer()
+    config = serializer.encode_estimator(aligner, "aligner")
+    tensors = {}
+    for name, values in serializer.tensors.items():
+        tensors[name] = values
+        if values.ndim == 2 and values.dtype == np.float32:
+            tensors[name], tensors[name + SCALE_SUFFIX] = _quantize(values)
+    write_tensors(path, tensors, dump_json({"format": STARTER_FORMAT, "model": config}))
+
+
+def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows as 8-bit integers, and the scale of every row, which preserves its norm."""
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    integers = np.rint(127 * (values / np.where(largest > 0, largest, 1))).astype(np.int8)
+    norms = np.linalg.norm(integers.astype(np.float64), axis=1)
+    scale = np.linalg.norm(values.astype(np.float64), axis=1) / np.where(norms > 0, norms, 1)
+    # With 12 bits, products of scale and integers are exact, so that quantizing them again gives
+    # the same values.
+    mantissa, exponent = np.frexp(scale)
+    return integers, np.ldexp(np.rint(mantissa * 2**12) / 2**12, exponent).astype(np.float32)
 
 
 CARD = """\

@@ -24,9 +24,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Bunch
 
 from .aligners import APEAligner, KernelAligner
-from .aligners.starter import load_starter
+from .aligners.starter import load_starter, starter_encoders
 from .datasets import get_data_home, load_openmoji
-from .encoders import CacheInfo, TimmImageEncoder, TransformersTextEncoder
+from .encoders import CacheInfo
 from .encoders.items import image_groups
 from .zero_shot import ZeroShotClassifier
 
@@ -145,15 +145,8 @@ def run_demo(
         seconds[name] = time.perf_counter() - start
 
     folder = get_data_home() / "features" if cache is None else Path(cache)
-    image_encoder = TimmImageEncoder(
-        "efficientnet_lite0",
-        pooling="gem",
-        crop="pad",
-        cache=folder,
-        n_jobs=n_jobs,
-        verbose=verbose,
-    )
-    text_encoder = TransformersTextEncoder("all-MiniLM-L6-v2", cache=folder, verbose=verbose)
+    image_encoder, text_encoder = starter_encoders(cache=folder, verbose=verbose)
+    image_encoder.set_params(n_jobs=n_jobs)
 
     with stage("name photographs"):
         photographs = _name_photographs()

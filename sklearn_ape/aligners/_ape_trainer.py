@@ -328,16 +328,16 @@ def _search_best_epoch(
 
     Epoch 0 is the best one if the heads are initialized in closed form and do not improve.
     """
-    recall = inputs = None
+    initial_recall = inputs = None
     if valid is not None:
         items = valid.expand_items()
-        recall = training.recall(items) if is_initialized else None
+        initial_recall = training.recall(items) if is_initialized else None
         inputs = training.make_inputs(items)
     callbacks = run.make_callbacks(ValidationRecall(inputs), lambda net: training.module, "align")
     net = training.run(callbacks, run.config.max_epochs)
     result = collect_result(net, run.config.max_epochs)
-    if valid is not None and recall is not None:
-        result = _compare_with_initialization(result, recall, len(valid.pairs))
+    if valid is not None and initial_recall is not None:
+        result = _compare_with_initialization(result, initial_recall, len(valid.pairs))
     return result, net.logit_scale
 
 
@@ -407,7 +407,7 @@ def train_blend(
     text_head = make_head(heads.head, train.text.shape[1], image_map.n_out, **heads.shape)
     module = TwoTower(ClosedFormHead(image_map), text_head)
     training = HeadTraining(module, config, run.seed, train, run.ranks)
-    recall = ValidationRecall(None)
+    recall_callback = ValidationRecall(None)
     if valid is not None:
         items = valid.expand_items()
         image, text = embed_pairs(closed_form.eval(), items)
@@ -415,12 +415,12 @@ def train_blend(
         if run.ranks is not None:
             baseline = run.ranks.broadcast(baseline)
         least = _least_recall(baseline, len(valid.pairs))
-        recall = BlendRecall(training.make_inputs(items), text, least)
+        recall_callback = BlendRecall(training.make_inputs(items), text, least)
 
     def blend(weight: float) -> TwoTower:
         return _make_blend(closed_form, text_head, weight)
 
-    callbacks = run.make_callbacks(recall, lambda net: blend(_DEFAULT_WEIGHT), "align")
+    callbacks = run.make_callbacks(recall_callback, lambda net: blend(_DEFAULT_WEIGHT), "align")
     net = training.run(callbacks, config.max_epochs)
     result, scale = collect_result(net, config.max_epochs), net.logit_scale
     weight = _DEFAULT_WEIGHT

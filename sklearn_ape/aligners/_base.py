@@ -18,7 +18,6 @@ from ..features.memmap import find_missing_rows, row_blocks, select, stays_store
 from ..features.validation import as_float32, check_stored_features, embed_rows, to_dense
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
-from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState, PretrainedMixin
 from ..training.data import PairDataset
 from ..utils.linalg import evenly_spaced
@@ -247,7 +246,8 @@ class BaseAligner(
         """
         check_is_fitted(self)
         data = self._scored_pairs(X, y, groups)
-        by_image, by_text = compute_both_ranks(*self._comparable_pairs(data), data.pairs)
+        image, text = self._comparable_images(data.image), self._comparable_texts(data.text)
+        by_image, by_text = compute_both_ranks(image, text, data.pairs)
         return {"image_to_text": by_image, "text_to_image": by_text}
 
     def score(self, X: Any, y: Any, groups: Any = None) -> float:
@@ -267,13 +267,25 @@ class BaseAligner(
         score : float
             Recall between 0 and 1. It decreases with the number of candidates, so only compare
             scores on test sets of the same size.
-
-        See Also
-        --------
-        retrieval_ranks : Explains which images and captions count as the same item.
         """
         report = self.retrieval_report(X, y, (1,), groups)
         return float(np.mean([recall[1] for recall in report.values()]))
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return the names of the components of the embeddings.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the image features to be checked; ignored if `image_encoder` is set.
+
+        Returns
+        -------
+        names : ndarray of str, shape (n_components_,)
+            Name of the class in lower case, followed by the number of the component.
+        """
+        names = None if self.image_encoder is not None else input_features
+        return super().get_feature_names_out(names)
 
     def was_fitted_on(self, X: Any) -> np.ndarray | None:
         """Find the training images in X, for example to exclude them from a test set.
@@ -306,10 +318,6 @@ class BaseAligner(
 
     def _embed_texts(self, features: Any) -> np.ndarray:
         return embed_rows(features, self._embed_text, self._n_features_out)
-
-    def _comparable_pairs(self, data: PairDataset) -> tuple[Any, Any]:
-        """Return the embeddings of images and captions whose products are cosines."""
-        return self._comparable_images(data.image), self._comparable_texts(data.text)
 
     def _comparable_images(self, features: Any) -> Any:
         """Return embeddings of images, dense or `SparseRows`, whose products are cosines."""
@@ -471,18 +479,9 @@ class BaseAligner(
             return check_stored_features(y, "y")
         return as_float32(features, "y", check_conditioning=reset)
 
-    def _get_state(self) -> dict[str, Any]:
-        return aligner_state(self)
-
-    def _set_state(self, state: FittedState) -> None:
-        restore_aligner(self, state)
-
-    def _check_restored(self) -> None:
-        if hasattr(self, "_check_parameters"):
-            self._check_parameters()
-
-    def _card_facts(self) -> Facts:
-        return describe_aligner(self)
+    _get_state = aligner_state
+    _set_state = restore_aligner
+    _card_facts = describe_aligner
 
     def __sklearn_is_fitted__(self) -> bool:
         # Set at the end of the fit, so that a failed fit leaves no fitted aligner.

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from sklearn.utils import gen_batches
 
-from ..persistence.files import read_file, read_head, write_file
+from ..persistence.files import read_description, read_file, write_file
 from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset
 from ..training.distributed import Ranks, current_ranks, is_first_rank
@@ -157,7 +157,7 @@ class TrainingFile:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            head = read_head(path)
+            head = read_description(path)
             if head.get("checkpoint_format") != _FORMAT:
                 raise ValueError(
                     f"{str(path)!r} has format {str(head.get('checkpoint_format'))[:20]}, and "
@@ -186,7 +186,7 @@ class TrainingFile:
         for path in sorted(self.unfinished.parent.glob(pattern)):
             with suppress(OSError, ValueError, Timeout, NotImplementedError):
                 with _make_lock(path).acquire(timeout=0):  # Timeout if that run is active
-                    training = read_head(path).get("training")
+                    training = read_description(path).get("training")
                 warn(
                     f"{str(path)!r} is an unfinished training with "
                     f"{_describe_difference(training, self.training)}. Starting a new run; the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -72,8 +72,6 @@ def restore_aligner(aligner: Any, state: FittedState) -> None:
         aligner.bank_ = Bank.from_state(state.part("bank"), aligner.n_components_)
     if "fitted_images" in state:
         aligner._fitted_images = FittedImages.from_state(state.part("fitted_images"), n_image)
-    for name in ("feature_names_in", "n_pairs", "bank", "fitted_images"):  # null in the file
-        state.optional(name)
 
 
 def describe_aligner(aligner: Any) -> Facts:
@@ -124,6 +122,9 @@ class HeadsMixin:
     module_: TwoTower
     device: str | torch.device | None
 
+    # Function of the aligner that sets the attributes that `fit` derives from the module.
+    _set_module: Callable[[TwoTower, float], None]
+
     def _learned_state(self) -> dict[str, Any]:
         return {
             "image_head": head_state(self.module_.image_head),
@@ -132,12 +133,8 @@ class HeadsMixin:
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         image, text = (restored_head(state.part(f"{side}_head")) for side in ("image", "text"))
-        self._set_restored(TwoTower(image, text).eval(), logit_scale)
+        self._set_module(TwoTower(image, text), logit_scale)
         return image.n_in, text.n_in
-
-    @abstractmethod
-    def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
-        """Set the attributes that `fit` derives from the module."""
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
         return self._embed("image", features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -270,19 +270,3 @@ def _copy_encoder(text_encoder: Any, max_length: int | None) -> TransformersText
     if max_length is not None:
         encoder.set_params(max_length=max_length)
     return encoder
-
-
-def adamw_with_group_rates(
-    groups: Iterable[dict[str, Any]], lr: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """Make AdamW that keeps the learning rate of every group and decays matrices only."""
-    groups_by_decay = []
-    for group in groups:
-        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
-        for decay, parameters in (
-            (weight_decay, [p for p in trained if p.ndim >= 2]),
-            (0.0, [p for p in trained if p.ndim < 2]),
-        ):
-            if parameters:
-                groups_by_decay.append({**group, "params": parameters, "weight_decay": decay})
-    return torch.optim.AdamW(groups_by_decay, lr=lr)

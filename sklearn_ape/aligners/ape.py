@@ -476,9 +476,6 @@ class APEAligner(HeadsMixin, TrainedAligner):
         restore_history(self, state)
         return super()._restore_learned(state, logit_scale)
 
-    def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
-        self._set_module(module, logit_scale)
-
 
 def _resolve_base(init: Any) -> Any:
     """Return the fitted aligner that an ``init`` parameter stands for."""

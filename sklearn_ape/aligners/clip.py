@@ -50,7 +50,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network, by autocast.
     n_jobs : int or None, default=None
-        Number of joblib workers that read and resize images.
+        Number of threads that read and resize images. None means one, -1 one per core.
     cache : {"memory"}, str, path-like or None, default="memory"
         Cache of features by content: ``"memory"`` for this process, a folder, or None for no
         cache.

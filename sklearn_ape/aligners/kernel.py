@@ -23,7 +23,7 @@ from ._closed_form import (
     make_embedders,
 )
 from ._serialization import HeadsMixin
-from ._trained import ClosedFormAligner
+from ._trained import ClosedFormAligner, fitted_attributes
 
 # Largest number of anchors of the solution from which the logit scale is computed.
 _MAX_SCALE_ANCHORS = 8192
@@ -180,13 +180,14 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         smoothness = Smoothness(self.gamma, self.ridge)
         if self.gamma == "auto":
             smoothness = choose_smoothness(data, self.ridge, seed, solve)
-        self._set_module(solve(data, smoothness))
+        module = solve(data, smoothness)
         # The logit scale needs a solution without the held-out pairs, but not its last digit.
-        n_anchors = min(_MAX_SCALE_ANCHORS, len(self.module_.text_head.base.anchors))
-        self.logit_scale_ = held_out_logit_scale(
+        n_anchors = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
+        logit_scale = held_out_logit_scale(
             data,
             lambda train: make_embedders(self._solve(train, smoothness, n_anchors, seed)),
         )
+        self._set_module(module, logit_scale)
 
     def _solve(
         self, data: PairDataset, smoothness: Smoothness, max_anchors: int | str, seed: int
@@ -203,17 +204,12 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         )
         return TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text)).eval()
 
-    def _set_module(self, module: TwoTower) -> None:
-        self.module_ = module
-        self.gamma_ = float(module.text_head.base.gamma)
-        self.n_parameters_ = sum(buffer.numel() for buffer in module.buffers())
-        self.n_components_ = self._n_features_out = module.n_components
-        self.fingerprint_ = module.fingerprint()
-
-    def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
-        if not isinstance(getattr(module.text_head, "base", None), KernelMap):
+    def _set_module(self, module: TwoTower, logit_scale: float) -> None:
+        kernel_map = getattr(module.text_head, "base", None)
+        if not isinstance(kernel_map, KernelMap):
             raise ValueError("text_head is not a kernel map. The file is damaged.")
-        self._set_module(module)
+        self.gamma_ = float(kernel_map.gamma)
+        self.__dict__.update(fitted_attributes(module, logit_scale))
 
     def _check_parameters(self) -> None:
         if isinstance(self.gamma, str) and self.gamma not in ("auto", "scale"):

@@ -26,7 +26,7 @@ from ..training.net import embed, make_net
 from ..utils.sklearn_compat import with_callbacks
 from ..utils.validation import check_choice, check_integer, check_number
 from ._serialization import history_state, restore_history
-from ._text_tower import TextTower, adamw_with_group_rates
+from ._text_tower import TextTower
 from ._trained import TrainedAligner, TrainingRun
 
 # Number of captions from whose features the linear map is initialized.
@@ -306,7 +306,6 @@ class LiTAligner(TrainedAligner):
             module,
             run.seed,
             [*make_standard_callbacks(config, len(train)), *callbacks],
-            optimizer=adamw_with_group_rates,
             optimizer__param_groups=[(name, {"lr": rate}) for name in patterns],
         )
         try:

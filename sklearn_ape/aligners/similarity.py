@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
-from sklearn.utils import gen_batches
 from sklearn.utils.validation import _num_samples
 
 from ..features.memmap import feature_tiles, is_table, row_tiles
@@ -23,8 +22,6 @@ from .fitted_images import exact_digest
 UNKNOWN, UNREADABLE = -1, -2
 
 _MAX_BANKS = 4  # per aligner
-
-_TILE_BYTES = 2**23  # fits into the processor's cache
 
 # A standard deviation of cosines below this is rounding error.
 _MIN_STD = 1e-6
@@ -206,7 +203,6 @@ class Bank(NamedTuple):
         """Return the bank that `state` returned."""
         image = _rows_from_state(state.part("image"), n_components)
         text = _rows_from_state(state.part("text"), n_components) if "text" in state else None
-        state.optional("text")
         return cls(image, text, np.nan if text is None else state.number("spread", above=-1e-9))
 
 
@@ -292,7 +288,7 @@ class Standardizer:
             image_mean = moments[0].astype(dtype)
             image_factor = (self.scale / _divisor(moments[1])).astype(dtype)
         # In small tiles, so that the second term needs no array as large as the cosines.
-        for rows in _tiles(*cosines.shape):
+        for rows in row_tiles(*cosines.shape):
             tile = cosines[rows]
             if moments is not None:
                 image_term = tile - image_mean[rows]
@@ -382,19 +378,13 @@ def compute_moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]
     n_rows = len(embeddings)
     mean, std = np.empty((2, n_rows))
     columns = bank.T
-    for rows in _tiles(n_rows, len(bank)):
+    for rows in row_tiles(n_rows, len(bank)):
         cosines = embeddings[rows] @ columns
         mean[rows] = cosines.mean(axis=1, dtype=np.float64)
         cosines -= mean[rows, None].astype(cosines.dtype)
         # Deviations are small and centered, so float32 is precise enough for their squares.
         std[rows] = np.sqrt(np.einsum("ij,ij->i", cosines, cosines) / len(bank))
     return mean, std
-
-
-def _tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Return slices of rows such that a float32 matrix of one slice takes `_TILE_BYTES`."""
-    size = max(1, _TILE_BYTES // (4 * max(n_columns, 1)))
-    return gen_batches(n_rows, size)
 
 
 def _divisor(std: np.ndarray) -> np.ndarray:

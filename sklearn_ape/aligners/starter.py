@@ -6,21 +6,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from ..devices import default_state
 from ..encoders import TimmImageEncoder, TransformersTextEncoder
-from ..persistence.files import read_tensors, write_tensors
-from ..persistence.serialize import Deserializer, Serializer, dump_json, load_json
+from ..persistence.files import read_tensors
+from ..persistence.serialize import Deserializer, load_json
 from .ape import APEAligner
 
 STARTER_FOLDER = Path(__file__).with_name("starter_model")
 
 # Version of the starter model's file.
-_STARTER_FORMAT = 2
+STARTER_FORMAT = 2
 
-_SCALE_SUFFIX = " (scale)"
+# Suffix of the names of the scales, one per row of a matrix of 8-bit integers.
+SCALE_SUFFIX = " (scale)"
 
 
 def starter_encoders(**options: Any) -> tuple[TimmImageEncoder, TransformersTextEncoder]:
@@ -64,58 +62,20 @@ def load_starter() -> APEAligner:
     return aligner
 
 
-def pack_starter(aligner: APEAligner, path: Path) -> None:
-    """Write a fitted aligner to a file in which matrices are 8-bit integers.
-
-    Parameters
-    ----------
-    aligner : APEAligner
-        Fitted aligner. The values of its matrices are rounded in place, so that it is the aligner
-        that `unpack_starter` returns.
-    path : pathlib.Path
-        File to write.
-    """
-    for tensor in (*aligner.module_.parameters(), *aligner.module_.buffers()):
-        if tensor.ndim == 2:
-            integers, scale = _quantize(tensor.detach().numpy())
-            tensor.data.copy_(torch.from_numpy(integers * scale[:, None]))
-    aligner._set_module(aligner.module_, aligner.logit_scale_)
-    serializer = Serializer()
-    config = serializer.encode_estimator(aligner, "aligner")
-    tensors = {}
-    for name, values in serializer.tensors.items():
-        tensors[name] = values
-        if values.ndim == 2 and values.dtype == np.float32:
-            tensors[name], tensors[name + _SCALE_SUFFIX] = _quantize(values)
-    write_tensors(path, tensors, dump_json({"format": _STARTER_FORMAT, "model": config}))
-
-
 @default_state()
 def unpack_starter(path: Path) -> APEAligner:
-    """Return the fitted aligner of a file that `pack_starter` wrote."""
+    """Return the fitted aligner of a file that `benchmarks.build_starter.pack_starter` wrote."""
     tensors, text = read_tensors(path)
     description = load_json(text, path.name)
-    if description["format"] != _STARTER_FORMAT:
+    if description["format"] != STARTER_FORMAT:
         raise ValueError(
             f"{str(path)!r} has format {description['format']}, and this version of "
-            f"sklearn-ape reads format {_STARTER_FORMAT}. Reinstall sklearn-ape."
+            f"sklearn-ape reads format {STARTER_FORMAT}. Reinstall sklearn-ape."
         )
-    for scale_name in [name for name in tensors if name.endswith(_SCALE_SUFFIX)]:
-        name = scale_name.removesuffix(_SCALE_SUFFIX)
+    for scale_name in [name for name in tensors if name.endswith(SCALE_SUFFIX)]:
+        name = scale_name.removesuffix(SCALE_SUFFIX)
         tensors[name] = tensors[name] * tensors.pop(scale_name)[:, None]
     deserializer = Deserializer(tensors, {})
     aligner = deserializer.decode_estimator(description["model"])
     deserializer.close()
     return aligner
-
-
-def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows as 8-bit integers, and the scale of every row, which preserves its norm."""
-    largest = np.abs(values).max(axis=1, keepdims=True)
-    integers = np.rint(127 * (values / np.where(largest > 0, largest, 1))).astype(np.int8)
-    norms = np.linalg.norm(integers.astype(np.float64), axis=1)
-    scale = np.linalg.norm(values.astype(np.float64), axis=1) / np.where(norms > 0, norms, 1)
-    # With 12 bits, products of scale and integers are exact, so that quantizing them again gives
-    # the same values.
-    mantissa, exponent = np.frexp(scale)
-    return integers, np.ldexp(np.rint(mantissa * 2**12) / 2**12, exponent).astype(np.float32)

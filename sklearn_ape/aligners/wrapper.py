@@ -224,16 +224,10 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         """Return the aligner's part of the model card."""
         inner = unwrap_aligner(self._aligner_in_use())
         facts = inner._card_facts() if isinstance(inner, PretrainedMixin) else Facts()
-        own_facts = {"aligner": type(inner).__name__, **facts.facts}
+        facts.facts = {"aligner": type(inner).__name__, **facts.facts}
         if self._uses_starter():
-            own_facts["encoders"] = "those of the starter model, which comes with sklearn-ape"
-        return Facts(
-            what=facts.what,
-            facts=own_facts,
-            scores=facts.scores,
-            limits=facts.limits,
-            tags=facts.tags,
-        )
+            facts.facts["encoders"] = "those of the starter model, which comes with sklearn-ape"
+        return facts
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +13,13 @@ from sklearn.utils import check_random_state, gen_batches
 
 from ..aligners.cca import CCAAligner
 from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
+from ..features.memmap import row_tiles
 from ..features.validation import as_float32
 from ..training.data import group_pairs
 from ..utils.linalg import merge_groups, normalize_rows
 from ..utils.validation import as_floats, check_integer, check_number, check_sequence
 
-# Size of a tile of similarities of float32, and its shape if pairs of all rows are compared.
-_TILE_BYTES = 2**25
+# Shape of a tile of similarities if pairs of all rows are compared.
 _TILE_ROWS, _TILE_COLUMNS = 1024, 8192
 # Maximum number of other pairs, drawn at random, among which a pair is ranked.
 _MAX_RIVALS = 2000
@@ -64,11 +64,6 @@ def normalize_valid_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarr
     features = as_float_features(features, name)
     normalized = normalize_rows(features)
     return normalized, np.linalg.norm(normalized, axis=1) > 0
-
-
-def row_tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Return slices of rows for which the scores of all columns take at most 32 MiB."""
-    return gen_batches(n_rows, max(1, _TILE_BYTES // (4 * max(1, n_columns))))
 
 
 def check_groups(groups: Any, n_pairs: int) -> np.ndarray:

@@ -30,10 +30,10 @@ _ARTICLES = {"a", "an", "the"}
 _MAX_NAME_WORDS = 8
 
 
-def split_words(text: str) -> list[str]:
+def normalize_words(text: str) -> list[str]:
     """Split a text into words without case and plural s.
 
-    >>> split_words("Red FROGS, glass")
+    >>> normalize_words("Red FROGS, glass")
     ['red', 'frog', 'glass']
     """
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
@@ -52,7 +52,7 @@ def compute_name_shares(captions: Sequence[str], names: Mapping[Any, list[str]])
     columns: list[int] = []
     shares: list[float] = []
     for caption in captions:
-        words = split_words(caption)
+        words = normalize_words(caption)
         # Lengths are ascending, so that the longest name of a label remains.
         share_of = {
             label: length / len(words)
@@ -74,7 +74,7 @@ def _find_labels_of_names(names: Mapping[Any, list[str]]) -> dict[tuple[str, ...
     labels_of: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
     for label, texts in enumerate(names.values()):
         for text in texts:
-            words = split_words(text)
+            words = normalize_words(text)
             while len(words) > 1 and words[0] in _ARTICLES:
                 del words[0]
             if words and "{}" not in text and len(words) <= _MAX_NAME_WORDS:

@@ -120,10 +120,13 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
     return None
 
 
+@lru_cache
 def _list_precisions(engine: str) -> tuple[str, ...]:
+    """Return the precisions that an engine supports on this machine."""
     if engine == "onnx" or find_spec("openvino") is None:
         return ("float32",)
-    return _list_openvino_precisions()
+    capabilities = _get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in capabilities))
 
 
 # Numbers of the options in glibc's malloc.h.
@@ -165,11 +168,14 @@ class TorchEngine:
                 torch.cuda.empty_cache()
 
     def _compute(self, inputs: Inputs) -> np.ndarray:
-        precision: Any = nullcontext()
-        if self.dtype != "float32":
-            precision = torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
-        with torch.inference_mode(), precision:
+        with torch.inference_mode(), self._precision():
             return self.module(*(self._to_device(x) for x in inputs)).float().cpu().numpy()
+
+    def _precision(self) -> Any:
+        """Return the context in which the network computes in `dtype`."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
 
     def _to_device(self, x: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
@@ -353,13 +359,6 @@ def export_to_openvino(workload: Workload, folder: Path) -> None:
         openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
     except Exception as error:  # the converter raises various types, as the exporter does
         raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
-
-
-@lru_cache(maxsize=1)
-def _list_openvino_precisions() -> tuple[str, ...]:
-    """Return the precisions that OpenVINO supports on this machine."""
-    capabilities = _get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in capabilities))
 
 
 @lru_cache(maxsize=1)

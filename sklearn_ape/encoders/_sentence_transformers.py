@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from ..features import FeatureCache
 from ..utils.validation import check_boolean, check_choice, check_integer
-from ._engine import Engine
+from ._engine import Engine, TorchEngine
 from .base import FrozenEncoder
 from .image_encoder import ImageEncoder
 from .text_encoder import TextEncoder
@@ -308,33 +307,21 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
         )
 
 
-class _SentenceTransformerEngine:
+class _SentenceTransformerEngine(TorchEngine):
     """Engine that calls ``encode`` of a model, so that features equal those of the library."""
-
-    name = "torch"
-    concurrent = False
 
     def __init__(self, model: Any, options: dict[str, Any], dtype: str) -> None:
         self.model = model
         self.options = options
+        self.device = model.device
         self.dtype = dtype
+        self._max_items = None
 
-    def __call__(self, inputs: Any) -> np.ndarray:
+    def _compute(self, inputs: Any) -> np.ndarray:
         """Return the features of a tuple with a list of texts or images."""
         (items,) = inputs
-        precision: Any = nullcontext()
-        if self.dtype != "float32":
-            precision = torch.autocast(self.model.device.type, getattr(torch, self.dtype))
-        size = len(items)
-        while True:
-            try:
-                with precision:
-                    features = self.model.encode(
-                        items, batch_size=size, show_progress_bar=False, **self.options
-                    )
-                return np.asarray(features, dtype=np.float32)
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                size = (size + 1) // 2
-                torch.cuda.empty_cache()
+        with self._precision():
+            features = self.model.encode(
+                items, batch_size=len(items), show_progress_bar=False, **self.options
+            )
+        return np.asarray(features, dtype=np.float32)

@@ -483,9 +483,6 @@ class FrozenEncoder(
                 "Copy the folder with the weights to this path."
             )
 
-    def _check_restored(self) -> None:
-        self._check_parameters()
-
     def __sklearn_is_fitted__(self) -> bool:
         return True
 

@@ -353,7 +353,7 @@ def is_network_shared(key: Hashable) -> bool:
 
 
 def get_shared_network(key: Hashable, make: Callable[[], T]) -> T:
-    """Return the network in memory under `key`; load it with `make` if there is none.
+    """Return the network or engine in memory under `key`; create it with `make` if there is none.
 
     The most recently used networks stay in memory, so that the clones that a search makes and
     drops share one copy.

@@ -208,32 +208,29 @@ def restored_head(state: FittedState) -> Head:
 
 
 def _restore_head(state: FittedState) -> Head:
-    kind = state.peek("kind")
+    kind = state.optional("kind")
     if kind == "closed_form":
         return _restore_closed_form(state)
     if kind == "blend":
-        state.value("kind")
         first, second = (_restore_head(state.part(name)) for name in ("first", "second"))
         return BlendedHead(first, second, state.number("weight", above=-1e-9))
     if kind == "extended":
-        state.value("kind")
         base = _restore_head(state.part("base"))
         correction = None
         if "correction" in state:
             correction = _restore_map(state.part("correction"))
-        state.optional("correction")
         scale = state.number("scale", above=-1e-9)
         return ExtendedHead(base, scale, _read_float32(state, "shift", (None,)), correction)
-    head, tensors = _make_empty_head(state)
+    head, tensors = _make_empty_head(state, kind)
     fill(head, tensors)
     return head
 
 
-def _make_empty_head(state: FittedState) -> tuple[Head, FittedState]:
+def _make_empty_head(state: FittedState, kind: Any) -> tuple[Head, FittedState]:
     """Return a head without weights, which takes no memory, and the state of its weights."""
     tensors = state.part("tensors")
     shape: dict[str, Any] = {
-        "kind": state.optional("kind"),
+        "kind": kind,
         "n_in": state.integer("n_in", 1, 2**31),
         "n_out": state.integer("n_out", 1, 2**31),
         # Every layer has a tensor. The limit prevents a file from requesting many empty layers.
@@ -260,13 +257,11 @@ def fill(module: nn.Module, tensors: FittedState) -> None:
 
 
 def _restore_closed_form(state: FittedState) -> ClosedFormHead:
-    state.value("kind")
     base = _restore_map(state.part("base"))
     if "residual" not in state:
-        for name in ("residual", "scale"):
-            state.optional(name)
         return ClosedFormHead(base)
-    residual, tensors = _make_empty_head(state.part("residual"))
+    part = state.part("residual")
+    residual, tensors = _make_empty_head(part, part.optional("kind"))
     head = ClosedFormHead(base, residual)  # sets the residual's output layer to zero
     fill(residual, tensors)
     head.scale.fill_(state.number("scale", above=0))

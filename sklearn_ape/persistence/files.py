@@ -248,17 +248,17 @@ def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card:
 _CHECKSUM_LENGTH = 64  # hexadecimal digits of SHA-256
 
 
-def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def write_file(path: Path, description: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Write a checkpoint file atomically: if interrupted, the previous file is untouched.
 
-    The head is plain data that `read_head` returns without reading the arrays. The values are
-    numbers, texts, lists, dicts and arrays.
+    The description is plain data that `read_description` returns without reading the arrays. The
+    values are numbers, texts, lists, dicts and arrays.
     """
     serializer = Serializer()
     encoded = {name: serializer.encode(value, name) for name, value in values.items()}
     tensors = serializer.tensors
     config = {
-        "head": dict(head),
+        "head": dict(description),
         "values": encoded,
         "tensors": describe_tensors(tensors),
         "digest": compute_digest(tensors),
@@ -271,12 +271,12 @@ def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -
         sync(path.parent)
 
 
-def read_head(path: Path) -> dict[str, Any]:
-    """Return the `head` of a file that `write_file` wrote; raise ValueError if it is damaged."""
-    head = _verify_checksum(read_metadata(path), path).get("head")
-    if not isinstance(head, dict):
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the description in a file of `write_file`; raise ValueError if it is damaged."""
+    description = _verify_checksum(read_metadata(path), path).get("head")
+    if not isinstance(description, dict):
         raise ValueError(f"{str(path)!r} has no 'head'.")
-    return head
+    return description
 
 
 def read_file(path: Path) -> dict[str, Any]:

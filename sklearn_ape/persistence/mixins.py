@@ -23,7 +23,8 @@ from .serialize import Serializer
 class FittedState:
     """Validated access to the fitted state in a file, by name.
 
-    Each value can be read once, so that `close` finds values that were not read.
+    Each value can be read once, so that `close` finds values that were not read. A value of None
+    counts as missing.
 
     Parameters
     ----------
@@ -51,12 +52,12 @@ class FittedState:
     def __init__(self, values: Any, where: str) -> None:
         if not isinstance(values, Mapping):
             raise ValueError(f"{where} must be an object, not {_describe(values)}.")
-        self._values = dict(values)
+        self._values = {name: value for name, value in values.items() if value is not None}
         self._parts: list[FittedState] = []
         self.where = where
 
     def __contains__(self, name: str) -> bool:
-        return self._values.get(name) is not None
+        return name in self._values
 
     def __len__(self) -> int:
         return len(self._values)
@@ -70,10 +71,6 @@ class FittedState:
     def optional(self, name: str) -> Any:
         """Return a value of any type, or None if it is missing."""
         return self._values.pop(name, None)
-
-    def peek(self, name: str) -> Any:
-        """Return a value of any type, or None if it is missing, without marking it as read."""
-        return self._values.get(name)
 
     def part(self, name: str) -> FittedState:
         """Return the nested state of a name."""
@@ -169,8 +166,12 @@ class SerializableMixin:
     def _set_state(self, state: FittedState) -> None:
         """Set the attributes that `fit` sets. The parameters are already set."""
 
+    def _check_parameters(self) -> Any:
+        """Raise an error for an invalid parameter."""
+
     def _check_restored(self) -> None:
-        """Raise ValueError for invalid parameters."""
+        """Raise an error for parameters in a file that are invalid."""
+        self._check_parameters()
 
     def _recorded_params(self) -> dict[str, Any]:
         """Return the parameters to save."""

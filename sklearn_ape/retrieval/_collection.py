@@ -165,7 +165,7 @@ class Collection(NamedTuple):
             rows=new_rows[self.rows[is_kept[self.rows]]],
             n_rows=int(is_kept.sum()),
             items=self.items and [self.items[row] for row in np.flatnonzero(is_kept)],
-            search_index=self.search_index.rebuild(embeddings),
+            search_index=make_index(self.search_index.name, embeddings),
             cache={},
         )
 
@@ -284,7 +284,6 @@ class Collection(NamedTuple):
             items = _unpack_items(state.part("items"))
             if len(items) != n_rows:
                 raise ValueError(f"items must hold {n_rows} items, one per image.")
-        state.optional("items")
         rows = np.setdiff1d(np.arange(n_rows), unreadable)
         return cls(embeddings, rows, n_rows, items, make_index(index, embeddings), {})
 
@@ -312,8 +311,11 @@ def resolve_items(images: Any, y: Any) -> list[Any] | None:
         items = _as_list(images)
         return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
     check_sequence(y, "y", "text", "ids or captions")
-    if hasattr(y, "columns") and len(getattr(y, "shape", ())) == 2:  # pandas or polars
-        y = y.to_dict("records") if hasattr(y, "iloc") else y.to_dicts()
+    if hasattr(y, "columns") and len(getattr(y, "shape", ())) == 2:  # pandas, polars or pyarrow
+        if hasattr(y, "iloc"):
+            y = y.to_dict("records")
+        else:
+            y = y.to_dicts() if hasattr(y, "to_dicts") else y.to_pylist()
     shape = getattr(y, "shape", None)
     # tolist would turn numpy dates into integers.
     is_plain = isinstance(y, np.ndarray) and y.dtype.kind not in "mM"

@@ -36,6 +36,8 @@ Adjust = Callable[[np.ndarray, slice, slice], None]
 class Index:
     """Index of embeddings that computes all products with queries, in tiles."""
 
+    name = "exact"
+
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
         """Return the rows of k embeddings near each query, in any order."""
         return find_nearest(embeddings, queries, k)
@@ -47,13 +49,11 @@ class Index:
         """
         return self
 
-    def rebuild(self, embeddings: np.ndarray) -> Self:
-        """Return a new index of the same kind."""
-        return self
-
 
 class FaissIndex(Index):
     """Flat index of faiss: all products, computed by the threads of faiss."""
+
+    name = "faiss"
 
     def __init__(self, n_components: int, index: Any = None) -> None:
         try:
@@ -74,12 +74,11 @@ class FaissIndex(Index):
             index.add(np.ascontiguousarray(block, dtype=np.float32))
         return type(self)(embeddings.shape[1], index)
 
-    def rebuild(self, embeddings: np.ndarray) -> Self:
-        return type(self)(embeddings.shape[1]).extend(embeddings, 0)
-
 
 class UsearchIndex(Index):
     """HNSW graph of usearch: approximate, and much faster in large collections."""
+
+    name = "usearch"
 
     def __init__(self, n_components: int, dtype: str, index: Any = None) -> None:
         try:
@@ -114,9 +113,6 @@ class UsearchIndex(Index):
                 keys = np.arange(start, stop, dtype=np.uint64)
                 index.add(keys, np.ascontiguousarray(embeddings[start:stop]), threads=threads)
         return type(self)(embeddings.shape[1], self.dtype, index)
-
-    def rebuild(self, embeddings: np.ndarray) -> Self:
-        return type(self)(embeddings.shape[1], self.dtype).extend(embeddings, 0)
 
     def __getstate__(self) -> dict[str, Any]:
         graph: Any = self.index.save()  # without a path, save returns the bytes
@@ -284,7 +280,7 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     return items, True
 
 
-def split_pairs(queries: Any) -> tuple[list[Any], list[str]] | None:
+def separate_pairs(queries: Any) -> tuple[list[Any], list[str]] | None:
     """Return the images and the texts of queries that are pairs; None for other queries."""
     if not isinstance(queries, list | tuple) or not queries:
         return None

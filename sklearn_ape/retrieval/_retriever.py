@@ -24,7 +24,7 @@ from ._collection import (
     resolve_items,
     resolve_mask,
 )
-from ._index import INDEXES, resolve_queries, split_pairs
+from ._index import INDEXES, resolve_queries, separate_pairs
 
 _DTYPES = ("float32", "float16")
 
@@ -373,7 +373,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         self, queries: Any, modality: str, collection: Collection
     ) -> tuple[np.ndarray, bool]:
         """Return embeddings of queries, and whether the queries are texts."""
-        pairs = split_pairs(queries) if modality == "auto" else None
+        pairs = separate_pairs(queries) if modality == "auto" else None
         if pairs is not None:
             images = self._embed_images(pairs[0], collection)
             return collection.combine_queries(images, self._embed_texts(pairs[1])), False
@@ -427,9 +427,6 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
                 f"standardize is not supported with index={self.index!r}, which finds images by "
                 "plain cosines. Pass index='exact'."
             )
-
-    def _check_restored(self) -> None:
-        self._check_parameters()
 
     def _get_state(self) -> dict[str, Any]:
         self._check_current()

@@ -181,11 +181,17 @@ OPTIMIZERS = {"adamw": adamw, "adam": adam, "lion": lion}
 
 
 def _split_by_decay(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """Split every group into its matrices, which decay, and its other trained parameters."""
+    split = []
+    for group in groups:
+        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+        for decay, parameters in (
+            (weight_decay, [p for p in trained if p.ndim >= 2]),
+            (0.0, [p for p in trained if p.ndim < 2]),
+        ):
+            if parameters:
+                split.append({**group, "params": parameters, "weight_decay": decay})
+    return split
 
 
 def cosine_schedule(n_steps: int, warmup: float = 0.05) -> LRScheduler:

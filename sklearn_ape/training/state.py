@@ -101,7 +101,7 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
             net.history.new_epoch()
             net.history[-1].update(row)
         best = callbacks.get("best")
-        best_state = values.value("best")
+        best_state = values.optional("best")
         if best is not None:
             _restore_best(best, net, best_state)
         generators = values.value("generators")

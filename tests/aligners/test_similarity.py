@@ -112,7 +112,7 @@ class TestStandardized:
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
         expected = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
-        monkeypatch.setattr("sklearn_ape.aligners.similarity._TILE_BYTES", 7 * 4 * 20)
+        monkeypatch.setattr(memmap, "TILE_BYTES", 17 * 4 * 20)
         tiled = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
         np.testing.assert_allclose(tiled, expected, atol=1e-6)
 

@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import sklearn_ape
+from benchmarks.build_starter import pack_starter
 from sklearn_ape import APEAligner, ZeroShotClassifier
-from sklearn_ape.aligners.starter import STARTER_FOLDER, load_starter, pack_starter, unpack_starter
+from sklearn_ape.aligners.starter import STARTER_FOLDER, load_starter, unpack_starter
 from sklearn_ape.datasets import load_openmoji, load_tuxpaint_stamps
 from sklearn_ape.persistence.files import write_tensors
 

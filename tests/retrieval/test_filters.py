@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -95,7 +96,7 @@ class TestRemove:
 
 
 class TestWhere:
-    @pytest.mark.parametrize("to_table", [pd.DataFrame, pl.DataFrame])
+    @pytest.mark.parametrize("to_table", [pd.DataFrame, pl.DataFrame, pa.Table.from_pydict])
     def test_function_of_records(self, to_table):
         table = to_table({"id": range(60), "group": ["a", "b"] * 30})
         retriever = CrossModalRetriever(ALIGNER).fit(FEATURES, table)
