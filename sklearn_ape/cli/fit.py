@@ -123,6 +123,9 @@ def fit(
         )
         card_scores = scores[:1]  # the others are those of the methods that it is compared with
     else:
+        if label is not None and bunch.captions is not None:
+            note = f"Column {label!r} is not used. Set --method few-shot to learn labels."
+            print_message(note, quiet)
         _use_labels_as_captions(bunch, data, quiet)
 
         from ..zero_shot import ZeroShotClassifier

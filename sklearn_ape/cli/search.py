@@ -187,6 +187,10 @@ def _load_index(folder: Path | None, options: Any) -> Any:
     from ..retrieval import CrossModalRetriever
     from ._models import load_model
 
+    if folder is not None and folder.expanduser().is_file():
+        raise NotADirectoryError(
+            f"--index {str(folder)!r} is a file. Pass the folder of the index."
+        )
     retriever = load_model(str(folder), options)
     if not isinstance(retriever, CrossModalRetriever):
         raise ValueError(

@@ -169,6 +169,14 @@ class TestFewShot:
         counts = [len(list((photos / name).iterdir())) for name in ("animal", "food", "travel")]
         assert model.class_count_.tolist() == [*counts[:2], 0, counts[2]]
 
+    def test_column_of_labels_beside_captions_is_not_used(self, photos, run, tmp_path):
+        rows = [f"{path},{path.stem},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+        table = tmp_path / "both.csv"
+        table.write_text("\n".join(["image,caption,label", *rows]), encoding="utf-8")
+        options = ("--label", "label", "--method", "kernel", "--test-size", "0")
+        result = run("fit", table, "-o", tmp_path / "model", *options)
+        assert "Column 'label' is not used. Set --method few-shot" in result.stderr
+
     def test_table_of_labels_without_captions(self, photos, run, tmp_path):
         """Such as a corrected table of `classify`."""
         rows = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
