@@ -38,10 +38,11 @@ _TRAINED_INITS = ("auto", "kernel", "linear")
 
 
 class APEAligner(HeadsMixin, TrainedAligner):
-    """Align two frozen encoders by training small heads with a contrastive loss.
+    """Align two frozen encoders by a closed-form solution and a trained head.
 
     "Aligning Pretrained Encoders" [1]_ leaves the encoders unchanged. Their features are computed
-    once, and an MLP is trained to bring an image and its caption together.
+    once. By default, the solution of `KernelAligner` is blended with an MLP that is trained with
+    a contrastive loss, if this is better. ``init=None`` uses the MLP alone, as in the paper.
 
     Parameters
     ----------
@@ -59,11 +60,11 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Image encoder whose class names, synonyms and definitions are used as additional training
         pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
-        **Head.** Solution to start from. ``"auto"`` trains a head against whitened images and
-        blends it with the solution of `KernelAligner`. The blend, or the head alone, is used if
-        its recall on held-out pairs is better by a standard error. Of the blends that are better
-        than both parts and within 2 % of the best, that with a share of the head nearest to 0.4
-        is used. ``"kernel"`` and ``"linear"`` (a ridge regression) train a correction of the
+        **Head.** Solution that the head is combined with. ``"auto"`` trains a head against
+        whitened images and blends it with the solution of `KernelAligner`. The blend, or the head
+        alone, is used if its recall on held-out pairs is better by a standard error. Of the blends
+        that are better than both parts and within 2 % of the best, that with a share of the head
+        nearest to 0.4 is used. ``"kernel"`` and ``"linear"`` (a ridge regression) train a correction of the
         solution, which is used under the same condition. None trains plain heads, as in the
         paper. ``"starter"`` (the model of `load_starter`) and a fitted aligner are extended by
         the pairs in closed form, without training; their encoders are used if `image_encoder` and
@@ -164,7 +165,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     module_ : sklearn_ape.heads.TwoTower
         The trained heads, on the CPU.
     logit_scale_ : float
-        Factor of the cosines at the end of training.
+        Factor of the cosines: fitted on held-out pairs with ``init="auto"``, learned otherwise.
     history_ : list of dict
         One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
@@ -173,7 +174,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         the closed form, if training was compared with it.
     best_epoch_ : int
         Epoch with the best recall on held-out pairs, counted from 1. Without held-out pairs, the
-        last epoch. 0 means that the closed form was kept, because no epoch was clearly better.
+        last epoch. 0 means that the closed form was kept, because no epoch was clearly better, or
+        because there were too few pairs to hold some out.
     training_summary_ : str
         What training brought, in words: ``"blend 0.4: recall 0.310; closed form 0.270, head
         0.290"``. Only with ``init="auto"``.

@@ -69,12 +69,12 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         whitening. None keeps all directions with variance. Directions without variance are never
         kept.
     max_anchors : int or "auto", default="auto"
-        Largest number of distinct captions that are used as anchors of the kernel. With ``"auto"``
-        all captions are, if the kernel matrix fits in half of the available memory (4 bytes times
-        the square of the number, 14 GB for 60,000 captions), and otherwise as many as take no
-        longer than the largest matrix that fits. Anchors are the captions of the most images
-        (Nyström approximation [2]_). A larger number is possible: if the matrix does not fit in
-        memory, conjugate gradients are used, which take longer.
+        Largest number of distinct captions that are anchors of the kernel. With ``"auto"``, all
+        captions are anchors if the kernel matrix fits in half of the available memory (4 bytes
+        times the square of the number, 14 GB for 60,000 captions). Otherwise the number is chosen
+        so that the fit takes no longer than with the largest matrix that fits. Anchors are the
+        captions of the most images (Nyström approximation [2]_). A larger number is possible: if
+        the matrix does not fit in memory, conjugate gradients are used, which take longer.
     device : {"auto"}, str or torch.device, default="auto"
         Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if
         available.
@@ -110,7 +110,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
 
     See Also
     --------
-    APEAligner : Starts from this solution and trains heads.
+    APEAligner : Blends this solution with a trained head.
     CCAAligner : Uses linear maps on both sides.
     ASIFAligner : Compares with the training pairs and solves no equations.
 

@@ -56,9 +56,9 @@ class FewShotClassifier(ZeroShotClassifier):
     unknown_label : object, default="unknown"
         Label predicted for images below the threshold, and for unreadable images.
     class_prior : mapping, sequence of float or None, default=None
-        Known shares of the classes among the images to classify; see `ZeroShotClassifier`. They
-        are to be used if each class has about the same number of labelled images, since a random
-        sample shows the shares itself.
+        Known shares of the classes among the images to classify; see `ZeroShotClassifier`. Pass
+        them if each class has about the same number of labelled images. They are not needed if the
+        labelled images are a random sample.
     logit_scale : float or None, default=None
         Scale of the cosines of images and names. None takes the scale of the aligner.
 

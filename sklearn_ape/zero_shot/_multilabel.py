@@ -49,7 +49,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         Sentences that a name is put into, or the name of a set of templates; see
         `ZeroShotClassifier`.
     prevalence : float or mapping, default=0.1
-        Fraction of images that a label holds for, or a mapping from labels to fractions. Without
+        Fraction of images to which a label applies, or a mapping from labels to fractions. Without
         fitted thresholds, a label is predicted for this fraction of the images that `standardize`
         compares with.
     shrinkage : float, default=5.0
