@@ -344,7 +344,8 @@ class BaseAligner(
                 "the captions (or their features) of the images in X."
             )
         # Attributes of an earlier fit must not remain if this one fails or does not set them.
-        for name in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images"):
+        encoders = ("image_encoder_", "text_encoder_")
+        for name in (*encoders, "bank_", "_fitted_images", "_n_features_out"):
             self.__dict__.pop(name, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         rows = self._rows(X, y, reset=True)
@@ -353,7 +354,7 @@ class BaseAligner(
         if len(data.pairs) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 pairs for a contrastive fit, got "
-                "n_samples=1. Pass more pairs."
+                f"n_samples={len(rows.image_rows)} with 1 distinct pair. Pass more pairs."
             )
         self._n_pairs = len(data.pairs)
         if head is not None:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 
 from ..heads import ExtendedHead, KernelMap, TwoTower
 from ..training.data import PairDataset
 from ..training.net import embed_pairs
 from ..utils.linalg import normalize_rows
 from ..utils.messages import warn
+from ..utils.sklearn_compat import unfreeze
 from ._closed_form import RIDGE, scale_gamma
 from ._kernel_ridge import solve_kernel_ridge
 
@@ -21,19 +23,24 @@ def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
     """Return the encoder whose features the base takes, with the options of a given encoder.
 
     None selects the encoder of the base. ValueError is raised if the encoders are of different
-    models. If other settings differ, those of the base are used, with a warning.
+    models. If other settings differ, those of the base are used, with a warning. Encoders that
+    learn, such as TfidfVectorizer, stay as they were fitted.
     """
     expected = getattr(base, f"{side}_encoder_", None)
-    if expected is None or encoder is None:
-        return encoder if expected is None else expected
-    names = [getattr(one, "model_name", None) for one in (encoder, expected)]
-    if type(encoder) is not type(expected) or names[0] != names[1]:
+    if expected is None:
+        return encoder
+    learns = not hasattr(expected, "_runtime_params")
+    if encoder is None:
+        return FrozenEstimator(expected) if learns else expected
+    # The shown parameters of other encoders determine what they compute.
+    names = [repr(unfreeze(e)) if learns else e.model_name for e in (encoder, expected)]
+    if type(unfreeze(encoder)) is not type(unfreeze(expected)) or names[0] != names[1]:
         raise ValueError(
             f"{side}_encoder is {encoder!r}, and init was fitted with {expected!r}. Pass "
             f"{side}_encoder=None to use the encoder of init."
         )
-    if not hasattr(expected, "_runtime_params"):
-        return encoder
+    if learns:
+        return FrozenEstimator(expected)
     options = {
         name: value
         for name, value in encoder.get_params(deep=False).items()

@@ -215,6 +215,10 @@ class TrainedAligner(BaseAligner):
         check_number(self.validation_fraction, "validation_fraction", 0, 1, closed="neither")
         check_number(self.learning_rate, "learning_rate", 0, closed="neither")
         check_number(self.weight_decay, "weight_decay", 0)
+        for name in ("early_stopping", "refit"):
+            check_boolean(getattr(self, name, True), name)
+        if self.callbacks is not None and not isinstance(self.callbacks, list | tuple):
+            raise TypeError(f"callbacks must be None or a list, not {self.callbacks!r}.")
         resolve_device(self.device)
         check_loss_params(self.loss, self._dict_values("loss_params"))
 

@@ -64,12 +64,12 @@ class APEAligner(HeadsMixin, TrainedAligner):
         whitened images and blends it with the solution of `KernelAligner`. The blend, or the head
         alone, is used if its recall on held-out pairs is better by a standard error. Of the blends
         that are better than both parts and within 2 % of the best, that with a share of the head
-        nearest to 0.4 is used. ``"kernel"`` and ``"linear"`` (a ridge regression) train a correction of the
-        solution, which is used under the same condition. None trains plain heads, as in the
-        paper. ``"starter"`` (the model of `load_starter`) and a fitted aligner are extended by
-        the pairs in closed form, without training; their encoders are used if `image_encoder` and
-        `text_encoder` are None. In a search, which clones it, wrap a fitted aligner in
-        `sklearn.frozen.FrozenEstimator`.
+        nearest to 0.4 is used. ``"kernel"`` and ``"linear"`` (a ridge regression) train a
+        correction of the solution, which is used under the same condition. None trains plain
+        heads, as in the paper. ``"starter"`` (the model of `load_starter`) and a fitted aligner
+        are extended by the pairs in closed form, without training; their encoders are used if
+        `image_encoder` and `text_encoder` are None. In a search, which clones it, wrap a fitted
+        aligner in `sklearn.frozen.FrozenEstimator`.
     init_params : dict or None, default=None
         Parameters of the extension of an aligner. Missing keys have the following defaults:
 
@@ -379,6 +379,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         """Extend the fitted aligner `init` by the pairs."""
         self._check_parameters()
         base = _resolve_base(self.init)
+        if self.n_components not in (None, base.n_components_):
+            raise ValueError(f"n_components must be None or that of init, {base.n_components_}.")
         context = FitContext(self, 0, X, y)
         options = self._dict_values("init_params")
         with default_state():

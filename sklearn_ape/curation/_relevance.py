@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 from sklearn.utils import check_random_state, gen_batches
 
 from ..encoders.resolve import resolve_encoder
+from ..features.validation import to_dense
 from ..prompts import prompts_of, resolve_names, resolve_templates
 from ..utils.messages import warn
 from ..utils.validation import check_integer, check_number
@@ -438,11 +439,11 @@ def _compute_relevance(
         prompts = [prompts_of(label, names[label], templates) for label in names]
         flat = [prompt for label_prompts in prompts for prompt in label_prompts]
         encoder = resolve_encoder(text_encoder, "text").fit(flat, None)
-        prompt_features, _ = normalize_valid_rows(encoder.transform(flat), "labels")
+        prompt_features, _ = normalize_valid_rows(to_dense(encoder.transform(flat)), "labels")
         starts = np.cumsum([0, *map(len, prompts[:-1])])
         label_features = np.add.reduceat(prompt_features, starts, axis=0)
         if are_texts:
-            caption_features = encoder.transform(texts.texts)
+            caption_features = to_dense(encoder.transform(texts.texts))
     elif are_texts == (label_features is not None):
         raise ValueError(
             "label_features or text_encoder is needed if captions are features, and captions "

@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..utils.validation import check_integer, check_sequence
+from sklearn.utils import check_consistent_length
+
+from ..utils.validation import check_integer, check_sequence, format_list
 from .base import import_optional
 
 # As in webdataset, the key of a sample is the path up to the first dot of the file name. Members
@@ -309,7 +311,8 @@ def write_webdataset(
     captions : iterable of str
         Captions, one per image.
     folder : path-like
-        Folder of the shards ``00000.tar`` and so on. It is created if it does not exist.
+        Folder of the shards ``00000.tar`` and so on, without other shards. It is created if it
+        does not exist.
     pairs_per_shard : int, default=1000
         Number of pairs per shard.
     extension : str, default=None
@@ -323,7 +326,11 @@ def write_webdataset(
     Raises
     ------
     ValueError
-        If images and captions differ in length, or the format of bytes is not detected.
+        If images and captions differ in length, or the format of an image is not detected.
+    TypeError
+        If a caption is not a text, or an image neither bytes nor a path.
+    FileExistsError
+        If the folder contains shards.
     ImportError
         If webdataset is not installed.
 
@@ -348,20 +355,44 @@ def write_webdataset(
     for name, items, kind in (("images", images, "image"), ("captions", captions, "text")):
         if hasattr(items, "__len__") or not hasattr(items, "__iter__"):  # not a generator
             check_sequence(items, name, kind)
+    if hasattr(images, "__len__") and hasattr(captions, "__len__"):
+        check_consistent_length(images, captions)
     Path(folder).mkdir(parents=True, exist_ok=True)
+    if old := sorted(path.name for path in Path(folder).glob("*.tar")):
+        raise FileExistsError(
+            f"{str(folder)!r} contains shards ({format_list(old, str)}), which would be mixed "
+            "with the new ones. Pass another folder, or delete them."
+        )
     shards: list[str] = []
     pairs = enumerate(zip(images, captions, strict=True))
     while chunk := list(islice(pairs, pairs_per_shard)):
         shards.append(os.path.join(folder, f"{len(shards):05d}.tar"))
         with wds.TarWriter(shards[-1]) as writer:
             for number, (image, caption) in chunk:
-                if isinstance(image, bytes):
-                    name, content = extension or _detect_format(image, number), image
-                else:
-                    name, content = Path(image).suffix.lower()[1:], Path(image).read_bytes()
+                name, content = _read_image(image, number, extension)
+                if not isinstance(caption, str):
+                    raise TypeError(
+                        f"Caption {number} (the first is 0) is not a str: {caption!r}."
+                    )
                 sample = {"__key__": f"{number:09d}", name: content, "txt": caption.encode()}
                 writer.write(sample)
     return shards
+
+
+def _read_image(
+    image: bytes | str | os.PathLike[str], number: int, extension: str | None
+) -> tuple[str, bytes]:
+    """Return the extension and the content of an image."""
+    if isinstance(image, bytes):
+        name, content = (extension or "").lower(), image
+    elif isinstance(image, str | os.PathLike):
+        name, content = Path(image).suffix.lower(), Path(image).read_bytes()
+    else:
+        raise TypeError(
+            f"Image {number} (the first is 0) is of type {type(image).__name__}. Pass its path, "
+            "or the bytes of an image file."
+        )
+    return name.lstrip(".") or _detect_format(content, number), content
 
 
 def _detect_format(content: bytes, number: int) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import torch.utils.data
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..features.memmap import is_table
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES, is_settled, stamp_of
 from ..utils.validation import check_sequence, format_list
@@ -440,10 +441,14 @@ def image_digests(X: Any) -> np.ndarray | None:
 
     An item that is not an image, or cannot be read, has a unique digest.
     """
+    if is_table(X):
+        return None
     try:
         items = as_items(X, "image")
     except ValueError:
         return None
+    if isinstance(items[0], list | tuple) or getattr(items[0], "ndim", 3) < 2:
+        return None  # rows of numbers
     digests = np.empty(len(items), dtype="V16")
     for row, item in enumerate(items):
         try:

@@ -199,6 +199,10 @@ class DiskFeatureCache:
             if is_due or self._n_unwritten_bytes > _MAX_UNWRITTEN_BYTES:
                 self._write()
 
+    def round(self, feature: np.ndarray) -> np.ndarray:
+        """Return a feature as it is read after it was stored, rounded if `dtype` is float16."""
+        return feature if self.dtype == "float32" else _round(feature[np.newaxis])[0]
+
     def info(self) -> DiskCacheInfo:
         """Return the size of the cache and the number of features by type and dimension.
 

@@ -130,6 +130,8 @@ class TrainingHistoryDisplay:
         ValueError
             When the history is empty.
         """
+        from matplotlib.ticker import MaxNLocator
+
         losses = _get_series(self.history, "train_loss")
         recalls = _get_series(self.history, "valid_recall")
         if not (losses or recalls):
@@ -154,7 +156,7 @@ class TrainingHistoryDisplay:
             best = self.best_epoch
             label = "initialization was kept" if best == 0 else f"epoch {best} was kept"
             self.best_line_ = ax.axvline(best, color="tab:green", linestyle=":", label=label)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         title = None if self.estimator_name is None else format_text(self.estimator_name, 60)
         if legend:
             lines = (self.loss_line_, self.recall_line_, self.start_line_, self.best_line_)

@@ -441,7 +441,7 @@ def compute_similarity_maps(
     if ((cells.mean(dim=1) - whole).norm(dim=1) > _TOLERANCE * norm).any():
         raise ValueError(
             "estimator maps images by a nonlinear head, so that the cosine is not a mean over the "
-            "image. Use APEAligner(side='text'), APEAligner() or KernelAligner."
+            "image. Use APEAligner() or KernelAligner, without init='starter' or a fitted aligner."
         )
     maps = (cells / norm[:, None, None]) @ embeddings.T
     shape = (len(grid), *grid.shape[1:3], len(texts))

@@ -278,10 +278,10 @@ def _select_most_confused(counts: Counter[Any], classes: list[Any], max_classes:
     """Return the classes of the most frequent errors, in the order of classes."""
     if len(classes) <= max_classes:
         return classes
-    class_set = set(classes)  # without the label of unknown images
+    class_set = set(classes)  # without the label of unknown images, which counts as an error
     selected: set[Any] = set()
     pairs = [pair for pair, _ in counts.most_common()]
-    errors = [pair for pair in pairs if pair[0] != pair[1] and class_set.issuperset(pair)]
+    errors = [pair for pair in pairs if pair[0] != pair[1]]
     hits = [pair for pair in pairs if pair[0] == pair[1]]
     for pair in [*errors, *hits]:
         new = class_set.intersection(pair) - selected

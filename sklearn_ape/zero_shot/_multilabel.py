@@ -13,18 +13,20 @@ from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexable
 from sklearn.utils.validation import check_is_fitted
 
+from ..aligners.pairs import flatten_captions, holds_texts
 from ..aligners.similarity import LogitTiles, resolve_bank
 from ..aligners.wrapper import unwrap_aligner
 from ..persistence.mixins import FittedState
-from ..prompts import prompts_of, resolve_names, to_class_array
+from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import check_integer, check_number, format_list, ignores_underflow
-from ._base import NOT_FITTED, ZeroShotBase
+from ._base import NOT_FITTED, ZeroShotBase, restored_on_failure
 from ._multilabel_targets import (
     as_table_or_rows,
     collect_labels,
     fit_thresholds,
+    get_column_names,
     resolve_prevalence,
     to_indicator,
 )
@@ -168,6 +170,10 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self : object
             The fitted classifier.
         """
+        with restored_on_failure(self):
+            return self._fit(X, Y, captions)
+
+    def _fit(self, X: Any, Y: Any, captions: Any) -> Self:
         templates = self._check_fit_parameters()
         Y = as_table_or_rows(Y)
         names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
@@ -177,7 +183,15 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
                 "Pass names with labels={0: 'cat', 1: 'dog', ...}."
             )
         table = to_indicator(Y, list(names))
+        columns = None if isinstance(Y, list) else get_column_names(Y)
+        if columns is not None and columns != list(names):
+            warn(
+                "Y has the columns in another order than labels. They are matched by name here, "
+                "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
+            )
         check_consistent_length(X, table, captions)
+        if captions is not None and holds_texts(captions):
+            flatten_captions(captions)  # an error names the row of a missing or empty caption
         self._names = names
         self.__dict__.pop("_thresholds", None)
         if self._keeps_aligner():
@@ -387,7 +401,12 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         logits = self._make_logits(self._aligner_in_use(), templates, scale=1.0)
         self._set_thresholds(self._compute_default_thresholds(logits) + offsets)
 
+    def _make_prompts(self) -> dict[Any, list[str]]:
+        names, templates = self._resolve_names() or {}, resolve_templates(self.templates)
+        return {label: prompts_of(label, names[label], templates) for label in names}
+
     def _set_thresholds(self, thresholds: np.ndarray) -> None:
+        self._prompts_of_thresholds = self._make_prompts()
         self._thresholds = dict(zip(self._list_labels(), thresholds.tolist(), strict=True))
         self._thresholds_are_standardized = self._standardizes()
 
@@ -405,6 +424,15 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             raise ValueError(
                 f"labels has {format_list(unfitted)}, for which no threshold was fitted. Call fit "
                 "or fit_thresholds again after changing labels."
+            )
+        prompts = self._make_prompts()
+        # Pickles of earlier versions have no prompts.
+        fitted_prompts = getattr(self, "_prompts_of_thresholds", prompts)
+        changed = [label for label in labels if prompts[label] != fitted_prompts[label]]
+        if changed:
+            raise ValueError(
+                f"labels or templates give {format_list(changed)} other texts than those for "
+                "which thresholds were fitted. Call fit or fit_thresholds again."
             )
         if self._standardizes() != self._thresholds_are_standardized:
             raise ValueError(

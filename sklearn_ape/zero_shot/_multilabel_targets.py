@@ -28,7 +28,7 @@ def as_table_or_rows(Y: Any) -> Any:
     """
     if Y is None:
         raise ValueError(f"Y is None: {_EXPECTED}.")
-    if _get_column_names(Y) is not None or len(getattr(Y, "shape", ())) == 2:
+    if get_column_names(Y) is not None or len(getattr(Y, "shape", ())) == 2:
         return Y
     if hasattr(Y, "__array__") and not isinstance(Y, Iterable):
         return as_table_or_rows(np.asarray(Y))
@@ -49,7 +49,7 @@ def collect_labels(Y: Any) -> list[Any]:
     """
     rows = as_table_or_rows(Y)
     if not isinstance(rows, list):
-        names = _get_column_names(rows)
+        names = get_column_names(rows)
         if names is None:
             raise ValueError(_describe_unnamed_columns(rows.shape[1]))
         _check_distinct(names, "Y has the columns")
@@ -142,7 +142,7 @@ def _is_binary(cell: Any) -> bool:
 
 
 def _read_table(Y: Any, labels: Sequence[Any]) -> np.ndarray:
-    names = _get_column_names(Y)
+    names = get_column_names(Y)
     if names is not None:
         order = _find_positions(names, labels, "The columns of Y", "columns")
         cells = []
@@ -159,7 +159,7 @@ def _read_table(Y: Any, labels: Sequence[Any]) -> np.ndarray:
     return _check_binary(values, "row")
 
 
-def _get_column_names(Y: Any) -> list[Any] | None:
+def get_column_names(Y: Any) -> list[Any] | None:
     """Return the names of the columns of a DataFrame, pyarrow table or structured array."""
     # In a pandas DataFrame `columns` are the names; in a pyarrow table they are the values.
     is_arrow = hasattr(Y, "column_names") and not hasattr(Y, "iloc")

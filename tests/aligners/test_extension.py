@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import normalize
@@ -179,6 +180,36 @@ def captions():
 @pytest.fixture(scope="module")
 def extended(images, captions):
     return APEAligner(init="starter").fit(images, captions)
+
+
+class TestEncodersThatLearn:
+    """A fit of TfidfVectorizer on the own captions would change the columns of the base."""
+
+    CAPTIONS = ("red cat", "blue dog", "green bus", "red dog", "blue cat", "red bus")
+
+    @pytest.fixture
+    def base(self):
+        X = np.random.default_rng(0).standard_normal((6, 12)).astype(np.float32)
+        aligner = KernelAligner(text_encoder=TfidfVectorizer())
+        return aligner.fit(X, list(self.CAPTIONS)), X
+
+    @pytest.mark.parametrize("encoder", [None, TfidfVectorizer()])
+    def test_stay_as_fitted(self, base, encoder):
+        base, X = base
+        extended = APEAligner(init=base, text_encoder=encoder)
+        extended.fit(X[:3], ["red cat", "ruby cat", "green bus"])
+        assert extended.text_encoder_.vocabulary_ == base.text_encoder_.vocabulary_
+
+    def test_with_other_parameters_raise(self, base):
+        base, X = base
+        extended = APEAligner(init=base, text_encoder=TfidfVectorizer(ngram_range=(1, 2)))
+        with pytest.raises(ValueError, match="Pass text_encoder=None to use the encoder of init"):
+            extended.fit(X[:3], list(self.CAPTIONS[:3]))
+
+
+def test_other_number_of_components_raises(base, own):
+    with pytest.raises(ValueError, match="n_components must be None or that of init, 32"):
+        APEAligner(init=base, n_components=10).fit(*own)
 
 
 class TestStarter:

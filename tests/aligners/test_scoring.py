@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import sklearn_ape
 from sklearn_ape import APEAligner, CCAAligner, CLIPAligner, KernelAligner
@@ -209,6 +210,20 @@ class TestFittedImages:
         ]
         for model in (aligner, loaded):
             assert model.was_fitted_on(queries).tolist() == [True, True, False, False]
+
+    def test_features_in_place_of_images_raise(
+        self, captioned_images, image_encoder, text_encoder, features
+    ):
+        """They would all be reported as new, and training images would remain in a test set."""
+        aligner = aligner_of(image_encoder, text_encoder, captioned_images)
+        with pytest.raises(ValueError, match="a sequence of images is expected"):
+            aligner.was_fitted_on(features.image[:60])
+
+    def test_rows_of_an_encoder_of_tables_are_compared_by_features(self):
+        X = np.random.default_rng(0).standard_normal((40, 80)).astype(np.float32)
+        aligner = CCAAligner(image_encoder=StandardScaler()).fit(X[:20], X[:20, :30])
+        np.testing.assert_array_equal(aligner.was_fitted_on(X), np.arange(40) < 20)
+        assert not aligner.was_fitted_on(X[20:].tolist()).any()
 
     def test_features_are_recognized_after_saving(self, features, tmp_path):
         CCAAligner().fit(features.image[:50], features.text[:50]).save_pretrained(tmp_path / "a")

@@ -204,10 +204,18 @@ def test_written_shards_are_read(tmp_path, captioned_images):
     assert [os.path.basename(name) for name in shards] == ["00000.tar", "00001.tar", "00002.tar"]
     pairs = load_webdataset(tmp_path / "new")
     assert list(pairs) == list(zip(content, captioned_images.captions[:7], strict=True))
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(FileExistsError, match=r"contains shards \(00000\.tar, "):
+        write_webdataset(images[:1], ["one"], tmp_path / "new")
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         write_webdataset(images, ["one"], tmp_path / "other")
     with pytest.raises(ValueError, match=r"Image 1 .*not jpg, png or webp"):
         write_webdataset([content[0], b"text"], ["one", "two"], tmp_path / "other")
+    with pytest.raises(TypeError, match=r"Caption 0 .* is not a str: 7"):
+        write_webdataset(content[:1], [7], tmp_path / "third")
+    with pytest.raises(TypeError, match=r"Image 0 .* of type ndarray"):
+        write_webdataset([np.zeros((8, 8, 3))], ["one"], tmp_path / "fourth")
+    write_webdataset([b"any"], ["one"], tmp_path / "dotted", extension=".jpg")
+    assert list(load_webdataset(tmp_path / "dotted")) == [(b"any", "one")]
     with pytest.raises(ValueError, match="pairs_per_shard must be an integer >= 1"):
         write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
 

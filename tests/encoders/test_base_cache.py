@@ -21,6 +21,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     _encoding,
 )
+from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.utils.concurrency import LRUCache
 from tests.encoders.conftest import gained
 
@@ -71,6 +72,14 @@ def test_file_changed_during_reading_fails(tmp_path, monkeypatch, on_error):
     images = [Image.open(paths[0]).copy(), green]
     expected = clone(encoder).set_params(cache=None).transform(images)
     np.testing.assert_allclose(encoder.transform(paths), expected, atol=1e-5)
+
+
+def test_float16_cache_gives_the_same_features_in_every_call(encoder, paths, tmp_path):
+    """Otherwise a fit would differ from a second one, which finds the features in the cache."""
+    encoder = clone(encoder).set_params(cache=DiskFeatureCache(tmp_path / "cache", "float16"))
+    first = encoder.transform(paths[:2])
+    np.testing.assert_array_equal(encoder.transform(paths[:2]), first)
+    assert not np.array_equal(clone(encoder).set_params(cache=None).transform(paths[:2]), first)
 
 
 def test_duplicates_are_encoded_once(encoder, paths, truth):

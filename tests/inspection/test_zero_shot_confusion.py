@@ -85,3 +85,11 @@ class TestZeroShotConfusionDisplay:
         *sides, options = arguments if len(arguments) == 3 else (*arguments, {})
         with pytest.raises(ValueError, match=message):
             ZeroShotConfusionDisplay.from_predictions(*sides, **options)
+
+    def test_classes_of_rejected_images_are_shown(self):
+        """An image that is predicted as unknown is an error of its class."""
+        names = [f"class {number:02}" for number in range(12)]
+        predicted = names[:2] + ["unknown"] * 10
+        display = ZeroShotConfusionDisplay.from_predictions(names, predicted, max_classes=10)
+        assert display.row_labels == names[2:]
+        assert display.counts.sum() == 10
