@@ -328,7 +328,7 @@ def print_result(result: DemoResult) -> None:
     curve = _make_table(
         "Recall@1 by number of training pairs",
         "training pairs",
-        *(str(point.n_pairs) for point in result.curve),
+        *(f"{point.n_pairs:,}" for point in result.curve),
     )
     curve.add_row("starter and these", *(f"{point.extended:.1%}" for point in result.curve))
     curve.add_row("these alone", *(f"{point.alone:.1%}" for point in result.curve), style="dim")

@@ -48,10 +48,15 @@ class Classification(NamedTuple):
 
 
 def parse_labels(text: str | None, limits: Limits) -> list[str]:
-    """Return the distinct label names of a text, separated by line ends, or else by commas."""
-    text = text or ""
-    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
-    names = lines if len(lines) > 1 else re.split(r"[,;\n]", text)
+    """Return the distinct label names of a text, separated by commas, or one per line.
+
+    Several lines are names with commas, unless a line has two commas: then a list was continued on
+    another line. List markers before a name and commas behind it are ignored.
+    """
+    lines = [line.strip(" \t,;") for line in re.split(r"\r\n|\r|\n", text or "")]
+    lines = [re.sub(r"^[-*•]\s+", "", line) for line in lines if line]
+    has_one_per_line = len(lines) > 1 and all(len(re.findall("[,;]", x)) < 2 for x in lines)
+    names = lines if has_one_per_line else re.split(r"[,;\n]", "\n".join(lines))
     labels = list(dict.fromkeys(" ".join(name.split()) for name in names if name.strip()))
     if not labels:
         raise UserError("There are no labels yet. Enter at least two, such as 'cat, dog, car'.")
@@ -111,6 +116,8 @@ def classify(
         )
     if isinstance(classifier, FewShotClassifier):
         summary += f" Labelled images used: {classifier.class_count_.sum()}."
+        if classifier.templates != templates:
+            summary += " The prompt templates are those of the first correction."
     return Classification(probabilities, summary)
 
 

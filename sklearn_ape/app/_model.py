@@ -19,7 +19,7 @@ from ..aligners.wrapper import resolve_aligner, unwrap, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
 from ..persistence import load_pretrained
-from ..persistence.files import read_model
+from ..persistence.files import TENSORS, read_model
 from ..persistence.serialize import Serializer
 from ..zero_shot import FewShotClassifier
 from ._limits import Limits, Progress, UserError, hide_folder
@@ -222,6 +222,11 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
     """
     unpack(archive, folder, _SUFFIXES, limits)
     saved = skip_single_folder(Path(folder))
+    if not (saved / TENSORS).is_file():
+        raise UserError(
+            "The zip is not an aligner that was downloaded from this page, which contains "
+            f"{TENSORS}. Upload the file that the button 'Download the aligner' saved."
+        )
     try:
         config, _ = read_model(saved)
         record = config["model"]

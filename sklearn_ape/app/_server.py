@@ -55,8 +55,9 @@ _CSS = """
 button[role="tab"].selected { color: var(--primary-600) !important; }
 .dark button[role="tab"].selected { color: var(--primary-300) !important; }
 .note { font-size: 0.875rem; }
+.dark { color-scheme: dark; }
 #classify-verdict, #align-result { padding: 0.5rem 1rem; }
-.captions-below .grid-wrap { min-height: 0; max-height: none; height: auto; }
+.captions-below .grid-wrap { min-height: 0; max-height: none; height: auto; overflow: visible; }
 .captions-below .grid-container {
   grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important;
 }
@@ -79,9 +80,12 @@ _SCRIPT = """
 () => {
   new MutationObserver(() => {
     for (const image of document.querySelectorAll(".thumbnail-item img[alt]")) {
-      image.closest("button").ariaLabel = image.alt;
+      const name = image.alt || image.title;
+      if (name) image.closest("button").ariaLabel = name;
     }
-    document.getElementById("classify-verdict")?.setAttribute("aria-live", "polite");
+    for (const name of ["classify-verdict", "align-result"]) {
+      document.getElementById(name)?.setAttribute("aria-live", "polite");
+    }
   }).observe(document.body, { childList: true, subtree: true });
 }
 """

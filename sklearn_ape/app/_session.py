@@ -211,8 +211,6 @@ class AppService:
             paths = list_images(Path(folder.name), self.limits)
             check_progress = scale_progress(progress, 0, 0.2)
             checked = check_images(paths, folder.name, self.limits, check_progress)
-            if not checked.rows:
-                raise UserError(describe_problems(checked.problems))
             paths = [paths[row] for row in checked.rows]
             names, cache = names_of_files(paths), MemoryFeatureCache()
             title = f"{len(paths)} images of your zip. {describe_problems(checked.problems)}"
@@ -222,6 +220,10 @@ class AppService:
         except BaseException:
             folder.cleanup()
             raise
+
+    def reset_images(self, session: Session) -> Session:
+        """Search the images of the server again."""
+        return replace(session, images=None, index=None)
 
     def align(
         self, session: Session, archive: Any, method: str, with_head: bool, progress: Progress

@@ -30,6 +30,7 @@ _INTRODUCTION = """\
 Classify images by label names, search images by a text, and fit an aligner on your own images.
 The page uses the **{name}** ({encoders}) until you fit your own aligner.
 Uploads are processed on the computer that runs this page and deleted after {minutes} minutes.
+Reloading the page also discards your aligner, images and corrections.
 """
 
 _CLASSIFY_EXPLANATION = (
@@ -92,7 +93,9 @@ def show_errors(gr: Any) -> Iterator[None]:
     except Exception as error:
         # Gradio renders messages as HTML, and a message may contain the name of an uploaded file.
         message = html.escape(message_for_visitor(error), quote=False)
-        raise gr.Error(message, print_exception=False, title="Error") from error
+        # Without a duration, the message would disappear after ten seconds.
+        options = {"duration": None, "print_exception": False, "title": "Error"}
+        raise gr.Error(message, **options) from error
 
 
 def image_input(gr: Any, label: str, elem_id: str) -> Any:
@@ -175,9 +178,7 @@ def _compare(alignment: Alignment) -> str:
 
 def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[str]) -> None:
     """Add the elements of the tab that classifies an image."""
-    gr.Markdown(
-        "Drop an image and enter label names: the page shows the probability of each label."
-    )
+    gr.Markdown("Drop an image and enter label names: the page shows the most probable labels.")
     with gr.Row():
         with gr.Column(min_width=300):
             image = image_input(gr, "Image", "classify-image")
@@ -199,7 +200,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             names = gr.Textbox(
                 _join_labels(labels),
                 label="Labels",
-                info="One per line, or separated by commas.",
+                info="Separated by commas, or one per line. Shift+Enter classifies.",
                 lines=2,
                 max_lines=10,
                 elem_id="classify-names",
@@ -210,7 +211,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                     list(_TEMPLATE_CHOICES.items()), value="simple", label="Prompt templates"
                 )
                 threshold = gr.Slider(
-                    0, 1, 0, step=0.05, label='Threshold: below this probability "unknown"'
+                    0, 1, 0, step=0.05, label='Answer "unknown" below this probability (0: never)'
                 )
         with gr.Column(min_width=300):
             summary = gr.Markdown(
@@ -227,7 +228,8 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                 label = gr.Dropdown(
                     [],
                     label="This is wrong, it is ...",
-                    info="The page learns from it: similar images get this label.",
+                    info="Also changes the answers for similar images, for these labels, until "
+                    "you close the page.",
                     elem_id="classify-correct-label",
                 )
                 correct_button = gr.Button("Correct", elem_id="classify-correct")
@@ -259,14 +261,15 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     options: dict[str, Any] = {"show_progress_on": probabilities}
     options |= {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
     clicked = button.click(classify, inputs, outputs, api_name="classify", **options)
-    correct_button.click(
+    corrected = correct_button.click(
         correct, [*inputs, label], [session, *outputs], api_name="correct", **options
     )
     options["api_visibility"] = "private"
     submitted = names.submit(classify, inputs, outputs, **options)
     changed = image.change(classify_new_image, inputs, outputs, **options)
-    for event in (clicked, submitted, changed):
+    for event in (clicked, submitted, changed, corrected):
         event.success(list_choices, [image, names], [label, correction], **options)
+    names.blur(list_choices, [image, names], [label, correction], **options)
     if service.examples:
 
         def select_example(event: Any) -> Any:
@@ -283,17 +286,21 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             query = gr.Textbox(
-                label="Query", placeholder=_EXAMPLE_QUERIES[0], elem_id="search-words"
+                label="Query",
+                info="In English, unless the aligner was trained on texts of other languages.",
+                placeholder=_EXAMPLE_QUERIES[0],
+                elem_id="search-words",
             )
             button = gr.Button("Search", variant="primary", elem_id="search-button")
             gr.Examples([[text] for text in _EXAMPLE_QUERIES], query, cache_examples=False)
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
                 image = image_input(gr, "Image", "search-image")
-                gr.Markdown("The image is used if the query above is empty.")
+                gr.Markdown("Empty the query above to search by this image.")
             with gr.Accordion("Search your own images", open=False):
                 archive = _zip_input(gr, service, "Images", "search-zip")
                 load_button = gr.Button("Search these images", elem_id="search-take")
+                reset_button = gr.Button("Search the initial images", elem_id="search-reset")
         with gr.Column(min_width=300, scale=2):
             gr.Markdown(_SEARCH_EXPLANATION, elem_classes="note")
             gallery = gr.Gallery(
@@ -318,7 +325,11 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
     ) -> tuple[Session, list[tuple[Any, str]]]:
         with show_errors(gr):
             session, results = service.search(session, query, image, k, make_progress(bar))
-            gallery = [(make_thumbnail(r.image), f"{r.name} ({r.score:.2f})") for r in results]
+            # The sum turns -0.0 into 0.0.
+            gallery = [
+                (make_thumbnail(r.image), f"{r.name} ({round(r.score, 2) + 0.0:.2f})")
+                for r in results
+            ]
         return session, gallery
 
     def load_images(
@@ -336,6 +347,12 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
     query.submit(search, inputs, outputs, api_visibility="private", **options)
     inputs, outputs = [session, archive], [session, title, gallery]
     load_button.click(load_images, inputs, outputs, api_name="load_images", **_ONE_AT_A_TIME)
+
+    def reset_images(session: Session) -> tuple[Session, str, list[Any]]:
+        session = service.reset_images(session)
+        return session, _describe_images(service.images), service.list_examples(session)
+
+    reset_button.click(reset_images, [session], outputs, api_visibility="private")
 
 
 def align_tab(gr: Any, service: AppService, session: Any) -> None:

@@ -216,7 +216,7 @@ class ImageCheck(NamedTuple):
 def check_images(
     paths: Sequence[str], folder: str, limits: Limits, progress: Progress
 ) -> ImageCheck:
-    """Decode all images, so that unreadable images can be skipped."""
+    """Decode all images, so that unreadable images can be skipped; raise if all are."""
     rows, problems = [], {}
     for row, path in enumerate(paths):
         if row % 16 == 0:
@@ -226,6 +226,8 @@ def check_images(
             problems[os.path.relpath(path, folder)] = problem
         else:
             rows.append(row)
+    if not rows:
+        raise UserError(f"No image of the zip can be read. {describe_problems(problems)}")
     return ImageCheck(rows, problems)
 
 
@@ -291,7 +293,9 @@ def list_images(folder: Path, limits: Limits) -> list[str]:
     """Return the paths of the images of an unpacked zip file."""
     try:
         images = load_image_folder(folder, captions=None).images
-    except (ValueError, OSError) as error:
+    except ValueError as error:
+        raise UserError("The zip has no images. Pack .jpg, .png or .webp files.") from error
+    except OSError as error:
         raise hide_folder(error, folder) from error
     _check_image_count(len(images), limits)
     return images

@@ -78,7 +78,7 @@ def write_card(
     scores = {**facts.scores, **scores}
     score_rows = [(_escape_cell(key), f"{score:.4g}") for key, score in scores.items()]
     load = "import sklearn_ape\n\nmodel = sklearn_ape.load_pretrained('owner/name or folder')"
-    usage = f"{load}  # a {name}\n{facts.usage}"
+    usage = f"{load}  # {name}\n{facts.usage}"
     no_scores = "No scores were passed to `save_pretrained(folder, scores={...})`."
     parts = [
         _format_front_matter(facts.tags),

@@ -31,6 +31,8 @@ class TestParseLabels:
             ("cat; dog;", ["cat", "dog"]),
             ("cat\n\n  dog  \ncat\n", ["cat", "dog"]),
             ("a cat, asleep\na dog", ["a cat, asleep", "a dog"]),
+            ("cat, dog, car\nbus", ["cat", "dog", "car", "bus"]),
+            ("- cat,\n- a dog;\n* bus", ["cat", "a dog", "bus"]),
             ("猫,🐶", ["猫", "🐶"]),
         ],
     )
@@ -78,6 +80,18 @@ class TestCorrect:
             Session(), captioned_images.images[0], "cat, tuba", "simple", "tuba"
         )
         assert service.reset_aligner(session).few_shot is None
+
+    def test_other_templates_are_reported(self, service, captioned_images):
+        """The labelled images are used with the texts of the first correction."""
+        image, names = captioned_images.images[0], "a stone, a cloud, a tuba"
+        session = service.correct(Session(), image, names, "simple", "a tuba")
+        same, other = (
+            service.classify(session, image, names, templates, 0)
+            for templates in ("simple", "none")
+        )
+        assert same.probabilities == other.probabilities
+        assert "templates are those of the first correction" not in same.summary
+        assert "templates are those of the first correction" in other.summary
 
     @pytest.mark.parametrize("label", [None, "rose", ""])
     def test_label_that_is_not_listed_raises(self, service, captioned_images, label):
@@ -214,6 +228,25 @@ class TestSearch:
         assert "broken.png" in session.images.title
         _, results = service.search(session, "a cat", None, 5)
         assert {f.name for f in results} == {"red cat", "dog"}
+
+    def test_initial_images_can_be_searched_again(self, service, make_zip, captioned_images):
+        archive = make_zip({f"{n}.png": Path(captioned_images.images[n]) for n in range(60, 63)})
+        session = service.load_images(Session(), archive, ignore_progress)
+        assert len(service.search(session, "a", None, 40)[1]) == 3
+        session = service.reset_images(session)
+        assert len(service.search(session, "a", None, 40)[1]) == 40
+
+    @pytest.mark.parametrize(
+        ("contents", "message"),
+        [({"a.txt": b"text"}, "The zip has no images"), ({"a.jpg": b""}, "No image of the zip")],
+    )
+    def test_zip_without_images_raises(self, service, make_zip, contents, message):
+        with pytest.raises(UserError, match=message):
+            service.load_images(Session(), make_zip(contents), ignore_progress)
+
+    def test_zip_that_is_not_an_aligner_raises(self, service, make_zip):
+        with pytest.raises(UserError, match="not an aligner that was downloaded from this page"):
+            service.load_aligner(Session(), make_zip({"a.txt": b"text"}))
 
     def test_unpacked_images_are_deleted_with_session(self, service, make_zip, captioned_images):
         archive = make_zip({"a.png": Path(captioned_images.images[0])})
