@@ -164,7 +164,7 @@ def load_image_folder(
     loose = [name.as_posix() for name in names if len(name.parts) == 1]
     if not loose:
         bunch.labels = np.array([name.parts[0] for name in names])
-    elif len(loose) <= _MAX_LOOSE_SHARE * len(names):
+    elif texts is None and len(loose) <= _MAX_LOOSE_SHARE * len(names):
         warn(
             f"There are no labels, because {len(loose)} of {len(names)} images are not in a "
             f"subfolder of {str(folder)!r}: {format_list(loose)}. Move them if the names of the "

@@ -365,6 +365,7 @@ class FewShotClassifier(ZeroShotClassifier):
         super()._set_state(state)
         if "few_shot" not in state:
             return
+        self._fitted_labels = self.labels
         part = state.part("few_shot")
         n_classes = len(self._names)
         self._text = part.array("text", (n_classes, None))
