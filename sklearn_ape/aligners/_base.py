@@ -343,9 +343,8 @@ class BaseAligner(
                 f"{type(self).__name__} requires y to be passed, but the target y is None. Pass "
                 "the captions (or their features) of the images in X."
             )
-        # Attributes of an earlier fit must not remain if this one fails or does not set them.
-        encoders = ("image_encoder_", "text_encoder_")
-        for name in (*encoders, "bank_", "_fitted_images", "_n_features_out"):
+        # Attributes of an earlier fit must not remain if this one does not set them.
+        for name in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images"):
             self.__dict__.pop(name, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         rows = self._rows(X, y, reset=True)

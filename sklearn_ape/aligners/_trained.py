@@ -28,7 +28,7 @@ from ..training.data import PairDataset, split_pairs, subset
 from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.messages import shows_progress
-from ..utils.sklearn_compat import FitContext, reports_fit
+from ..utils.sklearn_compat import FitContext, reports_fit, restored_on_failure
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder
@@ -67,7 +67,7 @@ class ClosedFormAligner(BaseAligner):
             If a parameter or the data are invalid. The message names the rows.
         """
         self._check_parameters()
-        with default_state():
+        with default_state(), restored_on_failure(self):
             data = self._fit_pairs(X, y)
             self._fit_data(data)
             self._set_bank(data)
@@ -181,7 +181,7 @@ class TrainedAligner(BaseAligner):
         self._check_parameters()
         prepare_folder(self.checkpoint)
         context = FitContext(self, self._count_epochs(None), X, y)
-        with default_state():
+        with default_state(), restored_on_failure(self):
             data = self._fit_pairs(X, y)
             rng = check_random_state(self.random_state)
             seed = int(rng.randint(np.iinfo(np.int32).max))

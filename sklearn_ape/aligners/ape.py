@@ -19,7 +19,7 @@ from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, cosine_schedule
-from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
 from ._closed_form import held_out_logit_scale, make_embedders
@@ -383,7 +383,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             raise ValueError(f"n_components must be None or that of init, {base.n_components_}.")
         context = FitContext(self, 0, X, y)
         options = self._dict_values("init_params")
-        with default_state():
+        with default_state(), restored_on_failure(self):
             self.device_ = resolve_device(self.device)
             self._chosen_encoders = {
                 side: self._choose_encoder(base, side, values)

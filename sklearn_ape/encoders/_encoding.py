@@ -17,7 +17,6 @@ from sklearn.base import clone
 from tqdm import tqdm
 
 from ..devices import default_state
-from ..features import DiskFeatureCache
 from ..features.cache import FeatureCache, iter_blocks, open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
@@ -165,7 +164,7 @@ def _encode_missing(
         for computed, failures in _iter_batches(encoder, valid, keys, identity):
             # Before an error is raised, so that finished batches are not computed again.
             cache.put_many(computed)
-            if isinstance(cache, DiskFeatureCache):  # as the next call will read them
+            if hasattr(cache, "round"):  # a cache on disk: as the next call will read them
                 computed = {key: cache.round(feature) for key, feature in computed.items()}
             features |= computed
             _count(identity, misses=len(computed))

@@ -147,7 +147,8 @@ _LARGE_FILE = 2**26
 # Number of pixels scaled at a time, which bounds memory.
 _PIXELS_AT_ONCE = 2**20
 
-# First bytes of drawings that Pillow cannot render.
+# First bytes of TIFF and BigTIFF files, and of drawings that Pillow cannot render.
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 
 # The stamp and the digest of a file by its absolute path.
@@ -169,7 +170,10 @@ def image_digest(item: Any) -> bytes:
     if isinstance(item, _BYTES):
         if not len(item):
             raise ItemError("is empty (0 bytes). Pass the content of an image file.")
-        return hashlib.sha256(b"file" + bytes(item)).digest()  # a memoryview may have strides
+        content = bytes(item)  # a memoryview may have strides
+        digest = _new_digest(content[:4])
+        digest.update(content)
+        return digest.digest()
     pixels = _to_pixels(item)
     header = f"pixels {pixels.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).digest()
@@ -273,12 +277,24 @@ def _digest_file(path: str) -> bytes:
         check_image(path)
     try:
         with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.sha256(b"file")).digest()
+            sha256 = _new_digest(file.read(4))
+            file.seek(0)
+            digest = hashlib.file_digest(file, lambda: sha256).digest()
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
     if is_settled(status):
         _file_digests.put(key, (stamp, digest))
     return digest
+
+
+def _new_digest(start: bytes) -> Any:
+    """Return a digest object for a file that starts with some bytes.
+
+    TIFF files have a different prefix than other files. The first versions of the package read
+    some rotated TIFF files wrongly (see `_without_memory_map`), and their features in a cache must
+    not be used.
+    """
+    return hashlib.sha256(b"tiff" if start in _TIFF_STARTS else b"file")
 
 
 def _describe_missing_file(path: str) -> str:

@@ -25,6 +25,7 @@ class TextPreparation(NamedTuple):
 
     prompt: str = ""
     lower: bool = False
+    tokenizer_lowers: bool = False  # then `lower` does not change the features
 
     def __call__(self, texts: Any) -> Any:
         """Return the texts with prompt and lower-casing applied."""
@@ -37,7 +38,7 @@ class TextPreparation(NamedTuple):
         identity: dict[str, Any] = {}
         if self.prompt:
             identity["prompt"] = self.prompt
-        if self.lower:
+        if self.lower and not self.tokenizer_lowers:
             identity["lower"] = True
         return identity
 
@@ -48,8 +49,8 @@ def read_preparation(
 ) -> TextPreparation:
     """Return the preparation of texts that a model's files declare, cached per fingerprint.
 
-    SigLIP and SigLIP 2 were trained on lower-cased texts, and the tokenizer of SigLIP 2, which is
-    Gemma's, does not lower them itself.
+    SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of SigLIP lower-cases
+    texts, but the tokenizer of SigLIP 2, which is Gemma's, does not.
     """
 
     def read(filename: str) -> dict[str, Any]:
@@ -58,6 +59,8 @@ def read_preparation(
     with explain_load_errors(model_name):
         is_siglip = str(read("config.json").get("model_type")).startswith("siglip")
         lower = is_siglip or bool(read("sentence_bert_config.json").get("do_lower_case"))
+        tokenizer = read("tokenizer_config.json") if is_siglip else {}
+        tokenizer_lowers = str(tokenizer.get("tokenizer_class")).startswith("Siglip")
         is_sentence_model = read_side_file(model_name, revision, "modules.json") is not None
         sentence = read("config_sentence_transformers.json") if is_sentence_model else {}
         prompts = sentence.get("prompts") or {}
@@ -71,7 +74,7 @@ def read_preparation(
             "prompt, so texts are encoded without one, as in sentence-transformers. Prepend a "
             f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
-    return TextPreparation(prompts.get(default, ""), lower)
+    return TextPreparation(prompts.get(default, ""), lower, tokenizer_lowers)
 
 
 # Fast tokenizers are not thread-safe. They also have an internal lock, which would stay locked in

@@ -73,6 +73,18 @@ class FitContext:
             task.call_on_fit_task_end(estimator=self.estimator, **self.data)
 
 
+@contextmanager
+def restored_on_failure(estimator: Any) -> Iterator[None]:
+    """Restore the attributes of an estimator if its fit fails, so that an earlier fit stays."""
+    attributes = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(attributes)
+        raise
+
+
 def reports_fit(method: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a `fit` method without subtasks so that it reports its begin and end."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Self
 
@@ -307,15 +306,3 @@ class Hierarchy(NamedTuple):
         for node, path in enumerate(self.paths):
             children.setdefault(path[-2] if len(path) > 1 else UNKNOWN, []).append(node)
         return {parent: np.array(nodes) for parent, nodes in children.items()}
-
-
-@contextmanager
-def restored_on_failure(estimator: Any) -> Iterator[None]:
-    """Restore the attributes of an estimator if its fit fails."""
-    attributes = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(attributes)
-        raise

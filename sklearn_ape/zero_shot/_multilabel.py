@@ -19,9 +19,9 @@ from ..aligners.wrapper import unwrap_aligner
 from ..persistence.mixins import FittedState
 from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
 from ..utils.messages import warn
-from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
 from ..utils.validation import check_integer, check_number, format_list, ignores_underflow
-from ._base import NOT_FITTED, ZeroShotBase, restored_on_failure
+from ._base import NOT_FITTED, ZeroShotBase
 from ._multilabel_targets import (
     as_table_or_rows,
     collect_labels,
