@@ -1,4 +1,4 @@
-"""Label sets per image, and the columns of `Y`."""
+"""Label sets per image, the columns of `Y`, and the texts that thresholds belong to."""
 
 from collections import Counter, UserDict, namedtuple
 from decimal import Decimal
@@ -374,3 +374,48 @@ class TestColumnsOfY:
             classifier.fit(numbered.X, (iter(labels) for labels in sets))
         assert classifier.labels_.tolist() == [0, 1, 2, 3]
         assert classifier.score(numbered.X, iter(sets)) > 0.5
+
+
+class TestFit:
+    @pytest.fixture
+    def fitted(self, numbered):
+        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
+        return classifier.fit(numbered.X, numbered.Y)
+
+    def test_other_texts_raise(self, fitted, numbered):
+        """The thresholds are those of the cosines with the texts of the fit."""
+        labels = dict(numbered.labels)
+        label = next(iter(labels))
+        fitted.set_params(labels=labels | {label: "a banana"})
+        with pytest.raises(ValueError, match="other texts than those for which thresholds"):
+            fitted.predict(numbered.X)
+        fitted.set_params(labels=labels, templates="none")
+        with pytest.raises(ValueError, match="other texts than those for which thresholds"):
+            fitted.predict(numbered.X)
+
+    def test_failed_fit_changes_nothing(self, fitted, numbered, monkeypatch):
+        expected = fitted.predict(numbered.X)
+
+        def fail(*_):
+            raise MemoryError("no memory")
+
+        monkeypatch.setattr(MultiLabelZeroShotClassifier, "_compute_margins", fail)
+        with pytest.raises(MemoryError, match="no memory"):
+            fitted.fit(numbered.X, numbered.Y)
+        np.testing.assert_array_equal(fitted.predict(numbered.X), expected)
+
+    def test_columns_in_another_order_warn(self, numbered):
+        labels = list(numbered.labels)
+        table = pd.DataFrame(numbered.Y, columns=labels)
+        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
+        expected = classifier.fit(numbered.X, table).thresholds_
+        with pytest.warns(UserWarning, match="scorers compare them by position"):
+            classifier.fit(numbered.X, table[labels[::-1]])
+        np.testing.assert_array_equal(classifier.thresholds_, expected)
+
+    def test_bad_caption_raises_with_its_row(self, numbered):
+        captions = ["a caption"] * len(numbered.X)
+        captions[30] = " "
+        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=clone(numbered.aligner))
+        with pytest.raises(ValueError, match=r"row 30: ' ' is an empty caption"):
+            classifier.fit(numbered.X, numbered.Y, captions)
