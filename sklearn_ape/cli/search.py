@@ -218,12 +218,12 @@ def _check_query_image(path: str) -> None:
         raise IsADirectoryError(f"--like {path!r} is a folder. Pass the path of an image.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"--like {path!r} does not exist. Pass the path of an image.")
-    from PIL import Image, UnidentifiedImageError
+    from ..encoders.items import ItemError, check_image
 
     try:
-        Image.open(path).close()
-    except UnidentifiedImageError as error:
-        raise ValueError(f"--like {path!r} cannot be read as an image. Pass another.") from error
+        check_image(path)
+    except ItemError as error:
+        raise ValueError(f"--like {path!r} cannot be read as an image: it {error}") from error
 
 
 def _parse_min_score(text: str | None) -> float | str | None:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
-# Seconds that a fork waits for a library that another thread is using. A batch takes less.
+# Seconds that a fork waits for a library that another thread is using, usually for one batch.
 PATIENCE_S = 5.0
 
 _locks: WeakSet[ForkSafeLock] = WeakSet()
@@ -164,8 +164,8 @@ class LRUCache(Generic[Key, Value]):
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Results that are computed ahead of the consumer, in addition to one per thread: enough to keep
-# the threads busy while the consumer processes one.
+# Results that are computed ahead of the consumer, in addition to one per thread, so that threads
+# do not wait while the consumer processes one.
 _N_AHEAD = 2
 
 

@@ -211,7 +211,7 @@ def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
 def _find_neighbors_with_faiss(embeddings: np.ndarray, k: int) -> np.ndarray:
     import faiss
 
-    # The smallest number of cells, and of training images per cell, that faiss recommends.
+    # faiss recommends at least this number of cells, and warns below 39 training images per cell.
     n_cells = int(4 * np.sqrt(len(embeddings)))
     n_components = embeddings.shape[1]
     quantizer = faiss.IndexFlatIP(n_components)

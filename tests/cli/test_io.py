@@ -116,15 +116,15 @@ class TestParseLabels:
         assert parse_labels(None, table) == {"vehicle": ["car", "bus"], "animal": "cat"}
 
     @pytest.mark.parametrize(
-        ("text", "message"),
+        ("text", "error", "message"),
         [
-            ("cat,dog,cat", "repeat: 'cat'"),
-            ("cat", "'cat' is the only label"),
-            (" , ", "empty"),
+            ("cat,dog,cat", ValueError, "repeat: 'cat'"),
+            ("cat", typer.BadParameter, "'cat' is the only label"),
+            (" , ", ValueError, "empty"),
         ],
     )
-    def test_useless_labels_raise(self, text, message):
-        with pytest.raises((ValueError, typer.BadParameter), match=message):
+    def test_useless_labels_raise(self, text, error, message):
+        with pytest.raises(error, match=message):
             parse_labels(text, None)
 
     def test_table_raises(self, tmp_path):

@@ -123,7 +123,7 @@ class TestMinScore:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("folder", "is a folder"), ("text.jpg", "cannot be read"), ("none", "exist")],
+    [("folder", "is a folder"), ("text.jpg", "a text file, not an image"), ("none", "exist")],
 )
 def test_query_image_is_checked_first(photos, run, tmp_path, name, message):
     (tmp_path / "folder").mkdir()

@@ -208,6 +208,8 @@ def test_written_shards_are_read(tmp_path, captioned_images):
         write_webdataset(images[:1], ["one"], tmp_path / "new")
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         write_webdataset(images, ["one"], tmp_path / "other")
+    with pytest.raises(ValueError, match="shorter"):
+        write_webdataset(iter(images), iter(["one"]), tmp_path / "iterators")
     with pytest.raises(ValueError, match=r"Image 1 .*not jpg, png or webp"):
         write_webdataset([content[0], b"text"], ["one", "two"], tmp_path / "other")
     with pytest.raises(TypeError, match=r"Caption 0 .* is not a str: 7"):
