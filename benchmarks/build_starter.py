@@ -372,12 +372,12 @@ def solve_closed_form(
     """Return the text head of a `KernelAligner` whose whitening is that of another aligner."""
     maps = kernel_maps(
         kernel._fit_pairs(images, captions),
-        **{name: getattr(kernel, name) for name in ("gamma", "ridge", "whitening")},
-        n_components=kernel.n_components,
+        aligner.module_.image_head.base,
+        gamma=kernel.gamma,
+        ridge=kernel.ridge,
         max_anchors=kernel.max_anchors,
-        rng=np.random.RandomState(0),
+        seed=0,
         device=torch.device("cpu"),
-        image_map=aligner.module_.image_head.base,
     )
     return ClosedFormHead(maps.text).eval()
 

@@ -143,7 +143,7 @@ class HeadTraining:
 
 def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:
     """Return the closed-form solution without trained heads, bitwise identical on all ranks."""
-    module = TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text))
+    module = maps.make_module()
     if ranks is not None:
         ranks.broadcast_weights(module)
     return module
@@ -234,25 +234,18 @@ class _InputsWithBase:
         return torch.cat([features, base], dim=1) if self.has_residual else base
 
 
-def choose_kernel(
-    heads: HeadConfig, run: TrainingRun, data: PairDataset, image_map: WhitenedMap | None = None
-) -> Smoothness:
+def choose_kernel(run: TrainingRun, data: PairDataset, image_map: WhitenedMap) -> Smoothness:
     """Return the parameters that `KernelAligner` chooses by default."""
 
-    def solve(pairs: PairDataset, smoothness: Smoothness) -> TwoTower:
-        maps = solve_kernel(heads, run, pairs, smoothness, image_map)
-        return make_closed_form(maps, run.ranks)
+    def solve(pairs: PairDataset, **smoothness: Any) -> Maps:
+        return solve_kernel(run, pairs, Smoothness(**smoothness), image_map)
 
     smoothness = choose_smoothness(data, RIDGE, run.seed, solve)
     return smoothness if run.ranks is None else run.ranks.broadcast(smoothness)
 
 
 def solve_kernel(
-    heads: HeadConfig,
-    run: TrainingRun,
-    data: PairDataset,
-    smoothness: Smoothness,
-    image_map: WhitenedMap | None = None,
+    run: TrainingRun, data: PairDataset, smoothness: Smoothness, image_map: WhitenedMap
 ) -> Maps:
     """Return the solution of `KernelAligner`."""
     max_anchors = count_default_anchors(len(data.text), run.config.device)
@@ -260,14 +253,12 @@ def solve_kernel(
         max_anchors = run.ranks.broadcast(max_anchors)
     return kernel_maps(
         data,
+        image_map,
         **smoothness._asdict(),
-        whitening=WHITENING,
-        n_components=heads.n_components,
         max_anchors=max_anchors,
-        rng=np.random.RandomState(run.seed),
+        seed=run.seed,
         device=run.config.device,
         verbose=run.verbose,
-        image_map=image_map,
     )
 
 
@@ -282,16 +273,16 @@ def train_heads(
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
-    smoothness = choose_kernel(heads, run, data) if heads.init == "kernel" else None
+    if heads.init is not None:
+        image_map = whiten_images(data, WHITENING, heads.n_components)
+    if heads.init == "kernel":
+        smoothness = choose_kernel(run, data, image_map)
 
     def solve(pairs: PairDataset) -> Maps | None:
-        if smoothness is not None:
-            return solve_kernel(heads, run, pairs, smoothness)
+        if heads.init == "kernel":
+            return solve_kernel(run, pairs, smoothness, image_map)
         if heads.init == "linear":
-            n_components = heads.n_components
-            return linear_maps(
-                pairs, ridge=_LINEAR_RIDGE, whitening=WHITENING, n_components=n_components
-            )
+            return linear_maps(pairs, image_map, ridge=_LINEAR_RIDGE)
         return None
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
@@ -390,10 +381,10 @@ def train_blend(
     # closed form does, and with new captions only this would not count.
     train, valid = run.split(data, by_image=True)
     image_map = whiten_images(data, WHITENING, heads.n_components)
-    smoothness = choose_kernel(heads, run, data, image_map)
+    smoothness = choose_kernel(run, data, image_map)
 
     def solve(pairs: PairDataset) -> TwoTower:
-        maps = solve_kernel(heads, run, pairs, smoothness, image_map)
+        maps = solve_kernel(run, pairs, smoothness, image_map)
         return make_closed_form(maps, run.ranks)
 
     if config.early_stopping and (valid is None or len(data.text) == 1):

@@ -14,11 +14,11 @@ from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
 from sklearn.utils import gen_batches
 
-from ..heads import BaseMap, KernelMap, LinearMap, TwoTower, WhitenedMap
+from ..heads import BaseMap, ClosedFormHead, KernelMap, LinearMap, TwoTower, WhitenedMap
 from ..training.callbacks import mean_recall
-from ..training.data import PairDataset, split_pairs, subset
+from ..training.data import PairDataset, Split, split_pairs, subset
 from ..training.net import embed, embed_pairs
-from ..utils.linalg import covariance, mean, normalize_rows
+from ..utils.linalg import covariance, mean, normalize_rows, sum_by_group
 from ._kernel_ridge import (
     choose_anchors,
     count_default_anchors,
@@ -101,17 +101,42 @@ def held_out_logit_scale(
     used if there are too few groups of pairs. `fit` is a function of training pairs that returns
     two functions, which compute L2-normalized embeddings of image features and of text features.
     """
-    split = split_pairs(data.pairs, _VALIDATION_FRACTION, np.random.RandomState(0))
-    train = held_out = split.train
+    split = hold_out_pairs(data)
+    embed_image, embed_text = fit(data.replace(pairs=data.pairs[split.train]))
+    return logit_scale_of_split(
+        data,
+        split,
+        lambda rows: embed_image(data.image[rows]),
+        lambda rows: embed_text(data.text[rows]),
+    )
+
+
+def hold_out_pairs(data: PairDataset) -> Split:
+    """Hold out a fifth of the pairs, from which the logit scale is fitted."""
+    rows = _rows_with_texts(data)
+    split = split_pairs(data.pairs[rows], _VALIDATION_FRACTION, np.random.RandomState(0))
+    return Split(rows[split.train], None if split.valid is None else rows[split.valid])
+
+
+def logit_scale_of_split(
+    data: PairDataset,
+    split: Split,
+    embed_image: Callable[[np.ndarray], np.ndarray],
+    embed_text: Callable[[np.ndarray], np.ndarray],
+) -> float:
+    """Return the logit scale fitted on the held-out pairs of images.
+
+    Both functions return the L2-normalized embeddings of rows of the images or texts of `data`.
+    """
+    rows = split.train
     if split.valid is not None:
-        image_pairs = split.valid[data.pairs[split.valid, 0] < data.n_images]
-        held_out = image_pairs if len(image_pairs) > 1 else split.valid
-    embed_image, embed_text = fit(data.replace(pairs=data.pairs[train]))
-    held_out = _subsample(held_out)
-    images, image_rows = np.unique(data.pairs[held_out, 0], return_inverse=True)
-    texts, text_rows = np.unique(data.pairs[held_out, 1], return_inverse=True)
+        rows = split.valid[data.pairs[split.valid, 0] < data.n_images]
+        rows = rows if len(rows) > 1 else split.valid
+    rows = _subsample(rows)
+    images, image_rows = np.unique(data.pairs[rows, 0], return_inverse=True)
+    texts, text_rows = np.unique(data.pairs[rows, 1], return_inverse=True)
     pairs = np.column_stack([image_rows, text_rows])
-    return fit_logit_scale(embed_image(data.image[images]), embed_text(data.text[texts]), pairs)
+    return fit_logit_scale(embed_image(images), embed_text(texts), pairs)
 
 
 def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
@@ -128,48 +153,63 @@ def _subsample(rows: np.ndarray) -> np.ndarray:
 
 
 class Maps(NamedTuple):
-    """Maps of image features and text features to the shared space."""
+    """Maps of image features and text features to the shared space.
+
+    `held_out_text` are embeddings of the held-out texts by the map without these texts.
+    """
 
     image: WhitenedMap
     text: BaseMap
+    held_out_text: np.ndarray | None = None
+
+    def make_module(self) -> TwoTower:
+        """Return heads that compute the maps."""
+        return TwoTower(ClosedFormHead(self.image), ClosedFormHead(self.text)).eval()
 
 
 def kernel_maps(
     data: PairDataset,
+    image_map: WhitenedMap,
     *,
     gamma: float | str,
     ridge: float,
-    whitening: float,
-    n_components: int | None,
     max_anchors: int | str,
-    rng: np.random.RandomState,
+    seed: int,
     device: torch.device,
     verbose: int | None = 0,
-    image_map: WhitenedMap | None = None,
+    held_out_texts: Any = (),
 ) -> Maps:
-    """Return the whitening of images, and a kernel ridge regression from texts to its output.
+    """Return a whitening of images, and a kernel ridge regression from texts to its output.
 
-    `image_map` replaces the whitening, so that maps of different pairs have the same space.
+    `held_out_texts` are sorted rows of the texts. Their embeddings by the solution without them
+    are returned, too, if the matrix is decomposed with all texts as anchors.
     """
-    targets = _Targets(data, whitening, n_components, image_map)
+    targets = _Targets(data, image_map)
     gamma = scale_gamma(targets.mean_text(np.float32)) if gamma == "scale" else float(gamma)
     if max_anchors == "auto":
         max_anchors = count_default_anchors(len(targets.texts), device)
     limit = int(max_anchors)
     if len(targets.texts) <= limit:
-        anchors = targets.normalized_texts(slice(None))
+        is_held_out = np.isin(targets.texts, held_out_texts)
+        order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
+        n_held_out = int(is_held_out.sum())
+        anchors = targets.normalized_texts(order)
         if not anchors.any():  # a single text of zeros with target zero: any anchor will do
             anchors[:, 0] = 1
-        right = np.concatenate([block_targets for _, block_targets in targets])
+        right = np.concatenate([block_targets for _, block_targets in targets])[order]
         # Dividing the ridge by the number of images of a text weights the text by its images.
-        ridges = ridge / targets.counts
-        coefficients = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose)
-        return Maps(targets.image, KernelMap(anchors, coefficients, gamma))
+        ridges = (ridge / targets.counts)[order]
+        solution = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose, n_held_out)
+        text_map = KernelMap(anchors, solution.coefficients, gamma)
+        if solution.residuals is None or n_held_out == 0:
+            return Maps(image_map, text_map)
+        predictions = right[-n_held_out:] - solution.residuals
+        return Maps(image_map, text_map, normalize_rows(predictions))
     # Nyström approximation: some of the texts serve as anchors, and all are fitted.
-    chosen = choose_anchors(targets.counts, limit, rng)
+    chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
     anchors = targets.normalized_texts(chosen)
     coefficients = _solve_nystroem(targets, anchors, ridge, gamma, device, verbose)
-    return Maps(targets.image, KernelMap(anchors, coefficients, gamma))
+    return Maps(image_map, KernelMap(anchors, coefficients, gamma))
 
 
 def _solve_nystroem(
@@ -204,17 +244,15 @@ def _solve_nystroem(
     for block, block_targets in targets:
         for part, _, weighted in iter_kernels(block):
             right += weighted @ torch.as_tensor(block_targets[part]).to(device)
-    return solve_positive_definite(make_matrix, right, verbose)
+    return solve_positive_definite(make_matrix, right, verbose).coefficients
 
 
-def linear_maps(
-    data: PairDataset, *, ridge: float, whitening: float, n_components: int | None
-) -> Maps:
-    """Return the whitening of images, and a ridge regression from texts to its output.
+def linear_maps(data: PairDataset, image_map: WhitenedMap, *, ridge: float) -> Maps:
+    """Return a whitening of images, and a ridge regression from texts to its output.
 
     The ridge is relative to the mean variance of a text feature.
     """
-    targets = _Targets(data, whitening, n_components)
+    targets = _Targets(data, image_map)
     text_mean, total = targets.mean_text(np.float64), targets.counts.sum()
     matrix = np.zeros((len(text_mean), len(text_mean)))
     right = np.zeros((len(text_mean), targets.image.n_out))
@@ -228,7 +266,7 @@ def linear_maps(
     # With a single text all variances are zero: any ridge makes the matrix regular.
     matrix[np.diag_indices_from(matrix)] += ridge * variance if variance > 0 else 1.0
     weights = cho_solve(cho_factor(matrix, lower=True), right / total)
-    return Maps(targets.image, LinearMap(text_mean, weights))
+    return Maps(image_map, LinearMap(text_mean, weights))
 
 
 class _NormalizedRows:
@@ -243,28 +281,16 @@ class _NormalizedRows:
 
 
 class _Targets:
-    """Map of the images, and the regression targets of the distinct texts.
+    """The regression targets of the distinct texts.
 
     The target of a text is the mean of the embeddings of its images, minus the mean over all
     pairs. Iterating yields slices of `texts` and their targets, block by block.
     """
 
-    def __init__(
-        self,
-        data: PairDataset,
-        whitening: float,
-        n_components: int | None,
-        image_map: WhitenedMap | None = None,
-    ) -> None:
+    def __init__(self, data: PairDataset, image_map: WhitenedMap) -> None:
         self._data = data
-        # Texts of zeros are left out: their cosines are not defined.
-        blocks = gen_batches(len(data.text), _TEXT_BLOCK_SIZE)
-        is_nonzero = np.concatenate([data.text[block].any(axis=1) for block in blocks])
-        is_nonzero = is_nonzero[data.pairs[:, 1]]
-        pairs = data.pairs[is_nonzero] if is_nonzero.any() else data.pairs
-        if image_map is None:
-            image_map = _whiten(_NormalizedRows(data.image), pairs, whitening, n_components)
         self.image = image_map
+        pairs = data.pairs[_rows_with_texts(data)]
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         self.counts = counts.astype(np.float32)
         self._images, self._row = _sort_by_text(pairs, row)
@@ -276,7 +302,15 @@ class _Targets:
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         mean_target = sum(sums.sum(axis=0) for sums in self._iter_sums()) / self._n_pairs
         for block, sums in zip(self.blocks, self._iter_sums(), strict=True):
-            yield block, (sums / self.counts[block, None] - mean_target).astype(np.float32)
+            yield (
+                block,
+                np.subtract(
+                    sums / self.counts[block, None],
+                    mean_target,
+                    dtype=np.float32,
+                    casting="same_kind",
+                ),
+            )
 
     def normalized_texts(self, rows: Any) -> np.ndarray:
         """Return L2-normalized features of rows of `texts`."""
@@ -306,14 +340,17 @@ class _Targets:
         return _sum_by_text(embed, self._images, self._row, block, directions.shape[1])
 
 
+def _rows_with_texts(data: PairDataset) -> np.ndarray:
+    """Return the rows of the pairs, without texts whose features are zeros and have no cosine."""
+    blocks = gen_batches(len(data.text), _TEXT_BLOCK_SIZE)
+    is_nonzero = np.concatenate([data.text[block].any(axis=1) for block in blocks])
+    rows = np.flatnonzero(is_nonzero[data.pairs[:, 1]])
+    return rows if len(rows) else np.arange(len(data.pairs))
+
+
 def whiten_images(data: PairDataset, whitening: float, n_components: int | None) -> WhitenedMap:
-    """Return the whitening of the images of a dataset."""
-    return _whiten(_NormalizedRows(data.image), data.pairs, whitening, n_components)
-
-
-def _whiten(
-    features: _NormalizedRows, pairs: np.ndarray, whitening: float, n_components: int | None
-) -> WhitenedMap:
+    """Return the whitening of the images of a dataset; see `KernelAligner`."""
+    features, pairs = _NormalizedRows(data.image), data.pairs[_rows_with_texts(data)]
     if n_components is not None and n_components > features.shape[1]:
         raise ValueError(
             f"n_components must be None or at most {features.shape[1]}, the number of image "
@@ -384,7 +421,8 @@ def _sum_by_text(
     first, end = np.searchsorted(row, [block.start, block.stop])
     for start in range(first, end, _BLOCK_SIZE):
         part = slice(start, min(start + _BLOCK_SIZE, end))
-        np.add.at(sums, row[part] - block.start, embed(images[part]))
+        texts = slice(row[start] - block.start, row[part.stop - 1] - block.start + 1)
+        sums[texts] += sum_by_group(embed(images[part]), row[part] - row[start])
     return sums
 
 
@@ -414,13 +452,13 @@ def choose_smoothness(
     data: PairDataset,
     ridge: float,
     seed: int,
-    solve: Callable[[PairDataset, Smoothness], TwoTower],
+    solve: Callable[..., Maps],
 ) -> Smoothness:
     """Return the parameters of the better of two kernels on held-out pairs.
 
     The first kernel has the `ridge` and the gamma "scale". It is chosen if there are fewer than
     5,000 pairs. The kernels are compared on a random sample of at most 10,000 pairs. `solve` is a
-    function of training pairs and parameters that returns a closed-form solution.
+    function of training pairs and the two parameters.
     """
     narrow = Smoothness("scale", ridge)
     rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # pairs of images, not of prototypes
@@ -434,7 +472,7 @@ def choose_smoothness(
     train, valid = subset(sample, split.train), subset(sample, split.valid).expand_items()
 
     def measure(smoothness: Smoothness) -> tuple[float, float]:
-        module = solve(train, smoothness)
+        module = solve(train, **smoothness._asdict()).make_module()
         recall = mean_recall(*embed_pairs(module, valid), valid.pairs)
         return recall, float(module.text_head.base.gamma)
 

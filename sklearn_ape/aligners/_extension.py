@@ -12,7 +12,7 @@ from sklearn.frozen import FrozenEstimator
 from ..heads import ExtendedHead, KernelMap, TwoTower
 from ..training.data import PairDataset
 from ..training.net import embed_pairs
-from ..utils.linalg import normalize_rows
+from ..utils.linalg import normalize_rows, sum_by_group
 from ..utils.messages import warn
 from ..utils.sklearn_compat import unfreeze
 from ._closed_form import RIDGE, scale_gamma
@@ -103,9 +103,7 @@ def extend(
     mean_image = image[: data.n_images].mean(axis=0) if center else np.zeros_like(image[0])
     # A text of several images is one row with their mean, as in KernelAligner.
     texts, rows, counts = np.unique(data.pairs[:, 1], return_inverse=True, return_counts=True)
-    targets = np.zeros((len(texts), image.shape[1]))
-    np.add.at(targets, rows, image[data.pairs[:, 0]] - mean_image)
-    targets /= counts[:, None]
+    targets = sum_by_group(image[data.pairs[:, 0]] - mean_image, rows) / counts[:, None]
     predictions = text[texts]
     # Least squares: the embeddings of the base have unit norm, and their length is not predicted.
     scale = max(0.0, float(counts @ (predictions * targets).sum(axis=1) / counts.sum()))
@@ -121,7 +119,7 @@ def extend(
             gamma,
             device,
             verbose,
-        )
+        ).coefficients
         correction = KernelMap(anchors[is_nonzero], coefficients, gamma)
     return TwoTower(
         ExtendedHead(base.module_.image_head, 1.0, -mean_image),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -33,6 +34,17 @@ _MAX_ITERATIONS = 200
 
 # Shares of the largest diagonal element that are added if the matrix is singular in float32.
 _JITTERS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+
+
+class Solution(NamedTuple):
+    """Solution of a kernel ridge regression.
+
+    `residuals` are the targets of the last `n_held_out` rows minus their predictions by the
+    solution of the other rows. They follow from the decomposition, and are None without one.
+    """
+
+    coefficients: np.ndarray
+    residuals: np.ndarray | None
 
 
 def kernel(left: torch.Tensor, right: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -74,7 +86,8 @@ def solve_kernel_ridge(
     gamma: float,
     device: torch.device,
     verbose: int | None = 0,
-) -> np.ndarray:
+    n_held_out: int = 0,
+) -> Solution:
     """Solve ``(K + diag(ridge)) @ coefficients = targets``, where K is the kernel of the anchors.
 
     The anchors are L2-normalized. The matrix is decomposed if it fits in memory. Otherwise
@@ -83,13 +96,19 @@ def solve_kernel_ridge(
     arrays = (anchors, ridge, targets)
     rows, diagonal, right = (torch.as_tensor(a, dtype=torch.float32).to(device) for a in arrays)
     if len(anchors) > count_fitting_anchors(device, _MAX_SHARE):
-        return _solve_iteratively(rows, diagonal, right, gamma, verbose).cpu().numpy()
-    return solve_positive_definite(lambda: _make_matrix(rows, diagonal, gamma), right, verbose)
+        solution = _solve_iteratively(rows, diagonal, right, gamma, verbose)
+        return Solution(solution.cpu().numpy(), None)
+    return solve_positive_definite(
+        lambda: _make_matrix(rows, diagonal, gamma), right, verbose, n_held_out
+    )
 
 
 def solve_positive_definite(
-    make_matrix: Callable[[], torch.Tensor], right: torch.Tensor, verbose: int | None = 0
-) -> np.ndarray:
+    make_matrix: Callable[[], torch.Tensor],
+    right: torch.Tensor,
+    verbose: int | None = 0,
+    n_held_out: int = 0,
+) -> Solution:
     """Solve a system whose matrix is positive definite up to rounding in single precision.
 
     The lower triangle of the matrix is used, and replaced by its factor. So `make_matrix` is
@@ -103,7 +122,14 @@ def solve_positive_definite(
         except torch.linalg.LinAlgError:
             del matrix
             continue
-        return _substitute(matrix, right.clone()).cpu().numpy()
+        coefficients = _substitute(matrix, right.clone())
+        # With M = L L' and the held-out rows H at the end, the solution of the other rows misses
+        # the targets of H by inv(inv(M)[H, H]) @ coefficients[H], and inv(M)[H, H] is
+        # inv(L[H, H] L[H, H]').
+        held_out = slice(len(right) - n_held_out, None)
+        corner = matrix[held_out, held_out].tril()
+        residuals = corner @ (corner.T @ coefficients[held_out])
+        return Solution(coefficients.cpu().numpy(), residuals.cpu().numpy())
     raise ValueError("ridge is too small for these captions in single precision. Raise ridge.")
 
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
-from ..heads import ClosedFormHead, KernelMap, TwoTower
+from ..heads import KernelMap, TwoTower
 from ..training.data import PairDataset
 from ..utils.validation import check_integer, check_number
 from ._closed_form import (
@@ -19,14 +19,18 @@ from ._closed_form import (
     Smoothness,
     choose_smoothness,
     held_out_logit_scale,
+    hold_out_pairs,
     kernel_maps,
+    logit_scale_of_split,
     make_embedders,
+    whiten_images,
 )
 from ._serialization import HeadsMixin
 from ._trained import ClosedFormAligner, fitted_attributes
 
-# Largest number of anchors of the solution from which the logit scale is computed.
-_MAX_SCALE_ANCHORS = 8192
+# If the solution is an approximation, a second one is computed for the logit scale. With this
+# number of its anchors, scales of 16,384 icons were at most 3 % smaller than with all of them.
+_MAX_SCALE_ANCHORS = 4096
 
 
 class KernelAligner(HeadsMixin, ClosedFormAligner):
@@ -176,33 +180,37 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
 
     def _fit_data(self, data: PairDataset) -> None:
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        solve = partial(self._solve, max_anchors=self.max_anchors, seed=seed)
-        smoothness = Smoothness(self.gamma, self.ridge)
-        if self.gamma == "auto":
-            smoothness = choose_smoothness(data, self.ridge, seed, solve)
-        module = solve(data, smoothness)
-        # The logit scale needs a solution without the held-out pairs, but not its last digit.
-        n_anchors = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
-        logit_scale = held_out_logit_scale(
-            data,
-            lambda train: make_embedders(self._solve(train, smoothness, n_anchors, seed)),
-        )
-        self._set_module(module, logit_scale)
-
-    def _solve(
-        self, data: PairDataset, smoothness: Smoothness, max_anchors: int | str, seed: int
-    ) -> TwoTower:
-        maps = kernel_maps(
-            data,
-            **smoothness._asdict(),
-            whitening=self.whitening,
-            n_components=self.n_components,
-            max_anchors=max_anchors,
-            rng=np.random.RandomState(seed),
+        solve = partial(
+            kernel_maps,
+            image_map=whiten_images(data, self.whitening, self.n_components),
+            max_anchors=self.max_anchors,
+            seed=seed,
             device=resolve_device(self.device),
             verbose=self.verbose,
         )
-        return TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text)).eval()
+        smoothness = Smoothness(self.gamma, self.ridge)
+        if self.gamma == "auto":
+            smoothness = choose_smoothness(data, self.ridge, seed, solve)
+        solve = partial(solve, **smoothness._asdict())
+        split = hold_out_pairs(data)
+        held_out_texts = np.unique([] if split.valid is None else data.pairs[split.valid, 1])
+        maps = solve(data, held_out_texts=held_out_texts)
+        module, held_out_text = maps.make_module(), maps.held_out_text
+        if held_out_text is None:
+            n_anchors = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
+            logit_scale = held_out_logit_scale(
+                data,
+                lambda pairs: make_embedders(solve(pairs, max_anchors=n_anchors).make_module()),
+            )
+        else:
+            embed_image, _ = make_embedders(module)
+            logit_scale = logit_scale_of_split(
+                data,
+                split,
+                lambda rows: embed_image(data.image[rows]),
+                lambda rows: held_out_text[np.searchsorted(held_out_texts, rows)],
+            )
+        self._set_module(module, logit_scale)
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
         kernel_map = getattr(module.text_head, "base", None)

@@ -8,7 +8,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import KernelAligner
-from sklearn_ape.aligners._closed_form import kernel_maps, linear_maps
+from sklearn_ape.aligners import _kernel_ridge
+from sklearn_ape.aligners._closed_form import kernel_maps, linear_maps, whiten_images
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import LinearMap
 from sklearn_ape.training.data import PairDataset
@@ -114,7 +115,7 @@ def test_text_map_equals_kernel_ridge_regression(gamma):
 def test_linear_maps_equal_ridge_regression():
     image, text, owner = of_several_images()
     pairs = PairDataset(image, text, np.column_stack([np.arange(90), owner]))
-    maps = linear_maps(pairs, ridge=0.3, whitening=0.03, n_components=None)
+    maps = linear_maps(pairs, whiten_images(pairs, 0.03, None), ridge=0.3)
     embeddings = whitened(image, 0.03, owner)
     units = normalize(text[owner].astype(np.float64))
     alpha = 0.3 * units.var(axis=0).mean() * len(units)
@@ -209,6 +210,15 @@ def test_captions_of_zeros_are_ignored():
     assert np.isfinite(aligner.transform_text(text)).all()
 
 
+def test_logit_scale_is_that_of_a_solution_without_the_held_out_pairs(concepts, monkeypatch):
+    """An approximation needs a second solution. With all texts as anchors, one is enough."""
+    scale = KernelAligner(gamma=2.0).fit(concepts.image, concepts.text).logit_scale_
+    # Conjugate gradients give no predictions of held-out texts.
+    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 120)
+    iterative = KernelAligner(gamma=2.0, max_anchors=1000).fit(concepts.image, concepts.text)
+    assert scale == pytest.approx(iterative.logit_scale_, rel=1e-3)
+
+
 def test_fewer_components_are_the_directions_of_largest_variance(concepts):
     full = KernelAligner().fit(concepts.image, concepts.text)
     few = KernelAligner(n_components=5).fit(concepts.image, concepts.text)
@@ -250,11 +260,14 @@ def test_invalid_parameter_raises(concepts, parameter, value, message):
 def test_anchors_do_not_depend_on_held_out_pairs():
     """Held-out captions remain in the features when the logit scale is fitted."""
     image, text, owner = of_several_images()
-    pairs = np.column_stack([np.arange(90), owner])
-    options = {"gamma": 2.0, "ridge": 0.3, "whitening": 0.03, "n_components": None}
-    options |= {"max_anchors": 99, "rng": np.random.RandomState(0)}
+    pairs = np.column_stack([np.arange(90), owner])[:30]
+    options = {"gamma": 2.0, "ridge": 0.3, "max_anchors": 99, "seed": 0}
     options["device"] = torch.device("cpu")
-    maps = kernel_maps(PairDataset(image, text, pairs[:30]), **options)
-    reference = kernel_maps(PairDataset(image[:30], text[:30], pairs[:30]), **options)
+
+    def solve(data):
+        return kernel_maps(data, whiten_images(data, 0.03, None), **options)
+
+    maps = solve(PairDataset(image, text, pairs))
+    reference = solve(PairDataset(image[:30], text[:30], pairs))
     np.testing.assert_array_equal(maps.text.coefficients, reference.text.coefficients)
     np.testing.assert_array_equal(maps.image.directions, reference.image.directions)

@@ -36,20 +36,35 @@ def solve_in_double_precision(rows, ridge, targets):
 def test_direct_solution_equals_scikit_learn(monkeypatch, n_rows, block_size):
     monkeypatch.setattr(_kernel_ridge, "_BLOCK_SIZE", block_size)
     rows, ridge, targets = make_problem(n_rows)
-    solution = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    solution = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU).coefficients
     assert solution.dtype == np.float32
     np.testing.assert_allclose(
         solution, solve_in_double_precision(rows, ridge, targets), rtol=1e-3, atol=1e-3
     )
 
 
+@pytest.mark.parametrize("n_held_out", [0, 1, 90])
+def test_residuals_are_those_of_the_solution_without_the_held_out_rows(monkeypatch, n_held_out):
+    """They come from the decomposition of all rows; a second solution takes as long as the first.
+
+    The held-out rows span several blocks of the decomposition.
+    """
+    monkeypatch.setattr(_kernel_ridge, "_BLOCK_SIZE", 64)
+    rows, ridge, targets = make_problem(300)
+    residuals = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU, 0, n_held_out).residuals
+    train, held_out = slice(300 - n_held_out), slice(300 - n_held_out, None)
+    coefficients = solve_in_double_precision(rows[train], ridge[train], targets[train])
+    kernel = np.exp(GAMMA * (rows[held_out].astype(np.float64) @ rows[train].T - 1))
+    np.testing.assert_allclose(residuals, targets[held_out] - kernel @ coefficients, atol=1e-4)
+
+
 def test_iterative_solution_equals_the_direct_one(monkeypatch):
     """Few landmarks, so that the preconditioner is far from exact."""
     rows, ridge, targets = make_problem(1200)
-    direct = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    direct = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU).coefficients
     monkeypatch.setattr(_kernel_ridge, "_N_LANDMARKS", 50)
     monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 100)
-    iterative = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    iterative = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU).coefficients
     assert not np.array_equal(iterative, direct)
     np.testing.assert_allclose(iterative, direct, atol=2e-3 * np.abs(direct).max())
 
@@ -67,7 +82,7 @@ def test_blas_gets_small_blocks_of_rows(monkeypatch):
     """The result does not depend on the division of rows into blocks."""
     monkeypatch.setattr(_kernel_ridge, "_BLOCK_SIZE", 64)
     rows, ridge, targets = make_problem(300)
-    expected = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    expected = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU).coefficients
     slices = []
 
     def row_blocks(start, stop, n_columns):
@@ -75,7 +90,7 @@ def test_blas_gets_small_blocks_of_rows(monkeypatch):
         return [slice(i, min(i + 50, stop)) for i in range(start, stop, 50)]
 
     monkeypatch.setattr(_kernel_ridge, "_row_blocks", row_blocks)
-    solution = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    solution = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU).coefficients
     assert slices
     np.testing.assert_allclose(solution, expected, atol=1e-4)
 
