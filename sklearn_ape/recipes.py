@@ -1,6 +1,7 @@
 """Published hyper-parameters of methods that align two encoders.
 
-The methods were published for millions of pairs, so three rules apply to all recipes:
+The methods were published for millions of pairs. Three rules apply to those that train by gradient
+descent:
 
 - **Batch size**: as published. An aligner reduces it to the number of pairs.
 - **Number of steps**: as published, rather than the number of epochs. ``max_epochs`` is the
@@ -8,7 +9,7 @@ The methods were published for millions of pairs, so three rules apply to all re
   the largest published number of epochs (FuseMix), and at most 30 for LiT, which trains a whole
   tower. Pass `n_pairs` to compute it; otherwise one batch per epoch is assumed.
 - **Early stopping**: always enabled, with a patience of 50 epochs (ShareLock's patience is 50
-  evaluations), since the last epoch is rarely the best on few pairs.
+  evaluations), and of 3 for LiT, since the last epoch is rarely the best on few pairs.
 
 `recipe_notes` gives the source of each value and the other changes.
 """
@@ -185,7 +186,8 @@ class Recipe(NamedTuple):
     max_epochs_limit: int = 500
 
 
-# The functions set all parameters, so that recipes do not depend on the defaults of the aligners.
+# These functions set all parameters that a publication determines, so that recipes do not depend
+# on the defaults of the aligners.
 def _head(
     head: str, side: str, depth: int, width: int | str, n_components: int | None, dropout: float
 ) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from ._closed_form import (
     Smoothness,
     choose_smoothness,
     fit_logit_scale,
+    has_stable_whitening,
     held_out_logit_scale,
     kernel_maps,
     linear_maps,
@@ -157,15 +158,15 @@ def _make_module(heads: HeadConfig, maps: Maps | None, data: PairDataset) -> Two
         n_out = heads.n_components or sizes[heads.side]
     else:
         n_out = maps.image.n_out
-    made: list[Head] = []
+    modules: list[Head] = []
     for side, n_in in (("image", n_image), ("text", n_text)):
         kind = heads.head if heads.side in (side, "both") else None
         if maps is None:
-            made.append(make_head(kind, n_in, n_out, **heads.shape))
+            modules.append(make_head(kind, n_in, n_out, **heads.shape))
         else:
             residual = None if kind is None else make_head(kind, n_in, n_out, **heads.shape)
-            made.append(ClosedFormHead(getattr(maps, side), residual))
-    return TwoTower(*made)
+            modules.append(ClosedFormHead(getattr(maps, side), residual))
+    return TwoTower(*modules)
 
 
 class ResidualInputHead(Head):
@@ -273,17 +274,16 @@ def train_heads(
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
-    if heads.init is not None:
-        image_map = whiten_images(data, WHITENING, heads.n_components)
     if heads.init == "kernel":
-        smoothness = choose_kernel(run, data, image_map)
+        smoothness = choose_kernel(run, data, whiten_images(data, WHITENING, heads.n_components))
 
     def solve(pairs: PairDataset) -> Maps | None:
-        if heads.init == "kernel":
-            return solve_kernel(run, pairs, smoothness, image_map)
+        if heads.init is None:
+            return None
+        image_map = whiten_images(pairs, WHITENING, heads.n_components)
         if heads.init == "linear":
             return linear_maps(pairs, image_map, ridge=_LINEAR_RIDGE)
-        return None
+        return solve_kernel(run, pairs, smoothness, image_map)
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
         maps = solve(pairs)
@@ -299,16 +299,22 @@ def train_heads(
             assert valid is not None
             assert maps is not None
             closed_form = make_closed_form(maps, run.ranks)
-            scale = fit_logit_scale(*embed_pairs(closed_form, valid), valid.pairs)
-            if config.refit and (maps := solve(data)) is not None:
+            scale = fit_logit_scale(
+                *embed_pairs(closed_form, valid), valid.pairs, config.max_logit_scale
+            )
+            if config.refit:
+                maps = solve(data)
+                assert maps is not None
                 closed_form = make_closed_form(maps, run.ranks)
             return closed_form, scale, result
-    if valid is not None and config.refit:
-        checkpoint.begin("refit")
-        # The first phase has advanced the generator, and a resumed training skips this phase.
-        torch.manual_seed(run.seed)
-        training, _ = prepare(data)
-        scale = _train_again(training, result.best_epoch, run)
+        if valid is None or not config.refit:
+            return training.module, scale, result
+    # A checkpoint has a result only during this phase.
+    checkpoint.begin("refit")
+    # The first phase has advanced the generator, and a resumed training skips it.
+    torch.manual_seed(run.seed)
+    training, _ = prepare(data)
+    scale = _train_again(training, result.best_epoch, run)
     return training.module, scale, result
 
 
@@ -369,32 +375,43 @@ def _least_recall(baseline: float, n_valid: int) -> float:
 def train_blend(
     heads: HeadConfig, data: PairDataset, run: TrainingRun
 ) -> tuple[TwoTower, float, TrainingResult]:
-    """Solve for a closed form, train a head, and blend them as is best on held-out pairs.
+    """Compute the closed form, train a head, and blend both by a weight chosen on held-out pairs.
 
     Images are whitened and not trained on, so that both map texts into the same space. The closed
-    form is computed from the training pairs to choose the blend, then from all pairs. Return the
-    heads, the logit scale, fitted on held-out pairs, and the history, in which epoch 0 is the
-    closed form alone.
+    form is computed from the training pairs to choose the blend, then from all pairs. So is the
+    whitening, unless a blend needs the space that its head was trained in. Return the heads, the
+    logit scale, fitted on held-out pairs, and the history, in which epoch 0 is the closed form
+    alone.
     """
     config = run.config
     # Images are held out, not captions: a head learns the captions of many images better than the
     # closed form does, and with new captions only this would not count.
     train, valid = run.split(data, by_image=True)
-    image_map = whiten_images(data, WHITENING, heads.n_components)
-    smoothness = choose_kernel(run, data, image_map)
+    # It is not known whether a head would improve the closed form. With one text there is nothing
+    # to learn.
+    is_untested = config.early_stopping and (valid is None or len(data.text) == 1)
+    if heads.side != "text" and not is_untested:  # only a text head can be blended
+        return train_heads(heads._replace(init="kernel"), data, run)
 
-    def solve(pairs: PairDataset) -> TwoTower:
+    def whiten(pairs: PairDataset) -> WhitenedMap:
+        return whiten_images(pairs, WHITENING, heads.n_components)
+
+    full_map = whiten(data)
+    smoothness = choose_kernel(run, data, full_map)
+
+    def solve(pairs: PairDataset, image_map: WhitenedMap) -> TwoTower:
         maps = solve_kernel(run, pairs, smoothness, image_map)
         return make_closed_form(maps, run.ranks)
 
-    if config.early_stopping and (valid is None or len(data.text) == 1):
-        # It is not known whether a head would improve the closed form. With one text there is
-        # nothing to learn.
-        scale = held_out_logit_scale(data, lambda pairs: make_embedders(solve(pairs)))
-        return solve(data), scale, TrainingResult([], 0, 0)
-    if heads.side != "text":  # only a text head can be blended with the closed form
-        return train_heads(heads._replace(init="kernel"), data, run)
-    closed_form = solve(train)
+    if is_untested:
+        scale = held_out_logit_scale(
+            data,
+            lambda pairs: make_embedders(solve(pairs, whiten(pairs))),
+            config.max_logit_scale,
+        )
+        return solve(data, full_map), scale, TrainingResult([], 0, 0)
+    image_map = full_map if valid is None or has_stable_whitening(data) else whiten(train)
+    closed_form = solve(train, image_map)
     text_head = make_head(heads.head, train.text.shape[1], image_map.n_out, **heads.shape)
     module = TwoTower(ClosedFormHead(image_map), text_head)
     training = HeadTraining(module, config, run.seed, train, run.ranks)
@@ -418,9 +435,10 @@ def train_blend(
     if valid is not None:
         result, weight = _choose_blend(result, baseline, least)
         module = blend(weight).to("cpu").eval()  # the head was trained on the device
-        scale = fit_logit_scale(*embed_pairs(module, valid), valid.pairs)
+        embeddings = embed_pairs(module, valid)
+        scale = fit_logit_scale(*embeddings, valid.pairs, config.max_logit_scale)
         if config.refit and weight < 1:
-            closed_form = solve(data)
+            closed_form = solve(data, full_map if weight == 0 else image_map)
     if result.was_stopped:
         run.checkpoint.stop()
     return blend(weight), scale, result
@@ -454,7 +472,7 @@ def _make_blend(closed_form: TwoTower, text_head: Head, weight: float) -> TwoTow
 
 
 def summarize_training(history: list[dict[str, Any]], best_epoch: int) -> str:
-    """Return in words what the training of a head brought."""
+    """Return a summary of the training of a head in one line."""
     if not history:
         return "closed form; too few pairs to test whether training improves it"
     if "valid_recall" not in history[-1]:

@@ -307,11 +307,12 @@ class BaseAligner(
         fitted_images: FittedImages | None = getattr(self, "_fitted_images", None)
         if fitted_images is None:
             return None
-        digests = image_digests(X) if fitted_images.are_contents else None
-        if digests is not None:
-            return fitted_images.contain(None, digests)
-        # Raises ValueError if X does not hold images although images are expected.
-        return fitted_images.contain(self._image_features(X, reset=False), None)
+        if not fitted_images.are_contents:
+            return fitted_images.contain_features(self._image_features(X, reset=False))
+        digests = image_digests(X)
+        if digests is None:
+            raise ValueError("X holds features, and fit was given images. Pass images.")
+        return fitted_images.contain_contents(digests)
 
     def _embed_images(self, features: Any) -> np.ndarray:
         return embed_rows(features, self._embed_image, self._n_features_out)

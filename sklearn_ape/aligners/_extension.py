@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
 
 from ..heads import ExtendedHead, KernelMap, TwoTower
 from ..training.data import PairDataset
@@ -17,6 +18,26 @@ from ..utils.messages import warn
 from ..utils.sklearn_compat import unfreeze
 from ._closed_form import RIDGE, scale_gamma
 from ._kernel_ridge import solve_kernel_ridge
+from .wrapper import unwrap_aligner
+
+
+def resolve_base(init: Any) -> Any:
+    """Return the fitted aligner that an ``init`` parameter stands for."""
+    if isinstance(init, str) and init == "starter":
+        from .starter import load_starter  # which is an APEAligner
+
+        return load_starter()
+    base = unwrap_aligner(init)
+    if not isinstance(getattr(base, "module_", None), TwoTower):
+        check_is_fitted(
+            base,
+            msg="init, of the class %(name)s, is not fitted. Fit it first. Where the aligner is "
+            "cloned, as in a search, pass init=FrozenEstimator(aligner).",
+        )
+        raise TypeError(
+            f"init must be a fitted APEAligner or KernelAligner, not {type(base).__name__}."
+        )
+    return base
 
 
 def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
@@ -26,28 +47,34 @@ def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
     models. If other settings differ, those of the base are used, with a warning. Encoders that
     learn, such as TfidfVectorizer, stay as they were fitted.
     """
-    expected = getattr(base, f"{side}_encoder_", None)
+    expected = unfreeze(getattr(base, f"{side}_encoder_", None))
     if expected is None:
         return encoder
+    encoder = unfreeze(encoder)
     learns = not hasattr(expected, "_runtime_params")
-    if encoder is None:
-        return FrozenEstimator(expected) if learns else expected
-    # The shown parameters of other encoders determine what they compute.
-    names = [repr(unfreeze(e)) if learns else e.model_name for e in (encoder, expected)]
-    if type(unfreeze(encoder)) is not type(unfreeze(expected)) or names[0] != names[1]:
-        raise ValueError(
-            f"{side}_encoder is {encoder!r}, and init was fitted with {expected!r}. Pass "
-            f"{side}_encoder=None to use the encoder of init."
+    if encoder is not None:
+        is_same = type(encoder) is type(expected) and (
+            # The shown parameters of other encoders determine what they compute.
+            repr(encoder) == repr(expected)
+            if learns
+            else encoder.model_name == expected.model_name
         )
+        if not is_same:
+            raise ValueError(
+                f"{side}_encoder is {encoder!r}, and init was fitted with {expected!r}. Pass "
+                f"{side}_encoder=None to use the encoder of init."
+            )
     if learns:
         return FrozenEstimator(expected)
+    if encoder is None:
+        return expected
     options = {
         name: value
         for name, value in encoder.get_params(deep=False).items()
         if name in expected._runtime_params or name == "on_error"
     }
     adapted = clone(expected).set_params(**options)
-    before, after = (one.get_params(deep=False) for one in (encoder, adapted))
+    before, after = (e.get_params(deep=False) for e in (encoder, adapted))
     changes = [f"{name}={after[name]!r}" for name in after if before[name] != after[name]]
     if changes:
         warn(
@@ -81,7 +108,7 @@ def extend(
         Weight of a pair. The larger it is, the closer the pairs are fitted.
     center : bool
         Whether to subtract the mean of the image embeddings. Images of one kind, such as line
-        drawings, have a direction in common that says nothing about what they show.
+        drawings, have a direction in common that does not depend on what they show.
     device : torch.device
         Device on which the solution is computed.
     verbose : int or None

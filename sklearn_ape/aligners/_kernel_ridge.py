@@ -17,7 +17,7 @@ from ..utils.messages import make_progress_bar
 _AUTO_SHARE = 0.5
 _MAX_SHARE = 0.8
 
-# A matrix of up to this many rows takes 13 MB, so that its memory need not be checked.
+# A matrix of up to this many rows takes 17 MB, so that its memory need not be checked.
 _MIN_ANCHORS = 2048
 
 # Size of the blocks of the decomposition. The library is called for single blocks only, because
@@ -27,7 +27,7 @@ _BLOCK_SIZE = 2048
 # Number of elements of a block of rows, 256 MiB in single precision.
 _BLOCK_ELEMENTS = 2**26
 
-# Conjugate gradients: size of the preconditioner, and bounds of the iteration.
+# Conjugate gradients: least size of the preconditioner, and bounds of the iteration.
 _N_LANDMARKS = 3000
 _TOLERANCE = 1e-4
 _MAX_ITERATIONS = 200
@@ -217,6 +217,7 @@ def _solve_iteratively(
         for _ in range(_MAX_ITERATIONS):
             image = _multiply(rows, direction, gamma)
             image += diagonal[:, None] * direction
+            # Columns that are solved exactly have a direction of zeros. The bounds avoid 0 / 0.
             step = product / (direction * image).sum(dim=0).clamp_min_(1e-30)
             solution += step * direction
             residual -= step * image
@@ -245,7 +246,7 @@ def _make_preconditioner(
     landmarks = rows[:: max(1, len(rows) // _N_LANDMARKS)]
     columns = kernel(rows, landmarks, gamma)
     inner = kernel(landmarks, landmarks, gamma).double()
-    inner.diagonal().add_(1e-6 * len(landmarks))
+    inner.diagonal().add_(1e-6 * len(landmarks))  # regular, even if landmarks are nearly equal
     for block in gen_batches(len(rows), _BLOCK_SIZE):
         part = columns[block].double()
         inner += part.T @ (part / diagonal[block, None])

@@ -130,7 +130,7 @@ class TrainingRun(NamedTuple):
             best = BestEpoch(
                 "valid_recall",
                 patience=self.config.n_iter_no_change,
-                baseline=recall.baseline,
+                baseline=recall.min_recall,
                 lower_is_better=False,
                 threshold=0.0,
                 load_best=True,
@@ -215,8 +215,7 @@ class TrainedAligner(BaseAligner):
         check_number(self.validation_fraction, "validation_fraction", 0, 1, closed="neither")
         check_number(self.learning_rate, "learning_rate", 0, closed="neither")
         check_number(self.weight_decay, "weight_decay", 0)
-        for name in ("early_stopping", "refit"):
-            check_boolean(getattr(self, name, True), name)
+        check_boolean(self.early_stopping, "early_stopping")
         if self.callbacks is not None and not isinstance(self.callbacks, list | tuple):
             raise TypeError(f"callbacks must be None or a list, not {self.callbacks!r}.")
         resolve_device(self.device)

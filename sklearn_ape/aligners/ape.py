@@ -23,11 +23,10 @@ from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbac
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
 from ._closed_form import held_out_logit_scale, make_embedders
-from ._extension import choose_encoder, extend
+from ._extension import choose_encoder, extend, resolve_base
 from ._serialization import HeadsMixin, history_state, restore_history
 from ._trained import TrainedAligner, TrainingRun, name_key
 from .pairs import holds_images, holds_texts
-from .wrapper import unwrap_aligner
 
 # Number of steps for max_epochs="auto", and bounds of the number of epochs. On 30,000 pairs of
 # icons, 400 steps were no more accurate than 200.
@@ -133,13 +132,15 @@ class APEAligner(HeadsMixin, TrainedAligner):
         number of epochs that take 200 steps, but at least 10 and at most 100.
     early_stopping : bool, default=True
         **Early stopping.** Whether to hold out validation pairs, use the epoch with the best
-        recall on them, and stop when recall no longer improves. It requires at least 50 groups of
-        pairs that share no image or caption. With fewer groups, all epochs are run on all pairs.
+        recall on them, and stop when recall no longer improves. At least 50 groups of pairs are
+        needed that share no image or caption (50 images with ``init="auto"``). With fewer,
+        ``init="auto"`` gives the closed form; other heads are trained for all epochs.
     validation_fraction : float, default=0.1
         Fraction of the pairs held out for validation. They share no image with the training
         pairs, and, unless ``init="auto"``, no caption.
     n_iter_no_change : int, default=15
-        Number of epochs without improvement after which training stops.
+        Number of epochs without improvement after which training stops. With ``init="auto"``,
+        only recalls above that of the closed form by a standard error are improvements.
     refit : bool, default=True
         Whether to use the held-out pairs, too, once they are no longer needed: with
         ``init="auto"`` the closed form is solved again, otherwise the heads are trained again for
@@ -149,7 +150,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         available.
     random_state : int, RandomState instance or None, default=None
         Seed of weights, batches and validation pairs. With an int, fits on one machine are bitwise
-        identical.
+        identical, unless free memory limits the anchors of the kernel.
     verbose : int or None, default=None
         1 shows a progress bar over epochs, 2 shows skorch's table of epochs, 0 shows nothing. None
         shows a bar in terminals and notebooks if the work takes more than two seconds.
@@ -165,7 +166,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
     module_ : sklearn_ape.heads.TwoTower
         The trained heads, on the CPU.
     logit_scale_ : float
-        Factor of the cosines: fitted on held-out pairs with ``init="auto"``, learned otherwise.
+        Factor of the cosines. It is learned by training, or fitted on held-out pairs if the closed
+        form, a blend with it or an extended aligner is used.
     history_ : list of dict
         One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
@@ -177,7 +179,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         last epoch. 0 means that the closed form was kept, because no epoch was clearly better, or
         because there were too few pairs to hold some out.
     training_summary_ : str
-        What training brought, in words: ``"blend 0.4: recall 0.310; closed form 0.270, head
+        Summary of the training in one line: ``"blend 0.4: recall 0.310; closed form 0.270, head
         0.290"``. Only with ``init="auto"``.
     n_epochs_ : int
         Number of epochs that were run.
@@ -378,7 +380,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     def _fit_extension(self, X: Any, y: Any) -> Self:
         """Extend the fitted aligner `init` by the pairs."""
         self._check_parameters()
-        base = _resolve_base(self.init)
+        base = resolve_base(self.init)
         if self.n_components not in (None, base.n_components_):
             raise ValueError(f"n_components must be None or that of init, {base.n_components_}.")
         context = FitContext(self, 0, X, y)
@@ -397,8 +399,11 @@ class APEAligner(HeadsMixin, TrainedAligner):
             def solve(pairs: PairDataset) -> TwoTower:
                 return extend(base, pairs, **options, device=self.device_, verbose=self.verbose)
 
-            logit_scale = held_out_logit_scale(data, lambda pairs: make_embedders(solve(pairs)))
-            self._set_module(solve(data), logit_scale)
+            max_scale = self._dict_values("loss_params")["max_logit_scale"]
+            self._set_module(
+                solve(data),
+                held_out_logit_scale(data, lambda p: make_embedders(solve(p)), max_scale),
+            )
             self.history_, self.n_epochs_, self.best_epoch_ = [], 0, 0
             self._set_bank(data)
         context.end()
@@ -431,7 +436,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             return train_heads(heads, data, run)
         module, logit_scale, result = train_blend(heads, data, run)
         if run.verbose:
-            # Where progress bars are written, so that the output of a program stays as it is.
+            # To standard error, as progress bars, so that the output of a program is unchanged.
             print(summarize_training(result.history, result.best_epoch), file=sys.stderr)
         return module, logit_scale, result
 
@@ -457,6 +462,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         hidden_width(self.width, 1)
         check_number(self.dropout, "dropout", 0, 1)
         check_number(self.mixup, "mixup", 0)
+        check_boolean(self.refit, "refit")
         values = self._dict_values("optimizer_params")
         check_number(values["warmup"], "optimizer_params['warmup']", 0)
         with name_key("optimizer_params", "warmup"):
@@ -467,7 +473,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     @property
     def training_summary_(self) -> str:
-        """What training brought, in words."""
+        """Summary of the training in one line."""
         check_is_fitted(self)
         if self.init != "auto":
             raise AttributeError("training_summary_ is available only with init='auto'.")
@@ -479,22 +485,3 @@ class APEAligner(HeadsMixin, TrainedAligner):
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         restore_history(self, state)
         return super()._restore_learned(state, logit_scale)
-
-
-def _resolve_base(init: Any) -> Any:
-    """Return the fitted aligner that an ``init`` parameter stands for."""
-    if isinstance(init, str) and init == "starter":
-        from .starter import load_starter  # which is an APEAligner
-
-        return load_starter()
-    base = unwrap_aligner(init)
-    if not isinstance(getattr(base, "module_", None), TwoTower):
-        check_is_fitted(
-            base,
-            msg="init, of the class %(name)s, is not fitted. Fit it first. Where the aligner is "
-            "cloned, as in a search, pass init=FrozenEstimator(aligner).",
-        )
-        raise TypeError(
-            f"init must be a fitted APEAligner or KernelAligner, not {type(base).__name__}."
-        )
-    return base

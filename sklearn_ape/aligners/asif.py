@@ -16,7 +16,8 @@ from ._closed_form import held_out_logit_scale
 from ._trained import ClosedFormAligner
 from .similarity import SparseRows
 
-_TILE_BYTES = 2**26  # size of the matrix of similarities, in double precision, of a tile
+# Size of the two matrices of similarities of a tile: to distinct features, and to pairs.
+_TILE_BYTES = 2**26
 _BLOCK_SIZE = 8192
 # A normalized vector minus the mean that is shorter than this is rounding error.
 _MIN_NORM = 1e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from ._closed_form import (
     WHITENING,
     Smoothness,
     choose_smoothness,
+    has_stable_whitening,
     held_out_logit_scale,
     hold_out_pairs,
     kernel_maps,
@@ -83,7 +85,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if
         available.
     random_state : int, RandomState instance or None, default=0
-        Seed of the choice of anchors, used if there are more than `max_anchors` captions.
+        Seed of the choice of anchors, and of the pairs by which ``gamma="auto"`` is chosen.
     verbose : int or None, default=None
         1 shows a progress bar while the equations are solved, 0 does not. None shows one in
         terminals and notebooks if the work takes more than two seconds.
@@ -180,9 +182,10 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
 
     def _fit_data(self, data: PairDataset) -> None:
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        whiten = partial(whiten_images, whitening=self.whitening, n_components=self.n_components)
+        image_map = whiten(data)
         solve = partial(
             kernel_maps,
-            image_map=whiten_images(data, self.whitening, self.n_components),
             max_anchors=self.max_anchors,
             seed=seed,
             device=resolve_device(self.device),
@@ -190,18 +193,23 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         )
         smoothness = Smoothness(self.gamma, self.ridge)
         if self.gamma == "auto":
-            smoothness = choose_smoothness(data, self.ridge, seed, solve)
+            smoothness = choose_smoothness(
+                data, self.ridge, seed, partial(solve, image_map=image_map)
+            )
         solve = partial(solve, **smoothness._asdict())
-        split = hold_out_pairs(data)
-        held_out_texts = np.unique([] if split.valid is None else data.pairs[split.valid, 1])
-        maps = solve(data, held_out_texts=held_out_texts)
+        split, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
+        if split.valid is not None and has_stable_whitening(data):
+            held_out_texts = np.unique(data.pairs[split.valid, 1])
+        maps = solve(data, image_map, held_out_texts=held_out_texts)
         module, held_out_text = maps.make_module(), maps.held_out_text
         if held_out_text is None:
             n_anchors = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
-            logit_scale = held_out_logit_scale(
-                data,
-                lambda pairs: make_embedders(solve(pairs, max_anchors=n_anchors).make_module()),
-            )
+
+            def fit(pairs: PairDataset) -> tuple[Callable, Callable]:
+                maps = solve(pairs, whiten(pairs), max_anchors=n_anchors)
+                return make_embedders(maps.make_module())
+
+            logit_scale = held_out_logit_scale(data, fit)
         else:
             embed_image, _ = make_embedders(module)
             logit_scale = logit_scale_of_split(

@@ -24,7 +24,7 @@ from ..training.data import PairDataset, as_tensor
 from ..training.distributed import current_ranks
 from ..training.net import embed, make_net
 from ..utils.sklearn_compat import with_callbacks
-from ..utils.validation import check_choice, check_integer, check_number
+from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._serialization import history_state, restore_history
 from ._text_tower import TextTower
 from ._trained import TrainedAligner, TrainingRun
@@ -300,7 +300,7 @@ class LiTAligner(TrainedAligner):
         rate = self.head_learning_rate
         # The parameters of the tower do not match a pattern. They have the learning rate of the
         # net, which error messages name.
-        patterns = ("*projection.*", "log_scale", "bias")
+        patterns = ("text_head.projection.*", "log_scale", "bias")
         net = make_net(
             config,
             module,
@@ -378,6 +378,7 @@ class LiTAligner(TrainedAligner):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_choice(self.dtype, "dtype", ("auto", "float32", "bfloat16"))
+        check_boolean(self.gradient_checkpointing, "gradient_checkpointing")
         check_integer(self.unlocked_layers, "unlocked_layers", 0, optional=True)
         check_integer(self.max_length, "max_length", 1, optional=True)
         check_number(self.head_learning_rate, "head_learning_rate", 0, closed="neither")

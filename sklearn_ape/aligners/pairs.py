@@ -79,6 +79,7 @@ def _is_text(item: Any) -> bool:
 def holds_images(X: Any) -> bool:
     """Return whether X holds paths, images or bytes rather than features."""
     if not isinstance(X, list | tuple | np.ndarray) or len(X) == 0:
+        # A column of pandas has the accessor `str` only if it holds texts, which are paths here.
         return hasattr(X, "str") and not hasattr(X, "columns")
     first = X[0]
     if isinstance(first, str | os.PathLike | bytes | Mapping) or hasattr(first, "getexif"):
@@ -117,7 +118,7 @@ def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
 
 
 def encode_texts(encoder: Any, texts: list[str]) -> Any:
-    """Return dense features of texts, and warn of texts of which an encoder knows no term."""
+    """Return dense features of texts, and warn of texts whose features are zeros."""
     features = to_dense(encoder.transform(texts))
     if np.ndim(features) != 2 or len(features) != len(texts):
         return features  # for the checks of features
@@ -126,8 +127,8 @@ def encode_texts(encoder: Any, texts: list[str]) -> Any:
         count = "1 text" if len(unknown) == 1 else f"{len(unknown)} texts"
         warn(
             f"The text encoder knows no term of {count} ({format_list(unknown)}): all their "
-            "features are zero, and their results mean nothing. Use other words, or an encoder "
-            "that knows these."
+            "features are zero, so that no image can match them. Rephrase them, or use an encoder "
+            "whose vocabulary has their words."
         )
     return features
 

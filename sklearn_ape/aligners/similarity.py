@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 from sklearn.utils.validation import _num_samples
 
+from ..encoders.items import image_digests
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import LRUCache
@@ -203,7 +204,7 @@ class Bank(NamedTuple):
         """Return the bank that `state` returned."""
         image = _rows_from_state(state.part("image"), n_components)
         text = _rows_from_state(state.part("text"), n_components) if "text" in state else None
-        return cls(image, text, np.nan if text is None else state.number("spread", above=-1e-9))
+        return cls(image, text, np.nan if text is None else state.number("spread", least=0))
 
 
 def _rows_state(rows: Any) -> dict[str, Any]:
@@ -325,7 +326,8 @@ def resolve_bank(standardize: Any, aligner: Any, estimator: Any) -> Bank | None:
             "some hundreds of images like those to be compared."
         )
     images = _select_rows(standardize, evenly_spaced(n_images))
-    key = exact_digest(estimator, images)
+    # Paths are the same if the files have changed, so the contents of files are digested, too.
+    key = exact_digest(estimator, images, image_digests(images))
     banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
     bank = banks.get(key) if key else None
     if bank is None:

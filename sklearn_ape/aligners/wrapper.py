@@ -30,9 +30,8 @@ def resolve_aligner(aligner: Any) -> Any:
     a `CLIPAligner`. The same name always gives the same object, so that caches are reused. An
     estimator is returned unchanged.
     """
-    # Imported here because these aligners import torch and all encoders.
     if aligner is None:
-        from .starter import load_starter
+        from .starter import load_starter  # which imports ape, which imports this module
 
         return load_starter()
     return _named_aligner(aligner) if isinstance(aligner, str) else aligner
@@ -165,9 +164,13 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
             # aligner is unchanged; "" is never equal to a digest.
             is_current = embedding_digest(self._aligner_in_use()) == record["embeddings"]
             state["_at_fit"] = {**record, "embeddings": None if is_current else ""}
+        if "aligner_" in state and self._uses_starter():
+            state["aligner_"] = None  # 88 MB that every installation has
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "aligner_" in state and state["aligner_"] is None:
+            state = {**state, "aligner_": resolve_aligner(None)}
         super().__setstate__(state)  # type: ignore[misc]
         if hasattr(self, "aligner_") and "_at_fit" not in state:  # pickled by an earlier version
             self._note_fit()
@@ -215,10 +218,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
 
     def _uses_parameter(self) -> bool:
         """Return whether `aligner_` is the aligner that the parameter selects."""
-        parameter = self.aligner
-        if parameter is not None and not isinstance(parameter, str):
-            return self.aligner_ is parameter
-        return isinstance(parameter, str) and self.aligner_ is resolve_aligner(parameter)
+        return self.aligner_ is resolve_aligner(self.aligner)
 
     def _aligner_facts(self) -> Facts:
         """Return the aligner's part of the model card."""

@@ -138,16 +138,11 @@ def make_head(
     return head
 
 
-_MAPS: dict[str, type[BaseMap]] = {
-    "kernel": KernelMap,
-    "linear": LinearMap,
-    "whitened": WhitenedMap,
-}
-
-_MATRICES: dict[str, tuple[str, ...]] = {
-    "kernel": ("anchors", "coefficients"),
-    "linear": ("weights",),
-    "whitened": ("directions",),
+# Class of each kind of map, and the numbers of axes of its buffers.
+_MAPS: dict[str, tuple[type[BaseMap], dict[str, int]]] = {
+    "kernel": (KernelMap, {"anchors": 2, "coefficients": 2, "gamma": 0}),
+    "linear": (LinearMap, {"mean": 1, "weights": 2}),
+    "whitened": (WhitenedMap, {"mean": 1, "directions": 2}),
 }
 
 
@@ -213,13 +208,13 @@ def _restore_head(state: FittedState) -> Head:
         return _restore_closed_form(state)
     if kind == "blend":
         first, second = (_restore_head(state.part(name)) for name in ("first", "second"))
-        return BlendedHead(first, second, state.number("weight", above=-1e-9))
+        return BlendedHead(first, second, state.number("weight", least=0))
     if kind == "extended":
         base = _restore_head(state.part("base"))
         correction = None
         if "correction" in state:
             correction = _restore_map(state.part("correction"))
-        scale = state.number("scale", above=-1e-9)
+        scale = state.number("scale", least=0)
         return ExtendedHead(base, scale, _read_float32(state, "shift", (None,)), correction)
     head, tensors = _make_empty_head(state, kind)
     fill(head, tensors)
@@ -236,7 +231,7 @@ def _make_empty_head(state: FittedState, kind: Any) -> tuple[Head, FittedState]:
         # Every layer has a tensor. The limit prevents a file from requesting many empty layers.
         "depth": state.integer("depth", 1, most=1 + len(tensors)),
         "width": state.integer("width", 1, most=2**31),
-        "dropout": state.number("dropout", above=-1e-9),  # 0 is valid, and `above` exclusive
+        "dropout": state.number("dropout", least=0),
     }
     with torch.device("meta"):
         return make_head(**shape), tensors
@@ -274,14 +269,8 @@ def _restore_map(state: FittedState) -> BaseMap:
         raise ValueError(
             f"{state.where}.kind must be one of {', '.join(_MAPS)}, not {kind[:40]!r}."
         )
-    buffers: dict[str, Any] = {
-        name: _read_float32(state, name, (None, None)) for name in _MATRICES[kind]
-    }
-    if kind == "kernel":
-        buffers["gamma"] = float(_read_float32(state, "gamma", ()))
-    else:
-        buffers["mean"] = _read_float32(state, "mean", (None,))
-    return _MAPS[kind](**buffers)
+    cls, axes = _MAPS[kind]
+    return cls(**{name: _read_float32(state, name, (None,) * n) for name, n in axes.items()})
 
 
 def _read_float32(state: FittedState, name: str, shape: tuple[int | None, ...]) -> Any:
@@ -292,7 +281,7 @@ def _read_float32(state: FittedState, name: str, shape: tuple[int | None, ...]) 
 
 
 def _get_map(base_map: BaseMap) -> dict[str, Any]:
-    kind = next(name for name, cls in _MAPS.items() if type(base_map) is cls)
+    kind = next(name for name, (cls, _) in _MAPS.items() if type(base_map) is cls)
     return {"kind": kind, **_get_arrays(base_map)}
 
 

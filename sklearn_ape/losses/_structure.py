@@ -12,9 +12,9 @@ from ..utils.validation import check_integer, check_number
 class StructureLoss(nn.Module):
     """The regularizer of STRUCTURE, which preserves the neighbourhoods of the frozen features.
 
-    Rows are L2-normalized and centered. The softmax of the cosines of a row with all others is a
-    step of a random walk. Walks of 1 to `levels` steps over features and over embeddings are
-    compared by the Jensen-Shannon divergence.
+    Rows are L2-normalized and centered. The softmax of the cosines of a row with all rows, itself
+    included, is a step of a random walk. Walks of 1 to `levels` steps over features and over
+    embeddings are compared by the Jensen-Shannon divergence.
 
     Parameters
     ----------

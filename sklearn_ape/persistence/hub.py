@@ -135,7 +135,8 @@ def _format_params(model: Mapping[str, Any]) -> str:
     for name, value in model["params"].items():
         if isinstance(value, dict) and len(value) == 1:
             tag, inner = next(iter(value.items()))
-            value = _Unquoted("Pipeline(...)") if tag == "$pipeline" else inner
+            if tag.startswith("$"):
+                value = _Unquoted("Pipeline(...)") if tag == "$pipeline" else inner
         if isinstance(value, dict) and "$class" in value:
             value = _Unquoted(f"{value['$class']}(...)")
         lines.append(f"    {name}={_escape_code(_short.repr(value))},\n")

@@ -84,11 +84,14 @@ class FittedState:
         is_valid = type(value) is int and least <= value <= most
         return self._require(is_valid, name, f"an integer from {least} to {most}", value)
 
-    def number(self, name: str, above: float = -math.inf) -> float:
-        """Return a finite number greater than `above`."""
+    def number(self, name: str, above: float = -math.inf, least: float | None = None) -> float:
+        """Return a finite number greater than `above`, or at least `least`."""
         value = self.value(name)
         is_valid = type(value) in (int, float) and above < value < math.inf
-        return float(self._require(is_valid, name, f"a number above {above:g}", value))
+        if least is not None:
+            is_valid = is_valid and value >= least
+        bound = f"above {above:g}" if least is None else f"of at least {least:g}"
+        return float(self._require(is_valid, name, f"a number {bound}", value))
 
     def text(self, name: str) -> str:
         """Return a str."""

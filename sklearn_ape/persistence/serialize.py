@@ -225,6 +225,10 @@ class Serializer:
         value = value.astype(value.dtype.newbyteorder("="), copy=False)
         if not _NUMBER.fullmatch(value.dtype.str):
             return self._refuse(value, where)
+        if where in self.tensors:
+            raise TypeError(
+                f"{where} is the path of two arrays. Rename a key that contains a dot."
+            )
         self.tensors[where] = value
         return {"$tensor": where}
 

@@ -38,7 +38,7 @@ class ValidationRecall(Callback):
     """
 
     # Recall that an epoch must exceed to become the best one.
-    baseline: float | None = None
+    min_recall: float | None = None
 
     def __init__(self, dataset: PairDataset | None) -> None:
         self.dataset = dataset
@@ -70,8 +70,8 @@ class BlendRecall(ValidationRecall):
 
     ``blend_weight`` is the chosen share of the head, ``valid_recall`` the recall of this blend,
     and ``head_recall`` the recall of the head alone. `text` are L2-normalized embeddings of the
-    captions of `dataset` by the closed-form solution, whose recall, `baseline`, the blend must
-    exceed.
+    captions of `dataset` by the closed-form solution. A blend must exceed `min_recall`, the recall
+    of that solution plus a standard error.
     """
 
     # Between 0.3 and 0.7 the weight makes little difference, so that few values are enough.
@@ -83,10 +83,10 @@ class BlendRecall(ValidationRecall):
     # parts, with at least this share of the best recall, the one nearest to 0.4 is chosen.
     _usual_weight, _min_share = 0.4, 0.98
 
-    def __init__(self, dataset: PairDataset, text: np.ndarray, baseline: float) -> None:
+    def __init__(self, dataset: PairDataset, text: np.ndarray, min_recall: float) -> None:
         super().__init__(dataset)
         self.text = text
-        self.baseline = baseline
+        self.min_recall = min_recall
 
     def score(self, image: np.ndarray, text: np.ndarray) -> dict[str, float]:
         """Return the recalls of the chosen blend and of the head, and the weight of the blend."""
@@ -104,9 +104,9 @@ class BlendRecall(ValidationRecall):
 
     def choose_weight(self, recalls: dict[float, float]) -> float:
         """Return the weight of the blend that is used, given the recall of every weight."""
-        assert self.baseline is not None
+        assert self.min_recall is not None
         best = max(recalls, key=recalls.__getitem__)
-        least = max(self._min_share * recalls[best], self.baseline, recalls[1.0])
+        least = max(self._min_share * recalls[best], self.min_recall, recalls[1.0])
         good = [weight for weight, recall in recalls.items() if recall > least]
         return min(good or [best], key=lambda weight: abs(weight - self._usual_weight))
 
@@ -328,8 +328,8 @@ def collect_result(net: AlignmentNet, n_epochs: int) -> TrainingResult:
     was_stopped = len(rows) < n_epochs and not (best and best.is_patience_exhausted)
     if was_stopped:
         warn(
-            f"Training was stopped after {len(rows)} of {n_epochs} epochs. Epoch {best_epoch} is "
-            "used as the best one.",
+            f"Training was stopped after {len(rows)} of {n_epochs} epochs. The best result so far "
+            "is used; see best_epoch_.",
             ConvergenceWarning,
         )
     return TrainingResult(history, len(rows), best_epoch, was_stopped)

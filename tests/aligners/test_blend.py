@@ -122,7 +122,10 @@ class TestFit:
         kernel = KernelAligner().fit(pairs.image, pairs.text)
         assert aligner.best_epoch_ == 0
         assert aligner.n_epochs_ < 20
-        assert aligner.fingerprint_ == kernel.fingerprint_
+        # Equal up to rounding: KernelAligner solves for its held-out texts at the end.
+        np.testing.assert_allclose(
+            aligner.transform_text(pairs.text), kernel.transform_text(pairs.text), atol=1e-5
+        )
 
     def test_head_on_the_image_side_starts_from_the_kernel(self, pairs):
         aligner = small(side="both", max_epochs=2).fit(pairs.image, pairs.text)
@@ -189,7 +192,7 @@ class TestChoice:
         ],
     )
     def test_usual_weight_is_chosen_if_it_is_better_than_both_parts(self, recalls, weight):
-        recall = BlendRecall(None, text=np.eye(2), baseline=0.40)
+        recall = BlendRecall(None, text=np.eye(2), min_recall=0.40)
         assert recall.choose_weight(dict(zip(recall.weights, recalls, strict=True))) == weight
 
     @pytest.mark.parametrize(

@@ -7,9 +7,14 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize
 
-from sklearn_ape import KernelAligner
+from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _kernel_ridge
-from sklearn_ape.aligners._closed_form import kernel_maps, linear_maps, whiten_images
+from sklearn_ape.aligners._closed_form import (
+    fit_logit_scale,
+    kernel_maps,
+    linear_maps,
+    whiten_images,
+)
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import LinearMap
 from sklearn_ape.training.data import PairDataset
@@ -217,6 +222,18 @@ def test_logit_scale_is_that_of_a_solution_without_the_held_out_pairs(concepts, 
     monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 120)
     iterative = KernelAligner(gamma=2.0, max_anchors=1000).fit(concepts.image, concepts.text)
     assert scale == pytest.approx(iterative.logit_scale_, rel=1e-3)
+
+
+@pytest.mark.parametrize("cls", [KernelAligner, APEAligner])
+def test_logit_scale_of_few_images_suits_new_images(features, cls):
+    """Images that the whitening is computed from seem less similar to each other than new ones.
+
+    If the held-out images were among them, the scales would be 19 and 32 instead of 9.
+    """
+    aligner = cls(random_state=0).fit(features.image[:150], features.text[:150])
+    new = aligner.transform(features.image[150:]), aligner.transform_text(features.text[150:])
+    best = fit_logit_scale(*new, np.column_stack([np.arange(150)] * 2))
+    assert aligner.logit_scale_ == pytest.approx(best, rel=0.4)
 
 
 def test_fewer_components_are_the_directions_of_largest_variance(concepts):
