@@ -191,8 +191,8 @@ def validate_y(y: Any) -> list[Any]:
     """Return y as a list of labels of built-in types; raise ValueError if it is not valid."""
     if y is None:
         raise ValueError(
-            "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the "
-            "label of every image as y. It is optional only with labels and a fitted aligner."
+            "The classifier requires y to be passed, but the target y is None. Pass the label of "
+            "every image as y."
         )
     if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
         _check_no_missing(y)

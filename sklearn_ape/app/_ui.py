@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.base import import_optional
-from ..utils.messages import escape_markdown
+from ..utils.messages import escape_markdown, import_optional
 from ._actions import list_methods
 from ._limits import Progress, format_size, message_for_visitor
 from ._model import Alignment, describe_encoders

@@ -201,7 +201,7 @@ def resolve_format(output: Path | None, file_format: str | None) -> str:
                 "parquet cannot be shown on a terminal. Set --output names.parquet.",
                 param_hint="--format",
             )
-        from ..datasets.base import import_optional
+        from ..utils.messages import import_optional
 
         import_optional("pyarrow", package="pyarrow", extra="tables", purpose="Writing parquet")
     return resolved

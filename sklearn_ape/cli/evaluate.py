@@ -175,7 +175,7 @@ def _replace_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_figure(figure: Path) -> None:
-    from ..datasets.base import import_optional
+    from ..utils.messages import import_optional
 
     matplotlib = import_optional(
         "matplotlib", package="matplotlib", extra="plots", purpose="--figure"

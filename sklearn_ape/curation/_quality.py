@@ -410,22 +410,29 @@ def _compute_agreement(
         captions = np.asarray(fitted.transform_text(text[test]))
         pair_similarity = np.einsum("ij,ij->i", images, captions)
         rivals = rng.permutation(len(test))[:_MAX_RIVALS]
-        by_image = _compute_fraction_below(images, captions[rivals], pair_similarity)
-        by_caption = _compute_fraction_below(captions, images[rivals], pair_similarity)
+        by_image = _compute_fraction_below(images, captions, rivals, pair_similarity)
+        by_caption = _compute_fraction_below(captions, images, rivals, pair_similarity)
         fractions[test] = (by_image + by_caption) / 2
     return fractions
 
 
 def _compute_fraction_below(
-    queries: np.ndarray, rivals: np.ndarray, pair_similarity: np.ndarray
+    queries: np.ndarray, candidates: np.ndarray, rivals: np.ndarray, pair_similarity: np.ndarray
 ) -> np.ndarray:
-    """Return the fraction of rivals that are less similar than the pair; ties count half."""
+    """Return the fraction of rival candidates that are less similar to a query than its own is.
+
+    `rivals` are rows of candidates, without the query's own. Ties count half, and so does a query
+    without rivals.
+    """
     fractions = np.empty(len(queries))
     for tile in row_tiles(len(queries), len(rivals)):
-        difference = pair_similarity[tile, None] - queries[tile] @ rivals.T
-        is_tie = np.abs(difference) < 1e-6  # up to rounding
-        is_below = (difference > 0) & ~is_tie
-        fractions[tile] = is_below.mean(axis=1) + is_tie.mean(axis=1) / 2
+        difference = pair_similarity[tile, None] - queries[tile] @ candidates[rivals].T
+        is_rival = rivals != np.arange(tile.start, tile.stop)[:, None]
+        is_tie = (np.abs(difference) < 1e-6) & is_rival  # up to rounding
+        is_below = (difference >= 1e-6) & is_rival
+        n_rivals = is_rival.sum(axis=1)
+        below = is_below.sum(axis=1) + is_tie.sum(axis=1) / 2
+        fractions[tile] = np.where(n_rivals > 0, below / np.maximum(n_rivals, 1), 0.5)
     return fractions
 
 

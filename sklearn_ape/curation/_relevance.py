@@ -336,7 +336,8 @@ def select_relevant(
         are ranked.
     balance : bool, default=True
         Whether pairs are selected in rounds. Otherwise the pairs with the highest scores are
-        selected, whatever their labels.
+        selected, whatever their labels; with `per_label`, a pair counts for its most similar label
+        only.
     groups : array-like of shape (n_pairs,) or None, default=None
         Output of `find_near_duplicates`. At most one pair per group is selected.
     random_state : int, RandomState instance or None, default=None
@@ -429,7 +430,7 @@ def _compute_relevance(
     min_similarity: float | None,
     word_bonus: float,
 ) -> _Relevance:
-    """Return what `select_relevant` compares; the arguments are its parameters."""
+    """Return the features and word matches that `select_relevant` compares."""
     are_texts = texts.texts is not None
     shares = None if texts.texts is None else compute_name_shares(texts.texts, names)
     caption_features = texts.features
@@ -438,16 +439,25 @@ def _compute_relevance(
             raise ValueError("text_encoder and label_features are both set. Pass one of them.")
         prompts = [prompts_of(label, names[label], templates) for label in names]
         flat = [prompt for label_prompts in prompts for prompt in label_prompts]
-        encoder = resolve_encoder(text_encoder, "text").fit(flat, None)
+        encoder = resolve_encoder(text_encoder, "text")
+        if are_texts:
+            encoder.fit(texts.texts, None)
+        elif not isinstance(text_encoder, str):
+            encoder = text_encoder  # another fit would change the space of the given features
         prompt_features, _ = normalize_valid_rows(to_dense(encoder.transform(flat)), "labels")
         starts = np.cumsum([0, *map(len, prompts[:-1])])
         label_features = np.add.reduceat(prompt_features, starts, axis=0)
         if are_texts:
             caption_features = to_dense(encoder.transform(texts.texts))
-    elif are_texts == (label_features is not None):
+    elif are_texts and label_features is not None:
         raise ValueError(
-            "label_features or text_encoder is needed if captions are features, and captions "
-            "must be features if label_features are passed."
+            "label_features is set, and captions are texts. Pass features of the captions, or "
+            "text_encoder instead of label_features."
+        )
+    elif not are_texts and label_features is None:
+        raise ValueError(
+            "captions are features, and label_features is None. Pass label_features, or the "
+            "text_encoder that the features come from."
         )
     elif are_texts and min_similarity is not None:
         raise ValueError("min_similarity needs text_encoder. Without it only words are compared.")

@@ -15,13 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.utils import Bunch
 
-from ..utils.messages import make_progress_bar
+from ..utils.messages import import_optional, make_progress_bar
 from ..utils.validation import check_integer
 from .base import (
     check_folder,
     explain_write_errors,
     get_data_home,
-    import_optional,
     make_result,
     svg_to_png,
     write_bytes_atomically,

@@ -14,13 +14,12 @@ from joblib import Parallel, delayed
 from PIL import Image
 from sklearn.utils import Bunch
 
-from ..utils.messages import make_progress_bar
+from ..utils.messages import import_optional, make_progress_bar
 from ..utils.validation import check_integer, format_list
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
 from .base import (
     explain_write_errors,
     get_data_home,
-    import_optional,
     make_result,
     svg_to_png,
     write_bytes_atomically,

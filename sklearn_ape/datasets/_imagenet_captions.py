@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.messages import warn
+from ..utils.messages import import_optional, warn
 from ..utils.validation import check_choice, format_list
-from .base import check_folder, import_optional, make_result
+from .base import check_folder, make_result
 
 _FIELDS = ("title", "tags", "description")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from sklearn.utils import check_consistent_length
 
+from ..utils.messages import import_optional
 from ..utils.validation import check_integer, check_sequence, format_list
-from .base import import_optional
 
 # As in webdataset, the key of a sample is the path up to the first dot of the file name. Members
 # with names in double underscores are metadata.
@@ -185,10 +185,13 @@ class _Keys(NamedTuple):
     @classmethod
     def parse(cls, side: str, keys: str) -> _Keys:
         parts = [part.strip().lstrip(".") for part in str(keys).split(";")]
-        fields = {part.partition(":")[0].lower(): part.partition(":")[2] for part in parts if part}
-        if not fields:
+        extensions = [part.partition(":")[0].lower() for part in parts if part]
+        if not extensions:
             raise ValueError(f"{side}_key must be extensions such as 'jpg;png', not {keys!r}.")
-        return cls(side, fields)
+        if len(set(extensions)) < len(extensions):
+            raise ValueError(f"{side}_key={keys!r} repeats an extension. Pass each one once.")
+        fields = [part.partition(":")[2] for part in parts if part]
+        return cls(side, dict(zip(extensions, fields, strict=True)))
 
     def find(self, extensions: Iterable[str], sample: str) -> str:
         """Return the first key among the extensions of a sample."""

@@ -7,7 +7,6 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +38,6 @@ def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
     ('some', 'folder')
     """
     return Path(data_home).expanduser().absolute() if data_home else default_data_home()
-
-
-def import_optional(module: str, *, package: str, extra: str, purpose: str) -> Any:
-    """Import ``module``, or raise ImportError with the command that installs it."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{purpose} needs the package {package!r}, which is not installed. "
-            f'Install it with: pip install "sklearn-ape[{extra}]"'
-        ) from error
 
 
 def check_folder(path: str | os.PathLike[str], expected: str) -> Path:

@@ -6,6 +6,7 @@ import csv
 import difflib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.messages import unescape_formula
+from ..utils.messages import import_optional, unescape_formula
 from ..utils.validation import format_list
-from .base import flatten_single_captions, import_optional, make_result
+from .base import flatten_single_captions, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -134,9 +135,10 @@ def _read_parquet(file: Path) -> Table:
 def read_frame(frame: Any) -> Table:
     """Return the columns of a pandas or polars data frame."""
     names = list(frame.columns)
-    if len(set(names)) < len(names):
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
         raise ValueError(
-            f"The data frame has repeated columns: {format_list(names, limit=10)}. Rename them."
+            f"The data frame has repeated columns: {format_list(repeated)}. Rename them."
         )
     return {str(name): frame[name] for name in names}
 
@@ -352,20 +354,17 @@ def _check_not_swapped(
     cells: list[Any], captions: list[Any], image: Any, caption: Any, where: str
 ) -> None:
     """Raise ValueError if captions are names of image files and images are not."""
-
-    def are_files(values: list[Any]) -> bool:
-        return all(
-            isinstance(value, str) and os.path.splitext(value)[1].lower() in IMAGE_SUFFIXES
-            for value in values
-        )
-
     are_texts = all(isinstance(cell, str) for cell in cells)
-    if are_texts and are_files(captions) and not any(are_files([cell]) for cell in cells):
+    if are_texts and all(map(_is_file_name, captions)) and not any(map(_is_file_name, cells)):
         raise ValueError(
             f"{where} has names of images as captions, but not as images: the first row has "
             f"the image {cells[0]!r} and the caption {captions[0]!r}. If the columns are "
             f"swapped, pass image={caption!r}, caption={image!r}."
         )
+
+
+def _is_file_name(value: Any) -> bool:
+    return isinstance(value, str) and os.path.splitext(value)[1].lower() in IMAGE_SUFFIXES
 
 
 def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 
 class CacheInfo(NamedTuple):
-    """Numbers of features that came from the cache and from the network.
+    """Numbers of features that were available and that the network computed.
 
     Attributes
     ----------
     hits : int
-        Number of features that were read from the cache.
+        Number of features that were read from the cache, or are those of an equal item of the same
+        call.
     misses : int
         Number of features that the network computed.
     """

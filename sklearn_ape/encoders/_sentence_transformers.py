@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..features import FeatureCache
+from ..utils.messages import import_optional
 from ..utils.validation import check_boolean, check_choice, check_integer
 from ._engine import Engine, TorchEngine
 from .base import FrozenEncoder
@@ -43,15 +44,12 @@ class _SentenceTransformerModel(FrozenEncoder):
             check_source(self.model_name, self)
 
     def _load(self, device: torch.device) -> Network:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ImportError(
-                f"{type(self).__name__} needs sentence-transformers. Install it with pip install "
-                '"sklearn-ape[sentence-transformers]".'
-            ) from error
+        name = "sentence-transformers"
+        library = import_optional(
+            "sentence_transformers", package=name, extra=name, purpose=type(self).__name__
+        )
         model = load_from_source(
-            SentenceTransformer, self.model_name, self.revision, device=str(device)
+            library.SentenceTransformer, self.model_name, self.revision, device=str(device)
         )
         return Network(model, None, device)
 

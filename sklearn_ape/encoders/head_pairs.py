@@ -203,8 +203,8 @@ def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, l
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and layer.out_features == n_classes
     ]
-    missing = any(name.startswith(linear[-1][0]) for name in loaded["missing_keys"] if linear)
-    if not linear or missing:
+    name, layer = linear[-1] if linear else ("", None)
+    if layer is None or any(key.startswith(name) for key in loaded["missing_keys"]):
         raise ValueError(no_head)
     model = model.eval().to(network.device)
     blank = [encoder._prepare(network.prepare, encoder._blank())]
@@ -212,7 +212,7 @@ def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, l
         features = encoder._forward(network, blank)
         logits = model(pixel_values=torch.stack(blank).to(network.device)).logits
     names = [str(model.config.id2label.get(number, "")) for number in range(n_classes)]
-    return _Head(linear[-1][1], features, logits), names
+    return _Head(layer, features, logits), names
 
 
 def _extract_weights(head: _Head, encoder: Any) -> np.ndarray:

@@ -109,6 +109,8 @@ class DiskFeatureCache:
         self.folder = Path(folder).expanduser()
         self.dtype = dtype
         self._tables = [FLOAT32_TABLE] if dtype == "float32" else [FLOAT16_TABLE, FLOAT32_TABLE]
+        # Of the open file. If the file at the path has another one, another process has replaced
+        # the damaged file.
         self._inode: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._readable: set[str] = set()

@@ -75,7 +75,7 @@ def inspect_file(path: Path) -> DiskCacheInfo:
     with _open(path) as connection:
         for table in _list_feature_tables(connection):
             dtype = DTYPES[table]
-            # SQLite knows the length of a value without reading it. Damaged values have any type.
+            # SQLite returns lengths without reading the values. Damaged values have any type.
             for n_bytes, count in connection.execute(
                 f"SELECT LENGTH(value), COUNT(*) FROM {table} WHERE TYPEOF(value) = 'blob' "
                 "GROUP BY 1 ORDER BY 1"

@@ -81,6 +81,9 @@ class FeatureFile:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._close_files()
+
+    def _close_files(self) -> None:
         for file in (self._file, self._log):
             if file is not None:
                 # Closing writes buffered data again, which fails on a full disk. The journal does
@@ -121,7 +124,7 @@ class FeatureFile:
 
     def restart(self) -> None:
         """Discard finished chunks. A complete file stays until the new one replaces it."""
-        self.__exit__()
+        self._close_files()
         self.finished = {}
 
     def write(self, number: int, rows: np.ndarray, items: str, errors: Mapping[int, str]) -> None:
@@ -152,10 +155,10 @@ class FeatureFile:
                 self._sync()
                 self._file.truncate(self._offset + self.n_rows * self._row_bytes)
             if os.name == "nt":  # Windows cannot rename open files
-                self.__exit__()
+                self._close_files()
             os.replace(self._partial, self.path)
             sync(self.path.parent)
-            self.__exit__()
+            self._close_files()
         return np.load(self.path, mmap_mode="r")
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Displays of aligners and zero-shot classifiers, in the manner of scikit-learn's.
+"""Displays of aligners and zero-shot classifiers, with the interface of scikit-learn's.
 
 ``from_estimator`` and ``from_predictions`` compute and draw. The display that they return stores
 the results, so ``plot`` can draw them again, with other options, without computing them again.

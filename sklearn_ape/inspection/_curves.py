@@ -380,7 +380,7 @@ class RecallCurveDisplay:
         name : str or None, default=None
             Name in the legend. None takes `estimator_name`.
         color : object, default=None
-            Colour of both curves. None takes the next colour of the axes.
+            Color of both curves. None takes the next color of the axes.
         plot_chance_level : bool, default=True
             Whether to draw the recall of a random order.
         legend : bool, default=True
@@ -405,7 +405,7 @@ class RecallCurveDisplay:
             label = text if name is None else f"{format_text(name)}: {text}"
             options = {"color": color, "linestyle": style, "label": label} | line_options
             (self.lines_[direction],) = ax.plot(self.ks, self.recall[direction], **options)
-            color = self.lines_[direction].get_color()  # both curves have one colour
+            color = self.lines_[direction].get_color()  # both curves have one color
         if plot_chance_level and self.chance is not None:
             self._draw_chance()
         ax.set_xscale("log")

@@ -28,7 +28,7 @@ from ._plotting import (
 _THUMBNAIL_PIXELS = 32
 _IMAGE_COLOR, _TEXT_COLOR = "tab:blue", "tab:orange"
 _MAX_COLORS = 10
-_GREY_INDEX = 7  # of grey in the sequence of colours "tab10"
+_GREY_INDEX = 7  # of grey in the sequence of colors "tab10"
 
 
 @dataclass(eq=False, repr=False)
@@ -45,7 +45,7 @@ class EmbeddingMapDisplay:
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
         Indices of images and captions that are joined by a thin line. None draws no lines.
     image_labels, text_labels : sequence or None, default=None
-        Labels of images and of captions, which determine the colours. With more than ten labels,
+        Labels of images and of captions, which determine the colors. With more than ten labels,
         the less frequent ones are grey.
     images : sequence of images of length n_images or None, default=None
         Images, which `plot` can show as thumbnails.
@@ -55,7 +55,7 @@ class EmbeddingMapDisplay:
     Attributes
     ----------
     image_points_, text_points_ : list of matplotlib.collections.PathCollection
-        Points of images and of captions, one collection per colour.
+        Points of images and of captions, one collection per color.
     lines_ : matplotlib.collections.LineCollection or None
         Lines between pairs.
     thumbnails_ : list of matplotlib.offsetbox.AnnotationBbox
@@ -180,7 +180,7 @@ class EmbeddingMapDisplay:
             Indices of images and captions to join by lines. ``"auto"`` joins images and captions
             at the same index, if there are as many texts as images. None draws no lines.
         labels, text_labels : sequence or None, default=None
-            Labels of images and of captions, which determine the colours. If `text_labels` is None
+            Labels of images and of captions, which determine the colors. If `text_labels` is None
             and there are as many texts as images, captions have the labels of their images.
         reducer : {"pca", "tsne"} or estimator, default="pca"
             Method of dimensionality reduction. t-SNE uses cosine distances. An estimator must have
@@ -299,7 +299,7 @@ class EmbeddingMapDisplay:
         self, points: np.ndarray, labels: Any, colors: dict[Any, Any], marker: str, size: float
     ) -> list[Any]:
         style = {"marker": marker, "s": size, "linewidths": 0.4, "edgecolors": "white"}
-        options = style | {"zorder": 2}
+        options = {**style, "zorder": 2}
         if labels is None:
             color = _IMAGE_COLOR if marker == "o" else _TEXT_COLOR
             return [self.ax_.scatter(points[:, 0], points[:, 1], color=color, **options)]
@@ -375,7 +375,7 @@ def _project(
 
 
 def _assign_colors(*label_lists: Any) -> dict[Any, Any]:
-    """Return a colour for each label; beyond ten labels, one grey for the less frequent ones."""
+    """Return a color for each label; beyond ten labels, one grey for the less frequent ones."""
     counts = Counter(label for labels in label_lists if labels is not None for label in labels)
     if not counts:
         return {}

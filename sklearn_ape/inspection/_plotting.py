@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
 from ..encoders.items import ItemError, read_image
+from ..utils.messages import import_optional
 from ..utils.validation import check_sequence
 
 OTHERS = "(others)"
@@ -24,14 +25,11 @@ _GREY = 200
 
 def get_axes(ax: Any, width: float, height: float) -> Any:
     """Return the axes, or the axes of a new figure whose width and height are in inches."""
-    try:
-        from matplotlib import pyplot
-        from matplotlib.axes import Axes
-    except ImportError as error:
-        raise ImportError(
-            "sklearn_ape.inspection draws with matplotlib, which is not installed. "
-            'Install it with: pip install "sklearn-ape[plots]"'
-        ) from error
+    purpose = "sklearn_ape.inspection"
+    import_optional("matplotlib", package="matplotlib", extra="plots", purpose=purpose)
+    from matplotlib import pyplot
+    from matplotlib.axes import Axes
+
     if ax is None:
         size = min(width, _MAX_FIGURE_INCHES), min(height, _MAX_FIGURE_INCHES)
         return pyplot.subplots(figsize=size, layout="constrained")[1]
@@ -59,13 +57,13 @@ def format_text(text: Any, width: int = 40, lines: int = 1) -> str:
 
 
 def write_in_cell(
-    ax: Any, y: float, x: float, text: str, background: np.ndarray, fontsize: float
+    ax: Any, row: float, column: float, text: str, background: np.ndarray, fontsize: float
 ) -> Any:
     """Write a text in black or white, whichever contrasts more with the background."""
     # Weights of the luma of ITU-R BT.601.
     is_bright = background[:3] @ (0.299, 0.587, 0.114) > 0.5
     color = "black" if is_bright else "white"
-    return ax.text(x, y, text, ha="center", va="center", color=color, fontsize=fontsize)
+    return ax.text(column, row, text, ha="center", va="center", color=color, fontsize=fontsize)
 
 
 def make_thumbnail(item: Any, side: int = _THUMBNAIL_SIDE) -> np.ndarray:

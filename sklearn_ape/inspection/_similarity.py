@@ -193,15 +193,15 @@ class SimilarityMatrixDisplay:
         ax : matplotlib.axes.Axes or None, default=None
             Axes to draw on. None creates a figure.
         cmap : str or matplotlib.colors.Colormap, default="viridis"
-            Colour map of the similarities.
+            Color map of the similarities.
         include_values : bool or None, default=None
             Whether to write the values into the cells. None writes up to 12 x 12 values.
         values_format : str, default=".2f"
             Format of the values.
         colorbar : bool, default=True
-            Whether to draw a colour bar.
+            Whether to draw a color bar.
         frame_color : str, default="tab:red"
-            Colour of the frames of pairs.
+            Color of the frames of pairs.
         im_kw : dict or None, default=None
             Keyword arguments of matplotlib's ``imshow``, such as ``vmin`` and ``vmax``.
 

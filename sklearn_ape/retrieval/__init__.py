@@ -1,4 +1,4 @@
-"""Search in a collection of images, by words or by images."""
+"""Search in a collection of images, by texts or by images."""
 
 from ._collection import SearchResult
 from ._retriever import CrossModalRetriever

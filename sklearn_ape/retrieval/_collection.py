@@ -19,7 +19,7 @@ from ..encoders.items import EncodingFailedWarning
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.linalg import evenly_spaced, normalize_rows
-from ..utils.messages import warn
+from ..utils.messages import import_optional, warn
 from ..utils.validation import check_sequence, format_list
 from ._index import Index, compute_pair_products, find_nearest, make_index
 
@@ -90,12 +90,7 @@ class SearchResult(NamedTuple):
         ValueError
             If the length of `queries` differs from the number of queries.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                'to_frame needs pandas. Install it with pip install "sklearn-ape[tables]".'
-            ) from error
+        pd = import_optional("pandas", package="pandas", extra="tables", purpose="to_frame")
         names = range(len(self.items)) if queries is None else queries
         if len(names) != len(self.items):
             raise ValueError(
@@ -200,7 +195,7 @@ class Collection(NamedTuple):
         rows = self.rows[np.take_along_axis(nearest, order, axis=1)]
         return np.take_along_axis(scores, order, axis=1), rows
 
-    def chance_scores(
+    def chance_bounds(
         self, queries: np.ndarray, reference: Any, standardizer: Standardizer | None = None
     ) -> np.ndarray:
         """Return the score of each query that an image exceeds if it is related to the query.
@@ -221,13 +216,13 @@ class Collection(NamedTuple):
         bound = unrelated.mean(axis=0) + np.float32(quantile) * unrelated.std(axis=0)
         return bound if standardizer is not None else np.minimum(bound, _RELATED)
 
-    def sample(self) -> np.ndarray:
+    def select_sample(self) -> np.ndarray:
         """Return up to 1,000 evenly spaced embeddings."""
         return self.embeddings[evenly_spaced(len(self.embeddings))].astype(np.float32)
 
     def combine_queries(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Return queries that are near images and texts, both with the same influence."""
-        sample = self.sample()
+        sample = self.select_sample()
         combined = np.zeros_like(images, dtype=np.float32)
         for queries in (images, texts):
             # Cosines of images with images vary more than those of texts with images.
@@ -238,14 +233,17 @@ class Collection(NamedTuple):
     def items_at(self, rows: np.ndarray) -> list[Any]:
         return rows.tolist() if self.items is None else [self.items[row] for row in rows]
 
-    def bank(self, captions: Any) -> Bank:
-        """Return a bank of images of this collection, and of captions or None."""
+    def get_bank(self, captions: Any) -> Bank:
+        """Return a bank of images of this collection, and of captions or None.
+
+        The captions must be the same in every call.
+        """
         if "bank" not in self.cache:
-            sample = self.sample()
+            sample = self.select_sample()
             self.cache["bank"] = Bank.from_embeddings(drop_missing_rows(sample), captions)
         return self.cache["bank"]
 
-    def moments(self, captions: Any) -> tuple[np.ndarray, np.ndarray]:
+    def get_moments(self, captions: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of the cosines of each image with captions.
 
         The captions must be the same in every call.
@@ -258,7 +256,7 @@ class Collection(NamedTuple):
             self.cache["moments"] = mean, std
         return self.cache["moments"]
 
-    def state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any]:
         """Return the collection as plain arrays, as it is saved; the index is not included."""
         unreadable = np.setdiff1d(np.arange(self.n_rows), self.rows)
         return {
@@ -269,7 +267,7 @@ class Collection(NamedTuple):
 
     @classmethod
     def from_state(cls, state: FittedState, n_components: int, dtype: str, index: str) -> Self:
-        """Return the collection that `state` returned, with a new index."""
+        """Return the collection that `get_state` returned, with a new index."""
         embeddings = state.array("embeddings", (None, n_components))
         if not len(embeddings) or embeddings.dtype.name != dtype:
             raise ValueError(f"embeddings must be at least one row of {dtype}.")

@@ -92,16 +92,15 @@ class UsearchIndex(Index):
             self.index = usearch.Index(ndim=n_components, metric="ip", dtype=scalar)
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        matches = self.index.search(queries.reshape(len(queries), -1), k)
+        matches = self.index.search(queries, k)
         rows = np.asarray(matches.keys).astype(np.intp).reshape(len(queries), -1)
         counts = np.asarray(getattr(matches, "counts", rows.shape[1]))
         # Parts of the graph may be unreachable, so that a search returns fewer than k rows.
         incomplete = np.flatnonzero(np.broadcast_to(counts, len(queries)) < k)
         if incomplete.size == 0:
             return rows
-        nearest = np.empty((len(queries), k), dtype=np.intp)
-        complete = np.setdiff1d(np.arange(len(queries)), incomplete)
-        nearest[complete] = rows[complete] if complete.size else 0
+        nearest = np.zeros((len(queries), k), dtype=np.intp)
+        nearest[:, : rows.shape[1]] = rows
         nearest[incomplete] = find_nearest(embeddings, queries[incomplete], k)
         return nearest
 
@@ -216,7 +215,7 @@ def compute_pair_products(
     flat_rows, query = rows.ravel(), np.repeat(np.arange(len(queries)), rows.shape[1])
     products = np.empty(len(flat_rows))
     size = max(1, _PAIR_BYTES // (8 * embeddings.shape[1]))
-    for block in gen_batches(max(len(flat_rows), 1), size):
+    for block in gen_batches(len(flat_rows), size):
         left = embeddings[flat_rows[block]].astype(np.float64)
         right = queries[query[block]].astype(np.float64)
         products[block] = np.einsum("ij,ij->i", left, right)

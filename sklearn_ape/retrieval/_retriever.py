@@ -277,18 +277,17 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         if len(readable) and n_found:
             query_rows = embeddings[readable]
             standardizer = self._make_standardizer(query_rows, collection) if are_texts else None
-            found = collection.search(query_rows, n_found, standardizer, is_candidate)
-            scores[readable, :n_found], indices[readable, :n_found] = found
+            best = collection.search(query_rows, n_found, standardizer, is_candidate)
+            best_scores, best_rows = best
             if min_score is not None:
-                bound: Any = min_score
+                bounds: Any = min_score
                 if min_score == "auto":
                     bank = getattr(unwrap_aligner(self.aligner_), "bank_", None)
-                    reference = collection.sample() if bank is None else bank.image
-                    chance = collection.chance_scores(query_rows, reference, standardizer)
-                    bound = chance[:, None]
-                is_low = np.zeros(scores.shape, bool)
-                is_low[readable] = ~(scores[readable] >= bound)
-                scores[is_low], indices[is_low] = np.nan, -1
+                    reference = collection.select_sample() if bank is None else bank.image
+                    bounds = collection.chance_bounds(query_rows, reference, standardizer)[:, None]
+                is_low = best_scores < bounds
+                best_scores[is_low], best_rows[is_low] = np.nan, -1
+            scores[readable, :n_found], indices[readable, :n_found] = best_scores, best_rows
         if len(readable) < len(embeddings):
             unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
             warn(
@@ -394,12 +393,12 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         aligner = unwrap_aligner(self.aligner_)
         if isinstance(self.standardize, bool | np.bool_):
             captions = getattr(getattr(aligner, "bank_", None), "text", None)
-            bank = collection.bank(captions) if self.standardize else None
+            bank = collection.get_bank(captions) if self.standardize else None
         else:
             bank = resolve_bank(self.standardize, aligner, self.aligner_)
         if bank is None:
             return None
-        moments = None if bank.text is None else collection.moments(bank.text)
+        moments = None if bank.text is None else collection.get_moments(bank.text)
         return Standardizer(texts, bank, image_moments=moments)
 
     def _check_ready(self, attribute: str | None = None) -> Collection:
@@ -432,7 +431,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         self._check_current()
         fingerprint = getattr(unwrap_aligner(self.aligner_), "fingerprint_", None)
         own_state = {"has_y": self._has_y, "fingerprint": fingerprint}
-        return {**super()._get_state(), **self._collection.state(), **own_state}
+        return {**super()._get_state(), **self._collection.get_state(), **own_state}
 
     def _set_state(self, state: FittedState) -> None:
         super()._set_state(state)

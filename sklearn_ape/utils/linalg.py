@@ -13,12 +13,10 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 from torch import nn
 
-_MAX_SPACED_ROWS = 1000
 
-
-def evenly_spaced(n_rows: int) -> np.ndarray:
-    """Return the indices of at most 1,000 evenly spaced rows, which represent all rows."""
-    return np.linspace(0, n_rows - 1, min(n_rows, _MAX_SPACED_ROWS)).astype(np.intp)
+def evenly_spaced(n_rows: int, limit: int = 1000) -> np.ndarray:
+    """Return the indices of at most `limit` evenly spaced rows, which represent all rows."""
+    return np.linspace(0, n_rows - 1, min(n_rows, limit)).astype(np.intp)
 
 
 # The squares of numbers in this range, and their sums, neither overflow nor underflow in float32.
@@ -53,7 +51,10 @@ def rescale_extreme_rows(
 
 
 def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
-    """L2-normalize rows in a copy; rows with a norm of at most `min_norm` become zero."""
+    """L2-normalize rows in a copy; rows with a norm of at most `min_norm` become zero.
+
+    Rows with NaN become rows of NaN.
+    """
     largest = np.maximum(features.max(axis=1, keepdims=True), -features.min(axis=1, keepdims=True))
     is_ordinary = (largest == 0) | ((largest > _LOW) & (largest < _HIGH))
     scale = np.ones_like(largest)
@@ -61,8 +62,8 @@ def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
         scale = np.where(is_ordinary, 1, np.ldexp(scale, np.frexp(largest)[1] - 1))
         features = features / scale
     norm = np.linalg.norm(features, axis=1, keepdims=True)
-    exceeds_min = norm * scale > min_norm if min_norm else norm > 0
-    return np.where(exceeds_min, features / np.where(exceeds_min, norm, 1), 0)
+    is_small = norm * scale <= min_norm if min_norm else norm <= 0
+    return np.where(is_small, 0, features / np.where(is_small, 1, norm))
 
 
 # Sums depend on the order of additions: another block size changes the last bits of results.

@@ -1,4 +1,4 @@
-"""Messages for users: warnings, progress bars, and escaping of untrusted text."""
+"""Messages for users: warnings, progress bars, missing packages, and escaping of text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import sys
 import unicodedata
 import warnings
+from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,17 @@ _FORMULA_PATH = re.compile(_FORMULA)
 _FORMULA_TEXT = re.compile(f"'*{_FORMULA}")
 _ESCAPED_FORMULA = re.compile(f"'+{_FORMULA}")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+
+
+def import_optional(module: str, *, package: str, extra: str, purpose: str) -> Any:
+    """Import ``module``, or raise ImportError with the command that installs it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f'Install it with: pip install "sklearn-ape[{extra}]"'
+        ) from error
 
 
 def escape_controls(text: str, keep: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Parts of scikit-learn that differ between its versions: callbacks and documentation links."""
+"""Conventions of scikit-learn: callbacks, frozen estimators, failed fits, documentation links."""
 
 from __future__ import annotations
 

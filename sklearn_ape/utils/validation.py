@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from itertools import islice
 from numbers import Integral, Real
@@ -192,3 +193,30 @@ def distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} mixes types that cannot be sorted, such as texts and numbers. Use one type."
         ) from None
+
+
+def validate_weights(sample_weight: Any, n_samples: int) -> np.ndarray:
+    """Return sample weights as floats, which are ones for None; errors name the invalid weight."""
+    if sample_weight is None:
+        return np.ones(n_samples)
+    weights = np.asarray(sample_weight)
+    if weights.dtype.kind == "O":  # such as pandas columns with missing values
+        with suppress(TypeError, ValueError):
+            weights = weights.astype(float)
+    if weights.ndim != 1 or weights.dtype.kind not in "biuf":
+        raise ValueError(
+            "sample_weight must be one number per image, not an array of shape "
+            f"{weights.shape} and type {weights.dtype}."
+        )
+    weights = weights.astype(float)
+    invalid = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if invalid.size:
+        raise ValueError(
+            f"sample_weight holds {weights[invalid[0]]} (row {invalid[0]}). Weights must be "
+            "finite and at least 0."
+        )
+    if not weights.any():
+        raise ValueError(
+            "sample_weight is zero for every image. Pass a weight above 0 for at least one image."
+        )
+    return weights

@@ -151,21 +151,6 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
             unwrap_aligner(resolve_aligner(self.aligner))
         return templates
 
-    def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()
-        if "aligner_" in state and self._uses_starter():
-            state = {**state, "aligner_": None}  # 54 MB that every installation has
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "aligner_" in state and state["aligner_"] is None:
-            state = {**state, "aligner_": resolve_aligner(None)}
-        super().__setstate__(state)
-
-    def _uses_parameter(self) -> bool:
-        is_starter = self.aligner is None and self.aligner_ is resolve_aligner(None)
-        return is_starter or super()._uses_parameter()
-
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()
         params["labels"] = _convert_labels(params["labels"])

@@ -20,19 +20,18 @@ from ..persistence.mixins import FittedState
 from ..prompts import check_in_labels, resolve_names, to_class_array, validate_y
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.validation import check_number, format_list, ignores_underflow
+from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
 from ._classifier import ZeroShotClassifier
 from ._label_embeddings import embed_labels
 from ._probe import Examples, ImageVectors, Probe, fit_probe
-from ._single_label import validate_weights
 
 
 class FewShotClassifier(ZeroShotClassifier):
     """Predict classes by their names and by a few labelled images.
 
     Without labelled images it is a `ZeroShotClassifier`. With many of them it approaches logistic
-    regression on the image features. In between it is usually better than both, as the names say
-    what a few images cannot, and the images correct what the names do not say.
+    regression on the image features. In between it is usually more accurate than both: names help
+    while there are few labelled images, and the images help where names are ambiguous.
 
     Parameters
     ----------
@@ -221,7 +220,7 @@ class FewShotClassifier(ZeroShotClassifier):
         self._check_ready()
         values = validate_y(y)
         check_consistent_length(X, values, sample_weight)
-        weights = _resolve_weights(sample_weight, len(values))
+        weights = validate_weights(sample_weight, len(values))
         new_classes = [label for label in dict.fromkeys(values) if label not in self._names]
         if new_classes:
             raise ValueError(
@@ -238,7 +237,7 @@ class FewShotClassifier(ZeroShotClassifier):
         progress = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
         values = validate_y(y)
         check_consistent_length(X, values, captions, sample_weight)
-        weights = _resolve_weights(sample_weight, len(values))
+        weights = validate_weights(sample_weight, len(values))
         if self.labels is None and classes is not None:
             names = resolve_names(classes)
             check_in_labels(values, names)
@@ -323,9 +322,7 @@ class FewShotClassifier(ZeroShotClassifier):
     def _get_examples(self) -> tuple[np.ndarray, np.ndarray] | None:
         if not hasattr(self, "coef_"):
             return None
-        examples = self._examples
-        vectors = self._make_vectors().join(examples.embeddings, examples.features)
-        return self._select_embeddings(vectors), examples.codes
+        return self._examples.embeddings, self._examples.codes
 
     def _select_embeddings(self, vectors: np.ndarray) -> np.ndarray:
         # With image features the vectors are three times as wide, and accuracies the same.
@@ -399,10 +396,6 @@ class FewShotClassifier(ZeroShotClassifier):
         return facts
 
 
-def _resolve_weights(sample_weight: Any, n: int) -> np.ndarray:
-    return np.ones(n) if sample_weight is None else validate_weights(sample_weight)
-
-
 @ignores_underflow
 def _embed_examples(
     aligner: Any, X: Any, values: list[Any], classes: list[Any], weights: np.ndarray
@@ -424,6 +417,11 @@ def _embed_examples(
             EncodingFailedWarning,
         )
     rows = np.flatnonzero(is_readable & (weights > 0))
+    if not rows.size:
+        raise ValueError(
+            "sample_weight is zero for every image that could be read. Pass a weight above 0 for "
+            "at least one of them."
+        )
     examples = images.select(rows)
     images_or_none = None if is_table(X) or not holds_images(X) else X
     _check_labels_agree(examples, rows, classes, images_or_none)

@@ -81,7 +81,7 @@ def _embed_with_disk_cache(
     A new process then reads them, instead of computing the head for the features of all prompts.
     """
     prompts = [prompts_of(label, class_names, templates) for label, class_names in names.items()]
-    if not _has_disk_cache(aligner) or sum(map(len, prompts)) < _MIN_STORED_PROMPTS:
+    if not _may_store_embeddings(aligner) or sum(map(len, prompts)) < _MIN_STORED_PROMPTS:
         return _embed_classes(aligner, prompts)
     encoder = aligner.text_encoder_
     parts = [type(aligner).__name__, aligner.fingerprint_, str(getattr(aligner, "dtype", None))]
@@ -100,7 +100,7 @@ def _embed_with_disk_cache(
     return np.stack([embeddings[key] for key in keys])
 
 
-def _has_disk_cache(aligner: Any) -> bool:
+def _may_store_embeddings(aligner: Any) -> bool:
     """Return whether embeddings may be stored: in full precision, and with few components."""
     encoder = getattr(aligner, "text_encoder_", None)
     if not isinstance(encoder, FrozenEncoder) or not hasattr(aligner, "fingerprint_"):

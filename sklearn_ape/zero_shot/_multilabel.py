@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import expit
 from sklearn.base import BaseEstimator
-from sklearn.metrics import accuracy_score
 from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexable
 from sklearn.utils.validation import check_is_fitted
@@ -16,16 +15,23 @@ from sklearn.utils.validation import check_is_fitted
 from ..aligners.pairs import flatten_captions, holds_texts
 from ..aligners.similarity import LogitTiles, resolve_bank
 from ..aligners.wrapper import unwrap_aligner
+from ..encoders.items import EncodingFailedWarning
 from ..persistence.mixins import FittedState
 from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
-from ..utils.validation import check_integer, check_number, format_list, ignores_underflow
+from ..utils.validation import (
+    check_integer,
+    check_number,
+    format_list,
+    ignores_underflow,
+    validate_weights,
+)
 from ._base import NOT_FITTED, ZeroShotBase
 from ._multilabel_targets import (
     as_table_or_rows,
     collect_labels,
-    fit_thresholds,
+    find_f1_thresholds,
     get_column_names,
     resolve_prevalence,
     to_indicator,
@@ -233,8 +239,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """
         templates = self._check_ready(allow_changes=True)
         table = to_indicator(Y, self._list_labels())
+        check_consistent_length(X, table)
         margins = self._compute_margins(self._aligner_in_use(), templates, X)
-        check_consistent_length(margins, table)
         self._fit_label_thresholds(table, margins, templates)
         self._note_fit()
         return self
@@ -296,7 +302,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if unreadable.size:
             warn(
                 f"{len(unreadable)} images could not be read and get no label: rows "
-                f"{format_list(unreadable, str)}."
+                f"{format_list(unreadable, str)}.",
+                EncodingFailedWarning,
             )
         return (scores > 0).astype(int)
 
@@ -335,7 +342,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """
         check_is_fitted(self, msg=NOT_FITTED)
         truth = to_indicator(Y, self._list_labels())
-        return float(accuracy_score(truth, self.predict(X), sample_weight=sample_weight))
+        check_consistent_length(X, truth, sample_weight)
+        weights = validate_weights(sample_weight, len(truth))
+        scores = self.decision_function(X)
+        is_hit = ((scores > 0) == truth).all(axis=1) & ~np.isnan(scores[:, 0])
+        return float(np.average(is_hit, weights=weights))
 
     @property
     def labels_(self) -> np.ndarray:
@@ -397,7 +408,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self, table: np.ndarray, margins: np.ndarray, templates: tuple[str, ...]
     ) -> None:
         readable = ~np.isnan(margins[:, 0])
-        offsets = fit_thresholds(table[readable], margins[readable], self.shrinkage)
+        offsets = find_f1_thresholds(table[readable], margins[readable], self.shrinkage)
         logits = self._make_logits(self._aligner_in_use(), templates, scale=1.0)
         self._set_thresholds(self._compute_default_thresholds(logits) + offsets)
 
@@ -411,8 +422,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self._thresholds_are_standardized = self._standardizes()
 
     def _standardizes(self) -> bool:
-        is_flag = isinstance(self.standardize, bool | np.bool_)
-        return not is_flag or bool(self.standardize)
+        return not isinstance(self.standardize, bool | np.bool_) or bool(self.standardize)
 
     def _get_thresholds(self) -> np.ndarray | None:
         """Return the fitted thresholds in the order of the labels, or None before `fit`."""

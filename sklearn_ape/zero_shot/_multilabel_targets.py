@@ -251,7 +251,7 @@ def find_best_f1_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(np.nextafter(cuts[best], -np.inf))
 
 
-def fit_thresholds(truth: np.ndarray, scores: np.ndarray, shrinkage: float) -> np.ndarray:
+def find_f1_thresholds(truth: np.ndarray, scores: np.ndarray, shrinkage: float) -> np.ndarray:
     """Return a threshold for each label, or zeros if no label has a positive example.
 
     The best threshold of a label with few examples is mostly due to chance. With n positive

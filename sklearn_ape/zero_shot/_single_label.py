@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from ..prompts import (
     validate_y,
 )
 from ..utils.messages import warn
-from ..utils.validation import check_number, format_list, ignores_underflow
+from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
 from ._base import Hierarchy, ZeroShotBase
 from ._transduction import propagate_labels, resolve_class_prior
 
@@ -237,16 +236,17 @@ class SingleLabelClassifier(ZeroShotBase):
             If y has labels that are not in the hierarchy.
         """
         hierarchy = self._get_hierarchy()
-        probabilities = self.predict_proba_levels(X)
-        check_consistent_length(probabilities[0], y)
+        check_consistent_length(X, y)
         index_of = {label: index for index, label in enumerate(hierarchy.nodes.tolist())}
         truth = validate_y(y)
         check_in_labels(truth, {label: [str(label)] for label in index_of})
         paths = [hierarchy.paths[index_of[label]] for label in truth]
         accuracies = []
-        for level, level_probabilities in enumerate(probabilities):
+        for level, level_probabilities in enumerate(self.predict_proba_levels(X)):
             nodes = hierarchy.nodes_at(level)
+            is_unreadable = np.isnan(level_probabilities[:, 0])
             predicted = nodes[level_probabilities.argmax(axis=1)]
+            predicted = np.where(is_unreadable, UNREADABLE, predicted)
             hits = [
                 predicted[row] == path[min(level, len(path) - 1)]
                 for row, path in enumerate(paths)
@@ -289,10 +289,11 @@ class SingleLabelClassifier(ZeroShotBase):
                 f"y contains labels that are not in classes_: {format_list(absent)}. They count "
                 "as errors; correct y, or add them to labels."
             )
+        check_consistent_length(X, truth, sample_weight)
+        weights = validate_weights(sample_weight, len(truth))
         codes = self._predict_codes(logits, X)
-        check_consistent_length(codes, truth, sample_weight)
-        weights = None if sample_weight is None else validate_weights(sample_weight)
         codes[codes < 0] = unknown_code
+        # No prediction has the code UNREADABLE now, so that absent labels count as errors.
         hits = codes == [code_of_label.get(label, UNREADABLE) for label in truth]
         return float(np.average(hits, weights=weights))
 
@@ -473,27 +474,3 @@ def _warn_if_unreadable(scores: np.ndarray) -> None:
             "unknown_label for them.",
             EncodingFailedWarning,
         )
-
-
-def validate_weights(sample_weight: Any) -> np.ndarray:
-    weights = np.asarray(sample_weight)
-    if weights.dtype.kind == "O":  # such as pandas columns with missing values
-        with suppress(TypeError, ValueError):
-            weights = weights.astype(float)
-    if weights.ndim != 1 or weights.dtype.kind not in "biuf":
-        raise ValueError(
-            "sample_weight must be one number per image, not an array of shape "
-            f"{weights.shape} and type {weights.dtype}."
-        )
-    weights = weights.astype(float)
-    invalid = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if invalid.size:
-        raise ValueError(
-            f"sample_weight holds {weights[invalid[0]]} (row {invalid[0]}). Weights must be "
-            "finite and at least 0."
-        )
-    if not weights.any():
-        raise ValueError(
-            "sample_weight is zero for every image. Pass a weight above 0 for at least one image."
-        )
-    return weights

@@ -16,6 +16,7 @@ from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar
 from ..utils.validation import format_list, ignores_underflow
 
+# Number of most similar images that are the neighbours of an image.
 _N_NEIGHBORS = 5
 # Weight of the neighbours of an image, relative to its own probabilities.
 _ALPHA = 0.8
@@ -38,7 +39,9 @@ _MAX_DAMPING = 0.4
 _COVERAGE_RANGE = (0.4, 0.7)
 _CONFIDENCE_RANGE = (0.2, 0.5)
 
+# Keeps logarithms of shares finite.
 _MIN_SHARE = 1e-9
+# Bound of the iterations in which the probabilities are matched to shares.
 _MAX_ITERATIONS = 100
 # A step of the propagation changes the labels by at most _ALPHA times the change of the previous
 # step, so about 30 of them suffice.
@@ -121,30 +124,30 @@ def propagate_labels(
     n_images, n_classes = logits.shape
     if shares is not None:
         logits += match_shares(logits, shares).astype(np.float32)
-    plain = softmax(logits, axis=1)
+    probabilities = softmax(logits, axis=1)
     centered = logits - logits.mean(axis=0)
-    confidence, spread = plain.max(axis=1).mean(), centered.std()
-    if n_classes == 1 or n_images <= _N_NEIGHBORS or spread == 0:
-        return plain
-    certainty = (confidence - 1 / n_classes) / (1 - 1 / n_classes)
-    if certainty < _MIN_CONFIDENCE:
-        return plain
-    scaled = logits * np.float32(_LOGIT_STD / spread)
+    confidence, std = probabilities.max(axis=1).mean(), centered.std()
+    if n_classes == 1 or n_images <= _N_NEIGHBORS or std == 0:
+        return probabilities
+    relative_confidence = (confidence - 1 / n_classes) / (1 - 1 / n_classes)
+    if relative_confidence < _MIN_CONFIDENCE:
+        return probabilities
+    scaled = logits * np.float32(_LOGIT_STD / std)
     if shares is not None:
         scaled += match_shares(scaled, shares).astype(np.float32)
-    sharp = softmax(scaled, axis=1)
-    means = np.maximum(sharp.mean(axis=0), _MIN_SHARE)
+    initial = softmax(scaled, axis=1)
+    means = np.maximum(initial.mean(axis=0), _MIN_SHARE)
     # The exponential of the entropy is the number of classes if all are equally frequent.
     coverage = np.exp(-(means * np.log(means)).sum()) / n_classes
     coverage_level = np.interp(coverage, _COVERAGE_RANGE, (0, 1))
-    confidence_level = np.interp(certainty, _CONFIDENCE_RANGE, (0, 1))
+    confidence_level = np.interp(relative_confidence, _CONFIDENCE_RANGE, (0, 1))
     if examples is not None:  # further nodes of the graph, whose classes are certain
         embeddings = np.vstack([embeddings, examples[0]])
-        sharp = np.vstack([sharp, np.eye(n_classes, dtype=sharp.dtype)[examples[1]]])
+        initial = np.vstack([initial, np.eye(n_classes, dtype=initial.dtype)[examples[1]]])
     graph = _make_graph(embeddings, _MAX_DAMPING * float(coverage_level * (1 - confidence_level)))
-    propagated = sharp
+    propagated = initial
     for _ in range(_MAX_STEPS):
-        previous, propagated = propagated, sharp + np.float32(_ALPHA) * (graph @ propagated)
+        previous, propagated = propagated, initial + np.float32(_ALPHA) * (graph @ propagated)
         if np.abs(propagated - previous).max() < 1e-3:
             break
     propagated = np.maximum(propagated[:n_images], _MIN_SHARE)
@@ -212,7 +215,7 @@ def _find_neighbors_with_faiss(embeddings: np.ndarray, k: int) -> np.ndarray:
     import faiss
 
     # faiss recommends at least this number of cells, and warns below 39 training images per cell.
-    n_cells = int(4 * np.sqrt(len(embeddings)))
+    n_cells = min(int(4 * np.sqrt(len(embeddings))), len(embeddings) // 39)
     n_components = embeddings.shape[1]
     quantizer = faiss.IndexFlatIP(n_components)
     index = faiss.IndexIVFFlat(quantizer, n_components, n_cells, faiss.METRIC_INNER_PRODUCT)

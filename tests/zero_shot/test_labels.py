@@ -66,8 +66,8 @@ def test_missing_y_raises_with_hint():
     with pytest.raises(ValueError, match="requires y") as raised:
         validate_y(None)
     assert str(raised.value) == (
-        "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the label of "
-        "every image as y. It is optional only with labels and a fitted aligner."
+        "The classifier requires y to be passed, but the target y is None. Pass the label of "
+        "every image as y."
     )
     with pytest.raises(ValueError, match=r"the first in row 0. Leave these rows out\.$"):
         validate_y([None])

@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn_ape import CCAAligner, KernelAligner, MultiLabelZeroShotClassifier, load_pretrained
 from sklearn_ape.aligners.starter import load_starter
 from sklearn_ape.prompts import resolve_templates
-from sklearn_ape.zero_shot._multilabel_targets import find_best_f1_threshold, fit_thresholds
+from sklearn_ape.zero_shot._multilabel_targets import find_best_f1_threshold, find_f1_thresholds
 
 LABELS = {
     "travel": ["a vehicle", "a building", "a landscape", "a clock"],
@@ -152,13 +152,13 @@ class TestThresholds:
         true_labels = np.zeros((200, 3), int)
         true_labels[:100, 0] = true_labels[0, 1] = 1
         scores = rng.standard_normal((200, 3)) + 2 * true_labels
-        own = fit_thresholds(true_labels, scores, shrinkage=0.0)
+        own = find_f1_thresholds(true_labels, scores, shrinkage=0.0)
         common = find_best_f1_threshold(true_labels.ravel(), scores.ravel())
-        shrunk = fit_thresholds(true_labels, scores, shrinkage=5.0)
+        shrunk = find_f1_thresholds(true_labels, scores, shrinkage=5.0)
         np.testing.assert_allclose(shrunk[0] - common, (own[0] - common) * 100 / 105)
         np.testing.assert_allclose(shrunk[1] - common, (own[1] - common) * 1 / 6)
         assert shrunk[2] == pytest.approx(common)
-        np.testing.assert_array_equal(fit_thresholds(0 * true_labels, scores, 5.0), 0)
+        np.testing.assert_array_equal(find_f1_thresholds(0 * true_labels, scores, 5.0), 0)
 
     def test_best_f1_threshold_is_best_of_all_cuts(self):
         rng = np.random.default_rng(1)
