@@ -362,7 +362,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Raises
         ------
         ValueError
-            If a parameter or the data are invalid. The message names the rows.
+            If a parameter or the data are invalid, or if this is the starter model, which all
+            estimators share. The message names the rows.
         FloatingPointError
             If training diverges.
         OSError
@@ -373,6 +374,14 @@ class APEAligner(HeadsMixin, TrainedAligner):
         ConvergenceWarning
             If training was stopped by a callback or by Ctrl-C.
         """
+        from .starter import is_starter  # which imports this module
+
+        if is_starter(self):  # the steps of a Pipeline are not cloned
+            raise ValueError(
+                "load_starter() returns the aligner that all estimators with aligner=None use, so "
+                "it cannot be fitted again. Use FrozenEstimator(load_starter()) as a step of a "
+                "Pipeline, APEAligner(init='starter') to extend it, or its clone to train anew."
+            )
         if self.init is None or self.init in _TRAINED_INITS:
             return self._fit(X, y)
         return self._fit_extension(X, y)

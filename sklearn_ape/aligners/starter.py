@@ -38,8 +38,9 @@ def load_starter() -> APEAligner:
     Returns
     -------
     aligner : APEAligner
-        The fitted aligner, with its encoders. Every call returns the same object. Make a
-        ``copy.deepcopy`` before you change parameters of its encoders.
+        The fitted aligner, with its encoders. Every call returns the same object, so that its
+        `fit` raises an error. As a step of a Pipeline, use ``FrozenEstimator(load_starter())``.
+        Make a ``copy.deepcopy`` before you change parameters of its encoders.
 
     Raises
     ------
@@ -60,6 +61,11 @@ def load_starter() -> APEAligner:
     aligner.image_encoder_._check_parameters()
     aligner.text_encoder_._check_parameters()
     return aligner
+
+
+def is_starter(aligner: Any) -> bool:
+    """Return whether an aligner is the object that `load_starter` returns."""
+    return load_starter.cache_info().currsize > 0 and aligner is load_starter()
 
 
 @default_state()

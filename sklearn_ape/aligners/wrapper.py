@@ -139,9 +139,9 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
             return
         for name, value_at_fit in record["parameters"].items():
             value = getattr(self, name)
-            is_same_text = isinstance(value_at_fit, str) and value == value_at_fit
-            if value is not value_at_fit and not is_same_text:
-                is_plain = value is None or isinstance(value, str)
+            is_plain = value is None or isinstance(value, str | int | float)
+            is_equal = type(value) is type(value_at_fit) and is_plain and value == value_at_fit
+            if value is not value_at_fit and not is_equal:
                 shown = repr(value) if is_plain else f"{type(value).__name__}(...)"
                 raise ValueError(
                     f"{name}={shown} was set after fit, which used another value. Call fit again, "

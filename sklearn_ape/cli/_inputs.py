@@ -99,8 +99,11 @@ def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     counted in a message unless `quiet`.
     """
     skipped: Counter[str] = Counter()
-    paths = dict.fromkeys(_iter_images(arguments, skipped))
+    listed = list(_iter_images(arguments, skipped))
+    paths = dict.fromkeys(listed)
     _report_skipped(skipped, quiet)
+    if len(paths) < len(listed):
+        print_message(f"{len(listed) - len(paths):,} repeated paths are left out.", quiet)
     if not paths:
         raise ValueError("IMAGES contains no images. Pass images, or folders that contain images.")
     return list(paths)
@@ -230,12 +233,13 @@ def resolve_label_names(names: Any, y: Iterable[Any]) -> Any:
                 "the names of other classes."
             )
         return {label: name_label(label) for label in classes}
-    known = flatten_labels(names)[1] if is_hierarchy(names) else names
+    known = set(map(str, flatten_labels(names)[1] if is_hierarchy(names) else names))
     if missing := [label for label in classes if label not in known]:
         raise ValueError(
-            f"--labels does not contain labels of the images: {format_list(missing)}. Add them, "
-            "or remove --labels to use the labels as names. To use other names for a class, write "
-            f'a .json file of labels, {{"{missing[0]}": ["a name", "another name"]}}.'
+            "--labels or the model does not contain labels of the images: "
+            f"{format_list(missing)}. Add them to --labels, or remove it to use the labels as "
+            "names. To use other names for a class, write a .json file of labels, "
+            f'{{"{missing[0]}": ["a name", "another name"]}}.'
         )
     return names
 
@@ -258,7 +262,14 @@ def _split_labels(labels: str) -> list[str]:
             "quotes, or in a file for --labels-file.",
             param_hint="--labels",
         ) from error
-    return [name.strip() for line in lines for name in line if name.strip()]
+    names = [name.strip() for line in lines for name in line if name.strip()]
+    if names and names[0].startswith("[") and names[-1].endswith("]"):
+        raise typer.BadParameter(
+            f"is a list of Python or JSON, {labels!r}. Separate the names by commas, without "
+            "brackets and quotes: 'cat,dog'.",
+            param_hint="--labels",
+        )
+    return names
 
 
 def _read_labels(file: Path) -> Any:
@@ -269,7 +280,8 @@ def _read_labels(file: Path) -> Any:
             param_hint="--labels-file",
         )
     if suffix != ".json":
-        return read_lines(file)
+        lines = [line.rstrip(",;").strip() for line in read_lines(file)]
+        return [line for line in lines if line and not line.startswith("# ")]
     from ..datasets.base import read_text
     from ..datasets.table import RepeatedKeyError, reject_repeated_keys
 

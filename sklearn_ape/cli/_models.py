@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import typer
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import StratifiedShuffleSplit
@@ -38,6 +39,12 @@ _MIN_TEST_SIZE = 10
 
 _RECALL_KS = (1, 5, 10)
 _DIRECTIONS = {"image_to_text": "image to caption", "text_to_image": "caption to image"}
+
+
+UNUSED_EXAMPLES = (
+    "The names of --labels are used without the labelled images of the model. Remove --labels to "
+    "use its classes."
+)
 
 
 class RuntimeOptions(NamedTuple):
@@ -195,6 +202,18 @@ def _iter_estimators(model: Any) -> Iterator[Any]:
             yield from _iter_estimators(vars(model).get(name))
 
 
+def reject_multi_label(model: Any, source: str | None) -> None:
+    """Raise BadParameter for a multi-label classifier, which would be used as a mere aligner."""
+    from ..zero_shot import MultiLabelZeroShotClassifier
+
+    if isinstance(model, MultiLabelZeroShotClassifier):
+        raise typer.BadParameter(
+            f"{source!r} is a multi-label classifier, which commands cannot use. Use Python: "
+            f"load_pretrained({source!r}).predict_sets(images).",
+            param_hint="--aligner",
+        )
+
+
 def iter_probabilities(
     classifier: Any, images: Sequence[Any], options: RuntimeOptions, together: bool = False
 ) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
@@ -334,18 +353,6 @@ def score_accuracy(y_true: Any, y_pred: Any) -> list[Score]:
         make_score("accuracy", str(name), is_correct[y_true == name])
         for name in sorted(set(y_true))
     ]
-
-
-def score_held_out(
-    aligner: Any, images: Any, captions: Sequence[Any], are_classes: bool
-) -> list[Score]:
-    """Return the accuracy if the captions are class names, and recall@k otherwise."""
-    if not are_classes:
-        return score_recall(aligner, images, captions, images)
-    from ..zero_shot import ZeroShotClassifier
-
-    classifier = ZeroShotClassifier(sorted(set(captions)), aligner=aligner)
-    return score_accuracy(captions, classifier.predict(images))
 
 
 def card_label(score: Score) -> str:

@@ -68,7 +68,7 @@ def classify(
     from ._models import RuntimeOptions, iter_probabilities, report_unreadable
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
-    classifier, min_probability = _make_classifier(names, aligner, templates, threshold, options)
+    classifier = _make_classifier(names, aligner, templates, threshold, options)
     classes = [str(name) for name in classifier.classes_]
     if top_k > len(classes):
         raise typer.BadParameter(
@@ -79,15 +79,15 @@ def classify(
         for rows, batch, batch_errors in iter_probabilities(classifier, paths, options, together):
             errors |= {rows.start + row: problem for row, problem in batch_errors.items()}
             top = np.argsort(-batch, axis=1, kind="stable")[:, :top_k]
+            labels, label_probabilities = classifier._choose_labels(batch)
             for row, path in enumerate(paths[rows]):
                 if row in batch_errors:
                     empty = [None] * (len(table.columns) - 2)
                     table.write([FileName(path), *empty, batch_errors[row]])
                     continue
-                best = top[row, 0]
-                is_known = min_probability is None or batch[row, best] >= min_probability
                 values = [float(f"{value:.6g}") for value in batch[row]]
-                cells: list[Any] = [classes[best] if is_known else _UNKNOWN, values[best]]
+                label_probability = float(f"{label_probabilities[row]:.6g}")
+                cells: list[Any] = [str(labels[row]), label_probability]
                 if top_k > 1:
                     cells += [cell for i in top[row] for cell in (classes[i], values[i])]
                 if probabilities:
@@ -105,28 +105,26 @@ def classify(
 
 def _make_classifier(
     names: Any, source: str | None, templates: str, threshold: float | None, options: Any
-) -> tuple[Any, float | None]:
+) -> Any:
+    """Return the classifier of a saved model, or one of the names."""
     from ..zero_shot import FewShotClassifier, ZeroShotClassifier
-    from ._models import extract_aligner, load_model
+    from ._models import UNUSED_EXAMPLES, extract_aligner, load_model, reject_multi_label
 
     model = load_model(source, options)
     if isinstance(model, FewShotClassifier) and names is not None:
-        print_message(
-            "The names of --labels are used without the labelled images of the model. Remove "
-            "--labels to use its classes.",
-            options.quiet,
-        )
+        print_message(UNUSED_EXAMPLES, options.quiet)
     if isinstance(model, ZeroShotClassifier) and names is None:
         if not hasattr(model, "aligner_"):  # its aligner is a name or the starter model
             model.set_params(aligner=extract_aligner(model, options))
-        return model, model.threshold if threshold is None else threshold
+        return model if threshold is None else model.set_params(threshold=threshold)
     if names is None:
+        reject_multi_label(model, source)
         raise typer.BadParameter(
             f"{source!r} has no labels, because it is not a classifier. Set --labels 'cat,dog'.",
             param_hint="--aligner",
         )
     aligner = extract_aligner(model, options)
-    return ZeroShotClassifier(names, aligner=aligner, templates=templates), threshold
+    return ZeroShotClassifier(names, aligner=aligner, templates=templates, threshold=threshold)
 
 
 def _columns(classes: list[str], top_k: int, probabilities: bool) -> list[str]:

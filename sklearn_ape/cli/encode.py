@@ -97,6 +97,9 @@ def _encode_to_file(
     n_bytes = len(items) * encoder._n_features_out * (4 if dtype == "float32" else 2)
     if not output.exists():
         check_output_file(output, n_bytes)
+    listing, columns = output.with_suffix(".csv"), ["row", kind, "error"]
+    if not overwrite:
+        _check_listing(listing, columns)
     note = f"Finished features are in {f'{output}.partial'!r}. Run the command again to resume."
     with note_on_interrupt(note), warnings.catch_warnings():
         warnings.simplefilter("ignore", EncodingFailedWarning)
@@ -109,8 +112,7 @@ def _encode_to_file(
                 f"{error.problem} Give --overwrite to replace it, or choose another --output."
             ) from error
     errors = encoder.errors_
-    listing = output.with_suffix(".csv")
-    with Table(["row", kind, "error"], listing) as table:
+    with Table(columns, listing) as table:
         for row, item in enumerate(items):
             table.write([row, FileName(item) if kind == "path" else item, errors.get(row)])
     report_unreadable(errors, len(items))
@@ -122,3 +124,16 @@ def _encode_to_file(
     )
     if len(errors) == len(items):
         raise typer.Exit(1)
+
+
+def _check_listing(listing: Path, columns: list[str]) -> None:
+    """Raise FileExistsError if a file exists that is not the list of rows of an earlier run."""
+    if not listing.exists():
+        return
+    with listing.open("rb") as file:
+        header = file.readline().strip()
+    if header != ",".join(columns).encode():
+        raise FileExistsError(
+            f"{str(listing)!r} exists and is not a list of rows that 'sklearn-ape encode' wrote. "
+            "Give --overwrite to replace it, or choose another --output."
+        )

@@ -74,8 +74,9 @@ def evaluate(
     from sklearn.pipeline import Pipeline
 
     from ..aligners.wrapper import unwrap_aligner
-    from ..zero_shot import ZeroShotClassifier
+    from ..zero_shot import FewShotClassifier, ZeroShotClassifier
     from ._models import (
+        UNUSED_EXAMPLES,
         RuntimeOptions,
         Score,
         encode_images,
@@ -83,6 +84,7 @@ def evaluate(
         get_image_encoder,
         load_model,
         print_scores,
+        reject_multi_label,
         score_accuracy,
         score_recall,
     )
@@ -93,6 +95,10 @@ def evaluate(
     classifier: Any = None
     if isinstance(saved, ZeroShotClassifier) and names is None:
         classifier, names = saved, list(saved.classes_)
+    if names is None:
+        reject_multi_label(saved, aligner)
+    if isinstance(saved, FewShotClassifier) and classifier is None:
+        print_message(UNUSED_EXAMPLES, quiet)
     # With captions and a single label, only recall can be computed.
     are_equal = labels_true is not None and len(set(labels_true)) == 1
     if labels_true is not None and not (are_equal and names is None and bunch.captions):

@@ -126,7 +126,7 @@ def fit(
         if label is not None and bunch.captions is not None:
             note = f"Column {label!r} is not used. Set --method few-shot to learn labels."
             print_message(note, quiet)
-        _use_labels_as_captions(bunch, data, quiet)
+        _use_labels_as_captions(bunch, data, names, quiet)
 
         from ..zero_shot import ZeroShotClassifier
 
@@ -138,7 +138,9 @@ def fit(
             params |= {"device": device, "verbose": int(not quiet)}
         if depth is not None:
             params["depth"] = depth
-        model, scores, n_fitted = _fit_aligner(bunch, method, params, evaluation, options)
+        model, scores, n_fitted = _fit_aligner(
+            bunch, names, method, params, templates, evaluation, options
+        )
         card_scores = scores
         if names is not None:
             model = ZeroShotClassifier(names, aligner=model, templates=templates)
@@ -214,17 +216,27 @@ def _make_encoders(
 
 
 def _fit_aligner(
-    bunch: Any, method: str, params: dict[str, Any], evaluation: _Evaluation, options: Any
+    bunch: Any,
+    names: Any,
+    method: str,
+    params: dict[str, Any],
+    templates: str,
+    evaluation: _Evaluation,
+    options: Any,
 ) -> tuple[Any, list[Any], int]:
     """Fit and evaluate an aligner; return it with its scores and number of images."""
     from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
-    from ._models import encode_images, score_held_out, split_rows
+    from ..zero_shot import ZeroShotClassifier
+    from ._models import encode_images, score_accuracy, score_recall, split_rows
 
     encoder = params["image_encoder"]
     encoded = encode_images(encoder, bunch.images, options)
     rows = encoded.readable_rows
     images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
-    classes = [bunch.labels[row] for row in rows] if bunch.from_labels else None
+    classes = None
+    if bunch.from_labels:
+        # Without names, the captions that are made of the labels are the classes.
+        classes = texts if names is None else [str(bunch.labels[row]) for row in rows]
     features = encoded.features[rows]
     split = split_rows(features, texts, evaluation.test_size, evaluation.random_state, classes)
     if split is None and evaluation.test_size:
@@ -240,14 +252,20 @@ def _fit_aligner(
     model: Any = aligners[method](**params)
 
     def score(train: Any, test: Any) -> list[Any]:
-        held_out = [images[row] for row in test], [texts[row] for row in test]
-        return score_held_out(model, *held_out, are_classes=bunch.from_labels)
+        held_out = [images[row] for row in test]
+        if classes is None:
+            return score_recall(model, held_out, [texts[row] for row in test], held_out)
+        of_classes = sorted(set(classes)) if names is None else names
+        classifier = ZeroShotClassifier(of_classes, aligner=model, templates=templates)
+        return score_accuracy([classes[row] for row in test], classifier.predict(held_out))
 
     return evaluation.fit_and_score(model, images, texts, split, score)
 
 
-def _use_labels_as_captions(bunch: Any, data: Path, quiet: bool) -> None:
-    """Set the names of subfolders as captions if there are no captions, and `from_labels`."""
+def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> None:
+    """Set the names of classes as captions if there are no captions, and `from_labels`."""
+    from ..prompts import resolve_class_names
+
     bunch.from_labels = bunch.captions is None
     if bunch.from_labels:
         if "labels" not in bunch:
@@ -257,13 +275,18 @@ def _use_labels_as_captions(bunch: Any, data: Path, quiet: bool) -> None:
                 "the file names describe them."
             )
         bunch.captions = [name_label(label) for label in bunch.labels]
+        if names is not None:
+            texts = resolve_class_names(resolve_label_names(names, bunch.labels))
+            first_name = {str(label): of_label[0] for label, of_label in texts.items()}
+            bunch.captions = [first_name[str(label)] for label in bunch.labels]
         if len(set(bunch.captions)) < 2:
             raise ValueError(
                 f"{str(data)!r} has a single subfolder and no captions, so all captions would be "
                 "equal. Write captions, or add subfolders."
             )
+        of_what = "subfolders" if names is None else "classes"
         print_message(
-            "There are no captions. The names of the subfolders are used as captions.", quiet
+            f"There are no captions. The names of the {of_what} are used as captions.", quiet
         )
 
 

@@ -144,9 +144,14 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             "of images. Create it again without --update."
         )
     indexed = set(retriever.items_)
-    # An image that was written after the index may have changed.
+    # An image that was written after the index may have changed. Copies may keep the time of the
+    # original, but the system records when they replaced the file.
     indexed_at = max(path.stat().st_mtime for path in folder.iterdir())
-    changed = {path for path in indexed.intersection(paths) if os.stat(path).st_mtime > indexed_at}
+    changed = {
+        path
+        for path in indexed.intersection(paths)
+        if max(os.stat(path).st_mtime, os.stat(path).st_ctime) > indexed_at
+    }
     removed = indexed.difference(paths)
     kept = indexed - removed - changed
     new = [path for path in paths if path not in kept]

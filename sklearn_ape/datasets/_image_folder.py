@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,12 @@ _CAPTION_COLUMNS = ("caption", "text")
 
 # Share of the images in the folder itself up to which subfolders are probably meant as labels.
 _MAX_LOOSE_SHARE = 0.1
+
+# Names of subfolders that are parts of a data set, not classes.
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+# Number of text files that are read to find out whether they are captions.
+_MAX_CHECKED = 20
 
 # Share of the images with a text file from which text files are probably meant as captions.
 _MIN_SIDECAR_SHARE = 0.1
@@ -162,7 +169,14 @@ def load_image_folder(
     skipped = dict(others.most_common())
     bunch = Bunch(images=images, captions=texts, other_files=skipped, DESCR=description)
     loose = [name.as_posix() for name in names if len(name.parts) == 1]
-    if not loose:
+    parts = {name.parts[0] for name in names}
+    if not loose and parts <= _SPLITS and min(len(name.parts) for name in names) > 2:
+        warn(
+            f"There are no labels, because the subfolders of {str(folder)!r} are the parts of a "
+            f"split: {format_list(sorted(parts))}. Pass one of them, such as "
+            f"{str(folder / sorted(parts)[0])!r}."
+        )
+    elif not loose:
         bunch.labels = np.array([name.parts[0] for name in names])
     elif texts is None and len(loose) <= _MAX_LOOSE_SHARE * len(names):
         warn(
@@ -189,7 +203,8 @@ def _iter_files(folder: Path, recursive: bool) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
+        is_hidden = {f for f in folders if f.startswith(".") or f == "__MACOSX"}
+        folders[:] = sorted(set(folders) - is_hidden) if recursive else []
         yield from (Path(top, file) for file in files if not file.startswith("."))
 
 
@@ -218,6 +233,13 @@ def _find_sidecar(image: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def _holds_numbers(image: Path) -> bool:
+    """Return whether the text file of an image contains numbers and no words."""
+    file = _find_sidecar(image)
+    text = "" if file is None else file.read_text(encoding="utf-8", errors="replace")
+    return bool(text.strip()) and not re.search(r"[^\d\s.,;:+eE-]", text)
+
+
 def _find_tables(folder: Path) -> list[Path]:
     return [folder / name for name in _TABLES if (folder / name).is_file()]
 
@@ -227,9 +249,14 @@ def _detect_source(folder: Path, names: list[Path], others: Counter[str]) -> Cap
     has_texts = any(others[suffix] for suffix in _SIDECARS)
     if has_texts:
         named = [name.as_posix() for name in names if _find_sidecar(folder / name)]
-        if len(named) >= _MIN_SIDECAR_SHARE * len(names):
+        if named and all(map(_holds_numbers, (folder / name for name in named[:_MAX_CHECKED]))):
+            warn(
+                f"The text files in {str(folder)!r} hold only numbers, as annotations of boxes "
+                "do, and are not used as captions. Pass captions='sidecar' to use them."
+            )
+        elif len(named) >= _MIN_SIDECAR_SHARE * len(names):
             return "sidecar"
-        if named:
+        elif named:
             warn(
                 f"{len(named)} of {len(names)} images in {str(folder)!r} have a text file "
                 f"({format_list(named)}), so that text files are not used as captions. Write "

@@ -6,6 +6,7 @@ import csv
 import difflib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -65,8 +66,10 @@ def _detect_delimiter(file: Path) -> str:
     """Return the delimiter. Spreadsheets use semicolons in languages with decimal commas."""
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         names = stream.readline()
-    counts = {delimiter: names.count(delimiter) for delimiter in (",", ";", "\t")}
-    return "," if counts[","] else max(counts, key=lambda delimiter: counts[delimiter])
+    # Delimiters within quotes do not count. Of equal numbers, the first is returned.
+    return max(
+        ",;\t", key=lambda delimiter: len(next(csv.reader([names], delimiter=delimiter), []))
+    )
 
 
 def _read_csv(file: Path, delimiter: str) -> Table:
@@ -158,8 +161,8 @@ def get_column(table: Table, names: str | Sequence[str], where: str) -> list[Any
     )
 
 
-def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _as_tuple(names: Any) -> tuple[str, ...]:
+    return tuple(names) if isinstance(names, list | tuple) else (str(names),)
 
 
 def get_text_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
@@ -374,7 +377,7 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
             f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows: "
             f"rows {format_list(missing)} (the first is 0). Remove these rows, or add labels."
         )
-    return np.array([str(value) for value in values])
+    return np.array([str(value).strip() for value in values])
 
 
 def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
@@ -388,6 +391,11 @@ def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
         )
     images = []
     for row, cell in enumerate(cells):
+        if isinstance(cell, str) and re.match(r"\w+://", cell):
+            raise ValueError(
+                f"Row {row} of {where} (the first is 0) has the URL {cell!r} as image. Download "
+                "the images, and replace the URLs by the paths of the files."
+            )
         if isinstance(cell, (str, os.PathLike)):
             images.append(os.path.join(base, os.path.expanduser(cell)))
         elif isinstance(cell, (bytes, np.ndarray)) or hasattr(cell, "convert"):

@@ -371,8 +371,7 @@ def _to_pixels(item: Any) -> np.ndarray:
         )
     if item.dtype != np.uint8:
         raise ItemError(
-            f"is an array of {item.dtype}, not uint8 from 0 to 255. For values between 0 "
-            "and 1, pass (255 * array).astype('uint8')."
+            f"is an array of {item.dtype}, not uint8 from 0 to 255. {_suggest_cast(item)}"
         )
     if np.ma.is_masked(item):
         raise ItemError(
@@ -388,6 +387,18 @@ def _to_pixels(item: Any) -> np.ndarray:
         f"is an array of shape {item.shape}. Pass an array of shape (H, W, 3), (H, W, 4) or "
         f"(H, W).{hint}"
     )
+
+
+def _suggest_cast(array: np.ndarray) -> str:
+    """Return a sentence on how to make an array of pixels uint8."""
+    if array.dtype.kind in "OSU":
+        return "Pass a list of paths, such as X.ravel().tolist()."
+    high = float(array.max()) if array.size and array.dtype.kind in "biuf" else 1.0
+    if high <= _MAX_FRACTION:
+        return "For values between 0 and 1, pass (255 * array).astype('uint8')."
+    white = next((value for value in _WHITE_VALUES if high <= value), high)
+    scaled = "array" if white == 255 else f"(array * (255 / {white:g}))"
+    return f"For values between 0 and {white:g}, pass {scaled}.astype('uint8')."
 
 
 def _suggest_conversion(item: Any) -> str:
@@ -428,19 +439,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+# Values of white in grey images of 8, 10, 12 and 16 bits.
+_WHITE_VALUES = (255, 1023, 4095, 65535)
+
+# Largest value of a floating point image whose white is 1.
+_MAX_FRACTION = 1.5
+
+
 def _scale_to_bytes(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it has pixels that are NaN or infinite")
-    # The mode does not tell which value is white, so the largest value decides.
-    if image.mode == "F":
-        white = 1.0 if high <= 1.0 else 255.0 if high <= 255.0 else high
-    elif image.mode == "I":
-        white = 255.0 if high <= 255.0 else 65535.0 if high <= 65535.0 else high
+    # The mode does not tell which value is white, so the largest value decides: cameras and
+    # scanners store 10 or 12 bits in 16. Interpolation may give values slightly above 1.
+    if image.mode == "F" and high <= _MAX_FRACTION:
+        white = 1.0
     else:
-        white = 65535.0
+        white = next((float(value) for value in _WHITE_VALUES if high <= value), high)
     grey = np.empty(values.shape, np.uint8)
     for start in range(0, values.size, _PIXELS_AT_ONCE):  # bounds the memory of float64 copies
         block = slice(start, start + _PIXELS_AT_ONCE)

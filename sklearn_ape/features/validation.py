@@ -166,7 +166,9 @@ def embed_rows(features: Any, embed: Callable[[np.ndarray], np.ndarray], width: 
 
 
 def to_dense(features: Any) -> Any:
-    """Return an array for a sparse matrix, and anything else unchanged."""
+    """Return an array for a sparse matrix or a data frame, and anything else unchanged."""
+    if hasattr(features, "columns"):  # of an encoder, with set_config(transform_output="pandas")
+        return features.to_numpy()
     return features.toarray() if issparse(features) else features
 
 

@@ -42,7 +42,8 @@ def expected_calibration_error(
     n_bins : int, default=15
         Number of bins of equal width. Empty bins are ignored.
     labels : array-like of shape (n_classes,) or None, default=None
-        Class of each column, such as a classifier's ``classes_``. None uses the sorted classes of
+        Class of each column, such as a classifier's ``classes_``, in the order of the columns.
+        None uses the sorted classes of
         `y_true`, which must then have the same number as the columns.
     sample_weight : array-like of shape (n_samples,) or None, default=None
         Weights of the predictions. None gives each the weight 1.
@@ -111,7 +112,8 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     y : array-like of shape (n_samples,)
         True classes.
     labels : array-like of shape (n_classes,) or None, default=None
-        Class of each column, such as a classifier's ``classes_``. None uses the sorted classes of
+        Class of each column, such as a classifier's ``classes_``, in the order of the columns.
+        None uses the sorted classes of
         `y`, which must then have the same number as the columns.
 
     Returns

@@ -153,7 +153,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
 
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()
-        params["labels"] = _convert_labels(params["labels"])
+        params["labels"] = convert_labels(params["labels"])
         return params
 
     def _get_state(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _can_embed(aligner: BaseEstimator | str | None) -> bool:
     return True
 
 
-def _convert_labels(labels: Any) -> Any:
+def convert_labels(labels: Any) -> Any:
     """Return labels in a form that a file can hold: members of an Enum become their values."""
     if labels is None or isinstance(labels, str) or not isinstance(labels, Iterable):
         return labels
@@ -265,29 +265,17 @@ class Hierarchy(NamedTuple):
         )
 
     def choose(self, probabilities: np.ndarray, threshold: float) -> np.ndarray:
-        """Return the deepest node of each row whose probability reaches the threshold.
+        """Return the most specific node of each row whose probability reaches the threshold.
 
-        The search begins at the coarsest nodes and continues with the most probable child.
-        `UNKNOWN` is returned if the probabilities of all coarsest nodes are below the threshold.
+        It is the most probable class, or, if no class reaches the threshold, the most probable of
+        the nodes that reach it and whose children do not. `UNKNOWN` is returned if there are none.
         """
         scores = probabilities @ self.membership
-        best = np.full(len(scores), UNKNOWN)
-        children = self._children()
-        reached = {UNKNOWN: np.arange(len(scores))}
-        while reached:
-            parent, rows = reached.popitem()
-            nodes = children.get(parent)
-            if nodes is None:
-                continue
-            child = nodes[scores[rows][:, nodes].argmax(axis=1)]
-            is_probable = scores[rows, child] >= threshold
-            rows, child = rows[is_probable], child[is_probable]
-            best[rows] = child
-            reached |= {node: rows[child == node] for node in np.unique(child).tolist()}
-        return best
-
-    def _children(self) -> dict[int, np.ndarray]:
-        children: dict[int, list[int]] = {}
+        n_classes = len(self.membership)
+        is_specific = scores >= threshold
+        is_class = is_specific[:, :n_classes].any(axis=1)
+        is_specific[is_class, n_classes:] = False
         for node, path in enumerate(self.paths):
-            children.setdefault(path[-2] if len(path) > 1 else UNKNOWN, []).append(node)
-        return {parent: np.array(nodes) for parent, nodes in children.items()}
+            is_specific[:, list(path[:-1])] &= ~is_specific[:, [node]]
+        best = np.where(is_specific, scores, -1).argmax(axis=1)
+        return np.where(is_specific.any(axis=1), best, UNKNOWN)

@@ -21,6 +21,7 @@ from ..prompts import check_in_labels, resolve_names, to_class_array, validate_y
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
+from ._base import convert_labels
 from ._classifier import ZeroShotClassifier
 from ._label_embeddings import embed_labels
 from ._probe import Examples, ImageVectors, Probe, fit_probe
@@ -343,6 +344,10 @@ class FewShotClassifier(ZeroShotClassifier):
     def _check_parameters(self) -> tuple[str, ...]:
         check_number(self.alpha, "alpha", 0, closed="neither")
         return super()._check_parameters()
+
+    def _recorded_params(self) -> dict[str, Any]:
+        # Labels that were set after fit have no embeddings yet.
+        return super()._recorded_params() | {"labels": convert_labels(self._get_labels())}
 
     def _get_state(self) -> dict[str, Any]:
         state = super()._get_state()

@@ -185,11 +185,7 @@ class SingleLabelClassifier(ZeroShotBase):
         labels : ndarray of shape (n_samples,)
             Members of `classes_`, or `unknown_label`, as from `predict`.
         """
-        probabilities = self._propagate(X)
-        # The logarithm turns probabilities into logits.
-        codes = self._choose(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
-        self._warn_about_unknown(codes)
-        return self._decode(codes, self.classes_)
+        return self._choose_labels(self._propagate(X))[0]
 
     @ignores_underflow
     def predict_proba_levels(self, X: Any) -> list[np.ndarray]:
@@ -427,6 +423,21 @@ class SingleLabelClassifier(ZeroShotBase):
         codes = self._get_hierarchy().choose(to_probabilities(logits), self.threshold)
         codes[is_unreadable] = UNREADABLE
         return codes
+
+    def _choose_labels(self, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the predicted labels and their probabilities, from those of the classes.
+
+        For `unknown_label`, the probability is that of the most probable class.
+        """
+        # The logarithm turns probabilities into logits.
+        codes = self._choose(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
+        self._warn_about_unknown(codes)
+        of_nodes = probabilities
+        if is_hierarchy(self._get_labels()):
+            of_nodes = probabilities @ self._get_hierarchy().membership
+        chosen = of_nodes[np.arange(len(codes)), codes]
+        chosen = np.where(codes < 0, probabilities.max(axis=1), chosen)
+        return self._decode(codes, self.classes_), chosen
 
     def _warn_about_unknown(self, codes: np.ndarray) -> None:
         unreadable = np.flatnonzero(codes == UNREADABLE)

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
 
-from sklearn_ape import APEAligner
+from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners._closed_form import fit_logit_scale, held_out_logit_scale
 from sklearn_ape.losses import InfoNCELoss
 from sklearn_ape.training.data import PairDataset
@@ -341,3 +341,15 @@ class TestPrecision:
         automatic, explicit = self.fit(concepts, "auto"), self.fit(concepts, expected)
         assert automatic.history_[1]["train_loss"] == explicit.history_[1]["train_loss"]
         assert automatic.fingerprint_ == explicit.fingerprint_
+
+
+@pytest.mark.parametrize("init", ["auto", "kernel", "extension"])
+def test_fitted_logit_scales_have_the_bound_of_the_parameter(concepts, init):
+    """Most scales are fitted on held-out pairs after training; the loss has the bound before."""
+    if init == "extension":
+        init = KernelAligner().fit(concepts.image[:100], concepts.text[:100])
+    aligner = APEAligner(
+        init=init, max_epochs=2, loss_params={"logit_scale": 4.0, "max_logit_scale": 5.0}
+    )
+    aligner.fit(concepts.image, concepts.text)
+    assert 4 < aligner.logit_scale_ <= 5.0001

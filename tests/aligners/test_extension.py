@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
+from sklearn_ape.aligners._extension import choose_encoder
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 # Weight and ridge of a pair with the default parameters.
@@ -248,3 +250,17 @@ class TestStarter:
 
     def test_starter_is_not_changed(self, extended):
         assert load_starter().module_.fingerprint() == load_starter().fingerprint_
+
+
+class TestEncodersOfTheBase:
+    def test_other_encoders_are_named(self):
+        with pytest.raises(
+            ValueError, match=r"image_encoder is PCA.* and init was fitted with Timm"
+        ):
+            APEAligner(init="starter", image_encoder=PCA(2)).fit([["a.png"]], ["a"])
+
+    @pytest.mark.parametrize("freeze", [FrozenEstimator, lambda encoder: encoder])
+    def test_encoder_may_be_frozen(self, freeze):
+        base = load_starter()
+        chosen = choose_encoder(freeze(base.text_encoder_), base, "text")
+        assert chosen.get_params() == base.text_encoder_.get_params()

@@ -380,6 +380,7 @@ class TestInvalidInput:
          ("loss_params", {"logit_scale": 0}, r"loss_params\['logit_scale'\] must be a number in"),
          ("loss_params", {"tile_size": 4}, "loss_params has the unknown key 'tile_size'"),
          ("head_learning_rate", 0, r"head_learning_rate must be a number in \(0, inf\)"),
+         ("gradient_checkpointing", "no", "gradient_checkpointing must be True or False"),
          ("dtype", "float16", "dtype must be one of auto, float32, bfloat16"),
          ("loss", "mse", "loss must be one of infonce, sigmoid"),
          ("device", "gpu", "device must be 'auto'")],
@@ -387,3 +388,20 @@ class TestInvalidInput:
     def test_invalid_parameter_raises(self, encoder, pairs, parameter, value, message):
         with pytest.raises(ValueError, match=message):
             small(encoder, **{parameter: value}).fit(*pairs)
+
+
+def test_projection_of_clip_has_the_learning_rate_of_its_tower(tmp_path, pairs):
+    """Only the linear map that is trained from scratch has the rate of the head."""
+    rates = {}
+
+    class RecordRates(Callback):
+        def on_train_begin(self, net, **kwargs):
+            names = {id(weight): name for name, weight in net.module_.named_parameters()}
+            for group in net.optimizer_.param_groups:
+                for weight in filter(lambda weight: id(weight) in names, group["params"]):
+                    rates[names[id(weight)]] = group.get("initial_lr", group["lr"])
+
+    encoder = save_encoder(tmp_path, "clip")
+    small(encoder, max_epochs=1, callbacks=[("rates", RecordRates())]).fit(*pairs)
+    assert rates["text_head.tower.text_projection.weight"] == pytest.approx(3e-3)
+    assert rates["text_head.projection.linear.weight"] == pytest.approx(1e-2)

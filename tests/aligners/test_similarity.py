@@ -1,6 +1,7 @@
 """Similarities, their standardization by a bank of embeddings, and computation in tiles."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -365,3 +366,18 @@ def test_top_texts_equal_a_stable_sort(k):
         np.take_along_axis(logits, codes.clip(min=0), axis=1)[readable],
         np.take_along_axis(logits, expected, axis=1)[readable],
     )
+
+
+def test_bank_of_files_follows_their_contents(captioned_images, tmp_path):
+    """The paths stay the same if other images are copied over the files."""
+    paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+
+    def compare(images):
+        for image, path in zip(images, paths, strict=True):
+            shutil.copy(image, path)
+        return ZeroShotClassifier(["a cat", "food"], standardize=paths).predict_proba(paths[:1])
+
+    first = compare(captioned_images.images[:4])
+    second = compare([captioned_images.images[0], *captioned_images.images[10:13]])
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(compare(captioned_images.images[:4]), first)

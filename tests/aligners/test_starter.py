@@ -4,11 +4,16 @@ import copy
 import hashlib
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from sklearn import config_context
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 import sklearn_ape
 from benchmarks.build_starter import pack_starter
@@ -137,3 +142,30 @@ class TestFile:
         write_tensors(path, load_file(MODEL), json.dumps({"format": 99}))
         with pytest.raises(ValueError, match="format 99"):
             unpack_starter(path)
+
+
+class TestSharedObject:
+    def test_fit_raises(self, named):
+        """Steps of a Pipeline are fitted in place, which would change all other estimators."""
+        images, names = named
+        starter = load_starter()
+        for step in (starter, make_pipeline(starter, LogisticRegression())):
+            with pytest.raises(ValueError, match=r"Use FrozenEstimator\(load_starter"):
+                step.fit(images, names)
+        assert starter.n_components_ == 640
+
+    def test_frozen_step_has_the_same_embeddings(self, named):
+        images, names = named
+        pipeline = make_pipeline(FrozenEstimator(load_starter()), LogisticRegression())
+        assert pipeline.fit(images, names).score(images, names) == 1
+        np.testing.assert_array_equal(
+            pipeline[:-1].transform(images), load_starter().transform(images)
+        )
+
+    def test_pandas_output_does_not_change_results(self, named):
+        images, names = named
+        expected = ZeroShotClassifier(names).predict_proba(images)
+        with config_context(transform_output="pandas"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            actual = ZeroShotClassifier(names).predict_proba(images)
+        np.testing.assert_array_equal(actual, expected)

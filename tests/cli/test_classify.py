@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_ape import ZeroShotClassifier
+from sklearn_ape import MultiLabelZeroShotClassifier, ZeroShotClassifier
 
 LABELS = "an animal,food,a vehicle"
 
@@ -165,3 +165,39 @@ def test_together_takes_all_images_into_account(photos, run):
     images = [row["path"] for row in rows]
     expected = ZeroShotClassifier(labels).predict_together(images)
     assert [row["label"] for row in rows] == expected.tolist()
+
+
+HIERARCHY = {"living": {"an animal": None, "food": None}, "a vehicle": None}
+
+
+class TestThreshold:
+    def test_hierarchy_and_unknown_label_as_in_python(self, small_folder, rows, tmp_path):
+        classifier = ZeroShotClassifier(HIERARCHY, threshold=0.8, unknown_label="other")
+        classifier.save_pretrained(tmp_path / "model")
+        (tmp_path / "labels.json").write_text(json.dumps(HIERARCHY))
+        table = rows("classify", small_folder, "--aligner", tmp_path / "model")
+        paths = [row["path"] for row in table]
+        expected = classifier.predict(paths).tolist()
+        assert {"living", "other"} & set(expected)
+        assert [row["label"] for row in table] == expected
+        options = ("--labels-file", tmp_path / "labels.json", "--threshold", ".8")
+        table = rows("classify", small_folder, *options)
+        classifier.set_params(unknown_label="unknown")
+        assert [row["label"] for row in table] == classifier.predict(paths).tolist()
+        living = next(row for row in table if row["label"] == "living")
+        assert float(living["probability"]) >= 0.8
+
+    def test_multi_label_classifier_raises(self, small_folder, run, tmp_path):
+        MultiLabelZeroShotClassifier(["food", "an animal"]).save_pretrained(tmp_path / "model")
+        for command in ("classify", "evaluate"):
+            result = run(command, small_folder, "--aligner", tmp_path / "model", code=2)
+            assert "is a multi-label classifier" in " ".join(result.stderr.split())
+
+
+def test_comments_and_commas_in_files_of_labels(small_folder, rows, run, tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_text("# labels of the photographs\nfood,\nan animal,\n")
+    table = rows("classify", small_folder, "--labels-file", file)
+    assert {row["label"] for row in table} == {"food", "an animal"}
+    result = run("classify", small_folder, "--labels", "['food','animal']", code=2)
+    assert "without brackets" in " ".join(result.stderr.split())

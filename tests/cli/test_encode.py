@@ -86,3 +86,16 @@ class TestMakeEncoders:
     def test_pooling_of_openclip_raises(self):
         with pytest.raises(ValueError, match="pooling"):
             make_image_encoder("open_clip:RN50/openai", RuntimeOptions("memory"), pooling="mean")
+
+
+def test_table_of_the_user_is_not_replaced(run, tmp_path):
+    """The list of rows has the name of the features, as a table of the same images may have."""
+    (tmp_path / "texts.txt").write_text("a cat\n")
+    table = tmp_path / "photos.csv"
+    table.write_text("file,label\na.jpg,cat\n")
+    arguments = ("encode", "-o", tmp_path / "photos.npy", "--texts", tmp_path / "texts.txt")
+    assert "is not a list of rows" in run(*arguments, code=1).stderr
+    assert table.read_text() == "file,label\na.jpg,cat\n"
+    run(*arguments, "--overwrite")
+    run(*arguments)  # the list that the command itself wrote
+    assert listed(table) == [{"row": "0", "text": "a cat", "error": ""}]

@@ -201,3 +201,24 @@ class TestFewShot:
         data = photos / "food" if "filename" in arguments else photos
         result = run("fit", data, "-o", tmp_path / "model", *arguments, code=code)
         assert message in " ".join(result.stderr.split())
+
+
+class TestNamesOfFolders:
+    @pytest.mark.parametrize("method", ["kernel", "few-shot"])
+    def test_accuracy_is_that_of_the_saved_classifier(self, photos, run, tmp_path, method):
+        """Folders have codes, and the names are in a file."""
+        names = {"A1": ["an animal"], "B2": ["food"], "C3": ["a vehicle", "a building"]}
+        folders = dict(zip(("animal", "food", "travel"), names, strict=True))
+        for folder, code in folders.items():
+            shutil.copytree(photos / folder, tmp_path / "codes" / code)
+        file = tmp_path / "names.json"
+        file.write_text(json.dumps(names), encoding="utf-8")
+        options = ("--method", method, "--labels-file", file)
+        stdout = run("fit", tmp_path / "codes", "-o", tmp_path / "model", *options).stdout
+        scores = list(csv.DictReader(io.StringIO(stdout)))
+        assert float(scores[0]["value"]) > 0.5
+        evaluated = run("evaluate", tmp_path / "codes", "--aligner", tmp_path / "model").stdout
+        assert float(next(csv.DictReader(io.StringIO(evaluated)))["value"]) > 0.8
+        wrong = ("--method", method, "--labels", "x,y")
+        result = run("fit", tmp_path / "codes", "-o", tmp_path / "other", *wrong, code=1)
+        assert "does not contain labels of the images: 'A1'" in " ".join(result.stderr.split())

@@ -208,3 +208,9 @@ def test_invalid_parameters_of_quality_raise(concepts):
         pair_quality(concepts.image, concepts.text, groups=np.zeros(300))
     with pytest.raises(ValueError, match="cv=3 needs at least 6 pairs"):
         pair_quality(concepts.image[:5], concepts.text[:5])
+
+
+def test_best_agreement_is_one():
+    """A pair is not its own rival."""
+    concepts = np.random.default_rng(0).standard_normal((200, 12))
+    assert pair_quality(concepts, concepts).agreement.max() == 1

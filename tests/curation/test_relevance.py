@@ -5,6 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
 
 from sklearn_ape.curation import _relevance, select_relevant
 from sklearn_ape.curation._relevance import compute_name_shares
@@ -225,3 +228,20 @@ def test_full_selection_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(select_relevant(CAPTIONS, ["cat", "dog"], n_pairs=4).indices) == 4
+
+
+def test_fitted_text_encoder_of_the_features_is_not_fitted_again():
+    """Another fit, on the labels, would give their features another space."""
+    captions = ["a red cat", "a blue dog", "a red fish", "blue water", "a cat asleep", "dogs bark"]
+    encoder = make_pipeline(TfidfVectorizer(), TruncatedSVD(4, random_state=0)).fit(captions)
+    options = {"text_encoder": encoder, "per_label": 1, "templates": "none", "random_state": 0}
+    chosen = select_relevant(encoder.transform(captions), ["cat", "dog"], **options)
+    expected = select_relevant(
+        encoder.transform(captions),
+        ["cat", "dog"],
+        label_features=encoder.transform(["cat", "dog"]),
+        per_label=1,
+        random_state=0,
+    )
+    assert chosen.indices.tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(chosen.similarity, expected.similarity, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -223,3 +224,23 @@ def test_sidecars_are_split_only_at_line_ends(folder):
         sidecar.write_bytes("a cat\u2028in\x0ca\x85hat\r\na dog\ra bird".encode())
     captions = load_image_folder(folder, captions="sidecar").captions
     assert captions == [["a cat in a hat", "a dog", "a bird"]] * 3
+
+
+def test_parts_of_a_split_are_not_labels(tmp_path):
+    make(tmp_path, "train/cats/1.jpg", "val/dogs/1.jpg", "__MACOSX/._1.jpg/1.jpg")
+    with pytest.warns(UserWarning, match=r"parts of a split: 'train', 'val'\. Pass one of them"):
+        assert "labels" not in load_image_folder(tmp_path)
+    assert load_image_folder(tmp_path / "train").labels.tolist() == ["cats"]
+    make(tmp_path, "dogs/1.jpg")
+    assert set(load_image_folder(tmp_path).labels) == {"train", "val", "dogs"}
+
+
+def test_text_files_of_numbers_are_not_captions(folder):
+    """Annotations of boxes lie beside the images, as captions do."""
+    for image in load_image_folder(folder).images:
+        Path(image).with_suffix(".txt").write_text("0 0.808 0.489 0.989 0.183\n1 .5 .5 1e-1 .2\n")
+    with pytest.warns(UserWarning, match="hold only numbers"):
+        data = load_image_folder(folder)
+    assert data.captions is None
+    assert data.labels.tolist() == ["cats", "cats", "dogs"]
+    assert load_image_folder(folder, captions="sidecar").captions[0][0].startswith("0 0.808")

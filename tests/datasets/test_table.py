@@ -273,3 +273,26 @@ def test_repeated_json_keys_raise(tmp_path):
             ValueError, match=r"line 2 has the key '(caption|path)' more than once"
         ):
             load_pairs(table, check_files=False)
+
+
+def test_delimiters_within_quotes_do_not_count(folder):
+    file = folder / "export.csv"
+    file.write_text('image;"caption, short";label\na.jpg;a cat;cat \n', encoding="utf-8")
+    data = load_pairs(file, caption="caption, short", label="label", check_files=False)
+    assert (data.captions, data.labels.tolist()) == (["a cat"], ["cat"])
+
+
+def test_urls_and_repeated_columns_raise(frame):
+    urls = pd.DataFrame({"image": ["https://example.com/a.jpg"], "caption": ["a cat"]})
+    with pytest.raises(ValueError, match=r"URL 'https://example.com/a.jpg'.* Download"):
+        load_pairs(urls)
+    repeated = pd.concat([frame, frame[["caption"]]], axis=1)
+    with pytest.raises(ValueError, match=r"repeated columns: 'caption'\."):
+        load_pairs(repeated)
+
+
+def test_columns_may_be_numbers(folder):
+    frame = pd.DataFrame({0: ["cats/1.jpg"], 1: ["a cat"]})
+    assert load_pairs(frame, image=0, caption=1, root=folder, check_files=False).captions == [
+        "a cat"
+    ]

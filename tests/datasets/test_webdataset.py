@@ -167,6 +167,7 @@ def test_damaged_shards_raise(folder):
         ({"shards": "a{0..1}.tar"}, FileNotFoundError, r"Shard 'a0\.tar' does not exist"),
         ({"shards": []}, ValueError, "shards is empty"),
         ({"shards": ".", "image_key": ";"}, ValueError, "image_key must be extensions"),
+        ({"shards": ".", "caption_key": "json:a;json:b"}, ValueError, "repeats an extension"),
     ],
 )
 def test_invalid_arguments_raise(folder, monkeypatch, arguments, error, message):

@@ -18,7 +18,13 @@ from sklearn_ape.cli import _inputs
 from sklearn_ape.datasets import _image_folder, table
 from sklearn_ape.encoders import items as items_module
 from sklearn_ape.encoders import text_encoder
-from sklearn_ape.encoders.items import ItemError, check_image, image_digest, read_image
+from sklearn_ape.encoders.items import (
+    ItemError,
+    _to_pixels,
+    check_image,
+    image_digest,
+    read_image,
+)
 from sklearn_ape.retrieval import _index
 from sklearn_ape.retrieval._index import resolve_queries
 from sklearn_ape.utils.files import IMAGE_SUFFIXES
@@ -76,10 +82,14 @@ def test_rare_pil_modes_are_read_or_raise(mode):
     ("mode", "values", "expected"),
     [
         ("I;16", [0, 257 * 100, 65535], [0, 100, 255]),
+        ("I;16", [0, 100, 255], [0, 100, 255]),
+        ("I;16", [0, 512, 1000], [0, 128, 249]),
+        ("I;16", [0, 2048, 4095], [0, 128, 255]),
         ("I", [0, 257 * 100, 65535], [0, 100, 255]),
         ("I", [0, 100, 255], [0, 100, 255]),
         ("I", [-5, 0, 10**6], [0, 0, 255]),
         ("F", [0.0, 0.5, 1.0], [0, 128, 255]),
+        ("F", [-0.02, 0.5, 1.02], [0, 128, 255]),
         ("F", [0.0, 100.0, 255.0], [0, 100, 255]),
         ("F", [0.0, 32768.0, 65535.0], [0, 128, 255]),
     ],
@@ -468,3 +478,21 @@ def test_folders_and_queries_agree(suffix, tmp_path):
     assert data.other_files == {".doc": 1}
     with pytest.warns(UserWarning, match="look like paths"):
         resolve_queries([f"photos/missing{suffix}"], "auto")
+
+
+@pytest.mark.parametrize(
+    ("array", "advice"),
+    [
+        (np.ones((4, 4, 3)), r"pass \(255 \* array\)\.astype"),
+        (np.full((4, 4, 3), 200), r"between 0 and 255, pass array\.astype"),
+        (
+            np.full((4, 4, 3), 60_000, np.uint16),
+            r"between 0 and 65535, pass \(array \* \(255 / 65535",
+        ),
+        (np.full((4, 1), "photo.jpg"), r"Pass a list of paths"),
+    ],
+)
+def test_advice_for_other_types_depends_on_the_values(array, advice):
+    """The advice for fractions would turn other values into a negative."""
+    with pytest.raises(ItemError, match=advice):
+        _to_pixels(array)

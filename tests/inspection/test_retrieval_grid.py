@@ -82,3 +82,13 @@ class TestRetrievalGridDisplay:
             RetrievalGridDisplay.from_predictions(result, QUERIES, images=images)
         with pytest.raises(ValueError, match="relevant has 2 items for 1 queries"):
             RetrievalGridDisplay.from_predictions(result, ["x"], images=images, relevant=[[], []])
+
+
+def test_missing_results_have_no_text_and_no_frame(held_out):
+    """A search with a minimum score finds fewer images than k."""
+    result = np.array([[0.9, np.nan]]), np.array([[0, -1]]), [["a tiger"]]
+    display = RetrievalGridDisplay.from_predictions(
+        result, ["x"], images=held_out[0][:1], relevant=[[0]]
+    )
+    assert [text.get_text() for text in display.text_[0]] == ["0.90\na tiger", ""]
+    display.figure_.canvas.draw()

@@ -311,3 +311,9 @@ def test_parameters_in_code_block_evaluate_to_same_values(features, captioned_im
     text = card(ZeroShotClassifier(labels, aligner=aligner), tmp_path)
     (line,) = (line for line in text.splitlines() if line.startswith("    labels="))
     assert eval(line.strip().removeprefix("labels=").removesuffix(",")) == labels
+
+
+def test_card_shows_dicts_of_one_key(concepts, tmp_path):
+    aligner = APEAligner(loss_params={"logit_scale": 10.0}, max_epochs=1)
+    aligner.fit(concepts.image, concepts.text).save_pretrained(tmp_path)
+    assert "loss_params={'logit_scale': 10.0}" in (tmp_path / "README.md").read_text("utf-8")

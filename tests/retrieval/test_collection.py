@@ -20,6 +20,7 @@ from sklearn_ape import (
     KernelAligner,
     ZeroShotClassifier,
     load_pretrained,
+    load_starter,
 )
 from sklearn_ape.persistence import FittedState
 from sklearn_ape.retrieval import SearchResult
@@ -104,6 +105,9 @@ class TestUnreadableImages:
                 [captioned_images.images[0], broken, captioned_images.images[1]]
             )
         assert retriever.n_unread_ == 1
+        pairs = [(broken, "a cat"), (captioned_images.images[1], "a cat")]
+        with pytest.warns(UserWarning, match="1 queries could not be read .*: rows 0"):
+            assert retriever.search(pairs, k=1).indices[0] == [-1]
         queries = [broken, captioned_images.images[1]]
         with pytest.warns(UserWarning, match="1 queries could not be read .*: rows 0"):
             result = retriever.search(queries, k=2, modality="image")
@@ -412,3 +416,16 @@ class TestTampered:
         with pytest.raises(ValueError, match=message):
             fresh._set_state(FittedState(state, "CrossModalRetriever"))
         assert not hasattr(fresh, "_collection")
+
+
+def test_starter_is_not_saved(captioned_images, tmp_path):
+    """Every installation has its 88 MB."""
+    retriever = CrossModalRetriever().fit(captioned_images.images[:3])
+    expected = retriever.search(["an animal"], k=3)
+    retriever.save_pretrained(tmp_path / "index")
+    pickled = pickle.dumps(retriever)
+    n_bytes = sum(file.stat().st_size for file in (tmp_path / "index").iterdir())
+    assert max(n_bytes, len(pickled)) < 200_000
+    for copy in (load_pretrained(tmp_path / "index"), pickle.loads(pickled)):
+        assert copy.aligner_ is load_starter()
+        np.testing.assert_array_equal(copy.search(["an animal"], k=3).scores, expected.scores)

@@ -412,6 +412,8 @@ class TestInput:
         assert few.class_count_.sum() == 4
         with pytest.raises(ValueError, match="None of the 1 images could be read"):
             few.fit(["missing.png"], ["food"])
+        with pytest.raises(ValueError, match="zero for every image that could be read"):
+            few.fit(images, labels, sample_weight=[0, 0, 0, 0, 1])
 
 
 class TestConventions:

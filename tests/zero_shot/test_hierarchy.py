@@ -93,13 +93,14 @@ class TestPredictions:
             assert (top[is_inner, 1] >= 0.65).all()
             assert (bottom[is_inner, :2].max(axis=1) < 0.65).all()
 
-    def test_search_starts_at_coarsest_node(self):
-        """The group with the highest sum is chosen, though the best class is elsewhere."""
+    def test_classes_that_reach_the_threshold_precede_groups(self):
+        """A small threshold gives the most probable class, as no threshold does."""
         labels = {"x": {"a": None, "b": None, "c": None}, "d": None}
         hierarchy = Hierarchy.from_labels(labels, np.array(["a", "b", "c", "d"]))
         probabilities = np.array([[0.2, 0.2, 0.2, 0.4]], np.float32)
         assert hierarchy.nodes[hierarchy.choose(probabilities, 0.5)].tolist() == ["x"]
-        assert hierarchy.nodes[hierarchy.choose(probabilities, 0.2)].tolist() == ["a"]
+        for threshold in (0, 0.2, 0.4):
+            assert hierarchy.nodes[hierarchy.choose(probabilities, threshold)].tolist() == ["d"]
 
     def test_accuracy_per_level(self, classifier, features, captioned_images):
         X, y = features.image[150:], captioned_images.categories[150:]
@@ -127,3 +128,10 @@ class TestPredictions:
         loaded = load_pretrained(tmp_path / "model")
         assert loaded.labels == TREE
         np.testing.assert_array_equal(loaded.predict(X), few.predict(X))
+
+
+def test_unreadable_images_are_errors_at_every_level(classifier, features):
+    X = features.image[150:152].copy()
+    X[:] = np.nan
+    with pytest.warns(UserWarning, match="could not be read"):
+        assert classifier.score_levels(X, ["travel", "animal"]) == [0, 0]

@@ -118,6 +118,7 @@ class TestWithoutFit:
         with pytest.warns(UserWarning, match=r"1 images could not be read .*: rows 3\."):
             table = classifier.predict(X)
         assert not table[3].any()
+        assert classifier.score(X[3:4], table[3:4]) == 0
         assert np.isnan(classifier.predict_proba(X)[3]).all()
 
 
