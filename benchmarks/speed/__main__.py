@@ -18,7 +18,7 @@ import sys
 from benchmarks._results import COMPARISON_COLUMNS, make_parser, run_parts
 
 PARTS = (
-    "encode", "precision", "search", "training", "zero_shot", "store",
+    "encode", "precision", "search", "training", "kernel", "zero_shot", "store",
     "trainers", "libraries", "indexes",
 )  # fmt: skip
 

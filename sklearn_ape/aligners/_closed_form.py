@@ -313,15 +313,10 @@ class _Targets:
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         mean_target = sum(sums.sum(axis=0) for sums in self._iter_sums()) / self._n_pairs
         for block, sums in zip(self.blocks, self._iter_sums(), strict=True):
-            yield (
-                block,
-                np.subtract(
-                    sums / self.counts[block, None],
-                    mean_target,
-                    dtype=np.float32,
-                    casting="same_kind",
-                ),
-            )
+            targets = sums.astype(np.float32)
+            targets /= self.counts[block, None]
+            targets -= mean_target
+            yield block, targets
 
     def normalized_texts(self, rows: Any) -> np.ndarray:
         """Return L2-normalized features of rows of `texts`."""

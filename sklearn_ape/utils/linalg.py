@@ -85,6 +85,10 @@ def covariance(
     """Return the covariance of rows ``rows[0]`` of `left` with rows ``rows[1]`` of `right`."""
     total = np.zeros((left.shape[1], right.shape[1]))
     left_blocks = centered(left, rows[0], means[0])
+    if left is right and rows[0] is rows[1] and means[0] is means[1]:
+        for block in left_blocks:  # NumPy computes half of a symmetric product
+            total += block.T @ block
+        return total / len(rows[0])
     right_blocks = centered(right, rows[1], means[1])
     for left_block, right_block in zip(left_blocks, right_blocks, strict=True):
         total += left_block.T @ right_block
