@@ -31,7 +31,7 @@ from ._serialization import HeadsMixin
 from ._trained import ClosedFormAligner, fitted_attributes
 
 # If the solution is an approximation, a second one is computed for the logit scale. With this
-# number of its anchors, scales of 16,384 icons were at most 3 % smaller than with all of them.
+# number of anchors, the scale of 16,384 icons was 17.0 instead of 17.6.
 _MAX_SCALE_ANCHORS = 4096
 
 

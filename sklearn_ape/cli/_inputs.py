@@ -103,7 +103,8 @@ def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     paths = dict.fromkeys(listed)
     _report_skipped(skipped, quiet)
     if len(paths) < len(listed):
-        print_message(f"{len(listed) - len(paths):,} repeated paths are left out.", quiet)
+        n_repeated = len(listed) - len(paths)
+        print_message(f"Repeated paths are listed once ({n_repeated:,} left out).", quiet)
     if not paths:
         raise ValueError("IMAGES contains no images. Pass images, or folders that contain images.")
     return list(paths)

@@ -257,7 +257,8 @@ def _fit_aligner(
             return score_recall(model, held_out, [texts[row] for row in test], held_out)
         of_classes = sorted(set(classes)) if names is None else names
         classifier = ZeroShotClassifier(of_classes, aligner=model, templates=templates)
-        return score_accuracy([classes[row] for row in test], classifier.predict(held_out))
+        predicted = [str(label) for label in classifier.predict(held_out)]
+        return score_accuracy([classes[row] for row in test], predicted)
 
     return evaluation.fit_and_score(model, images, texts, split, score)
 

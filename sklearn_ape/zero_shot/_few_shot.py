@@ -77,7 +77,8 @@ class FewShotClassifier(ZeroShotClassifier):
         fitted on predictions of a cross-validation, and is 1 if no class has two labelled images.
     cv_accuracy_ : float
         Accuracy in this cross-validation, in which each fold is predicted from the names and from
-        the labelled images of the other folds. NaN if no class has two labelled images.
+        the labelled images of the other folds. NaN if no class has two labelled images. Copies of
+        an image are in one fold. Near-copies, such as frames of a video, are not, and raise it.
     cv_calibration_error_ : float
         Expected calibration error in this cross-validation.
     aligner_ : estimator
