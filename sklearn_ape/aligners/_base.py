@@ -311,6 +311,7 @@ class BaseAligner(
             return fitted_images.contain_features(self._image_features(X, reset=False))
         digests = image_digests(X)
         if digests is None:
+            self._image_features(X, reset=False)  # encoders of this package name the problem
             raise ValueError("X holds features, and fit was given images. Pass images.")
         return fitted_images.contain_contents(digests)
 

@@ -313,10 +313,10 @@ class _Targets:
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         mean_target = sum(sums.sum(axis=0) for sums in self._iter_sums()) / self._n_pairs
         for block, sums in zip(self.blocks, self._iter_sums(), strict=True):
-            targets = sums.astype(np.float32)
-            targets /= self.counts[block, None]
+            # In double precision, so that the target of a single text is exactly 0.
+            targets = sums / self.counts[block, None]
             targets -= mean_target
-            yield block, targets
+            yield block, targets.astype(np.float32)
 
     def normalized_texts(self, rows: Any) -> np.ndarray:
         """Return L2-normalized features of rows of `texts`."""

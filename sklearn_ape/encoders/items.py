@@ -371,7 +371,7 @@ def _to_pixels(item: Any) -> np.ndarray:
         )
     if item.dtype != np.uint8:
         raise ItemError(
-            f"is an array of {item.dtype}, not uint8 from 0 to 255. {_suggest_cast(item)}"
+            f"is an array of {item.dtype}, not uint8 from 0 to 255. {_suggest_cast(item.dtype)}"
         )
     if np.ma.is_masked(item):
         raise ItemError(
@@ -389,16 +389,14 @@ def _to_pixels(item: Any) -> np.ndarray:
     )
 
 
-def _suggest_cast(array: np.ndarray) -> str:
-    """Return a sentence on how to make an array of pixels uint8."""
-    if array.dtype.kind in "OSU":
-        return "Pass a list of paths, such as X.ravel().tolist()."
-    high = float(array.max()) if array.size and array.dtype.kind in "biuf" else 1.0
-    if high <= _MAX_FRACTION:
-        return "For values between 0 and 1, pass (255 * array).astype('uint8')."
-    white = next((value for value in _WHITE_VALUES if high <= value), high)
-    scaled = "array" if white == 255 else f"(array * (255 / {white:g}))"
-    return f"For values between 0 and {white:g}, pass {scaled}.astype('uint8')."
+def _suggest_cast(dtype: np.dtype) -> str:
+    """Return a sentence on how to make pixels uint8, the same for all images of a data set."""
+    if dtype.kind in "OSU":
+        return "If it holds paths, use X.ravel().tolist() to pass a list of them."
+    return (
+        "Pass (255 * array).astype('uint8') for values from 0 to 1, array.astype('uint8') for "
+        "values from 0 to 255, or (array // 257).astype('uint8') for 16 bits."
+    )
 
 
 def _suggest_conversion(item: Any) -> str:
