@@ -298,6 +298,12 @@ def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
         )
     table = read_table(tables[0])
     where = repr(str(tables[0]))
+    if "label" in table and not set(_CAPTION_COLUMNS) & set(table):
+        raise ValueError(
+            f"{where} has labels and no captions. Read it with load_pairs({where}, "
+            "image='file_name', label='label', caption=None). On the command line, pass the table "
+            "in place of the folder, with --image file_name --label label."
+        )
     files = get_column(table, "file_name", where)
     texts = parse_captions(get_text_column(table, _CAPTION_COLUMNS, where), where)
     captions: dict[Path, list[str]] = {name: [] for name in names}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sklearn_ape.datasets import load_image_folder
+from sklearn_ape.datasets import load_image_folder, load_pairs
 from tests.datasets.conftest import NAMES, make, relative
 
 
@@ -244,3 +244,14 @@ def test_text_files_of_numbers_are_not_captions(folder):
     assert data.captions is None
     assert data.labels.tolist() == ["cats", "cats", "dogs"]
     assert load_image_folder(folder, captions="sidecar").captions[0][0].startswith("0 0.808")
+
+
+def test_table_of_labels_names_its_loader(folder):
+    """The format of labelled images on the Hugging Face hub."""
+    rows = [f"{name},{name.split('/')[0]}" for name in NAMES]
+    table = folder / "metadata.csv"
+    table.write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"load_pairs\(.*metadata.csv', image='file_name'"):
+        load_image_folder(folder)
+    data = load_pairs(table, image="file_name", label="label", caption=None)
+    assert data.labels.tolist() == ["cats", "cats", "dogs"]
