@@ -285,9 +285,9 @@ def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> 
                 f"{str(data)!r} has a single subfolder and no captions, so all captions would be "
                 "equal. Write captions, or add subfolders."
             )
-        of_what = "subfolders" if names is None else "classes"
+        source = "subfolders" if names is None else "classes"
         print_message(
-            f"There are no captions. The names of the {of_what} are used as captions.", quiet
+            f"There are no captions. The names of the {source} are used as captions.", quiet
         )
 
 
