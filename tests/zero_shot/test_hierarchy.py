@@ -135,3 +135,15 @@ def test_unreadable_images_are_errors_at_every_level(classifier, features):
     X[:] = np.nan
     with pytest.warns(UserWarning, match="could not be read"):
         assert classifier.score_levels(X, ["travel", "animal"]) == [0, 0]
+
+
+def test_file_holds_the_labels_of_the_few_shot_fit(aligner, features, captioned_images, tmp_path):
+    """Labels that are set after fit take effect in the next fit only."""
+    X, y = features.image[150:180], captioned_images.categories[150:180]
+    few = FewShotClassifier(["animal", "food", "travel"], aligner=aligner, threshold=0.3).fit(X, y)
+    expected = few.predict(X)
+    few.set_params(labels={"cat": {"lion": None, "lynx": None}, "dog": None})
+    few.save_pretrained(tmp_path / "model")
+    loaded = load_pretrained(tmp_path / "model")
+    assert loaded.labels == ["animal", "food", "travel"]
+    np.testing.assert_array_equal(loaded.predict(X), expected)
