@@ -203,8 +203,8 @@ def _iter_files(folder: Path, recursive: bool) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(real)
-        is_hidden = {f for f in folders if f.startswith(".") or f == "__MACOSX"}
-        folders[:] = sorted(set(folders) - is_hidden) if recursive else []
+        hidden = {f for f in folders if f.startswith(".") or f == "__MACOSX"}
+        folders[:] = sorted(set(folders) - hidden) if recursive else []
         yield from (Path(top, file) for file in files if not file.startswith("."))
 
 

@@ -195,7 +195,7 @@ class Collection(NamedTuple):
         rows = self.rows[np.take_along_axis(nearest, order, axis=1)]
         return np.take_along_axis(scores, order, axis=1), rows
 
-    def chance_bounds(
+    def compute_chance_bounds(
         self, queries: np.ndarray, reference: Any, standardizer: Standardizer | None = None
     ) -> np.ndarray:
         """Return the score of each query that an image exceeds if it is related to the query.

@@ -277,14 +277,16 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         if len(readable) and n_found:
             query_rows = embeddings[readable]
             standardizer = self._make_standardizer(query_rows, collection) if are_texts else None
-            best = collection.search(query_rows, n_found, standardizer, is_candidate)
-            best_scores, best_rows = best
+            best_scores, best_rows = collection.search(
+                query_rows, n_found, standardizer, is_candidate
+            )
             if min_score is not None:
                 bounds: Any = min_score
                 if min_score == "auto":
                     bank = getattr(unwrap_aligner(self.aligner_), "bank_", None)
                     reference = collection.select_sample() if bank is None else bank.image
-                    bounds = collection.chance_bounds(query_rows, reference, standardizer)[:, None]
+                    bounds = collection.compute_chance_bounds(query_rows, reference, standardizer)
+                    bounds = bounds[:, None]
                 is_low = best_scores < bounds
                 best_scores[is_low], best_rows[is_low] = np.nan, -1
             scores[readable, :n_found], indices[readable, :n_found] = best_scores, best_rows
