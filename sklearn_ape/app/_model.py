@@ -97,7 +97,7 @@ def load_model(aligner: Any) -> Model:
             "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
         )
     # Uploads of visitors must not be stored in the caches of the encoders.
-    aligner = replace_caches(aligner, None, None)
+    aligner = replace_caches(aligner, None)
     if not isinstance(given, FewShotClassifier) or not hasattr(given, "coef_"):
         return Model(aligner, labels, name=name)
     few_shot = copy.copy(given)
@@ -138,27 +138,23 @@ def get_encoders(aligner: Any) -> tuple[Any, Any]:
     return preprocessing if image is None else image, text
 
 
-def replace_caches(
-    aligner: Any, image_cache: Any, text_cache: Any, on_error: str | None = None
-) -> Any:
-    """Return a copy of a fitted aligner with other feature caches but the same weights.
+def replace_caches(aligner: Any, cache: Any, on_error: str | None = None) -> Any:
+    """Return a copy of a fitted aligner with a cache of image features, and none of texts.
 
-    `on_error` replaces the parameter of its encoders, unless it is None.
+    The copy has the same weights. `on_error` replaces the parameter of its encoders, unless it is
+    None.
     """
-    caches = (image_cache, text_cache)
-    options = {"on_error": on_error}
     copied = copy.copy(aligner)
     if isinstance(copied, Pipeline):
         copied.steps = [
-            (name, replace_caches(step, *caches, **options)) for name, step in copied.steps
+            (name, replace_caches(step, cache, on_error)) for name, step in copied.steps
         ]
         return copied
-    for name, cache in zip(("image_encoder_", "text_encoder_"), caches, strict=True):
+    for name, encoder_cache in (("image_encoder_", cache), ("text_encoder_", None)):
         if hasattr(copied, name):
-            encoder = replace_caches(getattr(copied, name), cache, cache, **options)
-            setattr(copied, name, encoder)
+            setattr(copied, name, replace_caches(getattr(copied, name), encoder_cache, on_error))
     if "cache" in copied.get_params(deep=False):  # an encoder, or CLIP with both encoders
-        copied.cache = image_cache
+        copied.cache = cache
         copied.on_error = on_error or copied.on_error
     return copied
 

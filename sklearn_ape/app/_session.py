@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,24 +17,36 @@ from ..datasets import get_data_home, load_image_folder, load_openmoji
 from ..datasets.base import split_words
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
+from ..prompts import TEMPLATES
+from ..retrieval import CrossModalRetriever
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES
-from ..zero_shot import FewShotClassifier
-from ._actions import (
-    Classification,
-    FoundImage,
-    SearchIndex,
-    align,
-    build_index,
-    classify,
-    correct,
-    parse_labels,
-    search,
+from ..utils.messages import escape_markdown
+from ..zero_shot import FewShotClassifier, ZeroShotClassifier
+from ._alignment import align
+from ._limits import (
+    Limits,
+    Progress,
+    UserError,
+    check_text,
+    ignore_progress,
+    quote,
+    scale_progress,
 )
-from ._limits import Limits, Progress, UserError, ignore_progress, scale_progress
-from ._model import Alignment, Download, Model, get_encoders, load_zip, make_head_pairs, save_zip
+from ._model import (
+    Alignment,
+    Download,
+    Model,
+    encode,
+    get_encoders,
+    load_zip,
+    make_head_pairs,
+    replace_caches,
+    save_zip,
+)
 from ._uploads import (
     CAPTIONED_SUFFIXES,
+    check_image,
     check_images,
     create_temporary_folder,
     describe_problems,
@@ -114,17 +128,61 @@ def make_examples(collection: ImageCollection) -> list[tuple[Any, str]]:
     return examples
 
 
+def parse_labels(text: str | None, limits: Limits) -> list[str]:
+    """Return the distinct label names of a text, separated by commas, or one per line.
+
+    Several lines are names with commas, unless a line has two commas: then a list was continued on
+    another line. List markers before a name and commas behind it are ignored.
+    """
+    lines = [line.strip(" \t,;") for line in re.split(r"\r\n|\r|\n", text or "")]
+    lines = [re.sub(r"^[-*•]\s+", "", line) for line in lines if line]
+    has_one_per_line = len(lines) > 1 and all(len(re.findall("[,;]", x)) < 2 for x in lines)
+    names = lines if has_one_per_line else re.split(r"[,;\n]", "\n".join(lines))
+    labels = list(dict.fromkeys(" ".join(name.split()) for name in names if name.strip()))
+    if not labels:
+        raise UserError("There are no labels yet. Enter at least two, such as 'cat, dog, car'.")
+    if len(labels) == 1:
+        raise UserError(
+            f"{quote(labels[0])} is the only label, so its probability would be 100%. Enter at "
+            "least two labels."
+        )
+    if len(labels) > limits.labels:
+        raise UserError(
+            f"There are {len(labels):,} labels; the limit is {limits.labels:,}. Enter fewer "
+            "labels."
+        )
+    for label in labels:
+        check_text(label, limits, "label")
+    return labels
+
+
+class Classification(NamedTuple):
+    """Labels with probabilities in decreasing order, and a summary in Markdown."""
+
+    probabilities: dict[str, float]
+    summary: str
+
+
+class FoundImage(NamedTuple):
+    """An image with its name and its cosine similarity to the query."""
+
+    image: str
+    name: str
+    score: float
+
+
 @dataclass(frozen=True)
 class Session:
     """Data of one visitor: own aligner, its zip file, own images, and the embedded images.
 
-    `few_shot` has learned from the visitor's corrections of classifications.
+    The items of `index` are the paths and the names of the images. `few_shot` has learned from the
+    visitor's corrections of classifications.
     """
 
     alignment: Alignment | None = None
     download: Download | None = None
     images: ImageCollection | None = None
-    index: SearchIndex | None = None
+    index: CrossModalRetriever | None = None
     few_shot: FewShotClassifier | None = None
 
 
@@ -142,7 +200,7 @@ class AppService:
         self.initial_session = Session(few_shot=model.few_shot)
         # Values that are computed when they are needed. Concurrent requests wait for the result
         # instead of computing it again.
-        self._index: LRUCache[str, SearchIndex] = LRUCache()
+        self._index: LRUCache[str, CrossModalRetriever] = LRUCache()
         self._head_pairs: LRUCache[str, HeadPairs | None] = LRUCache()
 
     def get_aligner(self, session: Session) -> Any:
@@ -156,10 +214,36 @@ class AppService:
     def classify(
         self, session: Session, image: Any, labels: str, templates: str, threshold: float
     ) -> Classification:
-        """Classify an image."""
+        """Classify an image; below the threshold, the summary says "unknown"."""
+        path, names, few_shot = self._check_request(session, image, labels, templates)
+        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+            raise UserError("The threshold must be between 0 and 1.")
         aligner = self.get_aligner(session)
-        options = threshold, self.limits, session.few_shot
-        return classify(aligner, image, labels, templates, *options)
+        try:
+            classifier = few_shot or ZeroShotClassifier(
+                names, aligner=aligner, templates=templates
+            )
+            top_labels, top_probabilities = classifier.predict_top_k([path], k=len(names))
+        except ValueError as error:  # about the labels, since the image was checked above
+            raise UserError(str(error).replace(path, "The image")) from error
+        pairs = zip(top_labels[0], top_probabilities[0], strict=True)
+        probabilities = {str(label): float(probability) for label, probability in pairs}
+        best, probability = next(iter(probabilities.items()))
+        if probability < threshold:
+            summary = (
+                f"**Unknown.** The most probable label, {escape_markdown(best)}, has "
+                f"{probability:.0%}, less than the threshold of {threshold:.0%}."
+            )
+        else:
+            summary = (
+                f"**{escape_markdown(best)}**, {probability:.0%}, among {len(names)} labels "
+                f"(chance {100 / len(names):.2g}%)."
+            )
+        if few_shot is not None:
+            summary += f" Labelled images used: {few_shot.class_count_.sum()}."
+            if few_shot.templates != templates:
+                summary += " The prompt templates are those of the first correction."
+        return Classification(probabilities, summary)
 
     def parse_labels(self, labels: str) -> list[str]:
         """Return the label names of a text, see `parse_labels`; none if they are not valid."""
@@ -171,10 +255,37 @@ class AppService:
         self, session: Session, image: Any, labels: str, templates: str, correct_label: str
     ) -> Session:
         """Learn the correct label of an image, for further classifications of the visitor."""
-        aligner = self.get_aligner(session)
-        options = correct_label, self.limits, session.few_shot
-        few_shot = correct(aligner, image, labels, templates, *options)
+        path, names, few_shot = self._check_request(session, image, labels, templates)
+        if correct_label not in names:
+            raise UserError("Choose the correct label of the image. It must be one of the labels.")
+        if few_shot is None:
+            aligner = self.get_aligner(session)
+            few_shot = FewShotClassifier(names, aligner=aligner, templates=templates)
+        elif few_shot.class_count_.sum() >= self.limits.corrections:
+            raise UserError(
+                f"The limit is {self.limits.corrections:,} labelled images. Use FewShotClassifier "
+                "in Python for more."
+            )
+        try:
+            few_shot = copy.copy(few_shot).partial_fit([path], [correct_label])
+        except ValueError as error:  # about the labels, since the image was checked above
+            raise UserError(str(error).replace(path, "The image")) from error
         return replace(session, few_shot=few_shot)
+
+    def _check_request(
+        self, session: Session, image: Any, labels: str, templates: str
+    ) -> tuple[str, list[str], FewShotClassifier | None]:
+        """Return the image's path, the labels, and the few-shot classifier if it has them."""
+        path = check_image(image, self.limits)
+        names = parse_labels(labels, self.limits)
+        if templates not in TEMPLATES:
+            raise UserError(
+                f"{quote(str(templates))} is not a set of prompt templates. Choose one of "
+                f"{', '.join(TEMPLATES)}."
+            )
+        few_shot = session.few_shot
+        is_same = few_shot is not None and set(few_shot.classes_.tolist()) == set(names)
+        return path, names, few_shot if is_same else None
 
     def search(
         self,
@@ -184,9 +295,24 @@ class AppService:
         k: int,
         progress: Progress = ignore_progress,
     ) -> tuple[Session, list[FoundImage]]:
-        """Search the visitor's images, which are embedded at the first search."""
+        """Search by a text or, if there is none, by an image; the most similar images first.
+
+        The visitor's images are embedded at the first search.
+        """
         session, index = self._get_index(session, progress)
-        return session, search(index, query, image, k, self.limits)
+        query = " ".join((query or "").split())
+        k = min(int(k), self.limits.found, index.n_samples_fit_ - index.n_unread_)
+        if query:
+            check_text(query, self.limits, "query")
+            result = index.search([query], k=k, modality="text")
+        elif image is not None:
+            result = index.search([check_image(image, self.limits)], k=k, modality="image")
+        else:
+            raise UserError(
+                "There is no query. Enter a text such as 'a red fruit', or drop an image."
+            )
+        found = zip(result.items[0], result.scores[0], strict=True)
+        return session, [FoundImage(path, name, float(score)) for (path, name), score in found]
 
     def warm_up(self, progress: Progress) -> None:
         """Load the networks and embed the images before the first request."""
@@ -257,7 +383,9 @@ class AppService:
         few_shot = self.model.few_shot
         return replace(session, alignment=None, download=None, index=None, few_shot=few_shot)
 
-    def _get_index(self, session: Session, progress: Progress) -> tuple[Session, SearchIndex]:
+    def _get_index(
+        self, session: Session, progress: Progress
+    ) -> tuple[Session, CrossModalRetriever]:
         """Return the session with its index, which is built if necessary."""
         if session.alignment is None and session.images is None:
             return session, self._index.get_or_create(
@@ -266,10 +394,20 @@ class AppService:
         index = session.index or self._build_index(session, progress)
         return replace(session, index=index), index
 
-    def _build_index(self, session: Session, progress: Progress) -> SearchIndex:
-        images = session.images or self.images
-        aligner = self.get_aligner(session)
-        return build_index(aligner, images.images, images.names, images.cache, progress)
+    def _build_index(self, session: Session, progress: Progress) -> CrossModalRetriever:
+        """Embed images for searches. Unreadable images are skipped.
+
+        Their features are cached, so that another aligner with the same encoders does not encode
+        the images again.
+        """
+        collection, aligner = session.images or self.images, self.get_aligner(session)
+        caching_aligner = replace_caches(aligner, collection.cache, on_error="nan")
+        encode(get_encoders(caching_aligner)[0], collection.images, progress, "Encoding image")
+        items = list(zip(collection.images, collection.names, strict=True))
+        retriever = CrossModalRetriever(caching_aligner).fit(collection.images, items)
+        # Query images of visitors must not be stored in the cache.
+        retriever.aligner_ = aligner
+        return retriever
 
     def _get_head_pairs(self, progress: Progress) -> HeadPairs | None:
         """Return the pairs of the image encoder's classification head, if it has one."""

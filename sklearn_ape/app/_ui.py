@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..utils.messages import escape_markdown, import_optional
-from ._actions import list_methods
+from ._alignment import list_methods
 from ._limits import Progress, format_size, message_for_visitor
 from ._model import Alignment, describe_encoders
 from ._uploads import make_thumbnail

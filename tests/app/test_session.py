@@ -14,10 +14,10 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClassifier
 from sklearn_ape.app import Limits
-from sklearn_ape.app._actions import list_methods, parse_labels
+from sklearn_ape.app._alignment import list_methods
 from sklearn_ape.app._limits import UserError, ignore_progress, message_for_visitor
 from sklearn_ape.app._model import Alignment, Model, Recall, load_model
-from sklearn_ape.app._session import AppService, Session, load_collection
+from sklearn_ape.app._session import AppService, Session, load_collection, parse_labels
 from sklearn_ape.app._ui import describe_alignment, show_errors
 from sklearn_ape.encoders import EncodingFailedWarning
 from sklearn_ape.features import MemoryFeatureCache
