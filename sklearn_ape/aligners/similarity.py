@@ -10,12 +10,13 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 from sklearn.utils.validation import _num_samples
 
-from ..encoders.items import image_digests
+from ..encoders.items import EncodingFailedWarning, image_digests
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import LRUCache
 from ..utils.linalg import evenly_spaced
-from ..utils.validation import ignores_underflow
+from ..utils.messages import warn
+from ..utils.validation import format_list, ignores_underflow
 from .fitted_images import exact_digest
 
 # Values in place of the index of a text: the probability is below the threshold, or the image is
@@ -29,6 +30,13 @@ _MIN_STD = 1e-6
 
 # The banks of collections are not stored on the aligners: predicting does not change estimators.
 _banks: WeakKeyDictionary[Any, LRUCache[str, Bank]] = WeakKeyDictionary()
+
+
+def warn_unreadable(rows: np.ndarray, problem: str, advice: str = "") -> None:
+    """Warn about the rows of items that could not be read, if there are any."""
+    if rows.size:
+        message = f"{len(rows)} {problem}: rows {format_list(rows, str)}.{advice}"
+        warn(message, EncodingFailedWarning)
 
 
 class SparseRows:

@@ -14,8 +14,13 @@ from scipy.stats import norm
 from sklearn.base import BaseEstimator
 
 from ..aligners.pairs import holds_images
-from ..aligners.similarity import Bank, Standardizer, compute_moments, drop_missing_rows
-from ..encoders.items import EncodingFailedWarning
+from ..aligners.similarity import (
+    Bank,
+    Standardizer,
+    compute_moments,
+    drop_missing_rows,
+    warn_unreadable,
+)
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.linalg import evenly_spaced, normalize_rows
@@ -385,16 +390,11 @@ def _drop_unreadable(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings without rows of NaN, and their row numbers; warn about missing rows."""
     is_missing = np.isnan(embeddings[:, 0])
-    rows = n_before + np.flatnonzero(~is_missing)
-    if not is_missing.any():
-        return embeddings.astype(dtype, copy=False), rows
-    missing = n_before + np.flatnonzero(is_missing)
-    warn(
-        f"{len(missing)} of {len(embeddings)} images could not be read and cannot be found: rows "
-        f"{format_list(missing, str)}.",
-        EncodingFailedWarning,
-    )
-    return embeddings[~is_missing].astype(dtype, copy=False), rows
+    missing, rows = (n_before + np.flatnonzero(mask) for mask in (is_missing, ~is_missing))
+    problem = f"of {len(embeddings)} images could not be read and cannot be found"
+    warn_unreadable(missing, problem)
+    readable = embeddings[~is_missing] if missing.size else embeddings
+    return readable.astype(dtype, copy=False), rows
 
 
 def _pack_items(items: list[Any]) -> dict[str, Any] | None:

@@ -9,12 +9,15 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.similarity import Standardizer, check_standardize, resolve_bank
+from ..aligners.similarity import (
+    Standardizer,
+    check_standardize,
+    resolve_bank,
+    warn_unreadable,
+)
 from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap_aligner
-from ..encoders.items import EncodingFailedWarning
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
-from ..utils.messages import warn
 from ..utils.validation import check_choice, check_number, check_sequence, format_list
 from ._collection import (
     Collection,
@@ -290,13 +293,8 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
                 is_low = best_scores < bounds
                 best_scores[is_low], best_rows[is_low] = np.nan, -1
             scores[readable, :n_found], indices[readable, :n_found] = best_scores, best_rows
-        if len(readable) < len(embeddings):
-            unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
-            warn(
-                f"{len(unreadable)} queries could not be read and have no results: rows "
-                f"{format_list(unreadable, str)}.",
-                EncodingFailedWarning,
-            )
+        unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
+        warn_unreadable(unreadable, "queries could not be read and have no results")
         return SearchResult(
             scores, indices, [collection.items_at(row[row >= 0]) for row in indices]
         )

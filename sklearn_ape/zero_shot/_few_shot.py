@@ -11,9 +11,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 
 from ..aligners.pairs import holds_images
-from ..aligners.similarity import LogitTiles
+from ..aligners.similarity import LogitTiles, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
-from ..encoders.items import EncodingFailedWarning
 from ..features.memmap import is_table
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
@@ -411,17 +410,12 @@ def _embed_examples(
     codes = np.array([code_of[value] for value in values], dtype=np.int64)
     images = Examples.from_images(aligner, X)._replace(codes=codes, weights=weights)
     is_readable = ~np.isnan(images.embeddings[:, 0])
-    if not is_readable.all():
-        rows = np.flatnonzero(~is_readable)
-        if len(rows) == len(codes):
-            raise ValueError(
-                f"None of the {len(codes)} images could be read. Check the paths and files."
-            )
-        warn(
-            f"{len(rows)} of {len(codes)} images could not be read and are left out: rows "
-            f"{format_list(rows, str)}.",
-            EncodingFailedWarning,
+    if not is_readable.any():
+        raise ValueError(
+            f"None of the {len(codes)} images could be read. Check the paths and files."
         )
+    unreadable = np.flatnonzero(~is_readable)
+    warn_unreadable(unreadable, f"of {len(codes)} images could not be read and are left out")
     rows = np.flatnonzero(is_readable & (weights > 0))
     if not rows.size:
         raise ValueError(

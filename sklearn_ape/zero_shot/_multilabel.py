@@ -13,9 +13,8 @@ from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexab
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.pairs import flatten_captions, holds_texts
-from ..aligners.similarity import LogitTiles, resolve_bank
+from ..aligners.similarity import LogitTiles, resolve_bank, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
-from ..encoders.items import EncodingFailedWarning
 from ..persistence.mixins import FittedState
 from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
 from ..utils.messages import warn
@@ -299,12 +298,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """
         scores = self.decision_function(X)
         unreadable = np.flatnonzero(np.isnan(scores[:, 0]))
-        if unreadable.size:
-            warn(
-                f"{len(unreadable)} images could not be read and get no label: rows "
-                f"{format_list(unreadable, str)}.",
-                EncodingFailedWarning,
-            )
+        warn_unreadable(unreadable, "images could not be read and get no label")
         return (scores > 0).astype(int)
 
     def predict_sets(self, X: Any) -> list[tuple[Any, ...]]:

@@ -15,8 +15,8 @@ from ..aligners.similarity import (
     choose_texts,
     choose_top_texts,
     to_probabilities,
+    warn_unreadable,
 )
-from ..encoders.items import EncodingFailedWarning
 from ..prompts import (
     check_in_labels,
     is_hierarchy,
@@ -440,13 +440,9 @@ class SingleLabelClassifier(ZeroShotBase):
         return self._decode(codes, self.classes_), chosen
 
     def _warn_about_unknown(self, codes: np.ndarray) -> None:
-        unreadable = np.flatnonzero(codes == UNREADABLE)
-        if unreadable.size and self.threshold is None:
-            warn(
-                f"{len(unreadable)} images could not be read and are predicted as "
-                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}.",
-                EncodingFailedWarning,
-            )
+        if self.threshold is None:
+            problem = f"images could not be read and are predicted as {self.unknown_label!r}"
+            warn_unreadable(np.flatnonzero(codes == UNREADABLE), problem)
 
     def _decode(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Return the labels of class indices, and `unknown_label` for negative ones."""
@@ -477,11 +473,8 @@ class SingleLabelClassifier(ZeroShotBase):
 
 def _warn_if_unreadable(scores: np.ndarray) -> None:
     """Warn about rows of NaN, for which ``argmax`` returns the first class."""
-    unreadable = np.flatnonzero(np.isnan(scores[:, 0]))
-    if unreadable.size:
-        warn(
-            f"{len(unreadable)} images could not be read, so their scores are NaN: rows "
-            f"{format_list(unreadable, str)}. Leave them out, or call predict, which returns "
-            "unknown_label for them.",
-            EncodingFailedWarning,
-        )
+    warn_unreadable(
+        np.flatnonzero(np.isnan(scores[:, 0])),
+        "images could not be read, so their scores are NaN",
+        " Leave them out, or call predict, which returns unknown_label for them.",
+    )
