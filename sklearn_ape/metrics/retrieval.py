@@ -16,10 +16,6 @@ from ..utils.validation import as_floats, as_numeric, check_integer, format_list
 # A tile of scores fits into the processor's cache.
 _TILE_ROWS, _TILE_COLUMNS = 480, 1024
 
-# Comparisons are counted in bytes, which is many times faster than in integers. A byte overflows
-# above 255, so rows are counted in blocks of 240.
-_ROWS_PER_COUNT = 240
-
 # Sparse matrix products have a constant cost, so their tiles are larger.
 _SPARSE_TILE_ROWS = 4 * _TILE_ROWS
 
@@ -71,17 +67,13 @@ class _Tiles:
         n_tiles = self.n_rows * self.n_columns
         self.pair_edges = np.searchsorted(tile_of_pair[self.by_tile], np.arange(n_tiles + 1))
 
-    @property
-    def largest(self) -> tuple[int, int]:
-        """Number of rows and columns of the largest tile."""
-        return int(np.diff(self.row_edges).max()), int(np.diff(self.column_edges).max())
-
     def visit(self, every: bool, first: int = 0, step: int = 1) -> Iterator[_Tile]:
         """Yield every tile, or only those with pairs, of every `step`-th column from `first`.
 
         The scores of a tile are overwritten by the next tile.
         """
-        buffer = None if self.dtype is None else np.empty(self.largest, dtype=self.dtype)
+        largest = [np.diff(edges).max() for edges in (self.row_edges, self.column_edges)]
+        buffer = None if self.dtype is None else np.empty(largest, dtype=self.dtype)
         for number in range(first, self.n_columns, step):
             start, stop = self.column_edges[number : number + 2].tolist()
             top = number * self.n_rows
@@ -142,18 +134,12 @@ def compute_both_ranks(
 
     def count(first: int, step: int) -> np.ndarray:
         ranks = np.zeros(shape[0], np.int64)
-        n_rows, n_columns = tiles.largest
-        flags = np.zeros((n_rows, 8 * (n_columns // 8 + 1)), dtype=bool)
         for tile in tiles.visit(every=True, first=first, step=step):
             tile.scores[tile.positions] = -np.inf  # positives are not counted
-            height, width = tile.scores.shape
-            is_before = flags[:height, :width]
-            flags[:height, width:] = False
-            np.greater_equal(tile.scores, best[tile.rows, None], out=is_before)
-            ranks[tile.rows] += _count_per_row(flags[:height])
+            ranks[tile.rows] += _count(tile.scores >= best[tile.rows, None], axis=1)
             if both:
-                np.greater_equal(tile.scores, best_back[tile.columns], out=is_before)
-                ranks_back[tile.columns] += _count_per_column(is_before)
+                is_before = tile.scores >= best_back[tile.columns]
+                ranks_back[tile.columns] += _count(is_before, axis=0)
         return ranks
 
     max_threads = min(tiles.n_columns, shape[0] * shape[1] // _MIN_SCORES_PER_THREAD)
@@ -177,18 +163,9 @@ def _tie_margins(queries: Any, candidates: Any) -> tuple[np.ndarray, np.ndarray]
     return margin * largest_back * norms[0], margin * largest * norms[1]
 
 
-def _count_per_row(flags: np.ndarray) -> np.ndarray:
-    # The eight bytes of a word are summed separately: each sum of up to 129 words fits in a byte.
-    sums = flags.view(np.uint64).sum(axis=1)
-    return sums[:, None].view(np.uint8).sum(axis=1, dtype=np.int64)
-
-
-def _count_per_column(flags: np.ndarray) -> np.ndarray:
-    counts = np.zeros(flags.shape[1], np.int64)
-    for start in range(0, len(flags), _ROWS_PER_COUNT):
-        block = flags[start : start + _ROWS_PER_COUNT].view(np.uint8)
-        counts += block.sum(axis=0, dtype=np.uint8)
-    return counts
+def _count(flags: np.ndarray, axis: int) -> np.ndarray:
+    # 20 times faster than numpy.count_nonzero. A tile has fewer than 2**16 rows and columns.
+    return flags.view(np.uint8).sum(axis=axis, dtype=np.uint16)
 
 
 def _count_in_threads(count: Callable[[int, int], np.ndarray], max_threads: int) -> np.ndarray:
