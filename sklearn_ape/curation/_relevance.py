@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -87,13 +87,6 @@ def _find_labels_of_names(names: Mapping[Any, list[str]]) -> dict[tuple[str, ...
 _EXTRA_CANDIDATES = 64
 
 
-class Choice(NamedTuple):
-    """Selected pairs in order, and the labels that they were selected for."""
-
-    pairs: np.ndarray
-    labels: np.ndarray
-
-
 def _max_per_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Return the maximum of the captions of each row, which begin at `starts`."""
     return values if len(starts) == len(values) else np.maximum.reduceat(values, starts, axis=0)
@@ -148,50 +141,48 @@ class _Relevance(NamedTuple):
 
 def choose_best_first(
     relevance: _Relevance, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
-) -> Choice:
-    """Select pairs in the order of their highest score."""
+) -> list[tuple[int, int]]:
+    """Return pairs in the order of their highest score, each with the label of that score."""
     best = np.empty(relevance.n_pairs, dtype=np.intp)
     value = np.empty(relevance.n_pairs, dtype=np.float32)
     for tile in row_tiles(relevance.n_pairs, relevance.n_labels):
         tile_scores = relevance.scores(order[tile])
         best[tile] = tile_scores.argmax(axis=1)
         value[tile] = tile_scores[np.arange(len(tile_scores)), best[tile]]
-    pairs: list[int] = []
-    labels: list[int] = []
+    chosen: list[tuple[int, int]] = []
     n_left = np.full(relevance.n_labels, per_label)
     used_groups: set[int] = set()
     for position in np.argsort(-value, kind="stable").tolist():
-        if len(pairs) == n_pairs or value[position] == -np.inf:
+        if len(chosen) == n_pairs or value[position] == -np.inf:
             break
         pair, label = int(order[position]), int(best[position])
         if n_left[label] and groups[pair] not in used_groups:
             used_groups.add(groups[pair])
             n_left[label] -= 1
-            pairs.append(pair)
-            labels.append(label)
-    return Choice(np.array(pairs, dtype=np.intp), np.array(labels, dtype=np.intp))
+            chosen.append((pair, label))
+    return chosen
 
 
-def order_by_rounds(choice: Choice) -> Choice:
+def order_by_rounds(chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Order pairs by rounds: the first pair of every label, then the second of every label."""
-    by_label = np.argsort(choice.labels, kind="stable")
-    counts = np.bincount(choice.labels)
-    rounds = np.empty(len(by_label), dtype=np.intp)
-    rounds[by_label] = np.arange(len(by_label)) - np.repeat(np.cumsum(counts) - counts, counts)
-    order = np.argsort(rounds, kind="stable")
-    return Choice(choice.pairs[order], choice.labels[order])
+    n_before: Counter[int] = Counter()
+    rounds = []
+    for _, label in chosen:
+        rounds.append(n_before[label])
+        n_before[label] += 1
+    return [chosen[position] for position in np.argsort(rounds, kind="stable")]
 
 
 def choose_round_robin(
     relevance: _Relevance, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
-) -> Choice:
-    """Select pairs in rounds, in each of which every label gets its best free pair."""
+) -> list[tuple[int, int]]:
+    """Return pairs and labels in rounds, in each of which every label gets its best free pair."""
     rounds = min(per_label, -(-n_pairs // relevance.n_labels))
     depth = min(relevance.n_pairs, 2 * rounds + _EXTRA_CANDIDATES)
     while True:
         try:
             candidates = _find_candidates(relevance, order, depth)
-            return _take_turns(candidates, relevance.n_pairs, groups, n_pairs, per_label)
+            return _take_turns(*candidates, relevance.n_pairs, groups, n_pairs, per_label)
         except _CandidatesExhaustedError:
             depth = min(relevance.n_pairs, 4 * depth)
 
@@ -200,14 +191,10 @@ class _CandidatesExhaustedError(Exception):
     """All candidates of a label were taken, and more candidates are needed."""
 
 
-class _Candidates(NamedTuple):
-    """The best pairs of each label, in descending order; arrays of shape (n_labels, depth)."""
-
-    pairs: np.ndarray
-    values: np.ndarray
-
-
-def _find_candidates(relevance: _Relevance, order: np.ndarray, depth: int) -> _Candidates:
+def _find_candidates(
+    relevance: _Relevance, order: np.ndarray, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best pairs of each label and their scores, in descending order."""
     positions = np.empty((relevance.n_labels, 0), dtype=np.intp)
     values = np.empty((relevance.n_labels, 0), dtype=np.float32)
     for tile in row_tiles(relevance.n_pairs, relevance.n_labels):
@@ -219,51 +206,48 @@ def _find_candidates(relevance: _Relevance, order: np.ndarray, depth: int) -> _C
         best = np.argsort(-values, axis=1, kind="stable")[:, :depth]
         values = np.take_along_axis(values, best, axis=1)
         positions = np.take_along_axis(positions, best, axis=1)
-    return _Candidates(order[positions], values)
+    return order[positions], values
 
 
 def _take_turns(
-    candidates: _Candidates, n_rows: int, groups: np.ndarray, n_pairs: int, per_label: int
-) -> Choice:
+    pairs: np.ndarray,
+    values: np.ndarray,
+    n_rows: int,
+    groups: np.ndarray,
+    n_pairs: int,
+    per_label: int,
+) -> list[tuple[int, int]]:
     used_groups: set[int] = set()
-    open_labels = list(range(len(candidates.pairs)))
-    free_pairs = [
-        _iterate_free_pairs(candidates, label, n_rows, groups, used_groups)
-        for label in open_labels
-    ]
-    pairs: list[int] = []
-    labels: list[int] = []
+
+    def iterate_free_pairs(label: int) -> Iterator[tuple[float, int, int]]:
+        """Yield (-score, label, pair) for pairs that are free at that time, best first."""
+        for value, pair in zip(values[label].tolist(), pairs[label].tolist(), strict=True):
+            if value == -np.inf:
+                return
+            if groups[pair] not in used_groups:
+                yield -value, label, pair
+        if pairs.shape[1] < n_rows:
+            raise _CandidatesExhaustedError
+
+    chosen: list[tuple[int, int]] = []
+    open_labels = list(range(len(pairs)))
+    free_pairs = [iterate_free_pairs(label) for label in open_labels]
     for _ in range(per_label):
         queue = [entry for label in open_labels for entry in islice(free_pairs[label], 1)]
         heapq.heapify(queue)
         open_labels = []
-        while queue and len(pairs) < n_pairs:
+        while queue and len(chosen) < n_pairs:
             _, label, pair = heapq.heappop(queue)
             if groups[pair] not in used_groups:
                 used_groups.add(groups[pair])
-                pairs.append(pair)
-                labels.append(label)
+                chosen.append((pair, label))
                 open_labels.append(label)
                 continue
             for entry in islice(free_pairs[label], 1):  # another label took the pair
                 heapq.heappush(queue, entry)
-        if len(pairs) == n_pairs or not open_labels:
+        if len(chosen) == n_pairs or not open_labels:
             break
-    return Choice(np.array(pairs, dtype=np.intp), np.array(labels, dtype=np.intp))
-
-
-def _iterate_free_pairs(
-    candidates: _Candidates, label: int, n_rows: int, groups: np.ndarray, used_groups: set[int]
-) -> Iterator[tuple[float, int, int]]:
-    """Yield (-score, label, pair) for pairs that are free at that time, in descending order."""
-    values, pairs = candidates.values[label].tolist(), candidates.pairs[label].tolist()
-    for value, pair in zip(values, pairs, strict=True):
-        if value == -np.inf:
-            return
-        if groups[pair] not in used_groups:
-            yield -value, label, pair
-    if len(pairs) < n_rows:
-        raise _CandidatesExhaustedError
+    return chosen
 
 
 class Selection(NamedTuple):
@@ -400,25 +384,25 @@ def select_relevant(
     max_pairs = n_rows if n_pairs is None else n_pairs
     max_per_label = n_rows if per_label is None else per_label
     if balance and min(max_pairs, max_per_label) < n_rows:
-        choice = choose_round_robin(relevance, order, numbers, max_pairs, max_per_label)
+        chosen = choose_round_robin(relevance, order, numbers, max_pairs, max_per_label)
     else:
-        choice = choose_best_first(relevance, order, numbers, max_pairs, max_per_label)
+        chosen = choose_best_first(relevance, order, numbers, max_pairs, max_per_label)
         # All matching pairs are selected, so the rounds determine only the order.
-        choice = order_by_rounds(choice) if balance else choice
-    if not len(choice.pairs):
+        chosen = order_by_rounds(chosen) if balance else chosen
+    if not chosen:
         advice = f" or reaches min_similarity={min_similarity!r}. Pass a smaller one."
         if only_words:
             advice = ". Pass a text_encoder to compare meanings."
         raise ValueError(f"captions do not match any label: no caption contains a name{advice}")
-    if n_pairs is not None and len(choice.pairs) < n_pairs:
+    if n_pairs is not None and len(chosen) < n_pairs:
         warn(
-            f"n_pairs={n_pairs}, but only {len(choice.pairs)} pairs match a label within the "
+            f"n_pairs={n_pairs}, but only {len(chosen)} pairs match a label within the "
             "limits. All of them are selected."
         )
+    pairs, codes = (np.array(column, dtype=np.intp) for column in zip(*chosen, strict=True))
     classes = list(names)
-    selected_labels = np.array([classes[label] for label in choice.labels])
-    similarities = relevance.compare_pairs(choice.pairs, choice.labels)
-    return Selection(choice.pairs, selected_labels, *similarities)
+    selected_labels = np.array([classes[code] for code in codes])
+    return Selection(pairs, selected_labels, *relevance.compare_pairs(pairs, codes))
 
 
 def _compute_relevance(
