@@ -75,56 +75,44 @@ def evaluate(
 
     from ..aligners.wrapper import unwrap_aligner
     from ..zero_shot import FewShotClassifier, ZeroShotClassifier
-    from ._models import (
-        UNUSED_EXAMPLES,
-        RuntimeOptions,
-        Score,
-        encode_images,
-        extract_aligner,
-        get_image_encoder,
-        load_model,
-        print_scores,
-        reject_multi_label,
-        score_accuracy,
-        score_recall,
-    )
+    from . import _models
 
-    options = RuntimeOptions(cache, device, n_jobs, quiet)
-    saved = load_model(aligner, options)
-    model = extract_aligner(saved, options)
+    options = _models.RuntimeOptions(cache, device, n_jobs, quiet)
+    saved = _models.load_model(aligner, options)
+    model = _models.extract_aligner(saved, options)
     classifier: Any = None
     if isinstance(saved, ZeroShotClassifier) and names is None:
         classifier, names = saved, list(saved.classes_)
     if names is None:
-        reject_multi_label(saved, aligner)
+        _models.reject_multi_label(saved, aligner)
     if isinstance(saved, FewShotClassifier) and classifier is None:
-        print_message(UNUSED_EXAMPLES, quiet)
+        print_message(_models.UNUSED_EXAMPLES, quiet)
     # With captions and a single label, only recall can be computed.
     are_equal = labels_true is not None and len(set(labels_true)) == 1
     if labels_true is not None and not (are_equal and names is None and bunch.captions):
         names = resolve_label_names(names, labels_true)
-    encoder = get_image_encoder(model)
+    encoder = _models.get_image_encoder(model)
     if strict:
         encoder.set_params(on_error="raise")
-    encoded = encode_images(encoder, bunch.images, options)
+    encoded = _models.encode_images(encoder, bunch.images, options)
     rows = encoded.readable_rows
     images = [bunch.images[row] for row in rows]
     inner = unwrap_aligner(model)
     # In a Pipeline, the aligner expects features.
     inputs = model[:-1].transform(images) if isinstance(model, Pipeline) else images
     n_fitted = _count_fitted(inner, inputs, classifier, images)
-    scores: list[Score] = []
+    scores: list[_models.Score] = []
     y_true = y_pred = texts = None
     if labels_true is not None and names is not None:
         y_true = [str(labels_true[row]) for row in rows]
         if classifier is None:
             classifier = ZeroShotClassifier(names, aligner=model, templates=templates)
         y_pred = [str(name) for name in classifier.predict(images)]
-        scores += score_accuracy(y_true, y_pred)
+        scores += _models.score_accuracy(y_true, y_pred)
         scores += _score_levels(classifier, images, y_true)
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in rows]
-        scores += score_recall(inner, inputs, texts, images)
+        scores += _models.score_recall(inner, inputs, texts, images)
     if output is not None:
         report = {
             "data": str(data),
@@ -147,7 +135,7 @@ def evaluate(
             "aligner, so these scores are higher than on new images. Evaluate on images that were "
             "held out."
         )
-    print_scores(scores, file_format)  # last, because the reader may stop reading
+    _models.print_scores(scores, file_format)  # last, because the reader may stop reading
 
 
 def _count_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> int | None:

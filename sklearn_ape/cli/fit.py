@@ -341,10 +341,7 @@ def _fit_few_shot(
         }
         y_test = [y[row] for row in test]
         return [
-            make_score(
-                "accuracy", name, [a == b for a, b in zip(labels.tolist(), y_test, strict=True)]
-            )
-            for name, labels in predictions.items()
+            make_score("accuracy", name, labels == y_test) for name, labels in predictions.items()
         ]
 
     return evaluation.fit_and_score(classifier, images, y, split, score)
