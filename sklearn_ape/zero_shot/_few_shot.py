@@ -312,7 +312,8 @@ class FewShotClassifier(ZeroShotClassifier):
             return super()._make_class_logits(templates, offset)
         intercept = self.intercept_ / np.float32(self.temperature_)
         return LogitTiles(
-            self._make_vectors(),
+            # Pickles of earlier versions have no center, and no features.
+            ImageVectors(self.aligner_, getattr(self, "_center", None)),
             to_class_array(self._names),
             self.coef_,
             1 / self.temperature_,
@@ -324,14 +325,6 @@ class FewShotClassifier(ZeroShotClassifier):
         if not hasattr(self, "coef_"):
             return None
         return self._examples.embeddings, self._examples.codes
-
-    def _select_embeddings(self, vectors: np.ndarray) -> np.ndarray:
-        # With image features the vectors are three times as wide, and accuracies the same.
-        return vectors[:, : self._text.shape[1]] if hasattr(self, "coef_") else vectors
-
-    def _make_vectors(self) -> ImageVectors:
-        # Pickles of earlier versions have no center, and no features.
-        return ImageVectors(self.aligner_, getattr(self, "_center", None))
 
     def _resolve_names(self) -> dict[Any, list[str]] | None:
         if hasattr(self, "coef_"):  # labels that are set later take effect in the next fit
@@ -352,10 +345,10 @@ class FewShotClassifier(ZeroShotClassifier):
     def _get_state(self) -> dict[str, Any]:
         state = super()._get_state()
         if hasattr(self, "coef_"):
-            probe = {"coef": self.coef_, "intercept": self.intercept_}
             numbers = [self.temperature_, self.cv_accuracy_, self.cv_calibration_error_]
             state["few_shot"] = {
-                **probe,
+                "coef": self.coef_,
+                "intercept": self.intercept_,
                 "numbers": np.array(numbers),
                 "text": self._text,
                 "scale": float(self._scale),
@@ -461,9 +454,6 @@ def _drop_replaced(examples: Examples, added: Examples) -> Examples:
     groups = examples.extend(added).find_copies()
     old, new = groups[: len(examples.codes)], groups[len(examples.codes) :]
     new_codes = dict(zip(new.tolist(), added.codes.tolist(), strict=True))
-    kept = [
-        row
-        for row, (group, code) in enumerate(zip(old.tolist(), examples.codes, strict=True))
-        if new_codes.get(group, code) == code
-    ]
-    return examples.select(np.array(kept, dtype=np.intp))
+    own_codes = zip(old.tolist(), examples.codes, strict=True)
+    is_kept = [new_codes.get(group, code) == code for group, code in own_codes]
+    return examples.select(np.array(is_kept, dtype=bool))

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..encoders.base import FrozenEncoder
 from ..features import DiskFeatureCache, open_cache
 from ..prompts import prompts_of
 from ..utils.concurrency import LRUCache
+from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar, warn
 from ..utils.validation import ignores_underflow
 
@@ -116,13 +118,10 @@ def _may_store_embeddings(aligner: Any) -> bool:
 @ignores_underflow
 def _embed_classes(aligner: BaseEstimator, prompts: list[list[str]]) -> np.ndarray:
     """Return the mean embedding of the prompts of each class; each prompt is encoded once."""
-    index_of_prompt: dict[str, int] = {}
-    class_indices: list[int] = []
-    prompt_indices: list[int] = []
-    for class_index, texts in enumerate(prompts):
-        for text in texts:
-            prompt_indices.append(index_of_prompt.setdefault(text, len(index_of_prompt)))
-            class_indices.append(class_index)
+    flat_prompts = list(chain.from_iterable(prompts))
+    index_of_prompt = {prompt: i for i, prompt in enumerate(dict.fromkeys(flat_prompts))}
+    prompt_indices = [index_of_prompt[prompt] for prompt in flat_prompts]
+    class_indices = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
     membership = csc_array(
         (np.ones(len(class_indices), np.float32), (class_indices, prompt_indices)),
         shape=(len(prompts), len(index_of_prompt)),
@@ -136,10 +135,7 @@ def _embed_classes(aligner: BaseEstimator, prompts: list[list[str]]) -> np.ndarr
             sums = np.zeros((len(prompts), embeddings.shape[1]), embeddings.dtype)
         sums[rows] += block_membership[rows] @ embeddings
     assert sums is not None
-    # An aligner that was fitted on equal captions embeds every text as zero.
-    norm = np.linalg.norm(sums, axis=1, keepdims=True)
-    sums /= np.where(norm > 0, norm, 1)
-    return sums
+    return normalize_rows(sums)
 
 
 def _embed_in_blocks(

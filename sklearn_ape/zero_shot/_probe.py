@@ -57,19 +57,13 @@ class Examples(NamedTuple):
         return cls(embeddings, np.zeros(n_images, np.int64), np.ones(n_images), features)
 
     def select(self, rows: np.ndarray) -> Examples:
-        features = None if self.features is None else self.features[rows]
-        return Examples(self.embeddings[rows], self.codes[rows], self.weights[rows], features)
+        return Examples._make(None if part is None else part[rows] for part in self)
 
     def extend(self, other: Examples) -> Examples:
         """Return these examples followed by others, with features if both have them."""
-        features: np.ndarray | None = None
-        if self.features is not None and other.features is not None:
-            features = np.concatenate([self.features, other.features])
-        return Examples(
-            np.concatenate([self.embeddings, other.embeddings]),
-            np.concatenate([self.codes, other.codes]),
-            np.concatenate([self.weights, other.weights]),
-            features,
+        return Examples._make(
+            None if own is None or added is None else np.concatenate([own, added])
+            for own, added in zip(self, other, strict=True)
         )
 
     def find_copies(self) -> np.ndarray:
@@ -110,8 +104,7 @@ class ImageVectors:
         """Return the vectors of images that are already embedded."""
         if self.center is None or features is None:
             return embeddings
-        directions = normalize_rows(features - self.center)
-        return np.hstack([embeddings, directions])
+        return np.hstack([embeddings, normalize_rows(features - self.center)])
 
 
 class Probe(NamedTuple):

@@ -33,11 +33,7 @@ from ._transduction import propagate_labels, resolve_class_prior
 
 
 class SingleLabelClassifier(ZeroShotBase):
-    """Base class of classifiers that predict one class per image.
-
-    Subclasses have the parameters `labels`, `aligner`, `templates`, `threshold`, `unknown_label`
-    and `class_prior`.
-    """
+    """Base class of classifiers that predict one class per image."""
 
     _shown_properties = ("classes_",)
 
@@ -365,20 +361,20 @@ class SingleLabelClassifier(ZeroShotBase):
         logits = self._prepare_logits(use_prior=False)
         vectors = np.asarray(logits.aligner.transform(X))
         scores = logits.of_embeddings(vectors)
+        examples = self._get_examples()
+        if examples is not None:
+            # With image features the vectors are three times as wide, and accuracies the same.
+            vectors = vectors[:, : examples[0].shape[1]]
         is_readable = ~np.isnan(scores[:, 0])
         probabilities = np.full(scores.shape, np.nan, scores.dtype)
         if is_readable.any():
             probabilities[is_readable] = propagate_labels(
-                self._select_embeddings(vectors)[is_readable],
+                vectors[is_readable],
                 scores[is_readable],
                 resolve_class_prior(self.class_prior, logits.classes),
-                self._get_examples(),
+                examples,
             )
         return probabilities
-
-    def _select_embeddings(self, vectors: np.ndarray) -> np.ndarray:
-        """Return the components of the vectors of images by which neighbours are found."""
-        return vectors
 
     def _get_examples(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return embeddings and class indices of labelled images; None if there are none."""
