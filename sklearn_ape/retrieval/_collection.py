@@ -239,20 +239,14 @@ class Collection(NamedTuple):
         return rows.tolist() if self.items is None else [self.items[row] for row in rows]
 
     def get_bank(self, captions: Any) -> Bank:
-        """Return a bank of images of this collection, and of captions or None.
-
-        The captions must be the same in every call.
-        """
+        """Return a bank of images and of captions or None, which are the same in every call."""
         if "bank" not in self.cache:
             sample = self.select_sample()
             self.cache["bank"] = Bank.from_embeddings(drop_missing_rows(sample), captions)
         return self.cache["bank"]
 
     def get_moments(self, captions: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of the cosines of each image with captions.
-
-        The captions must be the same in every call.
-        """
+        """Return the moments of each image's cosines with captions, the same in every call."""
         if "moments" not in self.cache:
             mean, std = np.empty((2, len(self.embeddings)))
             for rows in row_tiles(len(self.embeddings), self.embeddings.shape[1]):

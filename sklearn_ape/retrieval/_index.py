@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Self
 
 import numpy as np
@@ -56,10 +57,7 @@ class FaissIndex(Index):
     name = "faiss"
 
     def __init__(self, n_components: int, index: Any = None) -> None:
-        try:
-            import faiss
-        except ImportError as error:
-            raise _make_import_error("faiss") from error
+        faiss = _import_library("faiss")
         self.index = faiss.IndexFlatIP(n_components) if index is None else index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
@@ -81,10 +79,7 @@ class UsearchIndex(Index):
     name = "usearch"
 
     def __init__(self, n_components: int, dtype: str, index: Any = None) -> None:
-        try:
-            import usearch.index as usearch
-        except ImportError as error:
-            raise _make_import_error("usearch") from error
+        usearch = _import_library("usearch.index")
         self.dtype = dtype
         self.index = index
         if index is None:
@@ -133,11 +128,15 @@ def make_index(name: str, embeddings: np.ndarray) -> Index:
     return empty.extend(embeddings, 0)
 
 
-def _make_import_error(package: str) -> ImportError:
-    return ImportError(
-        f'index={package!r} needs {package}. Install it with pip install "sklearn-ape[index]", or '
-        "pass index='exact'."
-    )
+def _import_library(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f'index={package!r} needs {package}. Install it with pip install "sklearn-ape[index]"'
+            ", or pass index='exact'."
+        ) from error
 
 
 @ignores_underflow
