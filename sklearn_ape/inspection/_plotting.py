@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
 from ..encoders.items import ItemError, read_image
+from ..metrics import retrieval
 from ..utils.messages import import_optional
 from ..utils.validation import check_sequence
 
@@ -72,13 +74,11 @@ def make_thumbnail(item: Any, side: int = _THUMBNAIL_SIDE) -> np.ndarray:
     None and images that cannot be read give a grey square, so that one unreadable image does not
     prevent a figure of many.
     """
-    if item is None:
-        return np.full((side, side, 3), _GREY, np.uint8)
-    try:
-        image = read_image(item, min_side=side, use_longer_side=True)
-    except ItemError:
-        return np.full((side, side, 3), _GREY, np.uint8)
-    return np.asarray(ImageOps.pad(image, (side, side), color="white"))
+    with suppress(ItemError):
+        if item is not None:
+            image = read_image(item, min_side=side, use_longer_side=True)
+            return np.asarray(ImageOps.pad(image, (side, side), color="white"))
+    return np.full((side, side, 3), _GREY, np.uint8)
 
 
 def draw_thumbnail(
@@ -154,21 +154,9 @@ def check_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray:
                 "array of shape (n_pairs, 2) with the indices of images and their texts."
             )
         return np.column_stack([np.arange(n_images)] * 2)
-    array = np.asarray(pairs)
-    if array.size == 0:
+    if np.size(pairs) == 0:
         return np.empty((0, 2), dtype=int)
-    if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"pairs must be integers of shape (n_pairs, 2), not {array.dtype} of shape "
-            f"{array.shape}."
-        )
-    invalid = np.flatnonzero(((array < 0) | (array >= (n_images, n_texts))).any(axis=1))
-    if invalid.size:
-        raise ValueError(
-            f"pairs has {array[invalid[0]].tolist()} in row {invalid[0]}, and there are "
-            f"{n_images} images and {n_texts} texts. Pass indices of images and texts."
-        )
-    return array
+    return retrieval.check_pairs(pairs, (n_images, n_texts), ("images", "texts"))
 
 
 def resolve_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray | None:

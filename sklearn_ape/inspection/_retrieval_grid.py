@@ -254,8 +254,7 @@ class RetrievalGridDisplay:
                     is_relevant = self.relevant[row][column]
                     frame = _RELEVANT_COLOR if is_relevant else _IRRELEVANT_COLOR
                 images.append(draw_thumbnail(ax, image, (column, y), 0.92, frame))
-                lines = [] if image is None else self._list_lines(row, column, scores_format)
-                texts.append(self._write_below(column, y, lines))
+                texts.append(self._write_below(row, column, y, scores_format))
             self.thumbnails_.append(images)
             self.text_.append(texts)
         if n_shown < len(self.queries):
@@ -270,16 +269,14 @@ class RetrievalGridDisplay:
             x, y, format_text(query, 15, 5), ha="center", va="center", fontsize=10
         )
 
-    def _list_lines(self, row: int, column: int, scores_format: str | None) -> list[str]:
-        """Return the lines below an image: its score and its caption."""
+    def _write_below(self, row: int, column: int, y: float, scores_format: str | None) -> Any:
+        """Write the score and the caption of an image below it, or an empty text if it is None."""
         lines = []
-        if scores_format is not None:
+        is_image = self.images[row][column] is not None
+        if is_image and scores_format is not None:
             lines.append(format(self.scores[row][column], scores_format))
-        if self.captions is not None:
+        if is_image and self.captions is not None:
             lines.append(format_text(self.captions[row][column], 17, 2))
-        return lines
-
-    def _write_below(self, column: int, y: float, lines: list[str]) -> Any:
         return self.ax_.text(
             column, y + 0.5, "\n".join(lines), ha="center", va="top", fontsize=8, color="0.3"
         )

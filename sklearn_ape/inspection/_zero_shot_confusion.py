@@ -280,10 +280,8 @@ def _select_most_confused(counts: Counter[Any], classes: list[Any], max_classes:
         return classes
     class_set = set(classes)  # without the label of unknown images, which counts as an error
     selected: set[Any] = set()
-    pairs = [pair for pair, _ in counts.most_common()]
-    errors = [pair for pair in pairs if pair[0] != pair[1]]
-    hits = [pair for pair in pairs if pair[0] == pair[1]]
-    for pair in [*errors, *hits]:
+    by_frequency = [pair for pair, _ in counts.most_common()]
+    for pair in sorted(by_frequency, key=lambda pair: pair[0] == pair[1]):  # errors first
         new = class_set.intersection(pair) - selected
         if len(selected) + len(new) <= max_classes:
             selected |= new

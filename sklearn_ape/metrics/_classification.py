@@ -43,8 +43,7 @@ def expected_calibration_error(
         Number of bins of equal width. Empty bins are ignored.
     labels : array-like of shape (n_classes,) or None, default=None
         Class of each column, such as a classifier's ``classes_``, in the order of the columns.
-        None uses the sorted classes of
-        `y_true`, which must then have the same number as the columns.
+        None uses the sorted classes of `y_true`, which must be as many as there are columns.
     sample_weight : array-like of shape (n_samples,) or None, default=None
         Weights of the predictions. None gives each the weight 1.
 
@@ -113,8 +112,7 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
         True classes.
     labels : array-like of shape (n_classes,) or None, default=None
         Class of each column, such as a classifier's ``classes_``, in the order of the columns.
-        None uses the sorted classes of
-        `y`, which must then have the same number as the columns.
+        None uses the sorted classes of `y`, which must be as many as there are columns.
 
     Returns
     -------
@@ -287,8 +285,7 @@ def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
     truth, predicted = as_labels(y_true), as_labels(y_pred)
     check_consistent_length(truth, predicted)
     classes = distinct_labels(truth, "y_true")
-    code_of = {label: code for code, label in enumerate(classes.tolist())}
-    codes = np.array([code_of[label] for label in truth.tolist()], dtype=int)
+    codes = np.searchsorted(classes, truth)
     # Compare as objects, since NumPy would convert numbers to texts to compare them with texts.
     hits = truth.astype(object) == predicted.astype(object)
     support = np.bincount(codes, minlength=len(classes))

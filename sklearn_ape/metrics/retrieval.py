@@ -110,7 +110,9 @@ def compute_both_ranks(
     not positives and have the same score, up to rounding, rank before the positive.
     """
     shape = len(queries), len(candidates)
-    pairs = _check_pairs(pairs, shape)
+    pairs = check_pairs(pairs, shape)
+    keys = np.unique(pairs[:, 0] * shape[1] + pairs[:, 1])  # sorted and without duplicates
+    pairs = np.column_stack(np.divmod(keys, max(shape[1], 1)))
     for side in (0, 1) if both else (0,):
         unpaired = np.flatnonzero(np.bincount(pairs[:, side], minlength=shape[side]) == 0)
         if unpaired.size:
@@ -183,13 +185,15 @@ def _count_in_threads(count: Callable[[int, int], np.ndarray], max_threads: int)
         return np.sum(list(counts), axis=0)
 
 
-def _check_pairs(pairs: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Return the pairs sorted and without duplicates; check that they are row numbers."""
+def check_pairs(
+    pairs: Any, shape: tuple[int, int], nouns: tuple[str, str] = ("queries", "candidates")
+) -> np.ndarray:
+    """Return pairs as integers; check that they are rows of `shape` queries and candidates."""
     pairs = np.asarray(as_numeric(pairs, "pairs"))
     if pairs.dtype == bool:
         raise ValueError(
             f"pairs is a boolean array of shape {pairs.shape}. Pass row numbers, such as "
-            "np.argwhere(pairs) for a matrix of queries by candidates."
+            f"np.argwhere(pairs) for a matrix of {nouns[0]} by {nouns[1]}."
         )
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs must be of shape (n_pairs, 2), not {pairs.shape}.")
@@ -200,7 +204,7 @@ def _check_pairs(pairs: Any, shape: tuple[int, int]) -> np.ndarray:
         if invalid.size:
             raise ValueError(
                 f"pairs must be integers, and pair {invalid[0]} is {pairs[invalid[0]].tolist()}. "
-                "Pass the row of the query and the row of the candidate."
+                f"Pass row numbers of {nouns[0]} and {nouns[1]}."
             )
     elif pairs.dtype.kind not in "iu":
         raise ValueError(f"pairs must be integers, not of type {pairs.dtype}.")
@@ -209,11 +213,9 @@ def _check_pairs(pairs: Any, shape: tuple[int, int]) -> np.ndarray:
         query, candidate = pairs[absent[0]].astype(object)
         raise ValueError(
             f"pairs has the rows {query:.0f} and {candidate:.0f} in pair {absent[0]}, but there "
-            f"are {shape[0]} queries and {shape[1]} candidates."
+            f"are {shape[0]} {nouns[0]} and {shape[1]} {nouns[1]}."
         )
-    pairs = pairs.astype(np.int64)
-    keys = np.unique(pairs[:, 0] * shape[1] + pairs[:, 1])
-    return np.column_stack(np.divmod(keys, max(shape[1], 1)))
+    return pairs.astype(np.int64)
 
 
 def _split_evenly(n: int, max_size: int) -> np.ndarray:

@@ -77,7 +77,7 @@ class TestEmbeddingMapDisplay:
             ({"reducer": "umap"}, "'pca', 'tsne' or an estimator"),
             ({"reducer": PCA(3)}, "not \\(8, 2\\)"),
             ({"labels": ["a"]}, "labels has 1 items for 4 images"),
-            ({"pairs": [[0, 9]]}, "in row 0, and there are"),
+            ({"pairs": [[0, 9]]}, "in pair 0, but there are"),
         ],
     )
     def test_invalid_input_raises(self, arguments, message):

@@ -100,9 +100,10 @@ def test_best_estimator_of_search_is_used(concepts):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([[0.5, 1.0]], r"integers of shape \(n_pairs, 2\), not float64"),
-        ([[0, 1, 2]], r"not int64 of shape \(1, 3\)"),
-        ([[0, 0], [1, 7]], r"pairs has \[1, 7\] in row 1"),
+        ([[0.5, 1.0]], r"pair 0 is \[0.5, 1.0\]. Pass row numbers of images and texts"),
+        ([[0, 1, 2]], r"shape \(n_pairs, 2\), not \(1, 3\)"),
+        ([[0, 0], [1, 7]], "pairs has the rows 1 and 7 in pair 1, but there are 3 images and 2"),
+        (np.eye(3, 2, dtype=bool), "np.argwhere.* for a matrix of images by texts"),
         (None, "3 images and 2 texts"),
     ],
 )

@@ -62,7 +62,7 @@ class TestSimilarityMatrixDisplay:
             ({"images": [None]}, "images has 1 items for 2 rows"),
             ({"captions": "ab"}, "captions is a single column"),
             ({"captions": ["a"]}, "captions has 1 items for 2 columns"),
-            ({"pairs": [[0, 2]]}, r"pairs has \[0, 2\] in row 0"),
+            ({"pairs": [[0, 2]]}, "pairs has the rows 0 and 2 in pair 0"),
             ({"pairs": "diagonal"}, "'auto'"),
         ],
     )
