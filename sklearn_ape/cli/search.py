@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -218,15 +217,15 @@ def _suggest_query(images: Sequence[str]) -> str:
 
 
 def _check_query_image(path: str) -> None:
-    """Raise an error unless a path may be an image, before the collection is read."""
+    """Raise an error unless a path is an image, before the collection is read."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"--like {path!r} is a folder. Pass the path of an image.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"--like {path!r} does not exist. Pass the path of an image.")
-    from ..encoders.items import ItemError, check_image
+    from ..encoders.items import ItemError, read_image
 
     try:
-        check_image(path)
+        read_image(path)
     except ItemError as error:
         raise ValueError(f"--like {path!r} cannot be read as an image: it {error}") from error
 
@@ -251,24 +250,18 @@ def _write_results(
     min_score: float | str | None,
 ) -> list[str]:
     """Write the results of queries, and return the queries without results."""
-    from ..encoders import EncodingFailedWarning
-
     if not queries:
         return []
     is_image = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
     # An image of the collection is its own nearest neighbour: search for one more, and skip it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EncodingFailedWarning)  # the error below names the image
-        result = retriever.search(
-            queries, k=min(k + is_image, n_read), modality=modality, min_score=min_score
-        )
+    result = retriever.search(
+        queries, k=min(k + is_image, n_read), modality=modality, min_score=min_score
+    )
     # The items of an index created in Python may be ids instead of file names.
     has_file_names = not retriever._has_y
     empty = []
     for query, scores, items in zip(queries, result.scores, result.items, strict=True):
-        if not items and is_image and not _is_readable(retriever, query, min_score):
-            raise ValueError(f"--like {query!r} cannot be read as an image. Pass another image.")
         results = [
             (FileName(item) if has_file_names else str(item), round(score, 4))
             for item, score in zip(items, scores[: len(items)].tolist(), strict=True)
@@ -280,10 +273,3 @@ def _write_results(
             table.write([FileName(query) if is_image else query, rank, *result_cells])
     table.flush()
     return empty
-
-
-def _is_readable(retriever: Any, image: str, min_score: float | str | None) -> bool:
-    """Return whether an image without results can be read: all results are below the score."""
-    return min_score is not None and bool(
-        retriever.search([image], k=1, modality="image").items[0]
-    )

@@ -58,8 +58,11 @@ class TestSearch:
         result = run("search", small_folder, *arguments, code=code)
         assert message in " ".join(result.stderr.split())
 
-    def test_unreadable_query_image_raises(self, small_folder, run):
-        (small_folder / "zz.jpg").write_text("no image")
+    @pytest.mark.parametrize("is_truncated", [False, True])
+    def test_unreadable_query_image_raises(self, small_folder, run, is_truncated):
+        image = next((small_folder / "food").glob("*.png")).read_bytes()
+        content = image[: len(image) // 2] if is_truncated else b"no image"
+        (small_folder / "zz.jpg").write_bytes(content)
         result = run("search", small_folder / "food", "--like", small_folder / "zz.jpg", code=1)
         assert "cannot be read as an image" in result.stderr
 
