@@ -172,7 +172,7 @@ def run_demo(
         predictions, concept_accuracy, concept_top_accuracy = _predict_concepts(
             model, held_out, random_state
         )
-        category_accuracy, n_categories = _score_categories(model, held_out)
+        category_accuracy = _score_categories(model, held_out)
         searches = [_search(model, query, held_out) for query in QUERIES]
     return DemoResult(
         n_train=len(train.images),
@@ -181,7 +181,7 @@ def run_demo(
         concept_accuracy=concept_accuracy,
         concept_top_accuracy=concept_top_accuracy,
         category_accuracy=category_accuracy,
-        n_categories=n_categories,
+        n_categories=len(CATEGORY_NAMES),
         photographs=photographs,
         predictions=predictions,
         searches=searches,
@@ -264,13 +264,9 @@ def _predict(
     classifier: ZeroShotClassifier, images: Sequence[Any], truths: Sequence[str]
 ) -> list[Prediction]:
     """Return the most probable names of images."""
-    predictions = []
-    for image, truth, row in zip(images, truths, classifier.predict_proba(images), strict=True):
-        best = np.argsort(-row)[:_N_NAMES_SHOWN]
-        predictions.append(
-            Prediction(image, truth, classifier.classes_[best].tolist(), row[best].tolist())
-        )
-    return predictions
+    names, probabilities = classifier.predict_top_k(images, k=_N_NAMES_SHOWN)
+    rows = zip(images, truths, names.tolist(), probabilities.tolist(), strict=True)
+    return [Prediction(*row) for row in rows]
 
 
 def _count_since(before: CacheInfo, encoder: Any) -> CacheInfo:
@@ -293,12 +289,12 @@ def _name_photographs() -> list[Prediction]:
     return _predict(classifier, list(photographs.values()), list(photographs))
 
 
-def _score_categories(model: Pipeline, held_out: Bunch) -> tuple[float, int]:
-    """Return the accuracy and the number of categories; their names are not in the captions."""
+def _score_categories(model: Pipeline, held_out: Bunch) -> float:
+    """Return the accuracy of the categories, whose names are not in the captions."""
     rows = np.flatnonzero(np.isin(held_out.categories, list(CATEGORY_NAMES)))
     images = [held_out.images[row] for row in rows]
     classifier = ZeroShotClassifier(CATEGORY_NAMES, aligner=model)
-    return classifier.score(images, held_out.categories[rows]), len(CATEGORY_NAMES)
+    return classifier.score(images, held_out.categories[rows])
 
 
 def _search(model: Pipeline, query: str, held_out: Bunch) -> Search:
@@ -393,10 +389,7 @@ def _describe_names(prediction: Prediction, n_names: int) -> str:
 
 
 def write_report(result: DemoResult, folder: Path) -> Path:
-    """Write the report ``index.html``, which contains its images, and ``search.png``.
-
-    Return the path of ``index.html``.
-    """
+    """Write ``search.png`` and ``index.html``, which contains its images; return its path."""
     from jinja2 import Environment
 
     folder.mkdir(parents=True, exist_ok=True)
