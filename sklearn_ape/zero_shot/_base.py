@@ -44,10 +44,7 @@ NOT_FITTED = (
 
 
 class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, BaseEstimator):
-    """Base class of classifiers by names.
-
-    A classifier can predict as soon as it has labels and a fitted aligner.
-    """
+    """Base class of classifiers by names. They predict with labels and a fitted aligner."""
 
     # First sentence of the model card.
     _purpose = (
@@ -98,20 +95,18 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
             )
         return aligner
 
-    def _check_ready(self, allow_changes: bool = False) -> tuple[str, ...]:
-        """Check that the classifier can predict, and return the templates."""
-        templates = self._check_parameters()
+    def _check_ready(self, allow_changes: bool = False) -> None:
+        """Raise an error unless the classifier can predict."""
+        self._check_parameters()
         if self.aligner is not None and not self.__sklearn_is_fitted__():
             unwrap_aligner(resolve_aligner(self.aligner))  # an invalid type is reported first
         check_is_fitted(self, msg=NOT_FITTED)
         if not allow_changes:
             self._check_current()
-        return templates
 
     def _make_logits(
         self,
         aligner: BaseEstimator,
-        templates: tuple[str, ...],
         scale: float | None = None,
         offset: np.ndarray | None = None,
     ) -> LogitTiles:
@@ -125,7 +120,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         if scale is None:
             scale = self._resolve_scale(text_aligner)
         bank = resolve_bank(self.standardize, text_aligner, aligner)
-        embeddings = embed_labels(text_aligner, names, templates)
+        embeddings = embed_labels(text_aligner, names, resolve_templates(self.templates))
         return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank, offset)
 
     def _resolve_scale(self, text_aligner: Any) -> float:
@@ -137,19 +132,17 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
             return resolve_names(self.labels)
         return getattr(self, "_names", None)
 
-    def _check_parameters(self) -> tuple[str, ...]:
-        """Raise an error for an invalid parameter other than the aligner; return the templates."""
-        templates = resolve_templates(self.templates)
+    def _check_parameters(self) -> None:
+        """Raise an error for an invalid parameter other than the aligner."""
+        resolve_templates(self.templates)
         check_standardize(self.standardize)
         check_number(self.logit_scale, "logit_scale", *_SCALE_BOUNDS, "both", optional=True)
-        return templates
 
-    def _check_fit_parameters(self) -> tuple[str, ...]:
-        """Raise an error for an invalid parameter; return the templates."""
-        templates = self._check_parameters()
+    def _check_fit_parameters(self) -> None:
+        """Raise an error for an invalid parameter."""
+        self._check_parameters()
         if self.aligner is not None:
             unwrap_aligner(resolve_aligner(self.aligner))
-        return templates
 
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()

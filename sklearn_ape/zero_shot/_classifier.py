@@ -10,7 +10,7 @@ from typing import Any, Self
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 
-from ..prompts import make_captions, validate_y
+from ..prompts import make_captions, resolve_templates, validate_y
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ._single_label import SingleLabelClassifier
 
@@ -155,13 +155,13 @@ class ZeroShotClassifier(SingleLabelClassifier):
             When y holds values that are not labels, or when the aligner is kept and the numbers in
             y may be those of a meta-estimator.
         """
-        templates = self._check_fit_parameters()
+        self._check_fit_parameters()
         keeps_aligner = self._keeps_aligner()
         progress = FitContext(self, 0 if keeps_aligner else 1, X, y)
         check_consistent_length(X, y, captions)
         values = None if y is None and self.labels is not None else validate_y(y)
         names = self._fit_names(values, keeps_aligner)
-        self.aligner_ = self._make_aligner(X, y, names, captions, templates, progress)
+        self.aligner_ = self._make_aligner(X, y, names, captions, progress)
         self._names = names
         self._note_fit()
         progress.end()
@@ -173,14 +173,13 @@ class ZeroShotClassifier(SingleLabelClassifier):
         y: Any,
         names: Mapping[Any, list[str]],
         captions: Any,
-        templates: tuple[str, ...],
         progress: FitContext,
     ) -> Any:
         """Return the fitted aligner, or train a clone of it on captions or on the names in y."""
         if self._keeps_aligner():
             return self._get_kept_aligner(captions)
         if captions is None:
-            captions = make_captions(validate_y(y), names, templates)
+            captions = make_captions(validate_y(y), names, resolve_templates(self.templates))
         return self._fit_aligner(X, captions, progress)
 
     def __sklearn_clone__(self) -> Self:

@@ -16,7 +16,13 @@ from ..aligners.wrapper import unwrap_aligner
 from ..features.memmap import is_table
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
-from ..prompts import check_in_labels, resolve_names, to_class_array, validate_y
+from ..prompts import (
+    check_in_labels,
+    resolve_names,
+    resolve_templates,
+    to_class_array,
+    validate_y,
+)
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
@@ -234,7 +240,7 @@ class FewShotClassifier(ZeroShotClassifier):
         return self
 
     def _fit(self, X: Any, y: Any, captions: Any, sample_weight: Any, classes: Any) -> Self:
-        templates = self._check_fit_parameters()
+        self._check_fit_parameters()
         progress = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
         values = validate_y(y)
         check_consistent_length(X, values, captions, sample_weight)
@@ -252,9 +258,9 @@ class FewShotClassifier(ZeroShotClassifier):
                 "alone. Pass a fitted aligner; in cross-validation and searches, which clone "
                 "estimators, pass sklearn.frozen.FrozenEstimator(aligner)."
             )
-        aligner = self._make_aligner(X, values, names, captions, templates, progress)
+        aligner = self._make_aligner(X, values, names, captions, progress)
         text_aligner = unwrap_aligner(aligner)
-        text = embed_labels(text_aligner, names, templates)
+        text = embed_labels(text_aligner, names, resolve_templates(self.templates))
         scale = self._resolve_scale(text_aligner)
         examples = _embed_examples(aligner, X, values, list(names), weights)
         self._fit_probe(examples, text, scale)
@@ -305,11 +311,9 @@ class FewShotClassifier(ZeroShotClassifier):
         self.coef_, self.intercept_, self.temperature_ = probe[:3]
         self.cv_accuracy_, self.cv_calibration_error_ = probe[3:]
 
-    def _make_class_logits(
-        self, templates: tuple[str, ...], offset: np.ndarray | None
-    ) -> LogitTiles:
+    def _make_class_logits(self, offset: np.ndarray | None) -> LogitTiles:
         if not hasattr(self, "coef_"):
-            return super()._make_class_logits(templates, offset)
+            return super()._make_class_logits(offset)
         intercept = self.intercept_ / np.float32(self.temperature_)
         return LogitTiles(
             # Pickles of earlier versions have no center, and no features.
@@ -334,9 +338,9 @@ class FewShotClassifier(ZeroShotClassifier):
     def _get_labels(self) -> Any:
         return getattr(self, "_fitted_labels", self.labels)
 
-    def _check_parameters(self) -> tuple[str, ...]:
+    def _check_parameters(self) -> None:
         check_number(self.alpha, "alpha", 0, closed="neither")
-        return super()._check_parameters()
+        super()._check_parameters()
 
     def _recorded_params(self) -> dict[str, Any]:
         # Labels that were set after fit have no embeddings yet.

@@ -44,10 +44,7 @@ _MAX_STORED_COMPONENTS = 4096
 def embed_labels(
     aligner: BaseEstimator, names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> np.ndarray:
-    """Return the mean embedding of the prompts of each class, L2-normalized.
-
-    The array is cached: do not write to it.
-    """
+    """Return the mean embedding of each class, L2-normalized, in a cached array: do not write."""
     named_classes = [[str(label), *class_names] for label, class_names in names.items()]
     parts = json.dumps([_identify(aligner), templates, named_classes])
     key = hashlib.sha256(parts.encode()).digest()

@@ -179,7 +179,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             return self._fit(X, Y, captions)
 
     def _fit(self, X: Any, Y: Any, captions: Any) -> Self:
-        templates = self._check_fit_parameters()
+        self._check_fit_parameters()
         Y = as_table_or_rows(Y)
         names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
         if self.labels is None and not all(isinstance(label, str) for label in names):
@@ -202,11 +202,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if self._keeps_aligner():
             progress = FitContext(self, 0, X, Y)
             self.aligner_ = self._get_kept_aligner(captions)
-            margins = self._compute_margins(self.aligner_, templates, X)
+            margins = self._compute_margins(self.aligner_, X)
         else:
             progress = FitContext(self, self.cv + 1, X, Y)
             if captions is None:
-                prompts = [prompts_of(label, names[label], templates) for label in names]
+                prompts = list(self._make_prompts().values())
                 captions = [
                     [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
                     for row in table
@@ -214,9 +214,9 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
             X, captions = indexable(X, captions)
-            margins = self._compute_held_out_margins(X, captions, templates, progress)
+            margins = self._compute_held_out_margins(X, captions, progress)
             self.aligner_ = self._fit_on_captioned(X, captions, progress)
-        self._fit_label_thresholds(table, margins, templates)
+        self._fit_label_thresholds(table, margins)
         self._note_fit()
         progress.end()
         return self
@@ -236,11 +236,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self : object
             The classifier with fitted thresholds.
         """
-        templates = self._check_ready(allow_changes=True)
+        self._check_ready(allow_changes=True)
         table = to_indicator(Y, self._list_labels())
         check_consistent_length(X, table)
-        margins = self._compute_margins(self._aligner_in_use(), templates, X)
-        self._fit_label_thresholds(table, margins, templates)
+        margins = self._compute_margins(self._aligner_in_use(), X)
+        self._fit_label_thresholds(table, margins)
         self._note_fit()
         return self
 
@@ -257,11 +257,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         scores : ndarray of shape (n_samples, n_labels)
             A label is predicted if its score is above 0. NaN for images that could not be read.
         """
-        templates = self._check_ready()
+        self._check_ready()
         aligner = self._aligner_in_use()
         thresholds = self._get_thresholds()
         # Thresholds are of cosines, so the scale comes last.
-        logits = self._make_logits(aligner, templates, scale=1.0)
+        logits = self._make_logits(aligner, scale=1.0)
         scores = logits.collect(X)
         scores -= self._compute_default_thresholds(logits) if thresholds is None else thresholds
         scores *= self._resolve_scale(unwrap_aligner(aligner))
@@ -371,24 +371,20 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             raise AttributeError(f"{type(self).__name__} has no labels_ before fit.")
         return list(names)
 
-    def _compute_margins(
-        self, aligner: BaseEstimator, templates: tuple[str, ...], X: Any
-    ) -> np.ndarray:
+    def _compute_margins(self, aligner: BaseEstimator, X: Any) -> np.ndarray:
         """Return standardized cosines minus the default thresholds."""
-        logits = self._make_logits(aligner, templates, scale=1.0)
+        logits = self._make_logits(aligner, scale=1.0)
         margins = logits.collect(X)
         margins -= self._compute_default_thresholds(logits)
         return margins
 
-    def _compute_held_out_margins(
-        self, X: Any, captions: Any, templates: tuple[str, ...], progress: FitContext
-    ) -> np.ndarray:
+    def _compute_held_out_margins(self, X: Any, captions: Any, progress: FitContext) -> np.ndarray:
         """Return the margins of each image, by an aligner that was not fitted on it."""
         margins = np.empty((len(captions), len(self.labels_)))
         for train, test in KFold(self.cv, shuffle=True, random_state=0).split(margins):
             X_train, train_captions = _safe_indexing(X, train), _safe_indexing(captions, train)
             aligner = self._fit_on_captioned(X_train, train_captions, progress)
-            margins[test] = self._compute_margins(aligner, templates, _safe_indexing(X, test))
+            margins[test] = self._compute_margins(aligner, _safe_indexing(X, test))
         return margins
 
     def _fit_on_captioned(self, X: Any, captions: Any, progress: FitContext) -> Any:
@@ -398,12 +394,10 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             X, captions = _safe_indexing(X, captioned), _safe_indexing(captions, captioned)
         return self._fit_aligner(X, captions, progress)
 
-    def _fit_label_thresholds(
-        self, table: np.ndarray, margins: np.ndarray, templates: tuple[str, ...]
-    ) -> None:
+    def _fit_label_thresholds(self, table: np.ndarray, margins: np.ndarray) -> None:
         readable = ~np.isnan(margins[:, 0])
         offsets = find_f1_thresholds(table[readable], margins[readable], self.shrinkage)
-        logits = self._make_logits(self._aligner_in_use(), templates, scale=1.0)
+        logits = self._make_logits(self._aligner_in_use(), scale=1.0)
         self._set_thresholds(self._compute_default_thresholds(logits) + offsets)
 
     def _make_prompts(self) -> dict[Any, list[str]]:
@@ -470,8 +464,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     def _describe_limit(self) -> str:
         return "Thresholds suit images like those that they were fitted on."
 
-    def _check_parameters(self) -> tuple[str, ...]:
-        templates = super()._check_parameters()
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
         prevalence = self.prevalence
         for fraction in prevalence.values() if isinstance(prevalence, Mapping) else [prevalence]:
             check_number(fraction, "prevalence", 0, 1, closed="neither")
@@ -482,7 +476,6 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
                 "labels is a set, whose order, and so that of the columns, differs from run to "
                 "run. Pass a list, sorted(labels)."
             )
-        return templates
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -43,10 +43,7 @@ def as_table_or_rows(Y: Any) -> Any:
 
 
 def collect_labels(Y: Any) -> list[Any]:
-    """Return the labels that Y contains.
-
-    Columns of a DataFrame and keys of dicts are in their order, other labels are sorted.
-    """
+    """Return the labels of Y: columns and keys of dicts in their order, other labels sorted."""
     rows = as_table_or_rows(Y)
     if not isinstance(rows, list):
         names = get_column_names(rows)
@@ -69,10 +66,7 @@ def collect_labels(Y: Any) -> list[Any]:
 
 
 def to_indicator(Y: Any, labels: Sequence[Any]) -> np.ndarray:
-    """Return zeros and ones, with columns in the order of labels.
-
-    `MultiLabelZeroShotClassifier.fit` describes the forms of Y.
-    """
+    """Return zeros and ones, with columns in the order of labels; `fit` lists the forms of Y."""
     rows = as_table_or_rows(Y)
     if not isinstance(rows, list):
         return _read_table(rows, labels)

@@ -336,8 +336,8 @@ class SingleLabelClassifier(ZeroShotBase):
 
     def _prepare_logits(self, use_prior: bool = True) -> LogitTiles:
         """Check the parameters and the fitted state, and embed the labels."""
-        templates = self._check_ready()
-        logits = self._make_class_logits(templates, self._log_prior() if use_prior else None)
+        self._check_ready()
+        logits = self._make_class_logits(self._log_prior() if use_prior else None)
         if len(logits.classes) == 1:
             label = f"{logits.classes[0]!s:.99}"
             warn(
@@ -346,10 +346,8 @@ class SingleLabelClassifier(ZeroShotBase):
             )
         return logits
 
-    def _make_class_logits(
-        self, templates: tuple[str, ...], offset: np.ndarray | None
-    ) -> LogitTiles:
-        return self._make_logits(self._aligner_in_use(), templates, offset=offset)
+    def _make_class_logits(self, offset: np.ndarray | None) -> LogitTiles:
+        return self._make_logits(self._aligner_in_use(), offset=offset)
 
     def _log_prior(self) -> np.ndarray | None:
         if self.class_prior is None:  # classes_ is sorted at each access
@@ -421,10 +419,7 @@ class SingleLabelClassifier(ZeroShotBase):
         return codes
 
     def _choose_labels(self, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the predicted labels and their probabilities, from those of the classes.
-
-        For `unknown_label`, the probability is that of the most probable class.
-        """
+        """Return labels and their probabilities; for `unknown_label` that of the best class."""
         # The logarithm turns probabilities into logits.
         codes = self._choose(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
         self._warn_about_unknown(codes)
@@ -454,8 +449,8 @@ class SingleLabelClassifier(ZeroShotBase):
         labels[is_unknown] = self.unknown_label
         return labels
 
-    def _check_parameters(self) -> tuple[str, ...]:
-        templates = super()._check_parameters()
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
         check_number(self.threshold, "threshold", 0, 1, closed="both", optional=True)
         if np.ndim(self.unknown_label):
             raise ValueError(
@@ -464,7 +459,6 @@ class SingleLabelClassifier(ZeroShotBase):
         if self.labels is not None and self.class_prior is not None:
             names = resolve_class_names(self.labels)
             resolve_class_prior(self.class_prior, to_class_array(sorted(names)))
-        return templates
 
 
 def _warn_if_unreadable(scores: np.ndarray) -> None:
