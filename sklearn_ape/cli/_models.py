@@ -260,10 +260,7 @@ class EncodedImages(NamedTuple):
 def encode_images(
     encoder: Any, images: Sequence[Any], options: RuntimeOptions, may_be_empty: bool = False
 ) -> EncodedImages:
-    """Encode images and report the unreadable ones on standard error.
-
-    Without a readable image, ValueError is raised unless `may_be_empty`.
-    """
+    """Encode images and report unreadable ones; raise if all are, unless `may_be_empty`."""
     with note_on_interrupt(options.resume_note), warnings.catch_warnings():
         warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
         features = encoder.transform(images)

@@ -44,10 +44,7 @@ def get_axes(ax: Any, width: float, height: float) -> Any:
 
 
 def format_text(text: Any, width: int = 40, lines: int = 1) -> str:
-    """Return any text as short lines that matplotlib shows literally.
-
-    A text that does not fit in `lines` lines of `width` characters ends in "…".
-    """
+    """Return a text as lines that matplotlib shows literally; it ends in "…" if it is too long."""
     # Characters such as joiners have no glyph, and lone surrogates have no encoding.
     printable = "".join(c if c.isprintable() or c.isspace() else " " for c in str(text))
     wrapped = textwrap.wrap(
@@ -160,10 +157,7 @@ def check_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray:
 
 
 def resolve_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray | None:
-    """Return the pairs to draw, or None.
-
-    ``"auto"`` pairs images and texts at the same index, if there are as many texts as images.
-    """
+    """Return the pairs to draw, or None; ``"auto"`` pairs as many texts as images by index."""
     if isinstance(pairs, str):
         if pairs != "auto":
             raise ValueError(f"pairs must be 'auto', an array or None, not {pairs!r}.")

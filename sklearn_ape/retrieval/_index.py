@@ -238,10 +238,7 @@ def _largest_columns(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
-    """Return queries in the form that an aligner takes, and whether they are texts.
-
-    The modality ``"auto"`` treats str as text.
-    """
+    """Return queries in the form that an aligner takes, and whether they are texts."""
     check_choice(modality, "modality", MODALITIES)
     check_sequence(queries, "queries", "query", "texts, of images or of features")
     # Iterating over a polars table would yield its columns.
