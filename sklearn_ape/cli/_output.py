@@ -175,10 +175,7 @@ def _is_stdout(output: Path | None) -> bool:
 
 
 def resolve_format(output: Path | None, file_format: str | None) -> str:
-    """Return the format of an output, after checking that it can be written.
-
-    Without --format, the suffix of the output file selects the format.
-    """
+    """Return the format of an output, by --format or its suffix; check that it can be written."""
     if file_format is not None:
         resolved = file_format.lower()
         if resolved not in _FORMATS:
@@ -327,15 +324,14 @@ class Table:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        if error is not None and self._path is not None:
+            self._files.__exit__(kind, error, trace)
+            return
+        with self._files:
             if error is None:
                 self._start()
-            if self._has_started and (error is None or self._path is None):
+            if self._has_started:
                 self._write_collected_rows()
-        except BaseException as failure:
-            self._files.__exit__(type(failure), failure, failure.__traceback__)
-            raise
-        self._files.__exit__(kind, error, trace)
 
     def _start(self) -> None:
         """Write the header before the first row, so that an earlier error leaves no header."""
