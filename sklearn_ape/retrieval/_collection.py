@@ -23,6 +23,7 @@ from ..aligners.similarity import (
 )
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
+from ..prompts import to_builtin
 from ..utils.linalg import evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn
 from ..utils.validation import check_sequence, format_list
@@ -419,14 +420,7 @@ def _to_json_type(item: Any) -> Any:
     """Return an item as a JSON type of Python if that is possible."""
     if isinstance(item, dict):
         return {key: _to_json_type(value) for key, value in item.items()}
-    if isinstance(item, PathLike):
-        item = os.fspath(item)
-    elif isinstance(item, np.generic) and item.dtype.kind not in "mM":  # dates become integers
-        item = item.item()
-    if isinstance(item, str):  # a subclass, such as an Enum of str
-        return str.__str__(item)
-    if isinstance(item, int) and not isinstance(item, bool):
-        return int(item)
+    item = to_builtin(os.fspath(item) if isinstance(item, PathLike) else item)
     return float(item) if isinstance(item, float) else item
 
 
