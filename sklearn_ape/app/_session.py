@@ -336,10 +336,10 @@ class AppService:
             unpack(archive, folder.name, IMAGE_SUFFIXES, self.limits)
             paths = list_images(Path(folder.name), self.limits)
             check_progress = scale_progress(progress, 0, 0.2)
-            checked = check_images(paths, folder.name, self.limits, check_progress)
-            paths = [paths[row] for row in checked.rows]
+            rows, problems = check_images(paths, folder.name, self.limits, check_progress)
+            paths = [paths[row] for row in rows]
             names, cache = names_of_files(paths), MemoryFeatureCache()
-            title = f"{len(paths)} images of your zip. {describe_problems(checked.problems)}"
+            title = f"{len(paths)} images of your zip. {describe_problems(problems)}"
             images = ImageCollection(paths, names, cache, title, folder)
             session = replace(session, images=images, index=None)
             return self._get_index(session, scale_progress(progress, 0.2, 1))[0]
@@ -361,10 +361,10 @@ class AppService:
             unpack(archive, folder, CAPTIONED_SUFFIXES, self.limits)
             data = load_captioned_images(Path(folder), self.limits)
             check_progress = scale_progress(progress, 0, 0.05)
-            checked = check_images(data.images, folder, self.limits, check_progress)
+            rows, problems = check_images(data.images, folder, self.limits, check_progress)
             data = data._replace(
-                images=[data.images[row] for row in checked.rows],
-                captions=[data.captions[row] for row in checked.rows],
+                images=[data.images[row] for row in rows],
+                captions=[data.captions[row] for row in rows],
             )
             start, head_pairs = 0.05, None
             if with_head and method != "extend":
@@ -373,7 +373,7 @@ class AppService:
             alignment = align(
                 self.model.aligner, data, method, head_pairs, scale_progress(progress, start, 1)
             )
-        remark = f"The captions are from {data.source}. {describe_problems(checked.problems)}"
+        remark = f"The captions are from {data.source}. {describe_problems(problems)}"
         download = save_zip(alignment)
         session = replace(session, alignment=alignment, download=download)
         return replace(session, index=None, few_shot=None), remark

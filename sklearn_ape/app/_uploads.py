@@ -206,17 +206,10 @@ def check_image(path: str | os.PathLike[str] | None, limits: Limits) -> str:
     return os.fspath(path)
 
 
-class ImageCheck(NamedTuple):
-    """Rows of the images that can be decoded, and the problems of the others by file name."""
-
-    rows: list[int]
-    problems: dict[str, str]
-
-
 def check_images(
     paths: Sequence[str], folder: str, limits: Limits, progress: Progress
-) -> ImageCheck:
-    """Decode all images, so that unreadable images can be skipped; raise if all are."""
+) -> tuple[list[int], dict[str, str]]:
+    """Return the rows of images that can be decoded, and the problems of the others by name."""
     rows, problems = [], {}
     for row, path in enumerate(paths):
         if row % 16 == 0:
@@ -228,7 +221,7 @@ def check_images(
             rows.append(row)
     if not rows:
         raise UserError(f"No image of the zip can be read. {describe_problems(problems)}")
-    return ImageCheck(rows, problems)
+    return rows, problems
 
 
 def describe_problems(problems: dict[str, str]) -> str:
