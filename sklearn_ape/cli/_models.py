@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, gen_batches
 
 from ..aligners import CLIPAligner
 from ..aligners.pairs import flatten_captions
@@ -227,21 +227,15 @@ def iter_probabilities(
     encoder = get_image_encoder(classifier)
     size = len(images) if together else _BATCH_SIZE
     is_one_batch = len(images) <= size
+    if not is_one_batch:  # one bar over all batches replaces the bars of the encoder
+        encoder.verbose = 0
     predict_proba = classifier.predict_proba_together if together else classifier.predict_proba
     bar = tqdm(total=len(images), unit="image", disable=options.quiet or is_one_batch)
     with note_on_interrupt(options.resume_note), warnings.catch_warnings(), bar:
-        # With several batches, one bar over all of them replaces the bars of the encoder.
-        verbose = encoder.verbose
-        encoder.verbose = verbose if is_one_batch else 0
         warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
-        try:
-            for start in range(0, len(images), size):
-                rows = slice(start, min(start + size, len(images)))
-                probabilities = predict_proba(images[rows])
-                yield rows, probabilities, encoder.errors_
-                bar.update(rows.stop - rows.start)
-        finally:
-            encoder.verbose = verbose
+        for rows in gen_batches(len(images), size):
+            yield rows, predict_proba(images[rows]), encoder.errors_
+            bar.update(rows.stop - rows.start)
 
 
 class EncodedImages(NamedTuple):

@@ -191,21 +191,18 @@ def _draw(
     y_pred: Sequence[str] | None,
     texts: Sequence[Any] | None,
 ) -> None:
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from ..encoders.items import image_groups
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (y_true is not None) + (texts is not None)
-    canvas = plt.figure(figsize=(7 * n_panels, 6), layout="constrained")
+    canvas = Figure(figsize=(7 * n_panels, 6), layout="constrained")
     panels = canvas.subplots(1, n_panels, squeeze=False)[0]
     if y_true is not None:
         ZeroShotConfusionDisplay.from_predictions(y_true, y_pred, images=images, ax=panels[0])
     if texts is not None:
         groups = image_groups(images)
         RecallCurveDisplay.from_estimator(aligner, inputs, texts, groups=groups, ax=panels[-1])
-    try:
-        with write_atomically(figure) as path:
-            canvas.savefig(path)
-    finally:
-        plt.close(canvas)
+    with write_atomically(figure) as path:
+        canvas.savefig(path)
