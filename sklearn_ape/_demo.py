@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
 import re
@@ -225,11 +224,10 @@ def _split(data: Bunch, random_state: int) -> tuple[Bunch, Bunch]:
     """
     concepts = [_PERSON_WORDS.sub("", caption).strip(" :") or caption for caption in data.captions]
     # A few images occur twice, with two names: both get the concept of the first.
-    concept_by_digest: dict[bytes, str] = {}
-    concepts = [
-        concept_by_digest.setdefault(hashlib.sha256(Path(image).read_bytes()).digest(), concept)
-        for image, concept in zip(data.images, concepts, strict=True)
-    ]
+    first_concept: dict[int, str] = {}
+    groups = image_groups(data.images).tolist()
+    pairs = zip(groups, concepts, strict=True)
+    concepts = [first_concept.setdefault(group, concept) for group, concept in pairs]
     splitter = GroupShuffleSplit(
         n_splits=1, test_size=_HELD_OUT_FRACTION, random_state=random_state
     )
