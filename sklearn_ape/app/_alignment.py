@@ -102,9 +102,11 @@ def align(
         except (ValueError, FloatingPointError) as error:
             raise UserError(f"These pairs cannot be aligned: {error}") from error
 
-    # The two parts have no image and no caption in common.
+    # The two parts have no image, nor a copy of one, and no caption in common.
     text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
-    pairs = np.column_stack([rows, text_ids])
+    groups = image_groups(data.images)
+    first_copy = np.unique(groups, return_index=True)[1][groups]
+    pairs = np.column_stack([first_copy[rows], text_ids])
     split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(_SEED))
     held_out = np.array([], int) if split.valid is None else np.unique(rows[split.valid])
     recall, remark = [], ""

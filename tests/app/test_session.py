@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClassifier
-from sklearn_ape.app import Limits
+from sklearn_ape.app import Limits, _alignment
 from sklearn_ape.app._alignment import list_methods
 from sklearn_ape.app._limits import UserError, ignore_progress, message_for_visitor
 from sklearn_ape.app._model import Alignment, Model, Recall, load_model
@@ -288,6 +289,26 @@ class TestAlign:
         assert fractions[-1] <= 1
         assert any("Encoding image" in step for _, step in calls)
         assert any("Epoch" in step for _, step in calls) == (method == "ape")
+
+    def test_copies_of_an_image_are_held_out_together(
+        self, service, make_zip, captioned_images, monkeypatch
+    ):
+        """Otherwise the aligner would be evaluated on images that it was fitted on."""
+        contents = {}
+        for row, copy in product(range(60), "ab"):
+            contents[f"{row}{copy}.png"] = Path(captioned_images.images[row])
+            contents[f"{row}{copy}.txt"] = f"caption {row} {copy}"
+        held_out = []
+
+        def measure_recall(name, aligner, images, captions):
+            held_out.extend(Path(image).stem for image in images)
+            return Recall(name, 0, 0)
+
+        monkeypatch.setattr(_alignment, "_measure_recall", measure_recall)
+        service.align(Session(), make_zip(contents), "cca", False, ignore_progress)
+        rows = {name[:-1] for name in held_out}
+        assert rows
+        assert set(held_out) == {f"{row}{copy}" for row, copy in product(rows, "ab")}
 
     def test_extension_is_offered_only_for_aligners_that_can_be_extended(self, service):
         assert list_methods(service.model.aligner) == ["extend", "kernel", "ape", "cca"]
