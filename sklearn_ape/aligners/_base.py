@@ -346,7 +346,7 @@ class BaseAligner(
                 "the captions (or their features) of the images in X."
             )
         # Attributes of an earlier fit must not remain if this one does not set them.
-        for name in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images"):
+        for name in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images", "_lost_fit"):
             self.__dict__.pop(name, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         rows = self._rows(X, y, reset=True)
@@ -484,6 +484,13 @@ class BaseAligner(
     _get_state = aligner_state
     _set_state = restore_aligner
     _card_facts = describe_aligner
+
+    def __sklearn_clone__(self) -> Self:
+        aligner = super().__sklearn_clone__()
+        if self.__sklearn_is_fitted__() or hasattr(self, "_lost_fit"):
+            # For classifiers, which warn before they train the clone on labels.
+            aligner._lost_fit = True
+        return aligner
 
     def __sklearn_is_fitted__(self) -> bool:
         # Set at the end of the fit, so that a failed fit leaves no fitted aligner.

@@ -82,6 +82,19 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         with progress.fitting(aligner, "fit-aligner"):
             return aligner.fit(X, captions)
 
+    def _warn_if_fit_was_lost(self) -> None:
+        """Warn if the aligner, which is about to be trained on labels, is a clone of a fitted one.
+
+        Cross-validation and searches make such clones, so that a score would be that of another
+        aligner than the one that was passed.
+        """
+        if hasattr(unwrap_aligner(self.aligner), "_lost_fit"):
+            warn(
+                "aligner is a clone of a fitted aligner, as cross-validation and searches make it, "
+                "and clones are not fitted, so it is trained on the labels of these images. To "
+                "keep the fit, pass aligner=sklearn.frozen.FrozenEstimator(aligner)."
+            )
+
     def _get_kept_aligner(self, captions: Any) -> Any:
         """Return the aligner that `fit` keeps; warn if captions are passed."""
         aligner = resolve_aligner(self.aligner)

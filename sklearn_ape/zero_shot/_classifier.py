@@ -154,6 +154,11 @@ class ZeroShotClassifier(SingleLabelClassifier):
         ValueError
             When y holds values that are not labels, or when the aligner is kept and the numbers in
             y may be those of a meta-estimator.
+
+        Warns
+        -----
+        UserWarning
+            When a clone of a fitted aligner, as cross-validation makes it, is trained on y.
         """
         self._check_fit_parameters()
         keeps_aligner = self._keeps_aligner()
@@ -161,6 +166,8 @@ class ZeroShotClassifier(SingleLabelClassifier):
         check_consistent_length(X, y, captions)
         values = None if y is None and self.labels is not None else validate_y(y)
         names = self._fit_names(values, keeps_aligner)
+        if captions is None and not keeps_aligner:
+            self._warn_if_fit_was_lost()
         self.aligner_ = self._make_aligner(X, y, names, captions, progress)
         self._names = names
         self._note_fit()

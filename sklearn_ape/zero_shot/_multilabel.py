@@ -206,6 +206,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         else:
             progress = FitContext(self, self.cv + 1, X, Y)
             if captions is None:
+                self._warn_if_fit_was_lost()
                 prompts = list(self._make_prompts().values())
                 captions = [
                     [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]

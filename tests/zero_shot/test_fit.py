@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -82,6 +83,20 @@ class TestFit:
         direct = clone(aligner).fit(features.image, captioned_images.captions)
         assert classifier.aligner_.fingerprint_ == direct.fingerprint_
         assert not hasattr(aligner, "module_")
+
+    def test_clone_of_a_fitted_aligner_is_trained_with_a_warning(self, model, held_out):
+        """Cross-validation clones, so that its score is not that of the aligner passed."""
+        images, y, captions = held_out
+        classifier = ZeroShotClassifier(LABELS, aligner=model)
+        with pytest.warns(UserWarning, match="clone of a fitted aligner") as caught:
+            cross_val_score(clone(classifier), images, y, cv=2)
+        assert len([w for w in caught if "clone of a fitted" in str(w.message)]) == 2
+        frozen = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cross_val_score(frozen, images, y, cv=2)
+            clone(classifier).fit(images, y, captions)  # training is what captions are for
+            clone(classifier.fit(images, y)).set_params(aligner=model).fit(images, y)
 
     def test_frozen_aligner_is_kept(self, model, held_out):
         classifier = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model))
