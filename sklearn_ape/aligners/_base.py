@@ -54,8 +54,8 @@ class BaseAligner(
     """Base class of aligners, which embed images and texts in a shared space.
 
     Large memory maps and large float16 arrays are read in blocks of rows, without a copy. The
-    `fit` of a subclass calls `_fit_pairs` first and `_set_bank` last. A subclass defines
-    `_embed_image`, `_embed_text`, `_learned_state` and `_restore_learned`.
+    `fit` of a subclass calls `_fit_pairs` first and `_set_bank` last. A subclass defines `_embed`,
+    `_learned_state` and `_restore_learned`. The `side` of a method is "image" or "text".
     """
 
     image_encoder: Any
@@ -70,12 +70,8 @@ class BaseAligner(
     __metadata_request__score = {"groups": False, "sample_weight": None}  # noqa: RUF012
 
     @abstractmethod
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        """Return L2-normalized embeddings of finite image features."""
-
-    @abstractmethod
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        """Return L2-normalized embeddings of finite text features."""
+    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
+        """Return L2-normalized embeddings of finite features."""
 
     @abstractmethod
     def _learned_state(self) -> dict[str, Any]:
@@ -103,7 +99,7 @@ class BaseAligner(
             could not encode are NaN.
         """
         check_is_fitted(self)
-        return self._embed_images(self._image_features(X, reset=False))
+        return self._embed_valid("image", self._image_features(X, reset=False))
 
     def transform_text(self, y: Any) -> np.ndarray:
         """Embed texts in the shared space.
@@ -119,7 +115,7 @@ class BaseAligner(
             L2-normalized embeddings.
         """
         check_is_fitted(self)
-        return self._embed_texts(self._features_of_texts(y))
+        return self._embed_valid("text", self._features_of_texts(y))
 
     @ignores_underflow
     def similarity(self, X: Any, y: Any, standardize: Any = False) -> np.ndarray:
@@ -172,11 +168,11 @@ class BaseAligner(
         similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)
         if not (len(images) and len(texts)):
             return similarity
-        text_embeddings = self._comparable_texts(select(text, texts))
+        text_embeddings = self._comparable("text", select(text, texts))
         standardizer = None if bank is None else Standardizer(text_embeddings, bank)
         for rows in row_blocks(image):
             block = images[(images >= rows.start) & (images < rows.stop)]
-            embeddings = self._comparable_images(image[block])
+            embeddings = self._comparable("image", image[block])
             cosines = embeddings @ text_embeddings.T
             if standardizer is not None:
                 standardizer.apply(cosines, embeddings)
@@ -246,7 +242,7 @@ class BaseAligner(
         """
         check_is_fitted(self)
         data = self._scored_pairs(X, y, groups)
-        image, text = self._comparable_images(data.image), self._comparable_texts(data.text)
+        image, text = (self._comparable(side, getattr(data, side)) for side in ("image", "text"))
         by_image, by_text = compute_both_ranks(image, text, data.pairs)
         return {"image_to_text": by_image, "text_to_image": by_text}
 
@@ -315,27 +311,21 @@ class BaseAligner(
             raise ValueError("X holds features, and fit was given images. Pass images.")
         return fitted_images.contain_contents(digests)
 
-    def _embed_images(self, features: Any) -> np.ndarray:
-        return embed_rows(features, self._embed_image, self._n_features_out)
+    def _embed_valid(self, side: str, features: Any) -> np.ndarray:
+        """Return embeddings of features, in which missing rows are NaN."""
+        return embed_rows(features, partial(self._embed, side), self._n_features_out)
 
-    def _embed_texts(self, features: Any) -> np.ndarray:
-        return embed_rows(features, self._embed_text, self._n_features_out)
-
-    def _comparable_images(self, features: Any) -> Any:
-        """Return embeddings of images, dense or `SparseRows`, whose products are cosines."""
-        return self._embed_images(features)
-
-    def _comparable_texts(self, features: Any) -> Any:
-        """Return embeddings of texts, dense or `SparseRows`, whose products are cosines."""
-        return self._embed_texts(features)
+    def _comparable(self, side: str, features: Any) -> Any:
+        """Return embeddings, dense or `SparseRows`, whose products are cosines."""
+        return self._embed_valid(side, features)
 
     def _set_bank(self, data: PairDataset) -> None:
         """Set `bank_` to embeddings of a sample of the training images and captions."""
         is_image = data.pairs[:, 0] < data.n_images
         texts = np.unique(data.pairs[is_image, 1])
         self.bank_ = Bank.from_embeddings(
-            self._comparable_images(data.image[evenly_spaced(data.n_images)]),
-            self._comparable_texts(data.text[texts[evenly_spaced(len(texts))]]),
+            self._comparable("image", data.image[evenly_spaced(data.n_images)]),
+            self._comparable("text", data.text[texts[evenly_spaced(len(texts))]]),
         )
 
     def _fit_pairs(self, X: Any, y: Any) -> PairDataset:

@@ -6,6 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ from torch import nn
 
 from ..devices import default_state
 from ..encoders.image_encoder import ImageEncoder, OnPixels
-from ..features.validation import embed_rows
 from ..utils.sklearn_compat import unfreeze
 from ..utils.validation import check_sequence
 from ._base import BaseAligner
@@ -91,16 +91,15 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
     target.mkdir(parents=True, exist_ok=True)
     # Written to a temporary folder first, so that a failed export leaves existing files in place.
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as temporary_folder:
-        sides = {
-            "image": (aligner.n_features_in_, aligner._embed_image),
-            "text": (aligner.n_text_features_in_, aligner._embed_text),
-        }
-        for side, (n_features, embed) in sides.items():
+        for side, n_features in (
+            ("image", aligner.n_features_in_),
+            ("text", aligner.n_text_features_in_),
+        ):
             path = Path(temporary_folder) / f"{side}_head.onnx"
             _export(aligner._make_network(side), n_features, path)
-            _check_embeddings(path, n_features, embed)
-        for side in sides:
-            os.replace(Path(temporary_folder) / f"{side}_head.onnx", target / f"{side}_head.onnx")
+            _check_embeddings(path, n_features, partial(aligner._embed, side))
+        for path in Path(temporary_folder).glob("*_head.onnx"):
+            path.replace(target / path.name)
 
 
 def _export(module: nn.Module, n_features: int, path: Path) -> None:
@@ -273,9 +272,7 @@ class _Model(nn.Module):
         features = self._encoder._pixel_network(network)(flat).float()
         if has_views:
             features = features.unflatten(0, pixels.shape[:2]).mean(dim=1)
-        embeddings = embed_rows(
-            features.cpu().numpy(), self._aligner._embed_image, self._aligner._n_features_out
-        )
+        embeddings = self._aligner._embed_valid("image", features.cpu().numpy())
         return torch.from_numpy(embeddings).to(pixels.device)
 
     @default_state()

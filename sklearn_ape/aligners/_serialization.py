@@ -136,12 +136,6 @@ class HeadsMixin:
         self._set_module(TwoTower(image, text), logit_scale)
         return image.n_in, text.n_in
 
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return self._embed("image", features)
-
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return self._embed("text", features)
-
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         device = resolve_device(self.device)
         # A copy is moved to the device: other threads may be using the module on the CPU.

@@ -119,7 +119,7 @@ class ASIFAligner(ClosedFormAligner):
         self.center = center
 
     def _fit_data(self, data: PairDataset) -> None:
-        self._set_anchors(self._make_anchors(data))
+        self._set_anchors(*self._make_anchors(data))
 
         def fit(train: PairDataset) -> tuple[Any, Any]:
             image, text = self._make_anchors(train)
@@ -127,18 +127,15 @@ class ASIFAligner(ClosedFormAligner):
 
         self.logit_scale_ = held_out_logit_scale(data, fit)
 
-    def _set_anchors(self, anchors: tuple[_Anchors, _Anchors]) -> None:
-        self._anchors = anchors
-        self.n_components_ = self._n_features_out = len(anchors[0].rows)
-        self.n_parameters_ = sum(side.mean.size + side.unit.size for side in anchors)
+    def _set_anchors(self, image: _Anchors, text: _Anchors) -> None:
+        self._anchors = {"image": image, "text": text}
+        self.n_components_ = self._n_features_out = len(image.rows)
+        self.n_parameters_ = sum(side.mean.size + side.unit.size for side in (image, text))
         # Includes k and power, which change the embeddings as well.
-        arrays = [np.asarray(part) for side in anchors for part in side]
-        self.fingerprint_ = fingerprint(*arrays)
+        self.fingerprint_ = fingerprint(*map(np.asarray, (*image, *text)))
 
     def _learned_state(self) -> dict[str, Any]:
-        return dict(
-            zip(("image", "text"), (side._asdict() for side in self._anchors), strict=True)
-        )
+        return {side: anchors._asdict() for side, anchors in self._anchors.items()}
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         image, text = (_Anchors.from_state(state.part(side)) for side in ("image", "text"))
@@ -147,7 +144,7 @@ class ASIFAligner(ClosedFormAligner):
                 f"image.rows has {len(image.rows)} anchors, and text.rows has {len(text.rows)}. "
                 "The file is damaged."
             )
-        self._set_anchors((image, text))
+        self._set_anchors(image, text)
         return len(image.mean), len(text.mean)
 
     def _check_parameters(self) -> None:
@@ -155,25 +152,16 @@ class ASIFAligner(ClosedFormAligner):
         check_number(self.power, "power", 0, closed="neither")
         check_boolean(self.center, "center")
 
-    def _make_anchors(self, data: PairDataset) -> tuple[_Anchors, _Anchors]:
-        images, texts = data.pairs.T
+    def _make_anchors(self, data: PairDataset) -> list[_Anchors]:
         options = (bool(self.center), min(int(self.k), len(data.pairs)), float(self.power))
-        return (
-            _Anchors.from_features(data.image, images, *options),
-            _Anchors.from_features(data.text, texts, *options),
-        )
+        sides = zip((data.image, data.text), data.pairs.T, strict=True)
+        return [_Anchors.from_features(features, rows, *options) for features, rows in sides]
 
-    def _comparable_images(self, features: Any) -> SparseRows:
-        return self._anchors[0].embed(features)
+    def _comparable(self, side: str, features: Any) -> SparseRows:
+        return self._anchors[side].embed(features)
 
-    def _comparable_texts(self, features: Any) -> SparseRows:
-        return self._anchors[1].embed(features)
-
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return self._anchors[0].embed(features).rows.toarray()
-
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return self._anchors[1].embed(features).rows.toarray()
+    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
+        return self._anchors[side].embed(features).rows.toarray()
 
 
 class _Anchors(NamedTuple):

@@ -220,11 +220,8 @@ class CCAAligner(ClosedFormAligner):
             correlations,
         )
 
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return self._image_projection(features)
-
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return self._text_projection(features)
+    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
+        return getattr(self, f"_{side}_projection")(features)
 
     def _make_network(self, side: str) -> nn.Module:
         """Return the network of one side that `export_onnx` writes."""

@@ -262,10 +262,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def _encode_texts(self, texts: list[str], reset: bool) -> np.ndarray:
         return self.text_encoder.transform(texts)
 
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return normalize_rows(features)
-
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
+    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         return normalize_rows(features)
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -359,10 +359,9 @@ class LiTAligner(TrainedAligner):
             "features."
         )
 
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return embed(self.module_, "image", features, torch.device("cpu"))
-
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
+    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
+        if side == "image":
+            return embed(self.module_, "image", features, torch.device("cpu"))
         tokens, rows = np.unique(features, axis=0, return_inverse=True)
         device = resolve_device(self.device)
         module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)

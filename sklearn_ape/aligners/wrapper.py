@@ -102,7 +102,7 @@ def embed_with_features(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray]
     if preprocessing is not None:
         X = preprocessing.transform(X)
     features = aligner._image_features(X, reset=False)
-    return aligner._embed_images(features), np.asarray(features, dtype=np.float32)
+    return aligner._embed_valid("image", features), np.asarray(features, dtype=np.float32)
 
 
 def wrapped_aligner(estimator: Any) -> Any:

@@ -292,8 +292,8 @@ class RecallCurveDisplay:
         aligner, features = get_aligner_and_input(estimator, X)
         data = aligner._scored_pairs(features, y, groups)
         return cls.from_predictions(
-            aligner._comparable_images(data.image),
-            aligner._comparable_texts(data.text),
+            aligner._comparable("image", data.image),
+            aligner._comparable("text", data.text),
             pairs=data.pairs,
             ks=ks,
             name=type(aligner).__name__ if name is None else name,

@@ -48,7 +48,7 @@ def test_onnxruntime_gives_equal_embeddings(name, onnxruntime, concepts, tmp_pat
 @pytest.mark.usefixtures("onnxruntime")
 def test_wrong_export_raises_and_writes_nothing(concepts, tmp_path, monkeypatch):
     aligner = clone(ALIGNERS["kernel"]).fit(concepts.image, concepts.text)
-    monkeypatch.setattr(aligner, "_embed_text", lambda rows: np.ones((len(rows), 6)))
+    monkeypatch.setattr(aligner, "_embed", lambda side, rows: np.ones((len(rows), 6)))
     with pytest.raises(ValueError, match="differ from the aligner"):
         export_onnx(aligner, tmp_path)
     assert not list(tmp_path.iterdir())
