@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,14 +22,13 @@ from ..training.callbacks import (
 )
 from ..training.data import PairDataset, as_tensor
 from ..training.distributed import Ranks
-from ..training.net import AlignmentNet, TrainingConfig, embed_pairs, make_net
+from ..training.net import AlignmentNet, embed_pairs, make_net
 from ..utils.linalg import l2_normalize
 from ..utils.messages import shows_progress
 from ._closed_form import (
     RIDGE,
     WHITENING,
     Maps,
-    Smoothness,
     choose_smoothness,
     fit_logit_scale,
     has_stable_whitening,
@@ -78,35 +78,26 @@ class HeadTraining:
     """Two heads, and the steps to train them on a set of pairs.
 
     The statistics of the heads are computed from the pairs. The caller seeds torch's global
-    generator; `seed` is that of the batches.
+    generator; the seed of `run` is that of the batches.
     """
 
-    def __init__(
-        self,
-        module: TwoTower,
-        config: TrainingConfig,
-        seed: int,
-        data: PairDataset,
-        ranks: Ranks | None = None,
-    ) -> None:
+    def __init__(self, module: TwoTower, data: PairDataset, run: TrainingRun) -> None:
         self.module = module
-        self.config = config
-        self.seed = seed
+        self.heads = (module.image_head, module.text_head)
         self.data = data
-        self.ranks = ranks
-        for head, features in zip(self._get_heads(), (data.image, data.text), strict=True):
+        self.config, self.seed, self.ranks = run.config, run.seed, run.ranks
+        for head, features in zip(self.heads, (data.image, data.text), strict=True):
             head.set_statistics(as_tensor(features))
-        if ranks is not None:
-            ranks.broadcast_weights(self.module)
+        if self.ranks is not None:
+            self.ranks.broadcast_weights(self.module)
 
     def run(self, callbacks: list[Any], n_epochs: int) -> AlignmentNet:
         """Train the module for some of the epochs for which the learning rate is scheduled."""
         dataset = self.make_inputs(self.data).to(self.config.device)
         is_low_precision = self._choose_dtype() == "bfloat16"
         make_module = MixedPrecisionTower if is_low_precision else TwoTower
-        heads = self._get_heads()
         module = make_module(
-            *(ResidualInputHead(h) if isinstance(h, ClosedFormHead) else h for h in heads)
+            *(ResidualInputHead(h) if isinstance(h, ClosedFormHead) else h for h in self.heads)
         )
         callbacks = [*make_standard_callbacks(self.config, len(dataset)), *callbacks]
         net = make_net(self.config, module, self.seed, callbacks, self.ranks, max_epochs=n_epochs)
@@ -121,10 +112,9 @@ class HeadTraining:
 
     def make_inputs(self, data: PairDataset) -> PairDataset:
         """Return pairs with the inputs of the trained module, which include the base's output."""
-        image_head, text_head = self._get_heads()
-        return PairDataset(
-            _make_inputs(image_head, data.image), _make_inputs(text_head, data.text), data.pairs
-        )
+        sides = zip(self.heads, (data.image, data.text), strict=True)
+        image, text = (_make_inputs(head, features) for head, features in sides)
+        return PairDataset(image, text, data.pairs)
 
     def recall(self, data: PairDataset) -> float:
         """Return the recall that `ValidationRecall` records, for the present heads."""
@@ -137,9 +127,6 @@ class HeadTraining:
         is_fast = self.config.device.type == "cpu" and has_fast_bfloat16()
         is_large = len(self.data.pairs) >= _MIN_PAIRS_IN_BFLOAT16
         return "bfloat16" if is_fast and is_large else "float32"
-
-    def _get_heads(self) -> tuple[Head, Head]:
-        return self.module.image_head, self.module.text_head
 
 
 def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:
@@ -235,27 +222,24 @@ class _InputsWithBase:
         return torch.cat([features, base], dim=1) if self.has_residual else base
 
 
-def choose_kernel(run: TrainingRun, data: PairDataset, image_map: WhitenedMap) -> Smoothness:
+def choose_kernel(run: TrainingRun, data: PairDataset, image_map: WhitenedMap) -> dict[str, Any]:
     """Return the parameters that `KernelAligner` chooses by default."""
-
-    def solve(pairs: PairDataset, **smoothness: Any) -> Maps:
-        return solve_kernel(run, pairs, Smoothness(**smoothness), image_map)
-
+    solve = partial(solve_kernel, run, image_map)
     smoothness = choose_smoothness(data, RIDGE, run.seed, solve)
     return smoothness if run.ranks is None else run.ranks.broadcast(smoothness)
 
 
 def solve_kernel(
-    run: TrainingRun, data: PairDataset, smoothness: Smoothness, image_map: WhitenedMap
+    run: TrainingRun, image_map: WhitenedMap, data: PairDataset, **smoothness: Any
 ) -> Maps:
-    """Return the solution of `KernelAligner`."""
+    """Return the solution of `KernelAligner` with the parameters of `choose_kernel`."""
     max_anchors = count_default_anchors(len(data.text), run.config.device)
     if run.ranks is not None:  # whose machines may have different amounts of memory
         max_anchors = run.ranks.broadcast(max_anchors)
     return kernel_maps(
         data,
         image_map,
-        **smoothness._asdict(),
+        **smoothness,
         max_anchors=max_anchors,
         seed=run.seed,
         device=run.config.device,
@@ -283,12 +267,12 @@ def train_heads(
         image_map = whiten_images(pairs, WHITENING, heads.n_components)
         if heads.init == "linear":
             return linear_maps(pairs, image_map, ridge=_LINEAR_RIDGE)
-        return solve_kernel(run, pairs, smoothness, image_map)
+        return solve_kernel(run, image_map, pairs, **smoothness)
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
         maps = solve(pairs)
         module = _make_module(heads, maps, pairs)
-        return HeadTraining(module, config, run.seed, pairs, run.ranks), maps
+        return HeadTraining(module, pairs, run), maps
 
     result = checkpoint.result
     if result is None:
@@ -334,7 +318,8 @@ def _search_best_epoch(
     net = training.run(callbacks, run.config.max_epochs)
     result = collect_result(net, run.config.max_epochs)
     if valid is not None and initial_recall is not None:
-        result = _compare_with_initialization(result, initial_recall, len(valid.pairs))
+        least = _least_recall(initial_recall, len(valid.pairs))
+        result = _add_closed_form(result, {"valid_recall": initial_recall}, least)
     return result, net.logit_scale
 
 
@@ -349,15 +334,14 @@ def _train_again(training: HeadTraining, n_epochs: int, run: TrainingRun) -> flo
     return net.logit_scale
 
 
-def _compare_with_initialization(
-    result: TrainingResult, recall: float, n_valid: int
+def _add_closed_form(
+    result: TrainingResult, row: dict[str, float], least: float
 ) -> TrainingResult:
-    """Add the initialization as epoch 0, which is the best one unless training improved it."""
-    best = max(row["valid_recall"] for row in result.history)
-    is_improved = best > _least_recall(recall, n_valid)
+    """Add the closed form as epoch 0, which is the best one unless a recall is above `least`."""
+    best = max(epoch["valid_recall"] for epoch in result.history)
     return result._replace(
-        history=[{"epoch": 0, "valid_recall": recall}, *result.history],
-        best_epoch=result.best_epoch if is_improved else 0,
+        history=[{"epoch": 0, **row}, *result.history],
+        best_epoch=result.best_epoch if best > least else 0,
     )
 
 
@@ -400,25 +384,23 @@ def train_blend(
     smoothness = choose_kernel(run, data, full_map)
 
     def solve(pairs: PairDataset, image_map: WhitenedMap) -> TwoTower:
-        maps = solve_kernel(run, pairs, smoothness, image_map)
+        maps = solve_kernel(run, image_map, pairs, **smoothness)
         return make_closed_form(maps, run.ranks)
 
     if is_untested:
         scale = held_out_logit_scale(
-            data,
-            lambda pairs: make_embedders(solve(pairs, whiten(pairs))),
-            config.max_logit_scale,
+            data, lambda pairs: make_embedders(solve(pairs, whiten(pairs))), config.max_logit_scale
         )
         return solve(data, full_map), scale, TrainingResult([], 0, 0)
     image_map = full_map if valid is None or has_stable_whitening(data) else whiten(train)
     closed_form = solve(train, image_map)
     text_head = make_head(heads.head, train.text.shape[1], image_map.n_out, **heads.shape)
     module = TwoTower(ClosedFormHead(image_map), text_head)
-    training = HeadTraining(module, config, run.seed, train, run.ranks)
+    training = HeadTraining(module, train, run)
     recall_callback = ValidationRecall(None)
     if valid is not None:
         items = valid.expand_items()
-        image, text = embed_pairs(closed_form.eval(), items)
+        image, text = embed_pairs(closed_form, items)
         baseline = mean_recall(image, text, items.pairs)
         if run.ranks is not None:
             baseline = run.ranks.broadcast(baseline)
@@ -433,7 +415,9 @@ def train_blend(
     result, scale = collect_result(net, config.max_epochs), net.logit_scale
     weight = _DEFAULT_WEIGHT
     if valid is not None:
-        result, weight = _choose_blend(result, baseline, least)
+        closed_form_row = {"valid_recall": baseline, "blend_weight": 0.0}
+        result = _add_closed_form(result, closed_form_row, least)
+        weight = result.history[result.best_epoch]["blend_weight"]
         module = blend(weight).to("cpu").eval()  # the head was trained on the device
         embeddings = embed_pairs(module, valid)
         scale = fit_logit_scale(*embeddings, valid.pairs, config.max_logit_scale)
@@ -442,23 +426,6 @@ def train_blend(
     if result.was_stopped:
         run.checkpoint.stop()
     return blend(weight), scale, result
-
-
-def _choose_blend(
-    result: TrainingResult, baseline: float, least: float
-) -> tuple[TrainingResult, float]:
-    """Add the closed form as epoch 0; return the share of the head in the best epoch.
-
-    A blend is chosen if its recall is above `least`.
-    """
-    best = max(result.history, key=lambda row: row["valid_recall"])
-    closed_form = {"epoch": 0, "valid_recall": baseline, "blend_weight": 0.0}
-    is_improved = best["valid_recall"] > least
-    result = result._replace(
-        history=[closed_form, *result.history],
-        best_epoch=result.best_epoch if is_improved else 0,
-    )
-    return result, best["blend_weight"] if is_improved else 0.0
 
 
 def _make_blend(closed_form: TwoTower, text_head: Head, weight: float) -> TwoTower:

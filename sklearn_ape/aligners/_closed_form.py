@@ -452,26 +452,16 @@ def scale_gamma(text_mean: np.ndarray) -> float:
     return float(_GAMMA_TIMES_VARIANCE / max(1 - float(text_mean @ text_mean), 1e-3))
 
 
-class Smoothness(NamedTuple):
-    """Parameters of a kernel ridge regression, as in `KernelAligner`."""
-
-    gamma: float | str
-    ridge: float
-
-
 def choose_smoothness(
-    data: PairDataset,
-    ridge: float,
-    seed: int,
-    solve: Callable[..., Maps],
-) -> Smoothness:
-    """Return the parameters of the better of two kernels on held-out pairs.
+    data: PairDataset, ridge: float, seed: int, solve: Callable[..., Maps]
+) -> dict[str, Any]:
+    """Return the parameters ``gamma`` and ``ridge`` of the better kernel on held-out pairs.
 
     The first kernel has the `ridge` and the gamma "scale". It is chosen if there are fewer than
     5,000 pairs. The kernels are compared on a random sample of at most 10,000 pairs. `solve` is a
     function of training pairs and the two parameters.
     """
-    narrow = Smoothness("scale", ridge)
+    narrow = {"gamma": "scale", "ridge": ridge}
     rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # pairs of images, not of prototypes
     if len(rows) < _MIN_COMPARED_PAIRS:
         return narrow
@@ -482,12 +472,12 @@ def choose_smoothness(
         return narrow
     train, valid = subset(sample, split.train), subset(sample, split.valid).expand_items()
 
-    def measure(smoothness: Smoothness) -> tuple[float, float]:
-        module = solve(train, **smoothness._asdict()).make_module()
+    def measure(smoothness: dict[str, Any]) -> tuple[float, float]:
+        module = solve(train, **smoothness).make_module()
         recall = mean_recall(*embed_pairs(module, valid), valid.pairs)
         return recall, float(module.text_head.base.gamma)
 
     recall, gamma = measure(narrow)
-    wide = Smoothness(gamma / _GAMMA_DIVISOR, ridge * _RIDGE_FACTOR)
+    wide = {"gamma": gamma / _GAMMA_DIVISOR, "ridge": ridge * _RIDGE_FACTOR}
     wide_recall, _ = measure(wide)
     return wide if wide_recall > (1 + _MIN_RELATIVE_GAIN) * recall else narrow

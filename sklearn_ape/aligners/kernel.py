@@ -17,7 +17,6 @@ from ..utils.validation import check_integer, check_number
 from ._closed_form import (
     RIDGE,
     WHITENING,
-    Smoothness,
     choose_smoothness,
     has_stable_whitening,
     held_out_logit_scale,
@@ -191,12 +190,12 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
             device=resolve_device(self.device),
             verbose=self.verbose,
         )
-        smoothness = Smoothness(self.gamma, self.ridge)
+        smoothness = {"gamma": self.gamma, "ridge": self.ridge}
         if self.gamma == "auto":
             smoothness = choose_smoothness(
                 data, self.ridge, seed, partial(solve, image_map=image_map)
             )
-        solve = partial(solve, **smoothness._asdict())
+        solve = partial(solve, **smoothness)
         split, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
         if split.valid is not None and has_stable_whitening(data):
             held_out_texts = np.unique(data.pairs[split.valid, 1])

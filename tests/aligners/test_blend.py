@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners._ape_trainer import _choose_blend, _make_blend
+from sklearn_ape.aligners._ape_trainer import _add_closed_form, _make_blend
 from sklearn_ape.heads import BlendedHead, ClosedFormHead, TwoTower, make_head
 from sklearn_ape.training.callbacks import BlendRecall, TrainingResult
 
@@ -205,6 +205,7 @@ class TestChoice:
             for i, recall in enumerate(recalls)
         ]
         result = TrainingResult(history, 2, int(np.argmax(recalls)) + 1)
-        result, chosen = _choose_blend(result, 0.5, 0.52)
-        assert (result.best_epoch, chosen) == (best_epoch, weight)
+        result = _add_closed_form(result, {"valid_recall": 0.5, "blend_weight": 0.0}, 0.52)
+        assert result.best_epoch == best_epoch
+        assert result.history[best_epoch]["blend_weight"] == weight
         assert result.history[0] == {"epoch": 0, "valid_recall": 0.5, "blend_weight": 0.0}
