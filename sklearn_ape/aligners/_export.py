@@ -18,6 +18,7 @@ from torch import nn
 
 from ..devices import default_state
 from ..encoders.image_encoder import ImageEncoder, OnPixels
+from ..utils.messages import import_optional
 from ..utils.sklearn_compat import unfreeze
 from ..utils.validation import check_sequence
 from ._base import BaseAligner
@@ -79,14 +80,8 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
             f"{type(aligner).__name__}."
         )
     check_is_fitted(aligner)
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'export_onnx needs ONNX. Install it with pip install "sklearn-ape[onnx]".'
-        ) from error
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        import_optional(package, package=package, extra="onnx", purpose="export_onnx")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     # Written to a temporary folder first, so that a failed export leaves existing files in place.

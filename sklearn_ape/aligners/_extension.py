@@ -96,28 +96,9 @@ def extend(
 
     The embedding of a text is ``scale * b(t) + k(t, texts) @ coefficients``, where b is the base.
     The scale and, by kernel ridge regression of the rest, the coefficients are fitted to the
-    embeddings of the images, from which their mean is subtracted with `center`.
-
-    Parameters
-    ----------
-    base : aligner
-        Fitted aligner, with heads on features.
-    data : PairDataset
-        Further pairs.
-    weight : float
-        Weight of a pair. The larger it is, the closer the pairs are fitted.
-    center : bool
-        Whether to subtract the mean of the image embeddings. Images of one kind, such as line
-        drawings, have a direction in common that does not depend on what they show.
-    device : torch.device
-        Device on which the solution is computed.
-    verbose : int or None
-        See `make_progress_bar`.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of features differ from those of the base.
+    embeddings of the images. `weight` is the weight of a pair. With `center`, the mean of the
+    image embeddings is subtracted: images of one kind, such as line drawings, have a direction in
+    common that does not depend on what they show.
     """
     for side, name, features in (("image", "X", data.image), ("text", "y", data.text)):
         n_expected = getattr(base.module_, f"{side}_head").n_in

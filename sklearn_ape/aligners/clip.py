@@ -202,19 +202,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         self.text_encoder._check_parameters()
         return self.text_encoder._n_features_out
 
-    @property
-    def n_features_in_(self) -> int:
-        """Number of features of images."""
-        return self.n_components_
-
-    @property
-    def n_text_features_in_(self) -> int:
-        """Number of features of texts."""
-        return self.n_components_
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_components_
+    # Embeddings of either encoder are also accepted as features.
+    n_features_in_ = n_text_features_in_ = _n_features_out = n_components_
 
     @property
     def fingerprint_(self) -> str:

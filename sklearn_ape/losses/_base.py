@@ -153,10 +153,10 @@ class ScaledLoss(nn.Module):
 
     def __init__(
         self,
-        logit_scale: float,
-        max_logit_scale: float,
-        learn_scale: bool,
-        tile_size: int | str | None,
+        logit_scale: float = 1 / 0.07,
+        max_logit_scale: float = 100.0,
+        learn_scale: bool = True,
+        tile_size: int | str | None = "auto",
     ) -> None:
         super().__init__()
         is_size = isinstance(tile_size, Integral) and tile_size >= 1
@@ -189,11 +189,7 @@ class ScaledLoss(nn.Module):
         return None if self.tile_size is None else int(self.tile_size)
 
     def share(
-        self,
-        image: torch.Tensor,
-        text: torch.Tensor,
-        positive: torch.Tensor | None,
-        rows: slice,
+        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None, rows: slice
     ) -> torch.Tensor:
         """Return the part of a batch's loss that is due to some rows; all parts sum to the loss.
 

@@ -76,20 +76,8 @@ class InfoNCELoss(ScaledLoss):
     0.7437
     """
 
-    def __init__(
-        self,
-        logit_scale: float = 1 / 0.07,
-        max_logit_scale: float = 100.0,
-        learn_scale: bool = True,
-        tile_size: int | str | None = "auto",
-    ) -> None:
-        super().__init__(logit_scale, max_logit_scale, learn_scale, tile_size)
-
     def forward(
-        self,
-        image: torch.Tensor,
-        text: torch.Tensor,
-        positive: torch.Tensor | None = None,
+        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the mean loss over both directions.
 
@@ -316,10 +304,7 @@ class SigmoidLoss(ScaledLoss):
             self.register_buffer("bias", initial)
 
     def forward(
-        self,
-        image: torch.Tensor,
-        text: torch.Tensor,
-        positive: torch.Tensor | None = None,
+        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the loss, summed over captions and averaged over images.
 
