@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -118,7 +119,7 @@ def held_out_logit_scale(
     two functions, which compute L2-normalized embeddings of image features and of text features.
     """
     split = hold_out_pairs(data)
-    embed_image, embed_text = fit(data.replace(pairs=data.pairs[split.train]))
+    embed_image, embed_text = fit(replace(data, pairs=data.pairs[split.train]))
     return logit_scale_of_split(
         data,
         split,

@@ -6,6 +6,7 @@ import hashlib
 import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -384,7 +385,8 @@ def append_head_pairs(aligner: Any, head: HeadPairs, data: PairDataset) -> PairD
     images = compute_prototypes(data.image, head.weights)[classes]
     text, rows = _append_texts(data.text, texts)
     pairs = np.column_stack([len(data.image) + owners, rows])
-    return data.replace(
+    return replace(
+        data,
         image=_append(data.image, images),
         text=text,
         pairs=np.concatenate([data.pairs, np.unique(pairs, axis=0)]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ _MIN_VALIDATION_GROUPS = 10
 _MAX_VALIDATION_GROUPS = 2500
 
 
+@dataclass(eq=False, repr=False)
 class PairDataset(Dataset):
     """Features of distinct images and captions, and the pairs that belong together.
 
@@ -54,19 +56,14 @@ class PairDataset(Dataset):
     (torch.Size([3, 4]), torch.Size([3, 5]))
     """
 
-    def __init__(
-        self,
-        image: Any,
-        text: Any,
-        pairs: Any,
-        n_prototypes: int = 0,
-        items: np.ndarray | None = None,
-    ) -> None:
-        self.image = image
-        self.text = text
-        self.pairs = np.asarray(pairs)
-        self.n_prototypes = n_prototypes
-        self.items = items
+    image: Any
+    text: Any
+    pairs: np.ndarray
+    n_prototypes: int = 0
+    items: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.pairs = np.asarray(self.pairs)
         self.device: torch.device | None = None
 
     def __len__(self) -> int:
@@ -80,11 +77,6 @@ class PairDataset(Dataset):
     def n_images(self) -> int:
         """Number of the rows of `image`, the first ones, that are images."""
         return len(self.image) - self.n_prototypes
-
-    def replace(self, **changes: Any) -> PairDataset:
-        """Return a dataset with some of the parameters changed."""
-        names = ("image", "text", "pairs", "n_prototypes", "items")
-        return PairDataset(**{name: getattr(self, name) for name in names} | changes)
 
     def expand_items(self) -> PairDataset:
         """Return a dataset with one row per image and per caption, for scoring.
