@@ -101,7 +101,7 @@ class TrainingFile:
             self.is_owner = False
             warn(
                 f"Another process holds the lock on checkpoint {str(self.unfinished)!r}. This run "
-                "will train without checkpoints.",
+                "will train without checkpoints."
             )
         except (OSError, NotImplementedError):
             pass  # file systems without locks: files are still replaced atomically
@@ -176,7 +176,7 @@ class TrainingFile:
             warn(
                 f"{str(path)!r} was written with {versions}, and the installed versions are "
                 f"{installed_versions}. The result may differ in the last digits from an "
-                "uninterrupted training.",
+                "uninterrupted training."
             )
         return values
 
@@ -190,7 +190,7 @@ class TrainingFile:
                 warn(
                     f"{str(path)!r} is an unfinished training with "
                     f"{_describe_difference(training, self.training)}. Starting a new run; the "
-                    "existing checkpoint is left unchanged.",
+                    "existing checkpoint is left unchanged."
                 )
                 return
 
@@ -238,7 +238,8 @@ class Checkpoint:
         self._finished: dict[str, Any] | None = None
         self._phase = ""
         self._state: dict[str, Any] | None = None
-        self._result: dict[str, Any] | None = None
+        # Result of the search for the best epoch, if it is finished.
+        self.result: TrainingResult | None = None
         self._is_stopped = False
         self._next_write = -np.inf
         self.is_enabled = aligner.checkpoint is not None
@@ -272,8 +273,8 @@ class Checkpoint:
             else:
                 self.seed = values["seed"]
                 self._phase, self._state = values["phase"], values["state"]
-                # "course" is a key of the file format.
-                self._result = values["course"]
+                if values["course"] is not None:
+                    self.result = TrainingResult(**values["course"])
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
@@ -290,11 +291,6 @@ class Checkpoint:
         self.aligner._set_result(self._finished["learned"], self._finished["logit_scale"])
         return True
 
-    @property
-    def result(self) -> TrainingResult | None:
-        """Result of the search for the best epoch, if it is finished."""
-        return None if self._result is None else TrainingResult(**self._result)
-
     def callbacks(self, phase: str) -> list[Any]:
         """Return the callbacks by which a net saves its state and resumes from a saved one.
 
@@ -310,7 +306,7 @@ class Checkpoint:
         """Record the result of the search for the best epoch."""
         if result.was_stopped:
             self.stop()
-        self._result = result._asdict()
+        self.result = result
 
     def stop(self) -> None:
         """Stop writing, so that the next fit resumes from the last state before an interrupt."""
@@ -348,7 +344,9 @@ class Checkpoint:
 
     def _write(self, phase: str, state: dict[str, Any] | None) -> None:
         if self._file is not None:
-            values = {"seed": self.seed, "phase": phase, "course": self._result, "state": state}
+            # "course" is a key of the file format.
+            course = None if self.result is None else self.result._asdict()
+            values = {"seed": self.seed, "phase": phase, "course": course, "state": state}
             self._file.write(values)
 
 
