@@ -199,10 +199,8 @@ def _loss(
     loss: str, logit_scale: float, max_logit_scale: float, learn_logit_scale: bool = True
 ) -> dict[str, Any]:
     scale = {"learn_logit_scale": learn_logit_scale, "max_logit_scale": max_logit_scale}
-    return {
-        "loss": loss,
-        "loss_params": {"logit_scale": logit_scale, "structure_weight": 0.0, **scale},
-    }
+    params = {"logit_scale": logit_scale, "structure_weight": 0.0, **scale}
+    return {"loss": loss, "loss_params": params}
 
 
 def _training(
@@ -357,16 +355,16 @@ RECIPES = {
     ),
     "lit": Recipe(
         "LiTAligner",
-        {
-            "loss": "sigmoid",
+        {"loss": "sigmoid", "learning_rate": 1e-3, "head_learning_rate": 1e-3}
+        | {
             "loss_params": {
                 "logit_scale": 10.0,
                 "learn_logit_scale": True,
                 "max_logit_scale": 100.0,
-            },
+            }
         }
-        | {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "weight_decay": 0.01}
-        | {"batch_size": 512, "early_stopping": True, "unlocked_layers": None, "max_length": 16},
+        | {"weight_decay": 0.01, "batch_size": 512, "early_stopping": True}
+        | {"unlocked_layers": None, "max_length": 16},
         """LiT (Zhai et al., CVPR 2022), code google-research/big_vision.
 
         Published: the whole text tower is trained, the image tower is frozen and has no head;
