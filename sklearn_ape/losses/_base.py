@@ -114,28 +114,45 @@ class Tiles:
 
 
 class Softmax:
-    """Softmax cross-entropies of rows whose logits are computed tile by tile.
+    """Softmax cross-entropies of the rows or columns of logits that are computed tile by tile.
 
     The largest logit and the sum of exponentials relative to it are stored separately, as in flash
     attention. In a single number, small exponentials would be lost to rounding when the model is
-    nearly certain. There is one softmax per row of `like`, which sets type and device.
+    nearly certain. `side` is 0 for the rows of the logits, which are images, and 1 for their
+    columns; `embeddings` are those of this side. Targets have equal weights on the positives.
     """
 
-    def __init__(self, like: torch.Tensor) -> None:
-        self.largest = like.new_full((len(like),), -torch.inf)
-        self.total = like.new_zeros(len(like))
-        self.positive = like.new_zeros(len(like))
+    def __init__(self, embeddings: torch.Tensor, pairs: torch.Tensor, side: int) -> None:
+        n_items = len(embeddings)
+        self.side = side
+        self.weight = pairs[:, side].bincount(minlength=n_items).to(embeddings.dtype).reciprocal()
+        self.largest = embeddings.new_full((n_items,), -torch.inf)
+        self.total = embeddings.new_zeros(n_items)
+        self.positive = embeddings.new_zeros(n_items)
 
-    def update(self, rows: slice, logits: torch.Tensor) -> None:
-        """Add further columns of logits to a slice of rows."""
-        largest = torch.maximum(self.largest[rows], logits.amax(dim=1))
-        total = self.total[rows] * (self.largest[rows] - largest).exp()
-        self.total[rows] = total + (logits - largest[:, None]).exp_().sum(dim=1)
-        self.largest[rows] = largest
+    def update(self, tile: Tile, logits: torch.Tensor) -> None:
+        """Add the logits of a tile."""
+        items, index = tile[self.side], tile.positive[self.side]
+        self.positive[items].index_add_(0, index, logits[tile.positive] * self.targets(tile))
+        logits = logits.T if self.side else logits
+        largest = torch.maximum(self.largest[items], logits.amax(dim=1))
+        total = self.total[items] * (self.largest[items] - largest).exp()
+        self.total[items] = total + (logits - largest[:, None]).exp_().sum(dim=1)
+        self.largest[items] = largest
 
     def losses(self) -> torch.Tensor:
-        """Return the cross-entropy of every row: log-denominator minus mean positive logit."""
+        """Return the cross-entropy of every item: log-denominator minus mean positive logit."""
         return self.total.log() + (self.largest - self.positive)
+
+    def probabilities(self, tile: Tile, logits: torch.Tensor) -> torch.Tensor:
+        """Return the softmax of the logits of a tile, after all tiles were added."""
+        items, axis = tile[self.side], 1 - self.side
+        largest, total = self.largest[items].unsqueeze(axis), self.total[items].unsqueeze(axis)
+        return (logits - largest).exp_().div_(total)
+
+    def targets(self, tile: Tile) -> torch.Tensor:
+        """Return the target of each positive of a tile."""
+        return self.weight[tile[self.side]][tile.positive[self.side]]
 
 
 def refuse_second_gradients() -> None:

@@ -108,7 +108,9 @@ class InfoNCELoss(ScaledLoss):
         tile = self._tile(len(image))
         if tile is not None:
             pairs = as_pairs(positive, len(image), image.device)
-            return _TiledInfoNCE.apply(image, text, self.logit_scale, pairs, tile)
+            check_counts(*(pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)))
+            total = _TiledInfoNCE.apply(image, text, self.logit_scale, pairs, tile, True)
+            return total / (2 * len(image))
         logits = self.logit_scale * image @ text.T
         if positive is None:
             image_target = text_target = torch.arange(len(image), device=image.device)
@@ -128,62 +130,17 @@ class InfoNCELoss(ScaledLoss):
     ) -> torch.Tensor:
         check_counts(*(pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)))
         total, scale = image.new_zeros(()), self.logit_scale
-        for queries, keys, positive in ((image, text, pairs), (text, image, pairs.flip(1))):
+        for one, other, positive in ((image, text, pairs), (text, image, pairs.flip(1))):
             positive = select_pairs(positive, rows)
-            total = total + _OneSidedInfoNCE.apply(queries[rows], keys, scale, positive, tile)
+            total = total + _TiledInfoNCE.apply(one[rows], other, scale, positive, tile, False)
         return total / (2 * len(image))
 
 
-class _OneSidedInfoNCE(torch.autograd.Function):
-    """Sum of the cross-entropies of queries over all keys, computed in tiles.
-
-    Embeddings and denominators are saved for the backward pass, which computes the logits again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        scale: torch.Tensor,
-        pairs: torch.Tensor,
-        size: int,
-    ) -> torch.Tensor:
-        weight = pairs[:, 0].bincount(minlength=len(queries)).to(queries.dtype).reciprocal()
-        scaled = scale * queries
-        softmax = Softmax(queries)
-        tiles = Tiles(pairs, len(queries), len(keys), size)
-        for rows, columns, (row, column) in tiles:
-            logits = scaled[rows] @ keys[columns].T
-            softmax.update(rows, logits)
-            positive = logits[row, column] * weight[rows][row]
-            softmax.positive[rows].index_add_(0, row, positive)
-        ctx.tiles = tiles
-        ctx.save_for_backward(queries, keys, scale, weight, softmax.largest, softmax.total)
-        return softmax.losses().sum()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        refuse_second_gradients()
-        queries, keys, scale, weight, largest, total = ctx.saved_tensors
-        scaled = scale * queries
-        query_gradient, key_gradient = torch.zeros_like(queries), torch.zeros_like(keys)
-        for rows, columns, (row, column) in ctx.tiles:
-            # Gradient of the logits: softmax minus target.
-            slope = scaled[rows] @ keys[columns].T
-            slope.sub_(largest[rows, None]).exp_().div_(total[rows, None])
-            slope[row, column] -= weight[rows][row]
-            query_gradient[rows] += slope @ keys[columns]
-            key_gradient[columns] += slope.T @ scaled[rows]
-        # See _TiledInfoNCE for the gradient of the scale.
-        scale_gradient = (query_gradient * queries).sum() * gradient
-        query_gradient *= scale * gradient
-        key_gradient *= gradient
-        return query_gradient, key_gradient, scale_gradient.to(scale.dtype), None, None
-
-
 class _TiledInfoNCE(torch.autograd.Function):
-    """Symmetric InfoNCE in tiles; the backward pass computes the logits again."""
+    """Sum of the cross-entropies of images over texts and, if `symmetric`, of texts over images.
+
+    Logits are computed in tiles. The backward pass computes them again.
+    """
 
     @staticmethod
     def forward(
@@ -193,57 +150,41 @@ class _TiledInfoNCE(torch.autograd.Function):
         scale: torch.Tensor,
         pairs: torch.Tensor,
         size: int,
+        symmetric: bool,
     ) -> torch.Tensor:
-        counts = [pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)]
-        check_counts(*counts)
-        image_weight, text_weight = (c.to(image.dtype).reciprocal() for c in counts)
+        ctx.softmaxes = [Softmax(image, pairs, 0)]
+        if symmetric:
+            ctx.softmaxes.append(Softmax(text, pairs, 1))
+        ctx.tiles = Tiles(pairs, len(image), len(text), size)
+        ctx.save_for_backward(image, text, scale)
         scaled = scale * image
-        by_image, by_text = Softmax(image), Softmax(image)
-        tiles = Tiles(pairs, len(image), len(image), size)
-        for rows, columns, (row, column) in tiles:
-            logits = scaled[rows] @ text[columns].T
-            by_image.update(rows, logits)
-            by_text.update(columns, logits.T)
-            positive = logits[row, column]
-            by_image.positive[rows].index_add_(0, row, positive * image_weight[rows][row])
-            by_text.positive[columns].index_add_(
-                0, column, positive * text_weight[columns][column]
-            )
-        ctx.tiles = tiles
-        ctx.save_for_backward(
-            image,
-            text,
-            scale,
-            image_weight,
-            text_weight,
-            by_image.largest,
-            by_image.total,
-            by_text.largest,
-            by_text.total,
-        )
-        return (by_image.losses().mean() + by_text.losses().mean()) / 2
+        for tile in ctx.tiles:
+            logits = scaled[tile.rows] @ text[tile.columns].T
+            for softmax in ctx.softmaxes:
+                softmax.update(tile, logits)
+        return sum(softmax.losses().sum() for softmax in ctx.softmaxes)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         refuse_second_gradients()
-        image, text, scale, image_weight, text_weight, *denominators = ctx.saved_tensors
-        image_largest, image_total, text_largest, text_total = denominators
+        image, text, scale = ctx.saved_tensors
         scaled = scale * image
         image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)
-        for rows, columns, (row, column) in ctx.tiles:
-            logits = scaled[rows] @ text[columns].T
-            slope = (logits - image_largest[rows, None]).exp_().div_(image_total[rows, None])
-            slope += logits.sub_(text_largest[columns]).exp_().div_(text_total[columns])
-            slope[row, column] -= image_weight[rows][row] + text_weight[columns][column]
-            image_gradient[rows] += slope @ text[columns]
-            text_gradient[columns] += slope.T @ scaled[rows]
-        weight = gradient / (2 * len(image))
+        for tile in ctx.tiles:
+            logits = scaled[tile.rows] @ text[tile.columns].T
+            # Gradient of the logits: softmax minus target.
+            slope, *others = (softmax.probabilities(tile, logits) for softmax in ctx.softmaxes)
+            for other in others:
+                slope += other
+            slope[tile.positive] -= sum(softmax.targets(tile) for softmax in ctx.softmaxes)
+            image_gradient[tile.rows] += slope @ text[tile.columns]
+            text_gradient[tile.columns] += slope.T @ scaled[tile.rows]
         # Logits are linear in scale * image, so the gradient of the scale follows from that of the
         # images.
-        scale_gradient = (image_gradient * image).sum() * weight
-        image_gradient *= scale * weight
-        text_gradient *= weight
-        return image_gradient, text_gradient, scale_gradient.to(scale.dtype), None, None
+        scale_gradient = (image_gradient * image).sum() * gradient
+        image_gradient *= scale * gradient
+        text_gradient *= gradient
+        return image_gradient, text_gradient, scale_gradient.to(scale.dtype), None, None, None
 
 
 class SigmoidLoss(ScaledLoss):
