@@ -73,6 +73,10 @@ class HeadConfig(NamedTuple):
         """Arguments of `make_head` apart from the sizes."""
         return {"depth": self.depth, "width": self.width, "dropout": self.dropout}
 
+    def whiten(self, data: PairDataset) -> WhitenedMap:
+        """Return the whitening of images by which a closed form maps them."""
+        return whiten_images(data, WHITENING, self.n_components)
+
 
 class HeadTraining:
     """Two heads, and the steps to train them on a set of pairs.
@@ -259,15 +263,14 @@ def train_heads(
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
     if heads.init == "kernel":
-        smoothness = choose_kernel(run, data, whiten_images(data, WHITENING, heads.n_components))
+        smoothness = choose_kernel(run, data, heads.whiten(data))
 
     def solve(pairs: PairDataset) -> Maps | None:
         if heads.init is None:
             return None
-        image_map = whiten_images(pairs, WHITENING, heads.n_components)
         if heads.init == "linear":
-            return linear_maps(pairs, image_map, ridge=_LINEAR_RIDGE)
-        return solve_kernel(run, image_map, pairs, **smoothness)
+            return linear_maps(pairs, heads.whiten(pairs), ridge=_LINEAR_RIDGE)
+        return solve_kernel(run, heads.whiten(pairs), pairs, **smoothness)
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
         maps = solve(pairs)
@@ -377,10 +380,7 @@ def train_blend(
     if heads.side != "text" and not is_untested:  # only a text head can be blended
         return train_heads(heads._replace(init="kernel"), data, run)
 
-    def whiten(pairs: PairDataset) -> WhitenedMap:
-        return whiten_images(pairs, WHITENING, heads.n_components)
-
-    full_map = whiten(data)
+    full_map = heads.whiten(data)
     smoothness = choose_kernel(run, data, full_map)
 
     def solve(pairs: PairDataset, image_map: WhitenedMap) -> TwoTower:
@@ -389,10 +389,12 @@ def train_blend(
 
     if is_untested:
         scale = held_out_logit_scale(
-            data, lambda pairs: make_embedders(solve(pairs, whiten(pairs))), config.max_logit_scale
+            data,
+            lambda pairs: make_embedders(solve(pairs, heads.whiten(pairs))),
+            config.max_logit_scale,
         )
         return solve(data, full_map), scale, TrainingResult([], 0, 0)
-    image_map = full_map if valid is None or has_stable_whitening(data) else whiten(train)
+    image_map = full_map if valid is None or has_stable_whitening(data) else heads.whiten(train)
     closed_form = solve(train, image_map)
     text_head = make_head(heads.head, train.text.shape[1], image_map.n_out, **heads.shape)
     module = TwoTower(ClosedFormHead(image_map), text_head)

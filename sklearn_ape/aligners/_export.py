@@ -218,16 +218,14 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
             "image encoder and an aligner."
         )
     check_is_fitted(inner)
-    encoder = encoder or getattr(inner, "image_encoder_", None)
-    encoder = unfreeze(encoder or getattr(inner, "image_encoder", None))
+    encoder = unfreeze(encoder or inner._get_encoder("image"))
     if not isinstance(encoder, ImageEncoder):
         raise ValueError(
             f"aligner is a {type(inner).__name__} without an image encoder of sklearn_ape. Fit it "
             "with image_encoder=TimmImageEncoder(...), or pass the Pipeline of encoder and "
             "aligner."
         )
-    text_encoder = getattr(inner, "text_encoder_", None) or getattr(inner, "text_encoder", None)
-    if text_encoder is None:
+    if inner._get_encoder("text") is None:
         raise ValueError(
             f"aligner is a {type(inner).__name__} that was fitted on features of texts. Fit it on "
             "captions, with a text_encoder."

@@ -114,10 +114,7 @@ class TrainingRun(NamedTuple):
         return subset(data, split.train), subset(data, valid)
 
     def make_callbacks(
-        self,
-        recall: ValidationRecall,
-        get_module: Callable[[AlignmentNet], TwoTower],
-        phase: str,
+        self, recall: ValidationRecall, get_module: Callable[[AlignmentNet], TwoTower], phase: str
     ) -> list[Any]:
         """Return the callbacks of the phase that searches for the best epoch, in order.
 

@@ -164,31 +164,20 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     @property
     def image_encoder(self) -> OpenCLIPImageEncoder:
         """Encoder of images."""
-        return OpenCLIPImageEncoder(
-            self._name(),
-            revision=self.revision,
-            crop=self.crop,
-            batch_size=self.batch_size,
-            device=self.device,
-            dtype=self.dtype,
-            n_jobs=self.n_jobs,
-            cache=self.cache,
-            on_error=self.on_error,
-            verbose=self.verbose,
-        )
+        names = ("crop", "batch_size", "n_jobs", "on_error")
+        options = {name: getattr(self, name) for name in names}
+        return OpenCLIPImageEncoder(self._name(), **options, **self._shared_options())
 
     @property
     def text_encoder(self) -> OpenCLIPTextEncoder:
         """Encoder of texts."""
-        return OpenCLIPTextEncoder(
-            self._name(),
-            revision=self.revision,
-            batch_size=4 * self.batch_size,
-            device=self.device,
-            dtype=self.dtype,
-            cache=self.cache,
-            verbose=self.verbose,
-        )
+        options = {"batch_size": 4 * self.batch_size, **self._shared_options()}
+        return OpenCLIPTextEncoder(self._name(), **options)
+
+    def _shared_options(self) -> dict[str, Any]:
+        """Return the parameters that both encoders have."""
+        names = ("revision", "device", "dtype", "cache", "verbose")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def logit_scale_(self) -> float:

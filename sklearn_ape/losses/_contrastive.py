@@ -162,7 +162,7 @@ class _TiledInfoNCE(torch.autograd.Function):
             logits = scaled[tile.rows] @ text[tile.columns].T
             for softmax in ctx.softmaxes:
                 softmax.update(tile, logits)
-        return sum(softmax.losses().sum() for softmax in ctx.softmaxes)
+        return torch.stack([softmax.losses().sum() for softmax in ctx.softmaxes]).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -5,13 +5,7 @@ from ..features.memmap import StoredRows as StoredRows
 from ..features.memmap import row_blocks as row_blocks
 from ..features.memmap import select as select
 from ..features.memmap import stays_stored as stays_stored
-from .callbacks import (
-    BestEpoch,
-    DivergenceGuard,
-    EpochProgress,
-    StopWhenPatient,
-    ValidationRecall,
-)
+from .callbacks import BestEpoch, DivergenceGuard, EpochProgress, StopWhenPatient, ValidationRecall
 from .callbacks import diverged as diverged
 from .callbacks import mean_recall as mean_recall
 from .data import PairBatches, PairDataset, Split, split_pairs

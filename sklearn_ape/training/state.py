@@ -26,9 +26,7 @@ class SaveState(Callback):
     """
 
     def __init__(
-        self,
-        save: Callable[[Callable[[], dict[str, Any]]], None],
-        state: dict[str, Any] | None,
+        self, save: Callable[[Callable[[], dict[str, Any]]], None], state: dict[str, Any] | None
     ) -> None:
         self.save = save
         self.state = state
@@ -165,17 +163,15 @@ def _get_schedule_state(scheduler: Any) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _get_generators(device: Any) -> dict[str, np.ndarray]:
+def _get_generators(device: torch.device) -> dict[str, np.ndarray]:
     states = {"cpu": torch.get_rng_state()}
-    device = torch.device(device)
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return {name: tensor.numpy() for name, tensor in states.items()}
 
 
-def _restore_generators(device: Any, states: dict[str, np.ndarray]) -> None:
+def _restore_generators(device: torch.device, states: dict[str, np.ndarray]) -> None:
     torch.set_rng_state(torch.from_numpy(states["cpu"]))
-    device = torch.device(device)
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(torch.from_numpy(states["cuda"]), device)
 
