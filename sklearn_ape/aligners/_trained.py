@@ -28,7 +28,7 @@ from ..training.data import PairDataset, split_pairs, subset
 from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.messages import shows_progress
-from ..utils.sklearn_compat import FitContext, reports_fit, restored_on_failure
+from ..utils.sklearn_compat import FitContext, reports_fit, restored_on_failure, with_callbacks
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder
@@ -151,7 +151,7 @@ class TrainingRun(NamedTuple):
 class TrainedAligner(BaseAligner):
     """Base class of aligners that are trained by gradient descent.
 
-    A subclass calls `_fit` in its `fit`, and defines `_train`.
+    A subclass defines `_train`.
     """
 
     # The keys of parameters that are dicts, with their defaults.
@@ -173,6 +173,40 @@ class TrainedAligner(BaseAligner):
         self, data: PairDataset, run: TrainingRun
     ) -> tuple[TwoTower, float, TrainingResult]:
         """Return a trained module, its logit scale, and the history of the training."""
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train the aligner on pairs of images and captions.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Images if `image_encoder` is set, otherwise features of images.
+        y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
+            A caption or a list of captions per image if `text_encoder` is set, otherwise
+            features.
+
+        Returns
+        -------
+        self : object
+            The fitted aligner.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data are invalid, or if this is the starter model, which all
+            estimators share. The message names the rows.
+        FloatingPointError
+            If training diverges.
+        OSError
+            If the folder `checkpoint` cannot be written to, or contains unrelated files.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If training was stopped by a callback or by Ctrl-C.
+        """
+        return self._fit(X, y)
 
     def _fit(self, X: Any, y: Any) -> Self:
         self._check_parameters()

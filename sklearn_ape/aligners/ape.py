@@ -19,7 +19,7 @@ from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, cosine_schedule
-from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
+from ..utils.sklearn_compat import FitContext, restored_on_failure
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
 from ._closed_form import held_out_logit_scale, make_embedders
@@ -342,38 +342,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         self.callbacks = callbacks
         self.checkpoint = checkpoint
 
-    @with_callbacks
-    def fit(self, X: Any, y: Any) -> Self:
-        """Train the heads on pairs of images and captions.
-
-        Parameters
-        ----------
-        X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, otherwise features of images.
-        y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            A caption or a list of captions per image if `text_encoder` is set, otherwise
-            features.
-
-        Returns
-        -------
-        self : object
-            The fitted aligner.
-
-        Raises
-        ------
-        ValueError
-            If a parameter or the data are invalid, or if this is the starter model, which all
-            estimators share. The message names the rows.
-        FloatingPointError
-            If training diverges.
-        OSError
-            If the folder `checkpoint` cannot be written to, or contains unrelated files.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If training was stopped by a callback or by Ctrl-C.
-        """
+    def _fit(self, X: Any, y: Any) -> Self:
         from .starter import is_starter  # which imports this module
 
         if is_starter(self):  # the steps of a Pipeline are not cloned
@@ -383,7 +352,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
                 "Pipeline, APEAligner(init='starter') to extend it, or a clone to train anew."
             )
         if self.init is None or self.init in _TRAINED_INITS:
-            return self._fit(X, y)
+            return super()._fit(X, y)
         return self._fit_extension(X, y)
 
     def _fit_extension(self, X: Any, y: Any) -> Self:

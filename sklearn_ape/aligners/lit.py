@@ -23,7 +23,6 @@ from ..training.callbacks import (
 from ..training.data import PairDataset, as_tensor
 from ..training.distributed import current_ranks
 from ..training.net import embed, make_net
-from ..utils.sklearn_compat import with_callbacks
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._serialization import history_state, restore_history
 from ._text_tower import TextTower
@@ -152,7 +151,8 @@ class LiTAligner(TrainedAligner):
     -----
     Image features are not projected. They are standardized, as by `APEAligner` with
     ``side="text"``. Gradients are clipped to norm 1, as in the authors' code. Texts with the same
-    tokens are one text.
+    tokens are one text. `fit` raises TypeError if `text_encoder` is not a network of the
+    transformers library, and RuntimeError if torch.distributed is set up for several ranks.
 
     References
     ----------
@@ -230,40 +230,7 @@ class LiTAligner(TrainedAligner):
         self.callbacks = callbacks
         self.checkpoint = checkpoint
 
-    @with_callbacks
-    def fit(self, X: Any, y: Any) -> Self:
-        """Train the text tower on pairs of images and captions.
-
-        Parameters
-        ----------
-        X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, otherwise features of images.
-        y : sequence of length n_samples
-            A caption or a list of captions per image.
-
-        Returns
-        -------
-        self : object
-            The fitted aligner.
-
-        Raises
-        ------
-        ValueError
-            If a parameter or the data are invalid. The message names the rows.
-        TypeError
-            If `text_encoder` is not a network of the transformers library.
-        FloatingPointError
-            If training diverges.
-        RuntimeError
-            If torch.distributed is set up for several ranks, which is not supported.
-        OSError
-            If the folder `checkpoint` cannot be written to, or contains unrelated files.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If training was stopped by a callback or by Ctrl-C.
-        """
+    def _fit(self, X: Any, y: Any) -> Self:
         ranks = current_ranks()
         if ranks is not None:
             raise RuntimeError(
@@ -272,7 +239,7 @@ class LiTAligner(TrainedAligner):
                 "a process without a process group, or use APEAligner."
             )
         try:
-            return self._fit(X, y)
+            return super()._fit(X, y)
         finally:
             self.__dict__.pop("_tower", None)
 
