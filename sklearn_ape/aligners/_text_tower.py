@@ -143,11 +143,8 @@ class TextTower(nn.Module):
             parameter.requires_grad_(index >= first and id(parameter) in used)
 
     @contextmanager
-    def checkpoint_gradients(self, enabled: bool) -> Iterator[None]:
-        """Compute activations twice instead of storing them, if enabled."""
-        if not enabled:
-            yield
-            return
+    def checkpoint_gradients(self) -> Iterator[None]:
+        """Compute activations twice instead of storing them."""
         if not getattr(self.tower, "supports_gradient_checkpointing", False):
             raise ValueError(
                 f"gradient_checkpointing=True is not supported by {type(self.tower).__name__}. "
@@ -225,29 +222,20 @@ class TextTower(nn.Module):
             module.register_forward_pre_hook(lambda module, _: called_ids.add(id(module)))
             for module in self.tower.modules()
         ]
-        named = dict(self.tower.named_parameters())
-        tokens = torch.from_numpy(self.tokenize(["a"]))
         with torch.enable_grad():
             self.tower.requires_grad_(True)
-            features = self._encode(tokens)
-            gradients = torch.autograd.grad(
-                features.sum(), list(named.values()), allow_unused=True
-            )
+            self._encode(torch.from_numpy(self.tokenize(["a"]))).sum().backward()
         for hook in hooks:
             hook.remove()
-        used = {
-            name: parameter
-            for (name, parameter), gradient in zip(named.items(), gradients, strict=True)
-            if gradient is not None
-        }
-        used_ids = {id(parameter) for parameter in used.values()}
+        used = {name: id(p) for name, p in self.tower.named_parameters() if p.grad is not None}
+        self.tower.zero_grad()
         children = dict(self.tower.named_children())
         for name, child in children.items():
             siblings = [sibling for other, sibling in children.items() if other != name]
             shared = {id(module) for sibling in siblings for module in sibling.modules()}
             was_called = called_ids & ({id(module) for module in child.modules()} - shared)
             weights = _ids(child).difference(*map(_ids, siblings))
-            if weights and not was_called and not weights & used_ids:
+            if weights and not was_called and weights.isdisjoint(used.values()):
                 delattr(self.tower, name)
         return frozenset(used)
 

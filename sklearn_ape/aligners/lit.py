@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -276,7 +277,7 @@ class LiTAligner(TrainedAligner):
             optimizer__param_groups=[(name, {"lr": rate}) for name in patterns],
         )
         try:
-            with tower.checkpoint_gradients(self.gradient_checkpointing):
+            with tower.checkpoint_gradients() if self.gradient_checkpointing else nullcontext():
                 net.fit(train, y=None)
         except FloatingPointError as error:
             raise FloatingPointError(
