@@ -112,17 +112,17 @@ class TrainingFile:
         """Release the lock."""
         self._lock.release()
 
-    def read(self, finished: bool = True) -> tuple[str, dict[str, Any]] | None:
-        """Return ("finished" or "unfinished", values), or None if the run has no file.
+    def read(self, finished: bool) -> dict[str, Any] | None:
+        """Return the state of the run or, if `finished`, its result; None if there is no file.
 
-        A finished result is returned only if `finished`. ValueError is raised if the file is
-        damaged, or belongs to another run or format.
+        ValueError is raised if the file is damaged, or belongs to another run or format.
         """
         if not self.is_owner:
             return None
-        for path, kind in ((self.finished, "finished"), (self.unfinished, "unfinished")):
-            if path.exists() and (finished or path != self.finished):
-                return kind, self._read(path)
+        paths = [self.finished, self.unfinished] if finished else [self.unfinished]
+        for path in paths:
+            if path.exists():
+                return self._read(path)
         self._warn_about_other_runs()
         return None
 
@@ -266,15 +266,13 @@ class Checkpoint:
             content = self.ranks.broadcast(content)
         if isinstance(content, Exception):
             raise content
-        if content is not None:
-            kind, values = content
-            if kind == "finished":
-                self._finished = values
-            else:
-                self.seed = values["seed"]
-                self._phase, self._state = values["phase"], values["state"]
-                if values["course"] is not None:
-                    self.result = TrainingResult(**values["course"])
+        if content is not None and "learned" in content:
+            self._finished = content
+        elif content is not None:
+            self.seed = content["seed"]
+            self._phase, self._state = content["phase"], content["state"]
+            if content["course"] is not None:
+                self.result = TrainingResult(**content["course"])
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
