@@ -373,9 +373,6 @@ class ExtendedHead(Head):
         self.register_buffer("shift", shift)
         self.correction = correction
 
-    def set_statistics(self, features: Any) -> None:
-        """Do nothing, because nothing is trained."""
-
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
         output = self.scale * l2_normalize(self.base(features)) + self.shift

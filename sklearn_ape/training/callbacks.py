@@ -19,7 +19,7 @@ from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar, warn
 from ..utils.sklearn_compat import FitContext
 from .data import PairDataset, n_batches
-from .net import AlignmentNet, TrainingConfig, cosine_schedule, embed
+from .net import AlignmentNet, TrainingConfig, cosine_schedule, embed_pairs
 
 _RECALL_KEYS = ("valid_recall", "head_recall", "blend_weight")
 _HISTORY_KEYS = ("epoch", "train_loss", *_RECALL_KEYS, "logit_scale", "dur")
@@ -48,8 +48,7 @@ class ValidationRecall(Callback):
         net.history.record("logit_scale", net.logit_scale)
         if self.dataset is None:
             return
-        image = embed(net.module_, "image", self.dataset.image, net.device)
-        text = embed(net.module_, "text", self.dataset.text, net.device)
+        image, text = embed_pairs(net.module_, self.dataset, net.device)
         if not (np.isfinite(image).all() and np.isfinite(text).all()):
             raise diverged(net)
         scores = self.score(image, text)

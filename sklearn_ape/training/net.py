@@ -486,7 +486,9 @@ def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray
     return embeddings
 
 
-def embed_pairs(module: TwoTower, data: PairDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the L2-normalized embeddings of images and captions, computed on the CPU."""
-    image, text = (embed(module, side, getattr(data, side), "cpu") for side in ("image", "text"))
+def embed_pairs(
+    module: TwoTower, data: PairDataset, device: torch.device | str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the L2-normalized embeddings of images and captions."""
+    image, text = (embed(module, side, getattr(data, side), device) for side in ("image", "text"))
     return image, text
