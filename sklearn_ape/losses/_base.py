@@ -199,11 +199,39 @@ class ScaledLoss(nn.Module):
         with torch.no_grad():
             self.log_scale.clamp_(max=self.max_log_scale)
 
-    def _tile(self, n_pairs: int) -> int | None:
-        """Return the size of a tile, or None to compute all logits at once."""
-        if self.tile_size == "auto":
-            return None if n_pairs <= MAX_DENSE_ROWS else AUTO_TILE
-        return None if self.tile_size is None else int(self.tile_size)
+    def forward(
+        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss of a batch.
+
+        Parameters
+        ----------
+        image, text : torch.Tensor of shape (n_pairs, n_components)
+            L2-normalized embeddings; row i of one belongs to row i of the other.
+        positive : torch.Tensor or None, default=None
+            Images and captions that belong together, including the diagonal: a bool matrix of
+            shape (n_pairs, n_pairs) that is True at (i, j) for image i and caption j, or int64
+            pairs (i, j) of shape (n_positive, 2), which take less memory. None is the diagonal
+            only.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            A scalar.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not match, or `positive` contains an invalid row. `InfoNCELoss` also
+            raises it if a row has no positive.
+        TypeError
+            If `positive` is neither bool nor int64.
+        """
+        check_embeddings(image, text)
+        is_small = self.tile_size == "auto" and len(image) <= MAX_DENSE_ROWS
+        if self.tile_size is None or is_small:
+            return self._dense(image, text, positive)
+        return self.share(image, text, positive, slice(0, len(image)))
 
     def share(
         self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None, rows: slice
@@ -232,6 +260,12 @@ class ScaledLoss(nn.Module):
         # Also tile small batches with "auto": ranks are used where memory is short.
         tile = AUTO_TILE if self.tile_size == "auto" else int(self.tile_size or len(image))
         return self._share(image, text, pairs, rows, tile)
+
+    @abstractmethod
+    def _dense(
+        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the result of `forward`, computed from all logits at once."""
 
     @abstractmethod
     def _share(

@@ -13,9 +13,7 @@ from ._base import (
     Softmax,
     Tiles,
     as_matrix,
-    as_pairs,
     check_counts,
-    check_embeddings,
     refuse_second_gradients,
     select_pairs,
 )
@@ -76,41 +74,9 @@ class InfoNCELoss(ScaledLoss):
     0.7437
     """
 
-    def forward(
-        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None = None
+    def _dense(
+        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the mean loss over both directions.
-
-        Parameters
-        ----------
-        image, text : torch.Tensor of shape (n_pairs, n_components)
-            L2-normalized embeddings; row i of one belongs to row i of the other.
-        positive : torch.Tensor or None, default=None
-            Images and captions that belong together, including the diagonal: a bool matrix of
-            shape (n_pairs, n_pairs) that is True at (i, j) for image i and caption j, or int64
-            pairs (i, j) of shape (n_positive, 2), which take less memory. None is the diagonal
-            only.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            A scalar.
-
-        Raises
-        ------
-        ValueError
-            If shapes do not match, or `positive` contains an invalid row, or a row has no
-            positive.
-        TypeError
-            If `positive` is neither bool nor int64.
-        """
-        check_embeddings(image, text)
-        tile = self._tile(len(image))
-        if tile is not None:
-            pairs = as_pairs(positive, len(image), image.device)
-            check_counts(*(pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)))
-            total = _TiledInfoNCE.apply(image, text, self.logit_scale, pairs, tile, True)
-            return total / (2 * len(image))
         logits = self.logit_scale * image @ text.T
         if positive is None:
             image_target = text_target = torch.arange(len(image), device=image.device)
@@ -128,12 +94,16 @@ class InfoNCELoss(ScaledLoss):
     def _share(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
-        check_counts(*(pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)))
-        total, scale = image.new_zeros(()), self.logit_scale
-        for one, other, positive in ((image, text, pairs), (text, image, pairs.flip(1))):
-            positive = select_pairs(positive, rows)
-            total = total + _TiledInfoNCE.apply(one[rows], other, scale, positive, tile, False)
-        return total / (2 * len(image))
+        n_pairs, scale = len(image), self.logit_scale
+        check_counts(*(pairs[:, side].bincount(minlength=n_pairs) for side in (0, 1)))
+        if rows == slice(0, n_pairs):  # both directions have the same logits
+            total = _TiledInfoNCE.apply(image, text, scale, pairs, tile, True)
+        else:
+            total = image.new_zeros(())
+            for one, other, positive in ((image, text, pairs), (text, image, pairs.flip(1))):
+                positive = select_pairs(positive, rows)
+                total = total + _TiledInfoNCE.apply(one[rows], other, scale, positive, tile, False)
+        return total / (2 * n_pairs)
 
 
 class _TiledInfoNCE(torch.autograd.Function):
@@ -190,6 +160,8 @@ class _TiledInfoNCE(torch.autograd.Function):
 class SigmoidLoss(ScaledLoss):
     """The pairwise sigmoid loss of SigLIP, a binary classification of all pairs.
 
+    The loss is summed over captions and averaged over images.
+
     Parameters
     ----------
     logit_scale : float, default=10.0
@@ -244,36 +216,10 @@ class SigmoidLoss(ScaledLoss):
         else:
             self.register_buffer("bias", initial)
 
-    def forward(
-        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None = None
+    def _dense(
+        self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the loss, summed over captions and averaged over images.
-
-        Parameters
-        ----------
-        image, text : torch.Tensor of shape (n_pairs, n_components)
-            L2-normalized embeddings; row i of one belongs to row i of the other.
-        positive : torch.Tensor or None, default=None
-            Images and captions that belong together; see `InfoNCELoss`.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            A scalar.
-
-        Raises
-        ------
-        ValueError
-            If shapes do not match, or `positive` contains an invalid row.
-        TypeError
-            If `positive` is neither bool nor int64.
-        """
-        check_embeddings(image, text)
         self._initialize_bias(len(image))
-        tile = self._tile(len(image))
-        if tile is not None:
-            pairs = as_pairs(positive, len(image), image.device)
-            return self._sum_tiles(image, text, pairs, tile) / len(image)
         logits = self.logit_scale * image @ text.T + self.bias
         if positive is None:
             positive = torch.eye(len(image), dtype=torch.bool, device=image.device)
@@ -284,17 +230,14 @@ class SigmoidLoss(ScaledLoss):
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
         self._initialize_bias(len(image))
-        return self._sum_tiles(image[rows], text, select_pairs(pairs, rows), tile) / len(image)
+        pairs = select_pairs(pairs, rows)
+        total = _TiledSigmoid.apply(image[rows], text, self.logit_scale, self.bias, pairs, tile)
+        return total / len(image)
 
     def _initialize_bias(self, n_pairs: int) -> None:
         if self.bias.isnan():
             with torch.no_grad():
                 self.bias.fill_(-math.log(max(n_pairs, 2)))
-
-    def _sum_tiles(
-        self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, size: int
-    ) -> torch.Tensor:
-        return _TiledSigmoid.apply(image, text, self.logit_scale, self.bias, pairs, size)
 
 
 class _TiledSigmoid(torch.autograd.Function):
