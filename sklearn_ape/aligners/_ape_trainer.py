@@ -265,14 +265,14 @@ def train_heads(
     if heads.init == "kernel":
         smoothness = choose_kernel(run, data, heads.whiten(data))
 
-    def solve(pairs: PairDataset) -> Maps | None:
+    def solve(pairs: PairDataset) -> Any:
         if heads.init is None:
             return None
         if heads.init == "linear":
             return linear_maps(pairs, heads.whiten(pairs), ridge=_LINEAR_RIDGE)
         return solve_kernel(run, heads.whiten(pairs), pairs, **smoothness)
 
-    def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
+    def prepare(pairs: PairDataset) -> tuple[HeadTraining, Any]:
         maps = solve(pairs)
         module = _make_module(heads, maps, pairs)
         return HeadTraining(module, pairs, run), maps
@@ -284,15 +284,12 @@ def train_heads(
         checkpoint.note_result(result)
         if result.best_epoch == 0:
             assert valid is not None
-            assert maps is not None
             closed_form = make_closed_form(maps, run.ranks)
             scale = fit_logit_scale(
                 *embed_pairs(closed_form, valid), valid.pairs, config.max_logit_scale
             )
             if config.refit:
-                maps = solve(data)
-                assert maps is not None
-                closed_form = make_closed_form(maps, run.ranks)
+                closed_form = make_closed_form(solve(data), run.ranks)
             return closed_form, scale, result
         if valid is None or not config.refit:
             return training.module, scale, result

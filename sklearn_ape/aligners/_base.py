@@ -394,11 +394,11 @@ class BaseAligner(
         image = self._image_features(X, reset)
         digests = None if image_encoder is None else image_digests(X)
         if captions is None:
-            every_row = np.arange(len(image))
-            return Rows(image, text, every_row, every_row, digests)
-        encode = partial(self._encode_texts, reset=reset)
-        text, text_rows = encode_unique(encode, captions, rows)
-        return Rows(image, text, rows, text_rows, digests, are_captions=True)
+            rows = text_rows = np.arange(len(image))
+        else:
+            encode = partial(self._encode_texts, reset=reset)
+            text, text_rows = encode_unique(encode, captions, rows)
+        return Rows(image, text, rows, text_rows, digests, captions is not None)
 
     def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         """Validate features of both sides in the order of scikit-learn's checks."""
