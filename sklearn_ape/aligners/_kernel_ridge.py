@@ -161,7 +161,7 @@ def _decompose(matrix: torch.Tensor, verbose: int | None) -> None:
     with make_progress_bar(n_rows, verbose, desc="Solving", unit="anchor") as bar:
         for block in gen_batches(n_rows, _BLOCK_SIZE):
             head = matrix[block, : block.start]
-            for part in _row_blocks(block.start, n_rows, n_rows):
+            for part in _row_blocks(block.start, n_rows):
                 if block.start:
                     matrix[part, block].addmm_(matrix[part, : block.start], head.T, alpha=-1)
             factor = torch.linalg.cholesky(matrix[block, block])
@@ -183,7 +183,7 @@ def _substitute(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
             matrix[block, block].tril(), right[block], upper=False
         )
     for block in reversed(blocks):
-        for part in _row_blocks(block.stop, len(matrix), len(matrix)):
+        for part in _row_blocks(block.stop, len(matrix)):
             right[block] -= matrix[part, block].T @ right[part]
         right[block] = torch.linalg.solve_triangular(
             matrix[block, block].tril().mT, right[block], upper=True
@@ -191,10 +191,10 @@ def _substitute(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return right
 
 
-def _row_blocks(start: int, stop: int, n_columns: int) -> Iterator[slice]:
-    """Return slices of rows that span at most 2**30 elements, within the limits of BLAS."""
-    size = max(1, 2**30 // max(n_columns, 1))
-    return (slice(i, min(i + size, stop)) for i in range(start, stop, size))
+def _row_blocks(start: int, n_rows: int) -> Iterator[slice]:
+    """Return slices of rows of at most 2**30 elements, within the limits of BLAS."""
+    size = max(1, 2**30 // n_rows)
+    return (slice(i, min(i + size, n_rows)) for i in range(start, n_rows, size))
 
 
 def _solve_iteratively(

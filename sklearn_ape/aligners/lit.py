@@ -152,8 +152,9 @@ class LiTAligner(TrainedAligner):
     -----
     Image features are not projected. They are standardized, as by `APEAligner` with
     ``side="text"``. Gradients are clipped to norm 1, as in the authors' code. Texts with the same
-    tokens are one text. `fit` raises TypeError if `text_encoder` is not a network of the
-    transformers library, and RuntimeError if torch.distributed is set up for several ranks.
+    tokens are one text. `fit` takes captions only. It raises TypeError if `text_encoder` is not a
+    network of the transformers library, and RuntimeError if torch.distributed is set up for
+    several ranks.
 
     References
     ----------

@@ -85,7 +85,7 @@ def test_blas_gets_small_blocks_of_rows(monkeypatch):
     expected = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU).coefficients
     slices = []
 
-    def row_blocks(start, stop, n_columns):
+    def row_blocks(start, stop):
         slices.append((start, stop))
         return [slice(i, min(i + 50, stop)) for i in range(start, stop, 50)]
 
@@ -96,7 +96,7 @@ def test_blas_gets_small_blocks_of_rows(monkeypatch):
 
 
 def test_row_blocks_span_less_than_the_limit_of_blas():
-    blocks = list(_kernel_ridge._row_blocks(10, 60_000, 60_000))
+    blocks = list(_kernel_ridge._row_blocks(10, 60_000))
     assert blocks[0].start == 10
     assert blocks[-1].stop == 60_000
     assert all((block.stop - block.start) * 60_000 <= 2**30 for block in blocks)
