@@ -41,6 +41,10 @@ _EXCLUDED_PARAMETERS = {
 }
 
 
+LOSS_DEFAULTS = {"logit_scale": 1 / 0.07, "learn_logit_scale": True, "max_logit_scale": 100.0}
+"""Keys of ``loss_params`` that all trained aligners have, with their defaults."""
+
+
 class ClosedFormAligner(BaseAligner):
     """Base class of aligners that are fitted in closed form."""
 

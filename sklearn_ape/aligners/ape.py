@@ -25,7 +25,7 @@ from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_hea
 from ._closed_form import held_out_logit_scale, make_embedders
 from ._extension import choose_encoder, extend, resolve_base
 from ._serialization import HeadsMixin, history_state, restore_history
-from ._trained import TrainedAligner, TrainingRun, name_key
+from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun, name_key
 from .pairs import holds_images, holds_texts
 
 # Number of steps for max_epochs="auto", and bounds of the number of epochs. On 30,000 pairs of
@@ -268,13 +268,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     _can_choose_epochs: ClassVar = True
 
     _dict_defaults: ClassVar = {
-        "loss_params": {
-            "logit_scale": 1 / 0.07,
-            "learn_logit_scale": True,
-            "max_logit_scale": 100.0,
-            "tile_size": "auto",
-            "structure_weight": 0.0,
-        },
+        "loss_params": {**LOSS_DEFAULTS, "tile_size": "auto", "structure_weight": 0.0},
         "init_params": {"weight": 4.0, "center": True},
         "optimizer_params": {"warmup": 0.05, "clip_norm": None, "dtype": "auto"},
     }

@@ -27,7 +27,7 @@ from ..training.net import embed, make_net
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._serialization import history_state, restore_history
 from ._text_tower import TextTower
-from ._trained import TrainedAligner, TrainingRun
+from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun
 
 # Number of captions from whose features the linear map is initialized.
 _N_STATISTICS = 1000
@@ -175,13 +175,7 @@ class LiTAligner(TrainedAligner):
     1.0
     """
 
-    _dict_defaults: ClassVar = {
-        "loss_params": {
-            "logit_scale": 1 / 0.07,
-            "learn_logit_scale": True,
-            "max_logit_scale": 100.0,
-        },
-    }
+    _dict_defaults: ClassVar = {"loss_params": LOSS_DEFAULTS}
 
     def __init__(
         self,
