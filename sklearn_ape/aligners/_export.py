@@ -259,12 +259,8 @@ class _Model(nn.Module):
         """
         pixels = image if isinstance(image, torch.Tensor) else torch.stack(list(image))
         network = self._encoder._network()
-        has_views = pixels.ndim == 5
-        flat = (pixels.flatten(0, 1) if has_views else pixels).to(network.device, torch.float32)
-        flat = flat.contiguous(memory_format=torch.channels_last)
-        features = self._encoder._pixel_network(network)(flat).float()
-        if has_views:
-            features = features.unflatten(0, pixels.shape[:2]).mean(dim=1)
+        module = OnPixels(self._encoder._pixel_network(network), None, self._encoder.views)
+        features = module(pixels.to(network.device, torch.float32)).float()
         embeddings = self._aligner._embed_valid("image", features.cpu().numpy())
         return torch.from_numpy(embeddings).to(pixels.device)
 
