@@ -120,13 +120,8 @@ def held_out_logit_scale(
     """
     split = hold_out_pairs(data)
     embed_image, embed_text = fit(replace(data, pairs=data.pairs[split.train]))
-    return logit_scale_of_split(
-        data,
-        split,
-        lambda rows: embed_image(data.image[rows]),
-        lambda rows: embed_text(data.text[rows]),
-        max_scale,
-    )
+    part = subset(data, choose_scale_pairs(data, split))
+    return fit_logit_scale(embed_image(part.image), embed_text(part.text), part.pairs, max_scale)
 
 
 def hold_out_pairs(data: PairDataset) -> Split:
@@ -136,26 +131,13 @@ def hold_out_pairs(data: PairDataset) -> Split:
     return Split(rows[split.train], None if split.valid is None else rows[split.valid])
 
 
-def logit_scale_of_split(
-    data: PairDataset,
-    split: Split,
-    embed_image: Callable[[np.ndarray], np.ndarray],
-    embed_text: Callable[[np.ndarray], np.ndarray],
-    max_scale: float = MAX_LOGIT_SCALE,
-) -> float:
-    """Return the logit scale fitted on the held-out pairs of images.
-
-    Both functions return the L2-normalized embeddings of rows of the images or texts of `data`.
-    """
+def choose_scale_pairs(data: PairDataset, split: Split) -> np.ndarray:
+    """Return the rows of the held-out pairs of images from which the logit scale is fitted."""
     rows = split.train
     if split.valid is not None:
         rows = split.valid[data.pairs[split.valid, 0] < data.n_images]
         rows = rows if len(rows) > 1 else split.valid
-    rows = rows[evenly_spaced(len(rows), _MAX_SCALE_PAIRS)]
-    images, image_rows = np.unique(data.pairs[rows, 0], return_inverse=True)
-    texts, text_rows = np.unique(data.pairs[rows, 1], return_inverse=True)
-    pairs = np.column_stack([image_rows, text_rows])
-    return fit_logit_scale(embed_image(images), embed_text(texts), pairs, max_scale)
+    return rows[evenly_spaced(len(rows), _MAX_SCALE_PAIRS)]
 
 
 def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:

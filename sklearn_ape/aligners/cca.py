@@ -12,7 +12,7 @@ from torch import nn
 
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
-from ..utils.linalg import covariance, fingerprint, mean
+from ..utils.linalg import covariance, fingerprint, mean, normalize_rows
 from ..utils.validation import check_integer, check_number
 from ._closed_form import held_out_logit_scale
 from ._trained import ClosedFormAligner
@@ -38,9 +38,7 @@ class _Projection(NamedTuple):
     def __call__(self, features: np.ndarray) -> np.ndarray:
         embeddings = np.empty((len(features), self.matrix.shape[1]), dtype=np.float32)
         for rows in gen_batches(len(features), _BLOCK_SIZE):
-            projected = (features[rows] - self.mean) @ self.matrix
-            norm = np.linalg.norm(projected, axis=1, keepdims=True)
-            embeddings[rows] = projected / np.where(norm > 0, norm, 1)
+            embeddings[rows] = normalize_rows((features[rows] - self.mean) @ self.matrix)
         return embeddings
 
 

@@ -12,17 +12,18 @@ from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
 from ..heads import KernelMap, TwoTower
-from ..training.data import PairDataset
+from ..training.data import PairDataset, subset
 from ..utils.validation import check_integer, check_number
 from ._closed_form import (
     RIDGE,
     WHITENING,
+    choose_scale_pairs,
     choose_smoothness,
+    fit_logit_scale,
     has_stable_whitening,
     held_out_logit_scale,
     hold_out_pairs,
     kernel_maps,
-    logit_scale_of_split,
     make_embedders,
     whiten_images,
 )
@@ -211,12 +212,10 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
             logit_scale = held_out_logit_scale(data, fit)
         else:
             embed_image, _ = make_embedders(module)
-            logit_scale = logit_scale_of_split(
-                data,
-                split,
-                lambda rows: embed_image(data.image[rows]),
-                lambda rows: held_out_text[np.searchsorted(held_out_texts, rows)],
-            )
+            rows = choose_scale_pairs(data, split)
+            part, texts = subset(data, rows), np.unique(data.pairs[rows, 1])
+            text = held_out_text[np.searchsorted(held_out_texts, texts)]
+            logit_scale = fit_logit_scale(embed_image(part.image), text, part.pairs)
         self._set_module(module, logit_scale)
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
