@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class _OpenCLIPTower(FrozenEncoder):
         return Network(model.to(device), prepare, device)
 
 
+@dataclass(eq=False, repr=False)
 class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     """Frozen image tower of an OpenCLIP model.
 
@@ -145,29 +147,20 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     'ViT-B-32/laion2b_s34b_b79k'
     """
 
-    _feature_params = ("crop",)
-    pooling = "auto"
+    model_name: str = "ViT-B-32/laion2b_s34b_b79k"
+    _: KW_ONLY
+    revision: str | None = None
+    crop: str = "center"
+    batch_size: int | str = "auto"
+    engine: str = "auto"
+    device: str | torch.device | None = "auto"
+    dtype: str = "float32"
+    n_jobs: int | None = None
+    cache: str | PathLike[str] | FeatureCache | None = "memory"
+    on_error: str = "raise"
+    verbose: int | None = None
 
-    def __init__(
-        self,
-        model_name: str = "ViT-B-32/laion2b_s34b_b79k",
-        *,
-        revision: str | None = None,
-        crop: str = "center",
-        batch_size: int | str = "auto",
-        engine: str = "auto",
-        device: str | torch.device | None = "auto",
-        dtype: str = "float32",
-        n_jobs: int | None = None,
-        cache: str | PathLike[str] | FeatureCache | None = "memory",
-        on_error: str = "raise",
-        verbose: int | None = None,
-    ) -> None:
-        super().__init__(
-            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
-        )
-        self.crop = crop
-        self.n_jobs = n_jobs
+    _feature_params = ("crop",)
 
     def _preprocessing(self, prepare: Any) -> Any:
         return prepare["image"]
@@ -176,6 +169,7 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         return _Tower(network.model, "encode_image")
 
 
+@dataclass(eq=False, repr=False)
 class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
     """Frozen text tower of an OpenCLIP model.
 
@@ -231,25 +225,16 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
     16
     """
 
-    pooling = "auto"
-    n_jobs = None  # tokenization is fast
-
-    def __init__(
-        self,
-        model_name: str = "ViT-B-32/laion2b_s34b_b79k",
-        *,
-        revision: str | None = None,
-        batch_size: int | str = "auto",
-        engine: str = "auto",
-        device: str | torch.device | None = "auto",
-        dtype: str = "float32",
-        cache: str | PathLike[str] | FeatureCache | None = "memory",
-        on_error: str = "raise",
-        verbose: int | None = None,
-    ) -> None:
-        super().__init__(
-            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
-        )
+    model_name: str = "ViT-B-32/laion2b_s34b_b79k"
+    _: KW_ONLY
+    revision: str | None = None
+    batch_size: int | str = "auto"
+    engine: str = "auto"
+    device: str | torch.device | None = "auto"
+    dtype: str = "float32"
+    cache: str | PathLike[str] | FeatureCache | None = "memory"
+    on_error: str = "raise"
+    verbose: int | None = None
 
     def _module(self, network: Network) -> torch.nn.Module:
         return _Tower(network.model, "encode_text")

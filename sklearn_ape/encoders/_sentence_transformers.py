@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from typing import Any
 
@@ -30,6 +31,7 @@ class _SentenceTransformerModel(FrozenEncoder):
     _library = "sentence-transformers"
     _loader = "sentence-transformers"
 
+    engine = "torch"
     truncate_dim: int | None
     normalize: bool
 
@@ -71,10 +73,8 @@ class _SentenceTransformerModel(FrozenEncoder):
         """Return the arguments of ``encode``."""
         return {"truncate_dim": self.truncate_dim, "normalize_embeddings": self.normalize}
 
-    def _engine_name(self) -> str:
-        return "torch"
 
-
+@dataclass(eq=False, repr=False)
 class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
     """Frozen model of the sentence-transformers library that maps texts to features.
 
@@ -143,30 +143,20 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
     (2, 128)
     """
 
-    _feature_params = ("prompt", "truncate_dim", "normalize")
-    n_jobs = None  # tokenizers use several threads on their own
+    model_name: str = "all-MiniLM-L6-v2"
+    _: KW_ONLY
+    revision: str | None = None
+    prompt: str | None = None
+    truncate_dim: int | None = None
+    normalize: bool = False
+    batch_size: int | str = "auto"
+    device: str | torch.device | None = "auto"
+    dtype: str = "float32"
+    cache: str | PathLike[str] | FeatureCache | None = "memory"
+    on_error: str = "raise"
+    verbose: int | None = None
 
-    def __init__(
-        self,
-        model_name: str = "all-MiniLM-L6-v2",
-        *,
-        revision: str | None = None,
-        prompt: str | None = None,
-        truncate_dim: int | None = None,
-        normalize: bool = False,
-        batch_size: int | str = "auto",
-        device: str | torch.device | None = "auto",
-        dtype: str = "float32",
-        cache: str | PathLike[str] | FeatureCache | None = "memory",
-        on_error: str = "raise",
-        verbose: int | None = None,
-    ) -> None:
-        super().__init__(
-            model_name, revision, batch_size, "torch", device, dtype, cache, on_error, verbose
-        )
-        self.prompt = prompt
-        self.truncate_dim = truncate_dim
-        self.normalize = normalize
+    _feature_params = ("prompt", "truncate_dim", "normalize")
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -178,6 +168,7 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
         return super()._options(model) | {"prompt": prompts.get(self.prompt, self.prompt)}
 
 
+@dataclass(eq=False, repr=False)
 class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
     """Frozen multimodal model of the sentence-transformers library that maps images to features.
 
@@ -255,31 +246,21 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
     SentenceTransformerImageEncoder(crop='pad', model_name='folder/of/model')
     """
 
-    _feature_params = ("crop", "truncate_dim", "normalize")
+    model_name: str = "sentence-transformers/clip-ViT-B-32"
+    _: KW_ONLY
+    revision: str | None = None
+    crop: str = "center"
+    truncate_dim: int | None = None
+    normalize: bool = False
+    batch_size: int | str = "auto"
+    device: str | torch.device | None = "auto"
+    dtype: str = "float32"
+    n_jobs: int | None = None
+    cache: str | PathLike[str] | FeatureCache | None = "memory"
+    on_error: str = "raise"
+    verbose: int | None = None
 
-    def __init__(
-        self,
-        model_name: str = "sentence-transformers/clip-ViT-B-32",
-        *,
-        revision: str | None = None,
-        crop: str = "center",
-        truncate_dim: int | None = None,
-        normalize: bool = False,
-        batch_size: int | str = "auto",
-        device: str | torch.device | None = "auto",
-        dtype: str = "float32",
-        n_jobs: int | None = None,
-        cache: str | PathLike[str] | FeatureCache | None = "memory",
-        on_error: str = "raise",
-        verbose: int | None = None,
-    ) -> None:
-        super().__init__(
-            model_name, revision, batch_size, "torch", device, dtype, cache, on_error, verbose
-        )
-        self.crop = crop
-        self.truncate_dim = truncate_dim
-        self.normalize = normalize
-        self.n_jobs = n_jobs
+    _feature_params = ("crop", "truncate_dim", "normalize")
 
     def _options(self, model: Any) -> dict[str, Any]:
         # Not checked when the model is loaded, because an encoder of texts may have loaded it.

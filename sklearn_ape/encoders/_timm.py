@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from typing import Any
 
@@ -34,6 +35,7 @@ _GEM_EPSILON = 1e-6
 _GRID_TOLERANCE = 1e-3
 
 
+@dataclass(eq=False, repr=False)
 class TimmImageEncoder(ImageEncoder):
     """Frozen network of the `timm` library that maps images to features.
 
@@ -125,35 +127,24 @@ class TimmImageEncoder(ImageEncoder):
     (2, 1280)
     """
 
+    model_name: str = "efficientnet_lite0"
+    _: KW_ONLY
+    revision: str | None = None
+    pooling: str = "auto"
+    output: str = "features"
+    crop: str = "center"
+    views: int = 1
+    batch_size: int | str = "auto"
+    engine: str = "auto"
+    device: str | torch.device | None = "auto"
+    dtype: str = "float32"
+    n_jobs: int | None = None
+    cache: str | PathLike[str] | FeatureCache | None = "memory"
+    on_error: str = "raise"
+    verbose: int | None = None
+
     _library = "timm"
     _feature_params = ("pooling", "output", "crop")
-
-    def __init__(
-        self,
-        model_name: str = "efficientnet_lite0",
-        *,
-        revision: str | None = None,
-        pooling: str = "auto",
-        output: str = "features",
-        crop: str = "center",
-        views: int = 1,
-        batch_size: int | str = "auto",
-        engine: str = "auto",
-        device: str | torch.device | None = "auto",
-        dtype: str = "float32",
-        n_jobs: int | None = None,
-        cache: str | PathLike[str] | FeatureCache | None = "memory",
-        on_error: str = "raise",
-        verbose: int | None = None,
-    ) -> None:
-        super().__init__(
-            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
-        )
-        self.pooling = pooling
-        self.output = output
-        self.crop = crop
-        self.views = views
-        self.n_jobs = n_jobs
 
     @property
     def class_names(self) -> list[str]:

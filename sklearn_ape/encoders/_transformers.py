@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class _TextPipeline(NamedTuple):
     preparation: TextPreparation = TextPreparation()
 
 
+@dataclass(eq=False, repr=False)
 class TransformersTextEncoder(TextEncoder):
     """Frozen network of the `transformers` library that maps texts to features.
 
@@ -118,32 +120,22 @@ class TransformersTextEncoder(TextEncoder):
     True
     """
 
+    model_name: str = "all-MiniLM-L6-v2"
+    _: KW_ONLY
+    revision: str | None = None
+    pooling: str = "auto"
+    normalize: str | bool = "auto"
+    max_length: int | None = None
+    batch_size: int | str = "auto"
+    engine: str = "auto"
+    device: str | torch.device | None = "auto"
+    dtype: str = "float32"
+    cache: str | PathLike[str] | FeatureCache | None = "memory"
+    on_error: str = "raise"
+    verbose: int | None = None
+
     _library = "transformers"
     _feature_params = ("pooling", "normalize", "max_length")
-    n_jobs = None  # tokenizers use several threads on their own
-
-    def __init__(
-        self,
-        model_name: str = "all-MiniLM-L6-v2",
-        *,
-        revision: str | None = None,
-        pooling: str = "auto",
-        normalize: str | bool = "auto",
-        max_length: int | None = None,
-        batch_size: int | str = "auto",
-        engine: str = "auto",
-        device: str | torch.device | None = "auto",
-        dtype: str = "float32",
-        cache: str | PathLike[str] | FeatureCache | None = "memory",
-        on_error: str = "raise",
-        verbose: int | None = None,
-    ) -> None:
-        super().__init__(
-            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
-        )
-        self.pooling = pooling
-        self.normalize = normalize
-        self.max_length = max_length
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -296,6 +288,7 @@ def _pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.
     return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
 
 
+@dataclass(eq=False, repr=False)
 class TransformersImageEncoder(ImageEncoder):
     """Frozen network of the `transformers` library that maps images to features.
 
@@ -363,31 +356,22 @@ class TransformersImageEncoder(ImageEncoder):
     'cls+mean'
     """
 
+    model_name: str = "facebook/dinov2-small"
+    _: KW_ONLY
+    revision: str | None = None
+    pooling: str = "auto"
+    crop: str = "center"
+    batch_size: int | str = "auto"
+    engine: str = "auto"
+    device: str | torch.device | None = "auto"
+    dtype: str = "float32"
+    n_jobs: int | None = None
+    cache: str | PathLike[str] | FeatureCache | None = "memory"
+    on_error: str = "raise"
+    verbose: int | None = None
+
     _library = "transformers"
     _feature_params = ("pooling", "crop")
-
-    def __init__(
-        self,
-        model_name: str = "facebook/dinov2-small",
-        *,
-        revision: str | None = None,
-        pooling: str = "auto",
-        crop: str = "center",
-        batch_size: int | str = "auto",
-        engine: str = "auto",
-        device: str | torch.device | None = "auto",
-        dtype: str = "float32",
-        n_jobs: int | None = None,
-        cache: str | PathLike[str] | FeatureCache | None = "memory",
-        on_error: str = "raise",
-        verbose: int | None = None,
-    ) -> None:
-        super().__init__(
-            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
-        )
-        self.pooling = pooling
-        self.crop = crop
-        self.n_jobs = n_jobs
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

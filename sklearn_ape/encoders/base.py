@@ -73,30 +73,17 @@ class FrozenEncoder(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
     )
 
-    pooling: str
+    # Parameters of all encoders. Subclasses are dataclasses, whose fields are their parameters.
+    model_name: str
+    revision: str | None
+    batch_size: int | str
+    engine: str
+    device: str | torch.device | None
+    dtype: str
     n_jobs: int | None
-
-    def __init__(
-        self,
-        model_name: str,
-        revision: str | None,
-        batch_size: int | str,
-        engine: str,
-        device: str | torch.device | None,
-        dtype: str,
-        cache: str | PathLike[str] | FeatureCache | None,
-        on_error: str,
-        verbose: int | None,
-    ) -> None:
-        self.model_name = model_name
-        self.revision = revision
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
+    cache: str | PathLike[str] | FeatureCache | None
+    on_error: str
+    verbose: int | None
 
     # Methods of subclasses: weights and identity
 

@@ -91,6 +91,8 @@ class TextEncoder(FrozenEncoder):
     # Larger batches are faster for short texts, but slower for texts of several titles.
     _concurrent_batch_size = 16
 
+    n_jobs = None  # tokenizers are fast, or use several threads on their own
+
     def _digest(self, item: Any) -> bytes:
         return hashlib.sha256(b"text" + _validate_text(item).encode()).digest()
 
