@@ -45,8 +45,10 @@ class CacheInfo(NamedTuple):
     misses: int
 
 
-# Counts per identity. A parameter search creates many identities, so only the latest are kept.
+# By identity. A parameter search creates many identities, so only the latest are kept.
 _counts: LRUCache[bytes, CacheInfo] = LRUCache(max_entries=1024)
+# Numbers of features. Without them, a new encoder would have to compute its network.
+widths: LRUCache[bytes, int] = LRUCache(max_entries=1024)
 
 # Locks per weights. The weak reference drops a lock once no thread holds it or waits for it.
 _locks: WeakValueDictionary[str, ForkSafeLock] = WeakValueDictionary()
@@ -101,9 +103,9 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
             computed = _encode_missing(encoder, items, missing, cache, errors, identity)
 
     if features is not None:
-        encoder._width = (identity, features.shape[1])
+        widths.put(identity, features.shape[1])
     elif computed:
-        encoder._width = (identity, len(next(iter(computed.values()))))
+        widths.put(identity, len(next(iter(computed.values()))))
     if features is None:
         features = np.empty((len(items), encoder._n_features_out), dtype=np.float32)
     for key, feature in computed.items():

@@ -21,11 +21,10 @@ from sklearn.utils import Tags
 from ..devices import default_state, resolve_device
 from ..features import FeatureCache
 from ..persistence.mixins import FittedState, SerializableMixin
-from ..utils.concurrency import LRUCache
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
 from ..utils.validation import check_choice
-from ._encoding import CacheInfo, cache_info, encode, encode_to_file
+from ._encoding import CacheInfo, cache_info, encode, encode_to_file, widths
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choose_engine
 from ._engine_factory import exports_folder, is_export_worthwhile, make_engine
 from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
@@ -34,17 +33,12 @@ from .weights import (
     compute_fingerprint,
     digest_folder,
     format_library_version,
-    get_shared_network,
-    is_network_shared,
+    shared_networks,
 )
 
 # Version of the computation in low precision. A new one makes older cached features unused.
 _LOW_PRECISION_VERSION = 2
 _COMMIT = re.compile(r".*@([0-9a-f]{40})")
-
-# Numbers of features by identity. `CLIPAligner` makes a new encoder for each call, which would
-# compute the network to learn this number.
-_widths: LRUCache[bytes, int] = LRUCache(max_entries=1024)
 
 
 class FrozenEncoder(
@@ -315,11 +309,13 @@ class FrozenEncoder(
         is_automatic = self.engine == "auto"
         if name == "torch" or (
             is_automatic
-            and not is_network_shared(key)
+            and key not in shared_networks
             and not is_export_worthwhile(name, workload, n_items, self._min_items_to_export)
         ):
             return TorchEngine(workload)
-        return get_shared_network(key, lambda: make_engine(name, workload, warns=not is_automatic))
+        return shared_networks.get_or_create(
+            key, lambda: make_engine(name, workload, warns=not is_automatic)
+        )
 
     def _engine_name(self) -> str:
         return choose_engine(self.engine, self._device(), self.dtype_)
@@ -358,25 +354,22 @@ class FrozenEncoder(
                 network.model.requires_grad_(False).eval()
             return network
 
-        return get_shared_network((loader, weights, str(device)), load)
+        return shared_networks.get_or_create((loader, weights, str(device)), load)
 
     def _is_width_known(self) -> bool:
-        # Parameters may have been set since the width was stored.
-        return getattr(self, "_width", (b"", 0))[0] == self._identity_digest()
+        return self._identity_digest() in widths
 
     @property
     def _n_features_out(self) -> int:
-        if not self._is_width_known():
-            identity = self._identity_digest()
-            width = _widths.get(identity)
-            if width is None:
-                network = self._network()
-                with default_state(), torch.inference_mode():
-                    blank = self._prepare(network.prepare, self._blank())
-                    width = self._forward(network, [blank]).shape[1]
-                _widths.put(identity, width)
-            self._width = (identity, width)
-        return self._width[1]
+        identity = self._identity_digest()
+        width = widths.get(identity)
+        if width is None:
+            network = self._network()
+            with default_state(), torch.inference_mode():
+                blank = self._prepare(network.prepare, self._blank())
+                width = self._forward(network, [blank]).shape[1]
+            widths.put(identity, width)
+        return width
 
     def _identity_digest(self) -> bytes:
         identity = {"encoder": type(self).__name__, **self._precision_parts(), **self._identity()}

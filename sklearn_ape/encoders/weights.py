@@ -336,9 +336,6 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
-_networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)
-
-
 class Network(NamedTuple):
     """A frozen network on its device, and the function that prepares its input."""
 
@@ -347,15 +344,5 @@ class Network(NamedTuple):
     device: torch.device
 
 
-def is_network_shared(key: Hashable) -> bool:
-    """Return whether a network is in memory under `key`."""
-    return key in _networks
-
-
-def get_shared_network(key: Hashable, make: Callable[[], T]) -> T:
-    """Return the network or engine in memory under `key`; create it with `make` if there is none.
-
-    The most recently used networks stay in memory, so that the clones that a search makes and
-    drops share one copy.
-    """
-    return _networks.get_or_create(key, make)
+# Networks and engines in memory, which the clones that a search makes and drops share.
+shared_networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)

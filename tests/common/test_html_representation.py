@@ -61,8 +61,7 @@ def forbid_loading(monkeypatch):
     def refuse(*args):
         raise AssertionError("a network was loaded to show an estimator")
 
-    monkeypatch.setattr(weights, "get_shared_network", refuse)
-    monkeypatch.setattr("sklearn_ape.encoders.base.get_shared_network", refuse)
+    monkeypatch.setattr(weights.shared_networks, "get_or_create", refuse)
 
 
 class TestDocumentationLinks:

@@ -156,7 +156,7 @@ def test_global_random_state_is_unchanged(paths):
     """Neither loading nor encoding draws from numpy's or torch's global generator."""
     from sklearn_ape.encoders import weights
 
-    weights._networks.clear()
+    weights.shared_networks.clear()
     np_state, torch_state = np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     TimmImageEncoder(cache=None).transform(paths[:1])
     TransformersTextEncoder(cache=None).transform(TEXTS[:1])

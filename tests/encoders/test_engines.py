@@ -46,7 +46,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _no_shared_engines():
     """Remove engines that other tests created."""
-    weights._networks.clear()
+    weights.shared_networks.clear()
 
 
 def exports(folder):
@@ -81,7 +81,7 @@ def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
     pytest.importorskip(_engine._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
-    weights._networks.clear()
+    weights.shared_networks.clear()
     runtime = _engine_factory._RUNTIMES[engine][0]
     monkeypatch.setitem(_engine_factory._RUNTIMES, engine, (runtime, None))
     (tmp_path / "features.sqlite").unlink()
@@ -96,7 +96,7 @@ def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
     for damage in ("bit", "gone"):
-        weights._networks.clear()
+        weights.shared_networks.clear()
         (folder,) = exports(tmp_path)
         file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
         content = bytearray(file.read_bytes())
@@ -145,7 +145,7 @@ def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkey
         encoder.transform(paths[:2])
     monkeypatch.setattr(TimmImageEncoder, "_min_items_to_export", 1)
     for _ in range(2):
-        weights._networks.clear()
+        weights.shared_networks.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             encoder.set_params(engine="auto", cache=tmp_path).transform(paths[2:5])
@@ -252,7 +252,7 @@ class TestPrecision:
         for engine in ("openvino", "auto"):
             encoder = clone(exact).set_params(dtype="bfloat16", engine=engine, cache=tmp_path)
             encoder.set_params(device="cpu")
-            weights._networks.clear()
+            weights.shared_networks.clear()
             (tmp_path / "features.sqlite").unlink(missing_ok=True)
             with pytest.warns(
                 RuntimeWarning, match=r"engine='openvino', which .* in float32: its"

@@ -33,7 +33,6 @@ from sklearn_ape.encoders import (
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.heads import HEAD_KINDS
 from sklearn_ape.metrics import expected_calibration_error, fit_temperature
-from sklearn_ape.utils.concurrency import LRUCache
 from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import save_model as saved_clip
 from tests.aligners.test_lit import save_encoder as saved_bert
@@ -219,9 +218,11 @@ class TestLiT:
 
 
 @pytest.fixture
-def empty_network_cache(monkeypatch):
+def empty_network_cache():
     """Empty the cache of networks, so that they are loaded in the state of the test."""
-    monkeypatch.setattr(weights, "_networks", LRUCache(max_entries=8))
+    weights.shared_networks.clear()
+    yield
+    weights.shared_networks.clear()
 
 
 ENCODERS = {
@@ -272,7 +273,7 @@ class TestEncoders:
             features = TransformersTextEncoder(name, cache=tmp_path, engine=engine).transform(
                 texts
             )
-        weights._networks.clear()
+        weights.shared_networks.clear()
         (tmp_path / "features.sqlite").unlink()
         later = TransformersTextEncoder(name, cache=tmp_path, engine=engine)
         np.testing.assert_array_equal(later.transform(texts), features)
@@ -287,7 +288,7 @@ class TestEncoders:
 
     def test_head_pairs_are_same_in_any_state(self):
         expected = classifier_head_pairs(TimmImageEncoder())
-        weights._networks.clear()
+        weights.shared_networks.clear()
         with all_states():
             pairs = classifier_head_pairs(TimmImageEncoder())
         np.testing.assert_array_equal(pairs.weights, expected.weights)
