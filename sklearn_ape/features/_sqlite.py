@@ -59,42 +59,29 @@ def is_read_only(path: Path) -> bool:
 
 def connect(path: Path, tables: list[str], timeout: float) -> sqlite3.Connection:
     """Open a file for reading and writing; the file and its tables are created if necessary."""
-    connection = _open(path, "", timeout)
-    try:
-        _check_format(connection)
-        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode = WAL")  # concurrent readers and a writer
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-        for table in tables:
-            connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
-            )
-    except (sqlite3.Error, NewerFormatError):
-        connection.close()
-        raise
-    return connection
+    statements = [
+        f"PRAGMA page_size = {_PAGE_BYTES}",
+        "PRAGMA journal_mode = WAL",  # concurrent readers and a writer
+        "PRAGMA synchronous = NORMAL",
+        f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}",
+    ]
+    statements += [
+        f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
+        for table in tables
+    ]
+    return _open(path, "", timeout, statements)
 
 
 def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
     """Open a file in a read-only folder, or an empty database if the file does not exist."""
     if not path.exists():
         return connect_to_nothing()
-    last_error = sqlite3.Error()
     # The mode "ro" can share the file with writers, but needs the index of their log. Without it,
     # a file in a read-only folder can be read only as an immutable one.
-    for option in ("?mode=ro", "?immutable=1"):
-        connection = _open(path, option, timeout)
-        try:
-            list_tables(connection)
-            _check_format(connection)
-            return connection
-        except (sqlite3.Error, NewerFormatError) as error:
-            connection.close()
-            if isinstance(error, NewerFormatError):
-                raise
-            last_error = error
-    raise last_error
+    try:
+        return _open(path, "?mode=ro", timeout)
+    except sqlite3.Error:
+        return _open(path, "?immutable=1", timeout)
 
 
 def connect_to_existing(path: Path, timeout: float) -> sqlite3.Connection:
@@ -102,13 +89,7 @@ def connect_to_existing(path: Path, timeout: float) -> sqlite3.Connection:
     if is_read_only(path):
         return connect_to_read(path, timeout)
     # The last connection to a file removes its log, which a read-only connection leaves behind.
-    connection = _open(path, "?mode=rw", timeout)
-    try:
-        _check_format(connection)
-    except (sqlite3.Error, NewerFormatError):
-        connection.close()
-        raise
-    return connection
+    return _open(path, "?mode=rw", timeout)
 
 
 def list_tables(connection: sqlite3.Connection) -> set[str]:
@@ -146,7 +127,10 @@ def is_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
     return code & 0xFF not in _TRANSIENT_ERRORS
 
 
-def _open(path: Path, option: str, timeout: float) -> sqlite3.Connection:
+def _open(
+    path: Path, option: str, timeout: float, statements: Iterable[str] = ()
+) -> sqlite3.Connection:
+    """Open a file, check its format and execute statements."""
     connection = sqlite3.connect(
         path.absolute().as_uri() + option if option else path,
         timeout=timeout,
@@ -154,6 +138,13 @@ def _open(path: Path, option: str, timeout: float) -> sqlite3.Connection:
         uri=bool(option),
     )
     connection.text_factory = bytes  # so that a damaged entry of type text can be read
+    try:
+        _check_format(connection)
+        for statement in statements:
+            connection.execute(statement)
+    except (sqlite3.Error, NewerFormatError):
+        connection.close()
+        raise
     return connection
 
 
