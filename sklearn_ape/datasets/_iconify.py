@@ -172,11 +172,11 @@ def load_iconify(
     folder = get_data_home(data_home) / f"iconify-{size}"
     icons = _list_icons(selected, variants)
     _render_missing(icons, folder, int(size), n_jobs, verbose)
-    images = _list_images(icons, folder)
-    shown = [icon for icon, image in zip(icons, images, strict=True) if image is not None]
+    rendered = _list_files(icons, folder)
+    shown = [icon for icon in icons if f"{icon.stem}.png" in rendered]  # the others are blank
     used = {icon.icon_set.prefix: icon.icon_set for icon in shown}
     bunch = Bunch(
-        images=[image for image in images if image is not None],
+        images=[str(folder / f"{icon.stem}.png") for icon in shown],
         captions=[icon.caption for icon in shown],
         sets=np.array([icon.icon_set.prefix for icon in shown]),
         categories=np.array([icon.icon_set.category for icon in shown]),
@@ -274,10 +274,10 @@ def _render_missing(
     icons: Sequence[Icon], folder: Path, size: int, n_jobs: int | None, verbose: int | None
 ) -> None:
     """Render the icons that have not been rendered yet."""
-    images = _list_images(icons, folder, missing="")
+    existing = _list_files(icons, folder)
     missing: dict[str, list[Icon]] = {}
-    for icon, image in zip(icons, images, strict=True):
-        if image == "":
+    for icon in icons:
+        if existing.isdisjoint((f"{icon.stem}.png", f"{icon.stem}.blank")):
             missing.setdefault(icon.icon_set.prefix, []).append(icon)
     if not missing:
         return
@@ -319,22 +319,11 @@ def _render_icon(label: str, svg: str, path: Path, size: int) -> None:
     write_bytes_atomically(path.with_name(path.name + suffix), b"" if is_blank else png)
 
 
-def _list_images(
-    icons: Sequence[Icon], folder: Path, missing: str | None = None
-) -> list[str | None]:
-    """Return the path of the image of every icon, None if it is blank, or `missing`."""
-    prefixes = {icon.icon_set.prefix for icon in icons}
-    existing = {
+def _list_files(icons: Sequence[Icon], folder: Path) -> set[str]:
+    """Return the paths of the files in the folders of the icons' sets, relative to `folder`."""
+    return {
         f"{prefix}/{name}"
-        for prefix in prefixes
+        for prefix in {icon.icon_set.prefix for icon in icons}
         if (folder / prefix).is_dir()
         for name in os.listdir(folder / prefix)
     }
-    return [
-        str(folder / f"{icon.stem}.png")
-        if f"{icon.stem}.png" in existing
-        else None
-        if f"{icon.stem}.blank" in existing
-        else missing
-        for icon in icons
-    ]
