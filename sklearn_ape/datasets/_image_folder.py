@@ -15,13 +15,7 @@ from sklearn.utils import Bunch
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list
-from .base import (
-    check_folder,
-    flatten_single_captions,
-    make_result,
-    read_text,
-    split_words,
-)
+from .base import check_folder, flatten_single_captions, make_result, read_text, split_words
 from .table import check_utf8, get_column, get_text_column, parse_captions, read_table
 
 _SIDECARS = (".txt", ".caption")

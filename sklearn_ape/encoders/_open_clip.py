@@ -14,13 +14,7 @@ from ..features import FeatureCache
 from .base import FrozenEncoder
 from .image_encoder import ImageEncoder, Preprocessing
 from .text_encoder import TOKENIZING, TextEncoder
-from .weights import (
-    Network,
-    digest_folder,
-    explain_load_errors,
-    find_hub_commit,
-    suggest_names,
-)
+from .weights import Network, digest_folder, explain_load_errors, find_hub_commit, suggest_names
 
 _CONFIG = "open_clip_config.json"
 

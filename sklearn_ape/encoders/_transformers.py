@@ -15,12 +15,7 @@ from ..features import FeatureCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, pool_patches
 from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, read_preparation
-from .weights import (
-    Network,
-    check_source,
-    load_from_source,
-    read_side_file,
-)
+from .weights import Network, check_source, load_from_source, read_side_file
 
 # Limit of tokens for models that declare no limit or a meaninglessly large one.
 _MAX_TOKENS = 512

@@ -87,7 +87,7 @@ def _check_conditioning(features: np.ndarray, largest: np.ndarray, name: str) ->
         warn(
             f"Input {name} has values up to {nonzero.max():.0e} in {outliers.size} rows (rows "
             f"{format_list(outliers, str)}), and up to {median:.0e} in most rows. These rows will "
-            "dominate all means and variances. Remove them, or L2-normalize all rows.",
+            "dominate all means and variances. Remove them, or L2-normalize all rows."
         )
     sample = features[evenly_spaced(len(features))].astype(np.float64)
     sample = sample[~np.isnan(sample).any(axis=1)]

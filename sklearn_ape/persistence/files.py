@@ -197,7 +197,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if config is not None:
             warn(
                 f"{what} does not belong to {TENSORS}, perhaps because saving was interrupted, "
-                f"so the copy in {TENSORS} is used. Save the model again to replace it.",
+                f"so the copy in {TENSORS} is used. Save the model again to replace it."
             )
         config = embedded
     if config.get("tensors") != describe_tensors(tensors):
