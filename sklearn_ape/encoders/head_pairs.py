@@ -12,7 +12,7 @@ import torch
 from sklearn.base import clone
 
 from ..devices import default_state
-from ..persistence.mixins import Record, SerializableMixin
+from ..persistence.mixins import SerializableMixin
 from ..utils.sklearn_compat import unfreeze
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder
@@ -55,9 +55,9 @@ class HeadPairs(SerializableMixin):
     texts: list[list[str]] | np.ndarray
     owners: np.ndarray | None = None
 
-    def _to_record(self) -> Record:
+    def _to_record(self) -> tuple[dict[str, Any], None]:
         params = {"weights": np.asarray(self.weights), "texts": self.texts, "owners": self.owners}
-        return Record(params, None)
+        return params, None
 
     @classmethod
     def _from_record(cls, params: Any, state: Any, settings: Any) -> HeadPairs:

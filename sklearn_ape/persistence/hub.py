@@ -131,25 +131,19 @@ def _find_encoders(value: Any) -> Iterator[str]:
 
 
 def _format_params(model: Mapping[str, Any]) -> str:
-    lines = []
-    for name, value in model["params"].items():
-        if isinstance(value, dict) and len(value) == 1:
-            tag, inner = next(iter(value.items()))
-            if tag.startswith("$"):
-                value = _Unquoted("Pipeline(...)") if tag == "$pipeline" else inner
-        if isinstance(value, dict) and "$class" in value:
-            value = _Unquoted(f"{value['$class']}(...)")
-        lines.append(f"    {name}={_escape_code(_short.repr(value))},\n")
-    return "".join(lines)
+    params = model["params"].items()
+    return "".join(f"    {name}={_format_param(value)},\n" for name, value in params)
 
 
-class _Unquoted(str):
-    """Text whose `repr` has no quotes."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
+def _format_param(value: Any) -> str:
+    if isinstance(value, dict):
+        if "$class" in value:
+            return f"{value['$class']}(...)"
+        if "$pipeline" in value:
+            return "Pipeline(...)"
+        if len(value) == 1 and next(iter(value)).startswith("$"):
+            return _format_param(*value.values())
+    return _escape_code(_short.repr(value))
 
 
 _short = reprlib.Repr()
@@ -230,12 +224,8 @@ def load_pretrained(
     ...     load_pretrained(f"{folder}/my-aligner")
     CCAAligner()
     """
-    folder = locate_model(source, revision, token)
-    return rebuild_model(folder, {"device": device} | ({} if cache is None else {"cache": cache}))
-
-
-def rebuild_model(folder: Path, settings: dict[str, Any]) -> Any:
-    """Return the estimator that was saved to a folder."""
+    folder = _locate_model(source, revision, token)
+    settings = {"device": device} | ({} if cache is None else {"cache": cache})
     try:
         config, tensors = read_model(folder)
         deserializer = Deserializer(tensors, settings)
@@ -251,7 +241,7 @@ def rebuild_model(folder: Path, settings: dict[str, Any]) -> Any:
     return estimator
 
 
-def locate_model(source: str | os.PathLike[str], revision: str | None, token: Any) -> Path:
+def _locate_model(source: str | os.PathLike[str], revision: str | None, token: Any) -> Path:
     """Return the local folder of a model, which is downloaded from the Hub if necessary."""
     path = Path(source)
     if path.is_dir():

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
@@ -143,13 +143,6 @@ def _describe(value: Any) -> str:
     return repr(value) if isinstance(value, bool | int | float) else f"a {type(value).__name__}"
 
 
-class Record(NamedTuple):
-    """Parameters and fitted state of an estimator; the state is None if it is not fitted."""
-
-    params: dict[str, Any]
-    state: dict[str, Any] | None
-
-
 class SerializableMixin:
     """Base class for estimators that can be part of a saved model.
 
@@ -181,13 +174,14 @@ class SerializableMixin:
         params = self.get_params(deep=False)  # type: ignore[attr-defined]
         return {name: params[name] for name in params if name not in self._runtime_params}
 
-    def _to_record(self) -> Record:
+    def _to_record(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the parameters and the fitted state, which is None if it is not fitted."""
         params = self._recorded_params()
         try:
             check_is_fitted(self)
         except NotFittedError:
-            return Record(params, None)
-        return Record(params, self._get_state())
+            return params, None
+        return params, self._get_state()
 
     @classmethod
     def _from_record(

@@ -152,9 +152,9 @@ class Serializer:
 
     def encode_estimator(self, value: Any, where: str) -> dict[str, Any]:
         """Convert an estimator or a part of one."""
-        record = value._to_record()
+        recorded_params, state = value._to_record()
         params: dict[str, Any] = {}
-        for name, param in record.params.items():
+        for name, param in recorded_params.items():
             place = f"{where}.{name}"
             if name in value._unsaved_params:
                 if param is not None:
@@ -164,7 +164,6 @@ class Serializer:
                 params[name] = None
             else:
                 params[name] = self.encode(param, place)
-        state = record.state
         if state is not None:
             state = {key: self.encode(item, f"{where}.{key}", 1) for key, item in state.items()}
         return {"$class": type(value).__name__, "params": params, "state": state}
