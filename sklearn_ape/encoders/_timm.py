@@ -227,7 +227,7 @@ class TimmImageEncoder(ImageEncoder):
                 (tensor,) = self._tensors(network, [prepared])
                 normalized = module.normalize(tensor.to(network.device))
                 last = network.model.forward_features(normalized)
-                grid = _split_pooling(last, self.pooling, network.model)
+                grid = module.network.split_pooling(last)
                 pooled = module.network.pool(last).float()
                 difference = (grid.mean(dim=(1, 2)) - pooled).abs().max()
                 if difference > _GRID_TOLERANCE * pooled.abs().max():
@@ -330,6 +330,8 @@ class _Features(torch.nn.Module):
         self.model = model
         self.pooling = pooling
         self.output = output
+        self._n_prefix = getattr(model, "num_prefix_tokens", 0)
+        self._has_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map pixels (n, 3, height, width) to (n, n_features)."""
@@ -339,26 +341,36 @@ class _Features(torch.nn.Module):
         return self.pool(self.model.forward_features(pixels).float())
 
     def pool(self, last: torch.Tensor) -> torch.Tensor:
-        """Map the last features of the network to (n, n_features)."""
+        """Map the last features to (n, n_features).
+
+        They are a map (n, channels, h, w) or (n, h, w, channels), or tokens (n, tokens, width).
+        """
         if self.pooling == "auto":
             return self.model.forward_head(last, pre_logits=True)
-        return _pool(last, self.pooling, self.model)
+        if self.pooling == "gem" and last.ndim != 4:
+            raise ValueError(
+                "pooling='gem' needs a network whose last features are a map with height and "
+                "width, but this network returns tokens. Use 'auto', 'mean' or 'cls'."
+            )
+        if last.ndim != 4 or self.pooling not in ("mean", "gem"):
+            return pool_patches(last, self.pooling, self._n_prefix if last.ndim == 3 else 0)
+        spatial = (1, 2) if self._has_channels_last else (2, 3)
+        if self.pooling == "mean":
+            return last.mean(dim=spatial)
+        cubes = last.clamp(min=_GEM_EPSILON) ** _GEM_POWER
+        return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)
 
-
-def _split_pooling(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
-    """Return features (n, h, w, width) of the cells whose mean is the pooled feature."""
-    if last.ndim == 3:  # tokens
-        last = last[:, getattr(model, "num_prefix_tokens", 0) :]
-        height, width = model.patch_embed.grid_size
-        return last.unflatten(1, (height, width)).float()
-    if getattr(model, "output_fmt", "NCHW") != "NHWC":
-        last = last.permute(0, 2, 3, 1)
-    last = last.float()
-    if pooling != "gem":
-        return last
-    last = last.clamp(min=_GEM_EPSILON)
-    pooled = (last**_GEM_POWER).mean(dim=(1, 2), keepdim=True) ** (1 / _GEM_POWER)
-    return last**_GEM_POWER / pooled ** (_GEM_POWER - 1)
+    def split_pooling(self, last: torch.Tensor) -> torch.Tensor:
+        """Return features (n, h, w, width) of the cells whose mean is the pooled feature."""
+        if last.ndim == 3:  # tokens
+            grid_size = tuple(self.model.patch_embed.grid_size)
+            return last[:, self._n_prefix :].unflatten(1, grid_size).float()
+        last = (last if self._has_channels_last else last.permute(0, 2, 3, 1)).float()
+        if self.pooling != "gem":
+            return last
+        cubes = last.clamp(min=_GEM_EPSILON) ** _GEM_POWER
+        pooled = cubes.mean(dim=(1, 2), keepdim=True) ** (1 / _GEM_POWER)
+        return cubes / pooled ** (_GEM_POWER - 1)
 
 
 def _to_bytes(pixels: torch.Tensor) -> np.ndarray:
@@ -368,20 +380,3 @@ def _to_bytes(pixels: torch.Tensor) -> np.ndarray:
     pixels = pixels.permute(0, 2, 3, 1)
     low, high = pixels.amin(), pixels.amax()
     return (255 * (pixels - low) / (high - low).clamp(min=1e-6)).byte().numpy()
-
-
-def _pool(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
-    """Pool a feature map (n, channels, h, w), (n, h, w, channels) or tokens (n, tokens, width)."""
-    if pooling == "gem" and last.ndim != 4:
-        raise ValueError(
-            "pooling='gem' needs a network whose last features are a map with height and width, "
-            "but this network returns tokens. Use 'auto', 'mean' or 'cls'."
-        )
-    if last.ndim != 4 or pooling not in ("mean", "gem"):
-        n_prefix = getattr(model, "num_prefix_tokens", 0) if last.ndim == 3 else 0
-        return pool_patches(last, pooling, n_prefix)
-    spatial = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
-    if pooling == "mean":
-        return last.mean(dim=spatial)
-    cubes = last.clamp(min=_GEM_EPSILON) ** _GEM_POWER
-    return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)
