@@ -252,18 +252,11 @@ def _render(
         with explain_write_errors(folder), bar:
             folder.mkdir(parents=True, exist_ok=True)
             for file, name in missing:
-                write_bytes_atomically(folder / name, _to_png(file, size))
+                source = str(file)
+                png = svg_to_png(size, repr(source), "Replace the file.", svg_path=source)
+                write_bytes_atomically(folder / name, png)
                 bar.update()
     return [str(folder / name) for name in names]
-
-
-def _to_png(file: Path, size: int) -> bytes:
-    try:
-        return svg_to_png(size, svg_path=str(file))
-    except ValueError as error:
-        raise ValueError(
-            f"{str(file)!r} cannot be rendered: {error}. Replace the file."
-        ) from error
 
 
 _FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"

@@ -306,13 +306,8 @@ def _render_icon(label: str, svg: str, path: Path, size: int) -> None:
     """Write an icon to ``path.png``, or an empty file ``path.blank`` if nothing is visible."""
     # Only here, because the check takes longer than everything else that is done to list icons.
     check_safety(label, svg)
-    try:
-        png = svg_to_png(size, svg_string=svg)
-    except ValueError as error:
-        raise ValueError(
-            f"Icon {label!r} cannot be rendered: {error}. Unpack the package again, or remove the "
-            "icon from its file."
-        ) from error
+    remedy = "Unpack the package again, or remove the icon from its file."
+    png = svg_to_png(size, f"Icon {label!r}", remedy, svg_string=svg)
     with Image.open(io.BytesIO(png)) as image:
         is_blank = image.convert("RGB").getcolors(maxcolors=1) is not None
     suffix = ".blank" if is_blank else ".png"

@@ -99,17 +99,20 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def svg_to_png(size: int, **source: Any) -> bytes:
-    """Return a drawing, passed as `svg_path` or `svg_string`, on white as a PNG file."""
+def svg_to_png(size: int, name: str, remedy: str, **source: Any) -> bytes:
+    """Return a drawing, `svg_path` or `svg_string`, as PNG; an error has its name and a remedy."""
     import resvg_py
 
-    return resvg_py.svg_to_bytes(
-        **source,
-        width=size,
-        height=size,
-        background="#ffffff",
-        skip_system_fonts=True,  # images must not depend on the installed fonts
-    )
+    try:
+        return resvg_py.svg_to_bytes(
+            **source,
+            width=size,
+            height=size,
+            background="#ffffff",
+            skip_system_fonts=True,  # images must not depend on the installed fonts
+        )
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be rendered: {error}. {remedy}") from error
 
 
 def make_result(bunch: Bunch, return_X_y: bool) -> Any:
