@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +44,6 @@ def migrate_config(config: dict[str, Any], what: str) -> dict[str, Any]:
 _METADATA_KEY = "sklearn_ape"
 # safetensors hides the system's error in its text: "(os error 28)", or "Os { code: 28".
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
-# Bounds the memory for a forged header. A valid one contains a config of `MAX_JSON_BYTES` at most.
-_MAX_HEADER_BYTES = 3 * 2**25
 _DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 _PICKLE_NOTE = "Pickles and torch checkpoints (.pkl, .joblib, .pt, .bin) are never opened."
 
@@ -66,53 +63,40 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> N
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Return the arrays of a safetensors file and the text in its header."""
+@contextmanager
+def _open_tensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file. The library checks its header and limits the size of the header."""
     from safetensors import SafetensorError, safe_open
 
-    header = _read_header(path)
-    for name, entry in header.items():
-        if name != "__metadata__" and str(entry.get("dtype")) not in _DTYPES:
-            raise ValueError(
-                f"{str(path)!r} has an array of the unsupported type "
-                f"{str(entry.get('dtype'))[:20]}."
-            )
     try:
         with safe_open(path, framework="np") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY, "")
-            # Copy the arrays, because their alignment decides the order of additions in sums.
-            arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}") from None
-    return arrays, text
+        with open(path, "rb") as opened:
+            is_pickle = opened.read(2).startswith((b"PK", b"\x80"))
+        raise ValueError(
+            f"{str(path)!r} is damaged, or not a safetensors file: {error}."
+            f"{f' {_PICKLE_NOTE}' if is_pickle else ''}"
+        ) from None
 
 
-def _read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the header of a safetensors file, whose size is checked before it is read."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        n_bytes = os.fstat(file.fileno()).st_size
-        if len(start) < 8 or length > min(_MAX_HEADER_BYTES, n_bytes - 8):
-            is_pickle = start[:2] == b"PK" or start[:1] == b"\x80"
-            raise ValueError(
-                f"{str(path)!r} is damaged, or not a safetensors file: its header would take "
-                f"{length} of {n_bytes} bytes. {_PICKLE_NOTE if is_pickle else ''}".rstrip()
-            )
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{str(path)!r} is damaged: its header is not JSON.") from None
-    if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
-        raise ValueError(f"{str(path)!r} is damaged: its header is not one of safetensors.")
-    return header
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Return the arrays of a safetensors file and the text in its header."""
+    with _open_tensors(path) as file:
+        names = list(file.keys())
+        for name in names:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _DTYPES:
+                raise ValueError(f"{str(path)!r} has an array of the unsupported type {dtype}.")
+        # Copy the arrays, because their alignment decides the order of additions in sums.
+        arrays = {name: np.array(file.get_tensor(name)) for name in names}
+        return arrays, (file.metadata() or {}).get(_METADATA_KEY, "")
 
 
 def read_metadata(path: Path) -> str:
     """Return the text in the header of a safetensors file, or "" if there is none."""
-    text = _read_header(path).get("__metadata__", {}).get(_METADATA_KEY)
-    return text if isinstance(text, str) else ""
+    with _open_tensors(path) as file:
+        return (file.metadata() or {}).get(_METADATA_KEY, "")
 
 
 def describe_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
