@@ -144,8 +144,7 @@ def _load_or_export(name: str, workload: Workload) -> Engine:
         export(workload, folder)
         engine = load(folder)
         if target != folder:
-            _write_digests(folder)
-            _move(folder, target)
+            _publish(folder, target)
         return engine
 
 
@@ -180,14 +179,8 @@ def _failure_file(name: str, workload: Workload) -> Path:
     return folder.with_name(f"{folder.name}.{workload.dtype}.failure.txt")
 
 
-def _write_digests(folder: Path) -> None:
-    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-    (folder / _DIGESTS).write_text(json.dumps(digests))
-
-
 def _verify_digests(folder: Path) -> None:
-    digests = json.loads((folder / _DIGESTS).read_text())
-    for name, digest in digests.items():
+    for name, digest in json.loads((folder / _DIGESTS).read_text()).items():
         if _digest(folder / name) != digest:
             raise EngineError(f"the digest of {name} is wrong")
 
@@ -197,8 +190,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _move(folder: Path, target: Path) -> None:
-    """Move an export to its place unless another process has put one there meanwhile."""
+def _publish(folder: Path, target: Path) -> None:
+    """Add the digests, and move an export to its place unless another process put one there."""
+    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    (folder / _DIGESTS).write_text(json.dumps(digests))
     try:
         os.replace(folder, target)
     except OSError:

@@ -107,9 +107,7 @@ class StoredRows:
     def _read(self, indices: np.ndarray) -> np.ndarray:
         # In the order of the file, as neighbouring rows are read together.
         order = np.argsort(indices, kind="stable")
-        n_stored = len(indices)
-        if self.more is not None:
-            n_stored = int((indices < len(self.array)).sum())
+        n_stored = np.count_nonzero(indices < len(self.array))
         stored, in_memory = order[:n_stored], order[n_stored:]
         block = np.empty((len(indices), self.array.shape[1]), dtype=self.array.dtype)
         for start in range(0, n_stored, _ROWS_PER_RELEASE):
