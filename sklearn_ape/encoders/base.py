@@ -357,7 +357,8 @@ class FrozenEncoder(
         return shared_networks.get_or_create((loader, weights, str(device)), load)
 
     def _is_width_known(self) -> bool:
-        return self._identity_digest() in widths
+        # The identity of a model that is not in the hub's local cache would download it.
+        return self._weights_fingerprint() is not None and self._identity_digest() in widths
 
     @property
     def _n_features_out(self) -> int:

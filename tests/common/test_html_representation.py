@@ -76,6 +76,14 @@ class TestDocumentationLinks:
         names = "encoders.TimmImageEncoder", "APEAligner", "encoders.TransformersTextEncoder"
         assert urls == {f"{PAGES}sklearn_ape.{name}.html" for name in names}
 
+    @pytest.mark.parametrize("encoder", [TimmImageEncoder, TransformersTextEncoder])
+    def test_model_of_hub_is_not_downloaded(self, encoder, monkeypatch):
+        """scikit-learn catches errors of names of columns, so that an error would not be seen."""
+        loaded = []
+        monkeypatch.setattr(encoder, "_network", lambda self: loaded.append(self.model_name))
+        assert len(links(encoder("owner/model"))) == 1
+        assert loaded == []
+
     def test_class_of_user_has_no_link(self):
         """A subclass in another package or one that is not exported has no page."""
 
