@@ -413,17 +413,14 @@ class _ImageFeatures(torch.nn.Module):
         pooled = getattr(output, "pooler_output", None)
         if self.pooling == "auto" and pooled is not None and self.model.pooler_is_pretrained:
             return pooled.flatten(1)
-        return _pool_output(output.last_hidden_state.float(), self.pooling, model)
-
-
-def _pool_output(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
-    """Pool a feature map, (n, channels, h, w), or tokens, (n, n_tokens, width)."""
-    n_prefix = 0 if last.ndim == 4 else _n_prefix_tokens(model)
-    if pooling == "auto":
-        pooling = "cls" if n_prefix else "mean"
-    if last.ndim == 4 and pooling == "mean":
-        return last.mean(dim=(2, 3))
-    return pool_patches(last, pooling, n_prefix)
+        last = output.last_hidden_state.float()  # (n, channels, h, w) or (n, n_tokens, width)
+        n_prefix = 0 if last.ndim == 4 else _n_prefix_tokens(model)
+        pooling = self.pooling
+        if pooling == "auto":
+            pooling = "cls" if n_prefix else "mean"
+        if last.ndim == 4 and pooling == "mean":
+            return last.mean(dim=(2, 3))
+        return pool_patches(last, pooling, n_prefix)
 
 
 def _n_prefix_tokens(model: Any) -> int:
