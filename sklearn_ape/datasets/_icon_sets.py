@@ -98,12 +98,10 @@ def find_sets(path: str | os.PathLike[str]) -> tuple[str, list[IconSet]]:
     folder = check_folder(path, expected)
     for root in (folder, folder / "package"):
         if (root / "collections.json").is_file():
-            infos = _read_json(root / "collections.json")
-            files = {prefix: root / "json" / f"{prefix}.json" for prefix in infos}
             sets = [
-                _check_set(prefix, file, infos[prefix])
-                for prefix, file in files.items()
-                if file.is_file()
+                _check_set(prefix, file, info)
+                for prefix, info in _read_json(root / "collections.json").items()
+                if (file := root / "json" / f"{prefix}.json").is_file()
             ]
             if not sets:
                 raise ValueError(f"{str(root)!r} has no icon sets. Unpack the package again.")
@@ -137,10 +135,11 @@ def read_icons(icon_set: IconSet) -> list[Icon]:
     """Return the icons of a set, in the order of the file."""
     drawings = read_drawings(icon_set)
     first, last = _find_style_words(drawings)
-    return [
-        Icon(icon_set, name, _clean_name(name, first, last), _digest(svg))
-        for name, svg in drawings.items()
-    ]
+    icons = []
+    for name, svg in drawings.items():
+        digest = sha256(svg.encode()).hexdigest()[:16]
+        icons.append(Icon(icon_set, name, _clean_name(name, first, last), digest))
+    return icons
 
 
 def read_drawings(icon_set: IconSet) -> dict[str, str]:
@@ -222,10 +221,6 @@ def _clean_name(name: str, first: set[str], last: set[str]) -> str:
     while len(words) > 1 and words[0] in first:
         words.pop(0)
     return " ".join(words)
-
-
-def _digest(svg: str) -> str:
-    return sha256(svg.encode()).hexdigest()[:16]
 
 
 def _read_json(file: Path) -> Any:
