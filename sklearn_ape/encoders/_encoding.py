@@ -102,12 +102,10 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
         if missing:
             computed = _encode_missing(encoder, items, missing, cache, errors, identity)
 
-    if features is not None:
-        widths.put(identity, features.shape[1])
-    elif computed:
-        widths.put(identity, len(next(iter(computed.values()))))
     if features is None:
-        features = np.empty((len(items), encoder._n_features_out), dtype=np.float32)
+        width = len(next(iter(computed.values()))) if computed else encoder._n_features_out
+        features = np.empty((len(items), width), dtype=np.float32)
+    widths.put(identity, features.shape[1])
     for key, feature in computed.items():
         features[first_rows[key]] = feature
     for key, rows in duplicates.items():

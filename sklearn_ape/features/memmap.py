@@ -132,9 +132,7 @@ class StoredRows:
         in_memory = np.empty((0, self.shape[1]), np.float32) if self.more is None else self.more
         indices = np.arange(len(self.array)) if self.rows is None else self.rows
         first = len(self.array) + len(in_memory)
-        missing = None
-        if self.missing is not None:
-            missing = np.concatenate([self.missing, np.zeros(len(rows), dtype=bool)])
+        missing = np.concatenate([find_missing_rows(self), np.zeros(len(rows), dtype=bool)])
         indices = np.concatenate([indices, first + np.arange(len(rows))])
         more = np.concatenate([in_memory, rows.astype(np.float32)])
         return StoredRows(self.array, indices, more, missing)
