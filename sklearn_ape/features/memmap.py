@@ -25,9 +25,7 @@ _MIN_TILE_ROWS = 16
 
 def find_missing_rows(features: Any) -> np.ndarray:
     """Return a boolean mask of the rows of NaN, which an encoder failed to encode."""
-    if not isinstance(features, StoredRows):
-        return np.isnan(features[:, 0])
-    return np.zeros(len(features), bool) if features.missing is None else features.missing
+    return features.missing if isinstance(features, StoredRows) else np.isnan(features[:, 0])
 
 
 def find_memmap(array: Any) -> np.memmap | None:
@@ -64,7 +62,7 @@ class StoredRows:
 
     `array` is usually a memory map, of any floating-point type. `rows` are the indices of the
     selected rows, in order. Indices from ``len(array)`` are those of `more`, which is in memory.
-    `missing` is a mask of the rows that are all NaN, or None if there are none.
+    `missing` is a mask of the rows that are all NaN; None means that there are none.
 
     >>> StoredRows(np.eye(4, dtype=np.float16))[np.array([2, 0])]
     array([[0., 0., 1., 0.],
@@ -84,7 +82,7 @@ class StoredRows:
         self.array = array
         self.more = more
         self.rows = np.arange(len(array)) if rows is None and more is not None else rows
-        self.missing = missing
+        self.missing = np.zeros(len(self), dtype=bool) if missing is None else missing
 
     def __len__(self) -> int:
         return len(self.array if self.rows is None else self.rows)
@@ -123,16 +121,15 @@ class StoredRows:
         """Return a subset of the rows: lazy rows if it is large, else an array."""
         if not _is_large(len(rows), self.array.shape[1]):
             return self[rows]
-        missing = None if self.missing is None else self.missing[rows]
         indices = rows if self.rows is None else self.rows[rows]
-        return StoredRows(self.array, indices, self.more, missing)
+        return StoredRows(self.array, indices, self.more, self.missing[rows])
 
     def append(self, rows: np.ndarray) -> StoredRows:
         """Return these rows followed by further, finite rows, which are kept in memory."""
         in_memory = np.empty((0, self.shape[1]), np.float32) if self.more is None else self.more
         indices = np.arange(len(self.array)) if self.rows is None else self.rows
         first = len(self.array) + len(in_memory)
-        missing = np.concatenate([find_missing_rows(self), np.zeros(len(rows), dtype=bool)])
+        missing = np.concatenate([self.missing, np.zeros(len(rows), dtype=bool)])
         indices = np.concatenate([indices, first + np.arange(len(rows))])
         more = np.concatenate([in_memory, rows.astype(np.float32)])
         return StoredRows(self.array, indices, more, missing)

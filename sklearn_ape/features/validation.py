@@ -129,7 +129,6 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
     Rows that are all NaN are marked as missing. Other NaN, and infinity, raise ValueError.
     """
     features = StoredRows(array)
-    missing = np.zeros(len(features), dtype=bool)
     partial_rows: list[int] = []
     for rows in row_blocks(features):
         block = features[rows]
@@ -143,11 +142,9 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
                 f"{rows.start + infinite[0]}. Remove such rows."
             )
         partial_rows += (rows.start + np.flatnonzero(_is_partially_nan(block))).tolist()
-        missing[rows] = np.isnan(block[:, 0])
+        features.missing[rows] = np.isnan(block[:, 0])
     if partial_rows:
         raise ValueError(_format_nan_error(name, np.array(partial_rows)))
-    if missing.any():
-        features.missing = missing
     return features
 
 
