@@ -14,7 +14,7 @@ import torch
 from ..devices import default_state
 from ..features import FeatureCache
 from ..utils.validation import check_choice
-from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing, pool_patches
+from .image_encoder import ImageEncoder, Preprocessing, pool_patches
 from .items import EncodingError, ItemError, describe_item, summarize_errors
 from .weights import (
     PACKAGED,
@@ -245,7 +245,7 @@ class TimmImageEncoder(ImageEncoder):
         super()._check_parameters()
         check_choice(self.pooling, "pooling", ("auto", "mean", "gem", "cls", "cls+mean"))
         check_choice(self.output, "output", ("features", "logits"))
-        if self.views not in NUMBERS_OF_VIEWS:
+        if self.views not in (1, 2, 4):
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
             check_packaged(self.model_name, self)

@@ -20,8 +20,6 @@ from .base import FrozenEncoder
 from .items import ItemError, check_image, image_digest, read_image, unwrap_image
 from .weights import Network
 
-NUMBERS_OF_VIEWS = (1, 2, 4)
-
 # Magnification of the largest view.
 _MAX_ZOOM = 4 / 3
 

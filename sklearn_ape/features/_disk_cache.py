@@ -173,8 +173,8 @@ class DiskFeatureCache:
                 cached: set[bytes] = set()
                 for entries in self._read(table, missing):
                     for block_keys, block in unpack(table, entries):
-                        if table == FLOAT32_TABLE and self.dtype == "float16":
-                            block = _round(block)
+                        if table == FLOAT32_TABLE:
+                            block = self.round(block)
                         cached.update(block_keys)
                         yield block_keys, block
                 missing = [key for key in missing if key not in cached]
@@ -201,9 +201,12 @@ class DiskFeatureCache:
             if is_due or self._n_unwritten_bytes > _MAX_UNWRITTEN_BYTES:
                 self._write()
 
-    def round(self, feature: np.ndarray) -> np.ndarray:
-        """Return a feature as it is read after it was stored, rounded if `dtype` is float16."""
-        return feature if self.dtype == "float32" else _round(feature[np.newaxis])[0]
+    def round(self, features: np.ndarray) -> np.ndarray:
+        """Return features as they are read after they were stored, whatever their table."""
+        if self.dtype == "float32":
+            return features
+        half, fits = to_float16(features)
+        return np.where(fits[..., np.newaxis], half.astype(np.float32), features)
 
     def info(self) -> DiskCacheInfo:
         """Return the size of the cache and the number of features by type and dimension.
@@ -460,9 +463,3 @@ def _select(
         batch = values[start : start + _KEYS_PER_QUERY]
         placeholders = ",".join("?" * len(batch))
         yield connection.execute(f"{query} IN ({placeholders})", batch).fetchall()
-
-
-def _round(features: np.ndarray) -> np.ndarray:
-    """Round to float16, so that a feature does not depend on the table that it is stored in."""
-    half, fits = to_float16(features)
-    return np.where(fits[:, np.newaxis], half.astype(np.float32), features)
