@@ -104,7 +104,7 @@ class FeatureFile:
         if not path.exists():
             return
         header, chunks, n_bytes = self._read_journal()
-        if header is None or {key: header.get(key) for key in self._header} != self._header:
+        if {key: header.get(key) for key in self._header} != self._header:
             raise OtherContentError(f"{str(path)!r} {self._describe_difference(header)}.")
         self._width = header["width"]
         with open(path, "rb") as file:
@@ -204,12 +204,9 @@ class FeatureFile:
             "finished, or pass another path."
         )
 
-    def _read_journal(self) -> tuple[dict[str, Any] | None, dict[int, FinishedChunk], int]:
-        """Return the header, the chunks by number, and the length of the complete lines."""
-        try:
-            content = self._journal.read_bytes()
-        except FileNotFoundError:
-            return None, {}, 0
+    def _read_journal(self) -> tuple[dict[str, Any], dict[int, FinishedChunk], int]:
+        """Return the header or {}, the chunks by number, and the length of the complete lines."""
+        content = self._journal.read_bytes() if self._journal.exists() else b""
         lines_end = content.rfind(b"\n") + 1  # an interrupted write leaves an incomplete line
         header, *lines = [_parse_line(line) for line in content[:lines_end].splitlines()] or [{}]
         chunks = {}
@@ -221,10 +218,10 @@ class FeatureFile:
                     chunks[line["chunk"]] = chunk
             except (KeyError, TypeError, ValueError, AttributeError):
                 continue  # a damaged line
-        return header if isinstance(header.get("width"), int) else None, chunks, lines_end
+        return header if isinstance(header.get("width"), int) else {}, chunks, lines_end
 
-    def _describe_difference(self, header: Mapping[str, Any] | None) -> str:
-        if header is None:
+    def _describe_difference(self, header: Mapping[str, Any]) -> str:
+        if not header:
             return "exists and has no readable journal"
         for key, name in (
             ("n_rows", "rows"),
