@@ -384,12 +384,14 @@ def train_blend(
         maps = solve_kernel(run, image_map, pairs, **smoothness)
         return make_closed_form(maps, run.ranks)
 
-    if is_untested:
+    if valid is None or is_untested:
+        # That of the closed form. The scale that a head learns suits the pairs it is trained on.
         scale = held_out_logit_scale(
             data,
             lambda pairs: make_embedders(solve(pairs, heads.whiten(pairs))),
             config.max_logit_scale,
         )
+    if is_untested:
         return solve(data, full_map), scale, TrainingResult([], 0, 0)
     image_map = full_map if valid is None or has_stable_whitening(data) else heads.whiten(train)
     closed_form = solve(train, image_map)
@@ -411,7 +413,7 @@ def train_blend(
 
     callbacks = run.make_callbacks(recall_callback, lambda net: blend(_DEFAULT_WEIGHT), "align")
     net = training.run(callbacks, config.max_epochs)
-    result, scale = collect_result(net, config.max_epochs), net.logit_scale
+    result = collect_result(net, config.max_epochs)
     weight = _DEFAULT_WEIGHT
     if valid is not None:
         closed_form_row = {"valid_recall": baseline, "blend_weight": 0.0}

@@ -114,6 +114,9 @@ class TestFit:
         aligner = small(early_stopping=False, max_epochs=3).fit(pairs.image, pairs.text)
         assert float(aligner.module_.text_head.weight) == 0.5
         assert aligner.best_epoch_ == aligner.n_epochs_ == 3
+        # The scale that the head learned suits its training pairs.
+        kernel = KernelAligner().fit(pairs.image, pairs.text)
+        assert aligner.logit_scale_ == pytest.approx(kernel.logit_scale_, rel=0.05)
 
     def test_training_stops_when_it_cannot_catch_up(self, pairs):
         """No epoch improves the closed form, so that training ends after the patience."""
