@@ -399,9 +399,11 @@ def _read_image(
 
 
 def _detect_format(content: bytes, number: int) -> str:
-    for name, start in (("jpg", b"\xff\xd8\xff"), ("png", b"\x89PNG"), ("webp", b"RIFF")):
+    for name, start in (("jpg", b"\xff\xd8\xff"), ("png", b"\x89PNG")):
         if content.startswith(start):
             return name
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":  # sounds and videos are RIFF, too
+        return "webp"
     raise ValueError(
         f"Image {number} (the first is 0) is not jpg, png or webp: it starts with "
         f"{content[:8]!r}. Pass its path or extension=..."

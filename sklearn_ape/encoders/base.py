@@ -423,7 +423,7 @@ class FrozenEncoder(
     def _check_parameters(self) -> None:
         if not isinstance(self.model_name, str) or not self.model_name:
             raise ValueError(f"model_name must be a str, not {self.model_name!r}.")
-        is_integer = isinstance(self.batch_size, int | np.integer)
+        is_integer = isinstance(self.batch_size, int | np.integer) and self.batch_size is not True
         if self.batch_size != "auto" and (not is_integer or int(self.batch_size) < 1):
             raise ValueError(
                 f"batch_size must be 'auto' or an integer >= 1, not {self.batch_size!r}."

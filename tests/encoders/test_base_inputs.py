@@ -289,6 +289,7 @@ def test_nan_or_infinite_features_raise(paths, monkeypatch):
     ("parameters", "message"),
     [
         ({"batch_size": 0}, "batch_size must be 'auto' or an integer >= 1, not 0"),
+        ({"batch_size": True}, "batch_size must be 'auto' or an integer >= 1, not True"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"batch_size": None}, "batch_size"),
         ({"pooling": "max"}, "pooling must be one of auto, mean, gem, cls, cls.mean, not 'max'"),
