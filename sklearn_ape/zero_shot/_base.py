@@ -90,8 +90,8 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         """
         if hasattr(unwrap_aligner(self.aligner), "_lost_fit"):
             warn(
-                "aligner is a clone of a fitted aligner, as cross-validation and searches make it, "
-                "and clones are not fitted, so it is trained on the labels of these images. To "
+                "aligner is a clone of a fitted aligner, as cross-validation and searches make "
+                "it. Clones are not fitted, so it is trained on the labels of these images. To "
                 "keep the fit, pass aligner=sklearn.frozen.FrozenEstimator(aligner)."
             )
 
