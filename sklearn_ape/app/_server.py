@@ -256,7 +256,8 @@ def build_app(
         Images to search: a folder or paths. None shows drawings of OpenMoji.
     labels : sequence of str or None, default=None
         Initial labels on the page. None uses the labels of the classifier if `aligner` is one,
-        and example labels otherwise.
+        the names of the subfolders if `images` is a folder with several, and example labels
+        otherwise.
     limits : Limits or None, default=None
         Limits on the requests of visitors. None uses the default values.
 
