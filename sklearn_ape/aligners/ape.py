@@ -343,7 +343,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             raise ValueError(
                 "load_starter() returns the aligner that all estimators with aligner=None use, so "
                 "it cannot be fitted again. Use FrozenEstimator(load_starter()) as a step of a "
-                "Pipeline, APEAligner(init='starter') to extend it, or a clone to train anew."
+                "Pipeline, APEAligner(init='starter') to extend it, or a clone to train a new one."
             )
         if self.init is None or self.init in _TRAINED_INITS:
             return super()._fit(X, y)
