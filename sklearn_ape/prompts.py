@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
@@ -201,7 +202,7 @@ def validate_y(y: Any) -> list[Any]:
     if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
         _check_no_missing(y)
     try:
-        array = column_or_1d(np.asarray(y), warn=True)
+        array = column_or_1d(_as_array(y), warn=True)
     except ValueError as error:
         raise ValueError(f"y must hold one label per image: {error} {_CAPTIONS_HINT}") from None
     if array.dtype.kind in "fc":
@@ -221,6 +222,15 @@ def validate_y(y: Any) -> list[Any]:
         for value in values:
             _check_type(value, "y")
     return values
+
+
+def _as_array(y: Any) -> np.ndarray:
+    """Return y as an array; NumPy would convert the numbers of a list with texts to texts."""
+    if isinstance(y, list | tuple) and len({isinstance(value, str) for value in y}) > 1:
+        array = np.empty(len(y), dtype=object)
+        array[:] = y
+        return array
+    return np.asarray(y)
 
 
 def resolve_names(labels: Any) -> dict[Any, list[str]]:
@@ -348,12 +358,23 @@ def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
     unknown = {value: None for value in y if value not in names}
     if not unknown:
         return
-    if isinstance(next(iter(unknown)), str):
+    first = next(iter(unknown))
+    if isinstance(first, str):
+        similar = [label for label in names if _simplify(label) == _simplify(first)]
         hint = f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
+        if similar:
+            hint = (
+                f"{first!r} differs from the label {similar[0]!r} only in case, in spaces or in "
+                "the form of its Unicode characters (unicodedata.normalize). Correct y."
+            )
     else:
-        first_names = (texts[0] for _, texts in sorted(names.items()))
-        numbered = [f"{number}: {name!r}" for number, name in enumerate(first_names)]
-        hint = (
+        given = _number(texts[0] for texts in names.values())
+        numbered = _number(texts[0] for _, texts in sorted(names.items()))
+        hint = ""
+        if numbered != given:
+            mapping = format_list(given, str)
+            hint = f"If the numbers are positions in labels, pass labels={{{mapping}}}. "
+        hint += (
             "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
             "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
             "order before they call fit. Number the labels yourself, "
@@ -361,6 +382,17 @@ def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
         )
     examples = format_list(unknown, lambda value: f"{value!r} (row {y.index(value)})")
     raise ValueError(f"y has values that are not in labels: {examples}. {hint}")
+
+
+def _simplify(label: Any) -> Any:
+    """Return a text without differences that are hard to see."""
+    if not isinstance(label, str):
+        return label
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def _number(names: Iterable[str]) -> list[str]:
+    return [f"{number}: {name!r}" for number, name in enumerate(names)]
 
 
 def may_be_encoded(y: list[Any], names: Mapping[Any, list[str]]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import issparse
@@ -15,7 +15,13 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from ..encoders.items import image_digests
 from ..encoders.resolve import resolve_encoder
 from ..features.memmap import find_missing_rows, row_blocks, select, stays_stored
-from ..features.validation import as_float32, check_stored_features, embed_rows, to_dense
+from ..features.validation import (
+    as_float32,
+    check_stored_features,
+    check_text_columns,
+    embed_rows,
+    to_dense,
+)
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
 from ..persistence.mixins import FittedState, PretrainedMixin
@@ -24,7 +30,7 @@ from ..utils.linalg import evenly_spaced
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin
 from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ignores_underflow
-from ._serialization import aligner_state, describe_aligner, restore_aligner
+from ._serialization import aligner_state, clone_parameters, describe_aligner, restore_aligner
 from .fitted_images import FittedImages
 from .pairs import (
     Rows,
@@ -367,6 +373,7 @@ class BaseAligner(
         captions: list[str] | None = None
         image_encoder, text_encoder = self._get_encoder("image"), self._get_encoder("text")
         check_sequence(X, "X", "image", "images or features")
+        check_text_columns(self, y, reset)
         y = as_sequence(y)
         if holds_texts(y):
             if text_encoder is None:
@@ -380,8 +387,9 @@ class BaseAligner(
                 resolve_encoder(text_encoder, "text")
         elif text_encoder is not None and not issparse(y) and np.ndim(y) == 1:
             raise ValueError(
-                "y holds numbers, and text_encoder is set. Pass captions (or their features of "
-                "shape (n_samples, n_features)). For class labels use ZeroShotClassifier."
+                "y holds values that are not texts or lists of texts, and text_encoder is set. "
+                "Pass captions (or their features of shape (n_samples, n_features)). For class "
+                "labels use ZeroShotClassifier."
             )
         elif image_encoder is not None or holds_images(X):
             text = self._text_features(y, reset)
@@ -435,6 +443,7 @@ class BaseAligner(
 
     def _features_of_texts(self, y: Any) -> Any:
         """Return the text features of y, which holds features or one text per row."""
+        check_text_columns(self, y, reset=False)
         y = as_sequence(y)
         if not holds_texts(y):
             return self._text_features(y, reset=False)
@@ -474,13 +483,7 @@ class BaseAligner(
     _get_state = aligner_state
     _set_state = restore_aligner
     _card_facts = describe_aligner
-
-    def __sklearn_clone__(self) -> Self:
-        aligner = super().__sklearn_clone__()
-        if self.__sklearn_is_fitted__() or hasattr(self, "_lost_fit"):
-            # For classifiers, which warn before they train the clone on labels.
-            aligner._lost_fit = True
-        return aligner
+    __sklearn_clone__ = clone_parameters
 
     def __sklearn_is_fitted__(self) -> bool:
         # Set at the end of the fit, so that a failed fit leaves no fitted aligner.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from torch import nn
 
 from ..devices import resolve_device
@@ -36,12 +37,25 @@ def aligner_state(aligner: Any) -> dict[str, Any]:
         "logit_scale": float(aligner.logit_scale_),
         "fingerprint": aligner.fingerprint_,
         "feature_names_in": None if names is None else [str(name) for name in names],
+        "text_feature_names": getattr(aligner, "_text_feature_names", None) or None,
         "n_pairs": getattr(aligner, "_n_pairs", None),
         "image_encoder": getattr(aligner, "image_encoder_", None),
         "text_encoder": getattr(aligner, "text_encoder_", None),
         "bank": None if bank is None else bank.state(),
         "fitted_images": None if fitted is None else dict(fitted._asdict()),
     }
+
+
+def clone_parameters(aligner: Any) -> Any:
+    """Return an unfitted aligner with the same parameters, as `sklearn.base.clone` does.
+
+    It is marked if the fit is lost. Classifiers warn before they train it on labels.
+    """
+    cloned = BaseEstimator.__sklearn_clone__(aligner)
+    is_lost = aligner.__sklearn_is_fitted__() and not cloned.__sklearn_is_fitted__()
+    if is_lost or hasattr(aligner, "_lost_fit"):
+        cloned._lost_fit = True
+    return cloned
 
 
 def restore_aligner(aligner: Any, state: FittedState) -> None:
@@ -60,6 +74,8 @@ def restore_aligner(aligner: Any, state: FittedState) -> None:
         aligner.feature_names_in_ = np.array(state.texts("feature_names_in"), dtype=object)
         if len(aligner.feature_names_in_) != n_image:
             raise ValueError(f"feature_names_in must hold {n_image} names.")
+    if "text_feature_names" in state:
+        aligner._text_feature_names = list(state.texts("text_feature_names"))
     if "n_pairs" in state:
         aligner._n_pairs = state.integer("n_pairs")
     for name in ("image_encoder", "text_encoder"):

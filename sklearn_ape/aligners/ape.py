@@ -19,6 +19,7 @@ from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, cosine_schedule
+from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
@@ -336,6 +337,14 @@ class APEAligner(HeadsMixin, TrainedAligner):
         self.callbacks = callbacks
         self.checkpoint = checkpoint
 
+    def __sklearn_clone__(self) -> Self:
+        from .starter import is_starter  # which imports this module
+
+        cloned = super().__sklearn_clone__()
+        if is_starter(self) or getattr(self, "_lost_fit", None) == "starter":
+            cloned._lost_fit = "starter"
+        return cloned
+
     def _fit(self, X: Any, y: Any) -> Self:
         from .starter import is_starter  # which imports this module
 
@@ -344,6 +353,12 @@ class APEAligner(HeadsMixin, TrainedAligner):
                 "load_starter() returns the aligner that all estimators with aligner=None use, so "
                 "it cannot be fitted again. Use FrozenEstimator(load_starter()) as a step of a "
                 "Pipeline, APEAligner(init='starter') to extend it, or a clone to train a new one."
+            )
+        if getattr(self, "_lost_fit", None) == "starter":
+            warn(
+                "This is a clone of the starter model, as cross-validation, searches and "
+                "ColumnTransformer make it. Clones are not fitted, so it is trained from scratch. "
+                "To use the starter model itself, pass FrozenEstimator(load_starter())."
             )
         if self.init is None or self.init in _TRAINED_INITS:
             return super()._fit(X, y)

@@ -293,6 +293,9 @@ def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
     """Return the group of each row of X as an integer."""
     values = groups.tolist() if isinstance(groups, np.ndarray) else groups
     check_sequence(values, "groups", "group")
+    columns = getattr(values, "column_names", getattr(values, "columns", None))
+    if columns is not None:  # iterating would yield the columns
+        raise ValueError(f"groups is a table with the columns {list(columns)}. Pass one of them.")
     if len(values) != n_rows:
         raise ValueError(
             f"groups has {len(values)} entries, and X has {n_rows} rows. Pass one per row."

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
+from ..utils.validation import as_labels
 from ._plotting import (
     OTHERS,
     check_items,
@@ -261,8 +262,8 @@ class ZeroShotConfusionDisplay:
 
 
 def _as_list(labels: Any) -> list[Any]:
-    """Return labels as built-in types. An array of a list could convert numbers to text."""
-    return list(labels) if isinstance(labels, list | tuple) else np.asarray(labels).tolist()
+    """Return labels as built-in types."""
+    return as_labels(labels).tolist()
 
 
 def _sort_labels(labels: Iterable[Any]) -> list[Any]:

@@ -171,6 +171,8 @@ def as_labels(y: Any) -> np.ndarray:
     The type is object if NumPy would convert numbers to texts.
     """
     check_sequence(y, "y", "class", "classes")
+    if hasattr(y, "columns"):  # iterating over a table yields its columns
+        y = np.asarray(y)
     if not hasattr(y, "dtype"):
         y = list(y)
         if len({isinstance(label, str) for label in y}) > 1:
@@ -199,6 +201,7 @@ def validate_weights(sample_weight: Any, n_samples: int) -> np.ndarray:
     """Return sample weights as floats, which are ones for None; errors name the invalid weight."""
     if sample_weight is None:
         return np.ones(n_samples)
+    check_sequence(sample_weight, "sample_weight", "number")
     weights = np.asarray(sample_weight)
     if weights.dtype.kind == "O":  # such as pandas columns with missing values
         with suppress(TypeError, ValueError):

@@ -38,7 +38,7 @@ _MAX_LISTED_CLASSES = 20
 _SCALE_BOUNDS = 1e-30, 1e30
 
 NOT_FITTED = (
-    "This %(name)s is not fitted: call fit(images, captions), or pass labels and a fitted "
+    "This %(name)s is not fitted: call fit(images, labels), or pass labels and a fitted "
     "aligner, as in %(name)s(['cat', 'dog'], aligner=model)."
 )
 

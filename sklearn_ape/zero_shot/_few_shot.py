@@ -226,8 +226,8 @@ class FewShotClassifier(ZeroShotClassifier):
             return self._fit(X, y, None, sample_weight, classes)
         self._check_ready()
         values = validate_y(y)
-        check_consistent_length(X, values, sample_weight)
         weights = validate_weights(sample_weight, len(values))
+        check_consistent_length(X, values, weights)
         new_classes = [label for label in dict.fromkeys(values) if label not in self._names]
         if new_classes:
             raise ValueError(
@@ -243,8 +243,8 @@ class FewShotClassifier(ZeroShotClassifier):
         self._check_fit_parameters()
         progress = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
         values = validate_y(y)
-        check_consistent_length(X, values, captions, sample_weight)
         weights = validate_weights(sample_weight, len(values))
+        check_consistent_length(X, values, captions, weights)
         if self.labels is None and classes is not None:
             names = resolve_names(classes)
             check_in_labels(values, names)

@@ -397,6 +397,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
 
     def _fit_label_thresholds(self, table: np.ndarray, margins: np.ndarray) -> None:
         readable = ~np.isnan(margins[:, 0])
+        if not table[readable].any():
+            warn("Y has no label for any image, so the thresholds keep their default values.")
         offsets = find_f1_thresholds(table[readable], margins[readable], self.shrinkage)
         logits = self._make_logits(self._aligner_in_use(), scale=1.0)
         self._set_thresholds(self._compute_default_thresholds(logits) + offsets)

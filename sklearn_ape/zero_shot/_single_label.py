@@ -126,7 +126,7 @@ class SingleLabelClassifier(ZeroShotBase):
         """
         logits = self._prepare_logits()
         n_classes = len(logits.classes)
-        if not isinstance(k, int | np.integer) or not 1 <= k <= n_classes:
+        if not isinstance(k, int | np.integer) or k is True or not 1 <= k <= n_classes:
             raise ValueError(
                 f"k must be an integer from 1 to the number of classes, {n_classes}, not {k!r}."
             )

@@ -55,6 +55,8 @@ def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | N
     labels = classes.tolist()
     if hasattr(class_prior, "to_dict"):  # a pandas Series, such as the result of value_counts
         class_prior = class_prior.to_dict()
+    elif hasattr(class_prior, "to_list"):  # a polars Series
+        class_prior = class_prior.to_list()
     if isinstance(class_prior, Mapping):
         unknown = [label for label in class_prior if label not in labels]
         missing = [label for label in labels if label not in class_prior]
@@ -123,7 +125,9 @@ def propagate_labels(
     logits = logits.astype(np.float32)
     n_images, n_classes = logits.shape
     if shares is not None:
-        logits += match_shares(logits, shares).astype(np.float32)
+        # A few images cannot have the shares of a collection: one would get them as probabilities.
+        is_small = n_images <= _N_NEIGHBORS
+        logits += (np.log(shares) if is_small else match_shares(logits, shares)).astype(np.float32)
     probabilities = softmax(logits, axis=1)
     centered = logits - logits.mean(axis=0)
     confidence, std = probabilities.max(axis=1).mean(), centered.std()

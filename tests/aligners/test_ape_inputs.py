@@ -131,8 +131,8 @@ class TestInvalidInput:
             )
 
     def test_class_numbers_as_captions_raise(self, features, text_encoder):
-        for labels in (np.zeros(300, dtype=int), [0] * 300):
-            with pytest.raises(ValueError, match="y holds numbers, and text_encoder is set"):
+        for labels in (np.zeros(300, dtype=int), [0] * 300, [{"raw": "a cat"}] * 300):
+            with pytest.raises(ValueError, match="y holds values that are not texts"):
                 small(text_encoder=text_encoder).fit(features.image, labels)
 
     def test_table_or_mapping_of_captions_raises(self, features, captioned_images, text_encoder):

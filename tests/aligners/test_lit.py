@@ -332,7 +332,7 @@ class TestInvalidInput:
         for aligner in (small(encoder), small(None)):
             with pytest.raises(ValueError, match="y contains features, and LiTAligner"):
                 aligner.fit(image, np.zeros((240, 4)))
-        with pytest.raises(ValueError, match="y holds numbers"):
+        with pytest.raises(ValueError, match="y holds values that are not texts"):
             small(encoder).fit(image, np.arange(240))
         fitted = small(encoder, max_epochs=1).fit(image, captions)
         with pytest.raises(ValueError, match="y contains features, and LiTAligner"):

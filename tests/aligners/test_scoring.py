@@ -4,6 +4,7 @@ import shutil
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.feature_extraction.text import CountVectorizer
@@ -186,6 +187,7 @@ class TestGroups:
             (np.r_[np.arange(9.0), np.nan], "groups has a missing value in row 9"),
             ("abcdefghij", "groups is a single group, not a sequence"),
             (np.ones((10, 2)), "groups must have one dimension"),
+            (pd.DataFrame({"file": range(10)}), r"groups is a table with the columns \['file'\]"),
         ],
     )
     def test_invalid_groups_raise(self, concepts, groups, message):

@@ -1,5 +1,7 @@
 """Estimators of the package in searches, ensembles and other tools of scikit-learn."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,7 +26,7 @@ from sklearn.model_selection import (
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_ape import CCAAligner, KernelAligner, ZeroShotClassifier
+from sklearn_ape import CCAAligner, KernelAligner, ZeroShotClassifier, load_pretrained
 from tests.conftest import LABELS
 
 
@@ -240,6 +242,26 @@ class TestSetOutput:
         other = module.DataFrame({name: [0.0] for name in pipeline[-1].feature_names_in_[::-1]})
         with pytest.raises(ValueError, match="must be in the same order"):
             pipeline[-1].transform(other)
+
+    @pytest.mark.parametrize("library", ["pandas", "polars"])
+    def test_columns_of_text_features_must_be_those_of_fit(self, library, concepts, tmp_path):
+        """In another order, they would be taken for other features."""
+        module = pytest.importorskip(library)
+        names = [f"t{number}" for number in range(concepts.text.shape[1])]
+        frame = module.DataFrame(dict(zip(names, concepts.text.T, strict=True)))
+        aligner = CCAAligner().fit(concepts.image, frame)
+        aligner.save_pretrained(tmp_path / "model")
+        for fitted in (aligner, load_pretrained(tmp_path / "model")):
+            assert fitted.score(concepts.image, frame) == fitted.score(
+                concepts.image, concepts.text
+            )
+            for call in (fitted.transform_text, partial(fitted.score, concepts.image)):
+                with pytest.raises(ValueError, match="columns of y must be those of fit"):
+                    call(frame[names[::-1]])
+                with pytest.raises(ValueError, match="unknown: 'other'"):
+                    call(frame.rename(**{
+                        ("columns" if library == "pandas" else "mapping"): {"t0": "other"}
+                    }))  # fmt: skip
 
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("library", ["pandas", "polars"])

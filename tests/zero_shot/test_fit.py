@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -97,6 +98,17 @@ class TestFit:
             cross_val_score(frozen, images, y, cv=2)
             clone(classifier).fit(images, y, captions)  # training is what captions are for
             clone(classifier.fit(images, y)).set_params(aligner=model).fit(images, y)
+
+    def test_clone_of_the_starter_is_trained_with_a_warning(self, captioned_images):
+        """As a step of a Pipeline within cross-validation, it would learn the class labels."""
+        pipeline = make_pipeline(load_starter(), KNeighborsClassifier())
+        images, y = captioned_images.images[:30], captioned_images.categories[:30]
+        with pytest.warns(UserWarning, match="clone of the starter model"):
+            clone(clone(pipeline)).fit(images, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            frozen = make_pipeline(FrozenEstimator(load_starter()), KNeighborsClassifier())
+            clone(frozen).fit(images, y)
 
     def test_frozen_aligner_is_kept(self, model, held_out):
         classifier = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model))

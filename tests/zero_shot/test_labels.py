@@ -54,12 +54,23 @@ def test_values_of_y_that_are_not_labels_raise_with_hint():
     with pytest.raises(ValueError, match="row 2") as raised:
         check_in_labels([0, 0, 1], names)
     assert str(raised.value) == (
-        "y has values that are not in labels: 0 (row 0), 1 (row 2). VotingClassifier, "
+        "y has values that are not in labels: 0 (row 0), 1 (row 2). If the numbers are positions "
+        "in labels, pass labels={0: 'a dog', 1: 'a cat'}. VotingClassifier, "
         "StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
         "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
         "order before they call fit. Number the labels yourself, labels={0: 'a cat', 1: 'a dog'}"
         ", and pass these numbers as y."
     )
+    with pytest.raises(ValueError, match="not in labels") as raised:
+        check_in_labels([0, 0, 1], dict(sorted(names.items())))
+    assert "positions" not in str(raised.value)
+    for value in ("Cat", "cat ", "café"):
+        with pytest.raises(ValueError, match="only in case, in spaces or in the form"):
+            check_in_labels([value], {"cat": ["cat"], "cafe\u0301": ["a café"]})
+
+
+def test_numbers_and_texts_in_a_list_are_not_converted():
+    assert validate_y([1, 1, "x"]) == [1, 1, "x"]
 
 
 def test_missing_y_raises_with_hint():

@@ -235,6 +235,10 @@ class TestThresholdsOfLabels:
         restored.set_params(labels=LABELS)
         np.testing.assert_allclose(restored.decision_function(X), before, atol=1e-4)
 
+    def test_labels_without_positive_image_warn(self, fitted, numbered):
+        with pytest.warns(UserWarning, match="Y has no label for any image"):
+            fitted.fit_thresholds(numbered.X, np.zeros((160, 4)))
+
     def test_labels_without_threshold_raise_with_their_names(self, fitted, numbered, tmp_path):
         fitted.set_params(labels={**numbered.labels, 7: "a car", 8: "the sun"})
         for method in (

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from scipy.special import softmax
 
@@ -105,6 +106,15 @@ class TestShares:
         informed = (propagate_labels(embeddings, logits, shares).argmax(axis=1) == y).mean()
         assert informed > plain + 0.05
 
+    def test_one_image_does_not_get_the_shares_as_probabilities(self, aligner, features):
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner, class_prior=[0.2, 0.5, 0.3])
+        for image in features.image[150:153]:
+            np.testing.assert_allclose(
+                classifier.predict_proba_together([image]),
+                classifier.predict_proba([image]),
+                atol=1e-6,
+            )
+
     @pytest.mark.parametrize("method", ["predict", "predict_together"])
     def test_class_of_share_zero_is_not_predicted(self, aligner, features, method):
         classifier = ZeroShotClassifier(
@@ -119,7 +129,7 @@ class TestShares:
         expected = plain * shares
         expected /= expected.sum(axis=1, keepdims=True)
         named = dict(zip(sorted(LABELS), shares, strict=True))
-        for class_prior in (shares, np.array(shares), named, pd.Series(named)):
+        for class_prior in (shares, np.array(shares), named, pd.Series(named), pl.Series(shares)):
             classifier = ZeroShotClassifier(LABELS, aligner=aligner, class_prior=class_prior)
             np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-5)
 
