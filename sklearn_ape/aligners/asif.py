@@ -128,14 +128,15 @@ class ASIFAligner(ClosedFormAligner):
         self.logit_scale_ = held_out_logit_scale(data, fit)
 
     def _set_anchors(self, image: _Anchors, text: _Anchors) -> None:
-        self._anchors = {"image": image, "text": text}
+        self._anchors = image, text  # a tuple, as in pickles of earlier versions
         self.n_components_ = self._n_features_out = len(image.rows)
         self.n_parameters_ = sum(side.mean.size + side.unit.size for side in (image, text))
         # Includes k and power, which change the embeddings as well.
         self.fingerprint_ = fingerprint(*map(np.asarray, (*image, *text)))
 
     def _learned_state(self) -> dict[str, Any]:
-        return {side: anchors._asdict() for side, anchors in self._anchors.items()}
+        image, text = self._anchors
+        return {"image": image._asdict(), "text": text._asdict()}
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         image, text = (_Anchors.from_state(state.part(side)) for side in ("image", "text"))
@@ -158,10 +159,10 @@ class ASIFAligner(ClosedFormAligner):
         return [_Anchors.from_features(features, rows, *options) for features, rows in sides]
 
     def _comparable(self, side: str, features: Any) -> SparseRows:
-        return self._anchors[side].embed(features)
+        return self._anchors[side == "text"].embed(features)
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
-        return self._anchors[side].embed(features).rows.toarray()
+        return self._comparable(side, features).rows.toarray()
 
 
 class _Anchors(NamedTuple):
