@@ -103,7 +103,7 @@ class InfoNCELoss(ScaledLoss):
             for one, other, positive in ((image, text, pairs), (text, image, pairs.flip(1))):
                 positive = select_pairs(positive, rows)
                 total = total + _TiledInfoNCE.apply(one[rows], other, scale, positive, tile, False)
-        return total / (2 * n_pairs)
+        return (total / (2 * n_pairs)).to(image.dtype)
 
 
 class _TiledInfoNCE(torch.autograd.Function):
@@ -132,7 +132,9 @@ class _TiledInfoNCE(torch.autograd.Function):
             logits = scaled[tile.rows] @ text[tile.columns].T
             for softmax in ctx.softmaxes:
                 softmax.update(tile, logits)
-        return torch.stack([softmax.losses().sum() for softmax in ctx.softmaxes]).sum()
+        # In float16, the sum would overflow for a few thousand rows.
+        dtype = torch.promote_types(image.dtype, torch.float32)
+        return torch.stack([softmax.losses().sum(dtype=dtype) for softmax in ctx.softmaxes]).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
