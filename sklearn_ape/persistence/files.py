@@ -68,12 +68,13 @@ def _open_tensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file. The library checks its header and limits the size of the header."""
     from safetensors import SafetensorError, safe_open
 
+    # Opened first, because safetensors says of every file that it cannot open that it is missing.
+    with open(path, "rb") as opened:
+        is_pickle = opened.read(2).startswith((b"PK", b"\x80"))
     try:
         with safe_open(path, framework="np") as file:
             yield file
     except (SafetensorError, TypeError, KeyError) as error:
-        with open(path, "rb") as opened:
-            is_pickle = opened.read(2).startswith((b"PK", b"\x80"))
         raise ValueError(
             f"{str(path)!r} is damaged, or not a safetensors file: {error}."
             f"{f' {_PICKLE_NOTE}' if is_pickle else ''}"

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import load_pretrained
-from sklearn_ape.persistence.files import read_model, write_model
+from sklearn_ape.persistence.files import read_metadata, read_model, read_tensors, write_model
 
 
 @pytest.fixture
@@ -235,6 +236,12 @@ class TestTensorFiles:
         (folder / "model.safetensors").write_bytes(whole)
         with pytest.raises(ValueError, match="damaged"):
             load_pretrained(folder)
+
+    def test_error_of_the_system_names_the_file(self, tmp_path):
+        """safetensors says of a file without permission that it is missing."""
+        for read in (read_tensors, read_metadata):
+            with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
+                read(tmp_path)
 
 
 class Payload:
