@@ -128,6 +128,8 @@ def prune_file(path: Path, max_bytes: int | None, dimension: int | None) -> int:
             )
         if dimension is not None:
             n_removed += _remove_dimension(connection, dimension)
+        if max_bytes is not None:  # before the first VACUUM, which copies what is left
+            n_removed += _remove_oldest(connection, max_bytes)
         _shrink(connection, path)
         # The estimate of the share is not exact if features have several dimensions.
         while max_bytes is not None and (n := _remove_oldest(connection, max_bytes)):

@@ -221,6 +221,22 @@ class TestPrune:
         cache = DiskFeatureCache(folder)
         assert cache.prune(0, dimension=384) == 30 + N_ENTRIES
 
+    def test_only_features_that_stay_are_copied(self, tmp_path, monkeypatch):
+        """VACUUM needs as much free space on the disk as the rest of the file."""
+        cache = store(tmp_path, make_features(500, 512) | make_features(500, 128, seed=1))
+        sizes = []
+
+        def shrink(connection, path):
+            n_pages, n_free_pages, page_size = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+            sizes.append((n_pages - n_free_pages) * page_size)
+
+        monkeypatch.setattr(_maintenance, "_shrink", shrink)
+        cache.prune(100_000, dimension=128)
+        assert sizes[0] < 200_000
+
     def test_neither_size_nor_dimension_raises(self, folder):
         with pytest.raises(ValueError, match="max_bytes and dimension are both None"):
             DiskFeatureCache(folder).prune()
