@@ -29,12 +29,12 @@ from joblib import Parallel, delayed
 from PIL import Image, ImageOps
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners._closed_form import kernel_maps
+from sklearn_ape.aligners._closed_form import make_kernel_maps
 from sklearn_ape.aligners.starter import (
     SCALE_SUFFIX,
     STARTER_FOLDER,
     STARTER_FORMAT,
-    starter_encoders,
+    make_starter_encoders,
     unpack_starter,
 )
 from sklearn_ape.datasets import (
@@ -282,7 +282,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the model that ships")
     options = parser.parse_args()
     images, captions, icons, mirrored = load_training_pairs(options.package)
-    image_encoder, text_encoder = starter_encoders(cache=options.cache, verbose=1)
+    image_encoder, text_encoder = make_starter_encoders(cache=options.cache, verbose=1)
     names = [texts[0] for texts in captions]
     aligner = APEAligner(
         image_encoder=image_encoder,
@@ -325,8 +325,8 @@ def main() -> int:
     aligner.logit_scale_ = kernel.fit(images[:n_kernel], names[:n_kernel]).logit_scale_
     # The file needs neither the texts of the head nor the options of this program.
     aligner.set_params(head_pairs=None, verbose=0)
-    aligner.image_encoder, aligner.text_encoder = starter_encoders()
-    aligner.image_encoder_, aligner.text_encoder_ = starter_encoders()
+    aligner.image_encoder, aligner.text_encoder = make_starter_encoders()
+    aligner.image_encoder_, aligner.text_encoder_ = make_starter_encoders()
     folder = Path(tempfile.mkdtemp()) if options.check else STARTER_FOLDER
     folder.mkdir(exist_ok=True)
     path = folder / "model.safetensors"
@@ -370,7 +370,7 @@ def solve_closed_form(
     kernel: KernelAligner, images: list, captions: list, aligner: APEAligner
 ) -> ClosedFormHead:
     """Return the text head of a `KernelAligner` whose whitening is that of another aligner."""
-    maps = kernel_maps(
+    maps = make_kernel_maps(
         kernel._fit_pairs(images, captions),
         aligner.module_.image_head.base,
         gamma=kernel.gamma,

@@ -35,7 +35,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_ape import FewShotClassifier, ZeroShotClassifier
-from sklearn_ape.aligners.starter import STARTER_FOLDER, starter_encoders, unpack_starter
+from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_openmoji, load_tuxpaint_stamps
 from sklearn_ape.metrics import expected_calibration_error
 
@@ -272,7 +272,7 @@ def main() -> None:
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )
     options = parser.parse_args()
-    encoder, text_encoder = starter_encoders(cache=options.cache, engine="torch")
+    encoder, text_encoder = make_starter_encoders(cache=options.cache, engine="torch")
     aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
     aligner.image_encoder_ = None  # features are passed instead of images
     aligner.text_encoder_ = text_encoder

@@ -23,10 +23,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Bunch
 
 from .aligners import APEAligner, KernelAligner
-from .aligners.starter import load_starter, starter_encoders
+from .aligners.starter import load_starter, make_starter_encoders
 from .datasets import get_data_home, load_openmoji
 from .encoders import CacheInfo
-from .encoders.items import image_groups
+from .encoders.items import group_images
 from .zero_shot import ZeroShotClassifier
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def run_demo(
         seconds[name] = time.perf_counter() - start
 
     folder = get_data_home() / "features" if cache is None else Path(cache)
-    image_encoder, text_encoder = starter_encoders(cache=folder, verbose=verbose)
+    image_encoder, text_encoder = make_starter_encoders(cache=folder, verbose=verbose)
     image_encoder.set_params(n_jobs=n_jobs)
 
     with stage("name photographs"):
@@ -166,7 +166,7 @@ def run_demo(
         curve = _measure_curve(train, held_out, encoders, random_state)
     with stage("evaluate"):
         features = image_encoder.transform(held_out.images)
-        groups = image_groups(held_out.images)  # a few images occur twice, with two names
+        groups = group_images(held_out.images)  # a few images occur twice, with two names
         recall = model[-1].retrieval_report(features, held_out.captions, groups=groups)
         predictions, concept_accuracy, concept_top_accuracy = _predict_concepts(
             model, held_out, random_state
@@ -225,7 +225,7 @@ def _split(data: Bunch, random_state: int) -> tuple[Bunch, Bunch]:
     concepts = [_PERSON_WORDS.sub("", caption).strip(" :") or caption for caption in data.captions]
     # A few images occur twice, with two names: both get the concept of the first.
     first_concept: dict[int, str] = {}
-    groups = image_groups(data.images).tolist()
+    groups = group_images(data.images).tolist()
     pairs = zip(groups, concepts, strict=True)
     concepts = [first_concept.setdefault(group, concept) for group, concept in pairs]
     splitter = GroupShuffleSplit(

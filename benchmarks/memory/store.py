@@ -64,7 +64,7 @@ def _make_encoder(folder: str) -> TransformersTextEncoder:
 def _fill_cache(folder: str, n: int) -> None:
     """Store features of all captions in the cache, so that no network is needed."""
     encoder = _make_encoder(folder)
-    identity = encoder._identity_digest()
+    identity = encoder._digest_identity()
     rng = np.random.default_rng(0)
     captions = list(Captions(n))
     with encoder.cache as cache:

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from sklearn_ape import ZeroShotClassifier
-from sklearn_ape.aligners.starter import STARTER_FOLDER, starter_encoders, unpack_starter
+from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_tuxpaint_stamps
 
 # Broad words of the subcategories of emoji.
@@ -254,7 +254,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     aligner = unpack_starter(options.model)
-    aligner.image_encoder_, aligner.text_encoder_ = starter_encoders(
+    aligner.image_encoder_, aligner.text_encoder_ = make_starter_encoders(
         cache=options.cache, engine="torch"
     )
     images = load_tuxpaint_stamps().images

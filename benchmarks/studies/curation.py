@@ -22,7 +22,7 @@ from sklearn.base import clone
 from sklearn_ape import aligners, datasets
 from sklearn_ape.curation import find_near_duplicates, pair_quality, select_relevant
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
-from sklearn_ape.encoders.items import image_groups
+from sklearn_ape.encoders.items import group_images
 
 CATEGORIES = (
     "Activities",
@@ -78,7 +78,7 @@ def main() -> None:
     for name, images, captions, templates in load_label_sets():
         labels = list(dict.fromkeys(captions))
         test = image_encoder.transform(images), captions
-        scoring = {"ks": (1,), "groups": image_groups(images)}
+        scoring = {"ks": (1,), "groups": group_images(images)}
 
         select_by_words = partial(select_relevant, pool.captions, labels)
         select_by_meaning = partial(

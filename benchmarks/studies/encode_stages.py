@@ -21,7 +21,7 @@ from typing import Any
 
 from sklearn_ape.devices import default_state
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.encoders.items import image_digest, read_image
+from sklearn_ape.encoders.items import digest_image, read_image
 
 from ..speed.encode import write_sets
 
@@ -35,13 +35,13 @@ def measure_stages(encoder: Any, files: list[str], n_threads: int) -> dict[str, 
     min_side = encoder._min_side(preprocessing)
     images = [read_image(file, min_side) for file in files]
     pixels = [preprocessing(image) for image in images]
-    size = encoder._batch_size_for(engine.name, network.device)
+    size = encoder._choose_batch_size(engine.name, network.device)
     batches = [
         encoder._tensors(network, pixels[start : start + size])
         for start in range(0, len(pixels), size)
     ]
     stages: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
-        "read and digest": (lambda file: image_digest(Path(file).read_bytes()), files),
+        "read and digest": (lambda file: digest_image(Path(file).read_bytes()), files),
         "decode": (lambda file: read_image(file, min_side), files),
         "resize and crop": (preprocessing, images),
         "network": (engine, batches),
@@ -70,7 +70,7 @@ def main() -> None:
         for kind in ("images", "large photographs"):
             files = sets[kind].read_text().splitlines()
             encoder.transform(files[:40])
-            times = measure_stages(encoder, files, encoder._n_threads())
+            times = measure_stages(encoder, files, encoder._count_threads())
             start = time.perf_counter()
             encoder.transform(files)
             rate = len(files) / (time.perf_counter() - start)

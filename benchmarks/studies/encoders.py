@@ -24,7 +24,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     classifier_head_pairs,
 )
-from sklearn_ape.encoders.items import image_groups
+from sklearn_ape.encoders.items import group_images
 
 from ..accuracy.data import MAX_PER_CAPTION
 
@@ -80,7 +80,7 @@ def main() -> None:
             aligner = KernelAligner(text_encoder=text_encoder, head_pairs=head)
             aligner.fit(features[rows], [clip_art.captions[row] for row in rows])
             for name, data in tests.items():
-                groups = image_groups(data.images)  # some images have several captions
+                groups = group_images(data.images)  # some images have several captions
                 report = aligner.retrieval_report(
                     encoder.transform(data.images), data.captions, groups=groups
                 )

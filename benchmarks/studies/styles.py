@@ -16,7 +16,7 @@ import numpy as np
 
 from sklearn_ape import KernelAligner
 from sklearn_ape.aligners.pairs import compute_prototypes
-from sklearn_ape.aligners.starter import starter_encoders
+from sklearn_ape.aligners.starter import make_starter_encoders
 from sklearn_ape.datasets import get_data_home, load_noto_emoji, load_openclipart
 from sklearn_ape.encoders import HeadPairs, classifier_head_pairs
 from sklearn_ape.metrics import retrieval_ranks
@@ -46,7 +46,9 @@ def main() -> None:
     )
     parser.add_argument("--splits", type=int, default=4, help="number of random splits")
     options = parser.parse_args()
-    image_encoder, text_encoder = starter_encoders(cache=options.cache, engine="torch", verbose=1)
+    image_encoder, text_encoder = make_starter_encoders(
+        cache=options.cache, engine="torch", verbose=1
+    )
     images, captions = load_training_pairs()
     broad_captions = add_broad_words(images, captions)
     features = image_encoder.transform(images)

@@ -30,12 +30,12 @@ from ._closed_form import (
     WHITENING,
     Maps,
     choose_smoothness,
+    fit_held_out_logit_scale,
     fit_logit_scale,
     has_stable_whitening,
-    held_out_logit_scale,
-    kernel_maps,
-    linear_maps,
     make_embedders,
+    make_kernel_maps,
+    make_linear_maps,
     whiten_images,
 )
 from ._kernel_ridge import count_default_anchors
@@ -240,7 +240,7 @@ def solve_kernel(
     max_anchors = count_default_anchors(len(data.text), run.config.device)
     if run.ranks is not None:  # whose machines may have different amounts of memory
         max_anchors = run.ranks.broadcast(max_anchors)
-    return kernel_maps(
+    return make_kernel_maps(
         data,
         image_map,
         **smoothness,
@@ -269,7 +269,7 @@ def train_heads(
         if heads.init is None:
             return None
         if heads.init == "linear":
-            return linear_maps(pairs, heads.whiten(pairs), ridge=_LINEAR_RIDGE)
+            return make_linear_maps(pairs, heads.whiten(pairs), ridge=_LINEAR_RIDGE)
         return solve_kernel(run, heads.whiten(pairs), pairs, **smoothness)
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Any]:
@@ -318,7 +318,7 @@ def _search_best_epoch(
     net = training.run(callbacks, run.config.max_epochs)
     result = collect_result(net, run.config.max_epochs)
     if valid is not None and initial_recall is not None:
-        least = _least_recall(initial_recall, len(valid.pairs))
+        least = _compute_min_recall(initial_recall, len(valid.pairs))
         result = _add_closed_form(result, {"valid_recall": initial_recall}, least)
     return result, net.logit_scale
 
@@ -345,7 +345,7 @@ def _add_closed_form(
     )
 
 
-def _least_recall(baseline: float, n_valid: int) -> float:
+def _compute_min_recall(baseline: float, n_valid: int) -> float:
     """Return the recall above which training has improved the closed form.
 
     The best of many epochs is partly chance, so it must be better by one standard error. With
@@ -386,7 +386,7 @@ def train_blend(
 
     if valid is None or is_untested:
         # That of the closed form. The scale that a head learns suits the pairs it is trained on.
-        scale = held_out_logit_scale(
+        scale = fit_held_out_logit_scale(
             data,
             lambda pairs: make_embedders(solve(pairs, heads.whiten(pairs))),
             config.max_logit_scale,
@@ -405,7 +405,7 @@ def train_blend(
         baseline = mean_recall(image, text, items.pairs)
         if run.ranks is not None:
             baseline = run.ranks.broadcast(baseline)
-        least = _least_recall(baseline, len(valid.pairs))
+        least = _compute_min_recall(baseline, len(valid.pairs))
         recall_callback = BlendRecall(training.make_inputs(items), text, least)
 
     def blend(weight: float) -> TwoTower:

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from ..encoders.items import image_digests
+from ..encoders.items import digest_images
 from ..encoders.resolve import resolve_encoder
 from ..features.memmap import find_missing_rows, row_blocks, select, stays_stored
 from ..features.validation import (
@@ -26,24 +26,24 @@ from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
 from ..persistence.mixins import FittedState, PretrainedMixin
 from ..training.data import PairDataset
-from ..utils.linalg import evenly_spaced
+from ..utils.linalg import choose_evenly_spaced
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin
 from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ignores_underflow
-from ._serialization import aligner_state, clone_parameters, describe_aligner, restore_aligner
+from ._serialization import clone_parameters, describe_aligner, get_aligner_state, restore_aligner
 from .fitted_images import FittedImages
 from .pairs import (
     Rows,
     append_head_pairs,
     as_sequence,
     check_lengths,
-    distinct_pairs,
     encode_texts,
     encode_unique,
     flatten_captions,
     holds_images,
     holds_texts,
-    item_pairs,
+    make_distinct_pairs,
+    make_item_pairs,
     resolve_head_pairs,
 )
 from .similarity import Bank, Standardizer, resolve_bank
@@ -61,7 +61,7 @@ class BaseAligner(
 
     Large memory maps and large float16 arrays are read in blocks of rows, without a copy. The
     `fit` of a subclass calls `_fit_pairs` first and `_set_bank` last. A subclass defines `_embed`,
-    `_learned_state` and `_restore_learned`. The `side` of a method is "image" or "text".
+    `_get_learned_state` and `_restore_learned`. The `side` of a method is "image" or "text".
     """
 
     image_encoder: Any
@@ -80,12 +80,12 @@ class BaseAligner(
         """Return L2-normalized embeddings of finite features."""
 
     @abstractmethod
-    def _learned_state(self) -> dict[str, Any]:
+    def _get_learned_state(self) -> dict[str, Any]:
         """Return the parameters that `fit` learned, without the parameters of the encoders."""
 
     @abstractmethod
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        """Set the parameters that `_learned_state` returned.
+        """Set the parameters that `_get_learned_state` returned.
 
         Return the number of image features, and the number of text features or None.
         """
@@ -105,7 +105,7 @@ class BaseAligner(
             could not encode are NaN.
         """
         check_is_fitted(self)
-        return self._embed_valid("image", self._image_features(X, reset=False))
+        return self._embed_valid("image", self._get_image_features(X, reset=False))
 
     def transform_text(self, y: Any) -> np.ndarray:
         """Embed texts in the shared space.
@@ -121,7 +121,7 @@ class BaseAligner(
             L2-normalized embeddings.
         """
         check_is_fitted(self)
-        return self._embed_valid("text", self._features_of_texts(y))
+        return self._embed_valid("text", self._get_features_of_texts(y))
 
     @ignores_underflow
     def similarity(self, X: Any, y: Any, standardize: Any = False) -> np.ndarray:
@@ -169,16 +169,16 @@ class BaseAligner(
         """
         check_is_fitted(self)
         bank = resolve_bank(standardize, self, self)
-        image, text = self._image_features(X, reset=False), self._features_of_texts(y)
+        image, text = self._get_image_features(X, reset=False), self._get_features_of_texts(y)
         images, texts = (np.flatnonzero(~find_missing_rows(side)) for side in (image, text))
         similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)
         if not (len(images) and len(texts)):
             return similarity
-        text_embeddings = self._comparable("text", select(text, texts))
+        text_embeddings = self._embed_comparable("text", select(text, texts))
         standardizer = None if bank is None else Standardizer(text_embeddings, bank)
         for rows in row_blocks(image):
             block = images[(images >= rows.start) & (images < rows.stop)]
-            embeddings = self._comparable("image", image[block])
+            embeddings = self._embed_comparable("image", image[block])
             cosines = embeddings @ text_embeddings.T
             if standardizer is not None:
                 standardizer.apply(cosines, embeddings)
@@ -247,8 +247,9 @@ class BaseAligner(
         the correct one ranks before it, so that equal embeddings get the worst ranks.
         """
         check_is_fitted(self)
-        data = self._scored_pairs(X, y, groups)
-        image, text = (self._comparable(side, getattr(data, side)) for side in ("image", "text"))
+        data = self._make_scored_pairs(X, y, groups)
+        image = self._embed_comparable("image", data.image)
+        text = self._embed_comparable("text", data.text)
         by_image, by_text = compute_both_ranks(image, text, data.pairs)
         return {"image_to_text": by_image, "text_to_image": by_text}
 
@@ -310,10 +311,10 @@ class BaseAligner(
         if fitted_images is None:
             return None
         if not fitted_images.are_contents:
-            return fitted_images.contain_features(self._image_features(X, reset=False))
-        digests = image_digests(X)
+            return fitted_images.contain_features(self._get_image_features(X, reset=False))
+        digests = digest_images(X)
         if digests is None:
-            self._image_features(X, reset=False)  # encoders of this package name the problem
+            self._get_image_features(X, reset=False)  # encoders of this package name the problem
             raise ValueError("X holds features, and fit was given images. Pass images.")
         return fitted_images.contain_contents(digests)
 
@@ -321,7 +322,7 @@ class BaseAligner(
         """Return embeddings of features, in which missing rows are NaN."""
         return embed_rows(features, partial(self._embed, side), self._n_features_out)
 
-    def _comparable(self, side: str, features: Any) -> Any:
+    def _embed_comparable(self, side: str, features: Any) -> Any:
         """Return embeddings, dense or `SparseRows`, whose products are cosines."""
         return self._embed_valid(side, features)
 
@@ -330,8 +331,8 @@ class BaseAligner(
         is_image = data.pairs[:, 0] < data.n_images
         texts = np.unique(data.pairs[is_image, 1])
         self.bank_ = Bank.from_embeddings(
-            self._comparable("image", data.image[evenly_spaced(data.n_images)]),
-            self._comparable("text", data.text[texts[evenly_spaced(len(texts))]]),
+            self._embed_comparable("image", data.image[choose_evenly_spaced(data.n_images)]),
+            self._embed_comparable("text", data.text[texts[choose_evenly_spaced(len(texts))]]),
         )
 
     def _fit_pairs(self, X: Any, y: Any) -> PairDataset:
@@ -347,7 +348,7 @@ class BaseAligner(
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         rows = self._rows(X, y, reset=True)
         self._fitted_images = FittedImages.from_features(rows.image, rows.image_digests)
-        data = distinct_pairs(rows)
+        data = make_distinct_pairs(rows)
         if len(data.pairs) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 pairs for a contrastive fit, got "
@@ -364,9 +365,9 @@ class BaseAligner(
         """Return the fitted encoder of a side, the one to fit, or None."""
         return getattr(self, f"{side}_encoder_", getattr(self, f"{side}_encoder"))
 
-    def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> PairDataset:
+    def _make_scored_pairs(self, X: Any, y: Any, groups: Any = None) -> PairDataset:
         """Return the pairs to score, with one row per image and per caption."""
-        return item_pairs(self._rows(X, y, reset=False), groups)
+        return make_item_pairs(self._rows(X, y, reset=False), groups)
 
     def _rows(self, X: Any, y: Any, reset: bool) -> Rows:
         """Return features of both sides; captions are checked before images are encoded."""
@@ -392,15 +393,15 @@ class BaseAligner(
                 "labels use ZeroShotClassifier."
             )
         elif image_encoder is not None or holds_images(X):
-            text = self._text_features(y, reset)
+            text = self._get_text_features(y, reset)
             n_rows = len(text)
         else:
-            image, text = self._both_features(X, y, reset)
+            image, text = self._get_both_features(X, y, reset)
             every_row = np.arange(len(image))
             return Rows(image, text, every_row, every_row)
         check_lengths(X, n_rows)
-        image = self._image_features(X, reset)
-        digests = None if image_encoder is None else image_digests(X)
+        image = self._get_image_features(X, reset)
+        digests = None if image_encoder is None else digest_images(X)
         if captions is None:
             rows = text_rows = np.arange(len(image))
         else:
@@ -408,17 +409,17 @@ class BaseAligner(
             text, text_rows = encode_unique(encode, captions, rows)
         return Rows(image, text, rows, text_rows, digests, captions is not None)
 
-    def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
+    def _get_both_features(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         """Validate features of both sides in the order of scikit-learn's checks."""
         if stays_stored(X) or stays_stored(y):
             check_lengths(X, len(y))
-            return self._image_features(X, reset), self._text_features(y, reset)
-        image = self._image_features(X, reset, n_min=2 if reset else 1)
+            return self._get_image_features(X, reset), self._get_text_features(y, reset)
+        image = self._get_image_features(X, reset, n_min=2 if reset else 1)
         text = as_floats(y, "y", ensure_2d=False)
         check_consistent_length(image, text)
-        return image, self._text_features(text.reshape(len(text), -1), reset)
+        return image, self._get_text_features(text.reshape(len(text), -1), reset)
 
-    def _image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
+    def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
         """Return at least `n_min` rows of image features; NaN where encoding failed."""
         check_sequence(X, "X", "image", "images or features")
         encoder = self._get_encoder("image")
@@ -441,12 +442,12 @@ class BaseAligner(
         )
         return as_float32(features, "X", check_conditioning=reset)
 
-    def _features_of_texts(self, y: Any) -> Any:
+    def _get_features_of_texts(self, y: Any) -> Any:
         """Return the text features of y, which holds features or one text per row."""
         check_text_columns(self, y, reset=False)
         y = as_sequence(y)
         if not holds_texts(y):
-            return self._text_features(y, reset=False)
+            return self._get_text_features(y, reset=False)
         texts, rows = flatten_captions(y)
         if len(rows) != len(y):
             raise ValueError("y holds lists of texts. Pass one text per row.")
@@ -462,9 +463,9 @@ class BaseAligner(
             )
         if reset:
             self.text_encoder_ = resolve_encoder(encoder, "text").fit(texts, None)
-        return self._text_features(encode_texts(self.text_encoder_, texts), reset)
+        return self._get_text_features(encode_texts(self.text_encoder_, texts), reset)
 
-    def _text_features(self, y: Any, reset: bool) -> Any:
+    def _get_text_features(self, y: Any, reset: bool) -> Any:
         """Return text features; rows of NaN where encoding failed."""
         y = as_numeric(y, "y")
         is_stored = stays_stored(y)
@@ -480,9 +481,9 @@ class BaseAligner(
             return check_stored_features(y, "y")
         return as_float32(features, "y", check_conditioning=reset)
 
-    _get_state = aligner_state
+    _get_state = get_aligner_state
     _set_state = restore_aligner
-    _card_facts = describe_aligner
+    _get_card_facts = describe_aligner
     __sklearn_clone__ = clone_parameters
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -356,7 +356,7 @@ def _describe(
         "class": type(aligner).__name__,
         "parameters": {
             name: repr(value.item() if isinstance(value, np.generic) else value)
-            for name, value in aligner._compared_parameters().items()
+            for name, value in aligner._get_compared_parameters().items()
         },
         "pairs": _digest_pairs(data),
         "random_state": None if aligner.random_state is None else seed,
@@ -364,7 +364,7 @@ def _describe(
     }
     if aligner.callbacks:
         training["callbacks"] = [_describe_callback(callback) for callback in aligner.callbacks]
-    return training | aligner._compared_weights()
+    return training | aligner._get_compared_weights()
 
 
 def _describe_callback(callback: Any) -> str:

@@ -19,7 +19,7 @@ from ..heads import BaseMap, ClosedFormHead, KernelMap, LinearMap, TwoTower, Whi
 from ..training.callbacks import mean_recall
 from ..training.data import PairDataset, Split, split_pairs, subset
 from ..training.net import embed, embed_pairs
-from ..utils.linalg import covariance, evenly_spaced, mean, normalize_rows, sum_by_group
+from ..utils.linalg import choose_evenly_spaced, covariance, mean, normalize_rows, sum_by_group
 from ._kernel_ridge import (
     choose_anchors,
     count_default_anchors,
@@ -84,7 +84,7 @@ def fit_logit_scale(
     is overconfident: pass held-out pairs if possible. `pairs` are rows of L2-normalized embeddings
     of images and of texts. If there are more than 2,048, an evenly spaced sample of them is used.
     """
-    pairs = pairs[evenly_spaced(len(pairs), _MAX_SCALE_PAIRS)]
+    pairs = pairs[choose_evenly_spaced(len(pairs), _MAX_SCALE_PAIRS)]
     images, texts = pairs[:, 0], pairs[:, 1]
     cosine = np.asarray(image[images] @ text[texts].T, dtype=np.float64)
     ones = (np.ones(len(pairs), dtype=bool), (images, texts))
@@ -107,7 +107,7 @@ def fit_logit_scale(
     return math.exp(result.x)
 
 
-def held_out_logit_scale(
+def fit_held_out_logit_scale(
     data: PairDataset,
     fit: Callable[[PairDataset], tuple[Any, Any]],
     max_scale: float = MAX_LOGIT_SCALE,
@@ -126,7 +126,7 @@ def held_out_logit_scale(
 
 def hold_out_pairs(data: PairDataset) -> Split:
     """Hold out a fifth of the pairs, from which the logit scale is fitted."""
-    rows = _rows_with_texts(data)
+    rows = _select_rows_with_texts(data)
     split = split_pairs(data.pairs[rows], _VALIDATION_FRACTION, np.random.RandomState(0))
     return Split(rows[split.train], None if split.valid is None else rows[split.valid])
 
@@ -137,7 +137,7 @@ def choose_scale_pairs(data: PairDataset, split: Split) -> np.ndarray:
     if split.valid is not None:
         rows = split.valid[data.pairs[split.valid, 0] < data.n_images]
         rows = rows if len(rows) > 1 else split.valid
-    return rows[evenly_spaced(len(rows), _MAX_SCALE_PAIRS)]
+    return rows[choose_evenly_spaced(len(rows), _MAX_SCALE_PAIRS)]
 
 
 def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
@@ -161,7 +161,7 @@ class Maps(NamedTuple):
         return TwoTower(ClosedFormHead(self.image), ClosedFormHead(self.text)).eval()
 
 
-def kernel_maps(
+def make_kernel_maps(
     data: PairDataset,
     image_map: WhitenedMap,
     *,
@@ -241,7 +241,7 @@ def _solve_nystroem(
     return solve_positive_definite(make_matrix, right, verbose).coefficients
 
 
-def linear_maps(data: PairDataset, image_map: WhitenedMap, *, ridge: float) -> Maps:
+def make_linear_maps(data: PairDataset, image_map: WhitenedMap, *, ridge: float) -> Maps:
     """Return a whitening of images, and a ridge regression from texts to its output.
 
     The ridge is relative to the mean variance of a text feature.
@@ -284,7 +284,7 @@ class _Targets:
     def __init__(self, data: PairDataset, image_map: WhitenedMap) -> None:
         self._data = data
         self.image = image_map
-        pairs = data.pairs[_rows_with_texts(data)]
+        pairs = data.pairs[_select_rows_with_texts(data)]
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         self.counts = counts.astype(np.float32)
         self._images, self._row = _sort_by_text(pairs, row)
@@ -329,7 +329,7 @@ class _Targets:
         return _sum_by_text(embed, self._images, self._row, block, directions.shape[1])
 
 
-def _rows_with_texts(data: PairDataset) -> np.ndarray:
+def _select_rows_with_texts(data: PairDataset) -> np.ndarray:
     """Return the rows of the pairs, without texts whose features are zeros and have no cosine."""
     blocks = gen_batches(len(data.text), _TEXT_BLOCK_SIZE)
     is_nonzero = np.concatenate([data.text[block].any(axis=1) for block in blocks])
@@ -339,7 +339,7 @@ def _rows_with_texts(data: PairDataset) -> np.ndarray:
 
 def whiten_images(data: PairDataset, whitening: float, n_components: int | None) -> WhitenedMap:
     """Return the whitening of the images of a dataset; see `KernelAligner`."""
-    features, pairs = _NormalizedRows(data.image), data.pairs[_rows_with_texts(data)]
+    features, pairs = _NormalizedRows(data.image), data.pairs[_select_rows_with_texts(data)]
     if n_components is not None and n_components > features.shape[1]:
         raise ValueError(
             f"n_components must be None or at most {features.shape[1]}, the number of image "
@@ -348,7 +348,7 @@ def whiten_images(data: PairDataset, whitening: float, n_components: int | None)
     rows = np.unique(pairs[:, 0])
     image_mean = mean(features, rows)
     total = covariance(features, features, (rows, rows), (image_mean, image_mean))
-    style, weight = _style_covariance(total, features, pairs, image_mean)
+    style, weight = _compute_style_covariance(total, features, pairs, image_mean)
     whitening /= 1 + weight * (_STYLE_DIVISOR - 1)
     variances, directions = np.linalg.eigh((1 - weight) * total + weight * style)
     variances, directions = variances[::-1], directions[:, ::-1]
@@ -372,7 +372,7 @@ def has_stable_whitening(data: PairDataset) -> bool:
     return data.n_images >= _MIN_IMAGES_PER_FEATURE * data.image.shape[1]
 
 
-def _style_covariance(
+def _compute_style_covariance(
     total: np.ndarray, features: _NormalizedRows, pairs: np.ndarray, image_mean: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Return the covariance of images with one caption, with the trace of `total`, and a weight.

@@ -52,7 +52,7 @@ def kernel(left: torch.Tensor, right: torch.Tensor, gamma: float) -> torch.Tenso
     return (left @ right.T).sub_(1).mul_(gamma).exp_()
 
 
-def available_memory(device: torch.device) -> int:
+def measure_available_memory(device: torch.device) -> int:
     """Return the number of bytes that can be allocated on a device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -62,7 +62,7 @@ def available_memory(device: torch.device) -> int:
 
 def count_fitting_anchors(device: torch.device, share: float = _AUTO_SHARE) -> int:
     """Return the number of anchors whose kernel matrix takes a share of the available memory."""
-    n_elements = share * available_memory(device) / 4
+    n_elements = share * measure_available_memory(device) / 4
     return max(_MIN_ANCHORS, int(n_elements**0.5))
 
 
@@ -161,7 +161,7 @@ def _decompose(matrix: torch.Tensor, verbose: int | None) -> None:
     with make_progress_bar(n_rows, verbose, desc="Solving", unit="anchor") as bar:
         for block in gen_batches(n_rows, _BLOCK_SIZE):
             head = matrix[block, : block.start]
-            for part in _row_blocks(block.start, n_rows):
+            for part in _iter_row_blocks(block.start, n_rows):
                 if block.start:
                     matrix[part, block].addmm_(matrix[part, : block.start], head.T, alpha=-1)
             factor = torch.linalg.cholesky(matrix[block, block])
@@ -183,7 +183,7 @@ def _substitute(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
             matrix[block, block].tril(), right[block], upper=False
         )
     for block in reversed(blocks):
-        for part in _row_blocks(block.stop, len(matrix)):
+        for part in _iter_row_blocks(block.stop, len(matrix)):
             right[block] -= matrix[part, block].T @ right[part]
         right[block] = torch.linalg.solve_triangular(
             matrix[block, block].tril().mT, right[block], upper=True
@@ -191,7 +191,7 @@ def _substitute(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return right
 
 
-def _row_blocks(start: int, n_rows: int) -> Iterator[slice]:
+def _iter_row_blocks(start: int, n_rows: int) -> Iterator[slice]:
     """Return slices of rows of at most 2**30 elements, within the limits of BLAS."""
     size = max(1, 2**30 // n_rows)
     return (slice(i, min(i + size, n_rows)) for i in range(start, n_rows, size))

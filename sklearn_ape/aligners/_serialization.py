@@ -28,12 +28,12 @@ _FEATURES_USAGE = "print(model.transform(image_features) @ model.transform_text(
 _IMAGES_USAGE = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
 
 
-def aligner_state(aligner: Any) -> dict[str, Any]:
+def get_aligner_state(aligner: Any) -> dict[str, Any]:
     """Return the fitted state of an aligner for saving."""
     names = getattr(aligner, "feature_names_in_", None)
     bank, fitted = getattr(aligner, "bank_", None), getattr(aligner, "_fitted_images", None)
     return {
-        **aligner._learned_state(),
+        **aligner._get_learned_state(),
         "logit_scale": float(aligner.logit_scale_),
         "fingerprint": aligner.fingerprint_,
         "feature_names_in": None if names is None else [str(name) for name in names],
@@ -59,7 +59,7 @@ def clone_parameters(aligner: Any) -> Any:
 
 
 def restore_aligner(aligner: Any, state: FittedState) -> None:
-    """Set the fitted attributes that `aligner_state` returned."""
+    """Set the fitted attributes that `get_aligner_state` returned."""
     aligner.logit_scale_ = state.number("logit_scale", above=0)
     n_image, n_text = aligner._restore_learned(state, aligner.logit_scale_)
     aligner.n_features_in_ = n_image
@@ -141,7 +141,7 @@ class HeadsMixin:
     # Function of the aligner that sets the attributes that `fit` derives from the module.
     _set_module: Callable[[TwoTower, float], None]
 
-    def _learned_state(self) -> dict[str, Any]:
+    def _get_learned_state(self) -> dict[str, Any]:
         return {
             "image_head": head_state(self.module_.image_head),
             "text_head": head_state(self.module_.text_head),
@@ -163,7 +163,7 @@ class HeadsMixin:
         return _HeadNetwork(getattr(self.module_, f"{side}_head")).eval()
 
 
-def history_state(aligner: Any) -> dict[str, Any]:
+def get_history_state(aligner: Any) -> dict[str, Any]:
     """Return the training history of a fitted aligner for saving."""
     return {
         "history": aligner.history_,
@@ -173,7 +173,7 @@ def history_state(aligner: Any) -> dict[str, Any]:
 
 
 def restore_history(aligner: Any, state: FittedState) -> None:
-    """Set the attributes that `history_state` returned, and `device_`."""
+    """Set the attributes that `get_history_state` returned, and `device_`."""
     history = state.value("history")
     is_list = isinstance(history, list) and all(isinstance(row, dict) for row in history)
     if not is_list or not all(isinstance(v, int | float) for row in history for v in row.values()):

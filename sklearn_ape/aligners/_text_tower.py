@@ -83,7 +83,7 @@ class TextTower(nn.Module):
     def digest(self) -> str:
         """Return a digest of the weights before training and of the parameters of the encoder."""
         weights = fingerprint(*(tensor.numpy() for tensor in self.tower.state_dict().values()))
-        parameters = sorted(self.encoder._recorded_params().items())
+        parameters = sorted(self.encoder._get_recorded_params().items())
         return hashlib.sha256(f"{weights}{parameters}".encode()).hexdigest()
 
     @property

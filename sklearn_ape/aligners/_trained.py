@@ -143,7 +143,7 @@ class TrainingRun(NamedTuple):
         if self.context.context is not None:
             bridge = EpochBridge(
                 self.context,
-                lambda net: fitted_attributes(deepcopy(get_module(net)), net.logit_scale),
+                lambda net: get_fitted_attributes(deepcopy(get_module(net)), net.logit_scale),
             )
             callbacks.append(("bridge", bridge))
         # Copies, because skorch sets attributes of its callbacks, and parameters must not change.
@@ -220,13 +220,13 @@ class TrainedAligner(BaseAligner):
             data = self._fit_pairs(X, y)
             rng = check_random_state(self.random_state)
             seed = int(rng.randint(np.iinfo(np.int32).max))
-            ranks, seed = join_ranks(self._compared_parameters(), data, seed)
+            ranks, seed = join_ranks(self._get_compared_parameters(), data, seed)
             self.device_ = resolve_device(self.device)
             with Checkpoint(self, data, seed, ranks) as checkpoint:
                 if not checkpoint.restore():
                     with seed_generators(checkpoint.seed, self.device_):
                         run = TrainingRun(
-                            self._training_config(len(data)), context, checkpoint, ranks
+                            self._make_training_config(len(data)), context, checkpoint, ranks
                         )
                         module, logit_scale, result = self._train(data, run)
                     self._set_module(module, logit_scale)
@@ -237,7 +237,7 @@ class TrainedAligner(BaseAligner):
         return self
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
-        self.__dict__.update(fitted_attributes(module, logit_scale))
+        self.__dict__.update(get_fitted_attributes(module, logit_scale))
         self.module_.zero_grad()  # frees the gradients of the last step
 
     def _check_parameters(self) -> None:
@@ -254,9 +254,9 @@ class TrainedAligner(BaseAligner):
         if self.callbacks is not None and not isinstance(self.callbacks, list | tuple):
             raise TypeError(f"callbacks must be None or a list, not {self.callbacks!r}.")
         resolve_device(self.device)
-        check_loss_params(self.loss, self._dict_values("loss_params"))
+        check_loss_params(self.loss, self._resolve_dicts("loss_params"))
 
-    def _dict_values(self, name: str) -> dict[str, Any]:
+    def _resolve_dicts(self, name: str) -> dict[str, Any]:
         """Return a parameter that is a dict or None, with the defaults of missing keys."""
         values, defaults = getattr(self, name), self._dict_defaults[name]
         if values is None:
@@ -270,36 +270,36 @@ class TrainedAligner(BaseAligner):
                 )
         return {**defaults, **values}
 
-    def _flat_parameters(self) -> dict[str, Any]:
+    def _get_flat_parameters(self) -> dict[str, Any]:
         """Return all parameters, with the keys of dicts as separate parameters."""
         parameters = self.get_params(deep=False)
         for name in self._dict_defaults:
             del parameters[name]
-            parameters |= self._dict_values(name)
+            parameters |= self._resolve_dicts(name)
         return parameters
 
     def _count_epochs(self, n_pairs: int | None) -> int:
         """Return the maximum number of epochs, for any number of pairs if it is None."""
         return self.max_epochs
 
-    def _training_config(self, n_pairs: int) -> TrainingConfig:
-        parameters = self._flat_parameters() | {"device": self.device_}
+    def _make_training_config(self, n_pairs: int) -> TrainingConfig:
+        parameters = self._get_flat_parameters() | {"device": self.device_}
         parameters["max_epochs"] = self._count_epochs(n_pairs)
         names = {field.name for field in fields(TrainingConfig)} & parameters.keys()
         return TrainingConfig(**{name: parameters[name] for name in names})
 
-    def _compared_parameters(self) -> dict[str, Any]:
+    def _get_compared_parameters(self) -> dict[str, Any]:
         """Return the parameters that must be equal on all ranks, and to resume a training."""
-        parameters = self._flat_parameters()
+        parameters = self._get_flat_parameters()
         return {name: parameters[name] for name in parameters.keys() - _EXCLUDED_PARAMETERS}
 
-    def _compared_weights(self) -> dict[str, str]:
+    def _get_compared_weights(self) -> dict[str, str]:
         """Return digests, by name, of weights that must be equal to resume a training."""
         return {}
 
     def _get_result(self) -> dict[str, Any]:
         """Return the learned state for the checkpoint of a finished training."""
-        return self._learned_state()
+        return self._get_learned_state()
 
     def _set_result(self, learned: dict[str, Any], logit_scale: float) -> None:
         """Restore what `_get_result` returned."""
@@ -321,7 +321,7 @@ class TrainedAligner(BaseAligner):
         return super()._from_record(params, state, settings)
 
 
-def fitted_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any]:
+def get_fitted_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any]:
     """Return the fitted attributes that follow from a trained module.
 
     The module is moved to the CPU, so that a pickle can be loaded on a machine without the

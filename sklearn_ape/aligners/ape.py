@@ -23,9 +23,9 @@ from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
-from ._closed_form import held_out_logit_scale, make_embedders
+from ._closed_form import fit_held_out_logit_scale, make_embedders
 from ._extension import choose_encoder, extend, resolve_base
-from ._serialization import HeadsMixin, history_state, restore_history
+from ._serialization import HeadsMixin, get_history_state, restore_history
 from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun, name_key
 from .pairs import holds_images, holds_texts
 
@@ -371,7 +371,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         if self.n_components not in (None, base.n_components_):
             raise ValueError(f"n_components must be None or that of init, {base.n_components_}.")
         context = FitContext(self, 0, X, y)
-        options = self._dict_values("init_params")
+        options = self._resolve_dicts("init_params")
         with default_state(), restored_on_failure(self):
             self.device_ = resolve_device(self.device)
             self._chosen_encoders = {
@@ -386,10 +386,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
             def solve(pairs: PairDataset) -> TwoTower:
                 return extend(base, pairs, **options, device=self.device_, verbose=self.verbose)
 
-            max_scale = self._dict_values("loss_params")["max_logit_scale"]
+            max_scale = self._resolve_dicts("loss_params")["max_logit_scale"]
             self._set_module(
                 solve(data),
-                held_out_logit_scale(data, lambda p: make_embedders(solve(p)), max_scale),
+                fit_held_out_logit_scale(data, lambda p: make_embedders(solve(p)), max_scale),
             )
             self.history_, self.n_epochs_, self.best_epoch_ = [], 0, 0
             self._set_bank(data)
@@ -407,8 +407,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         chosen = self.__dict__.get("_chosen_encoders")
         return super()._get_encoder(side) if chosen is None else chosen[side]
 
-    def _recorded_params(self) -> dict[str, Any]:
-        params = super()._recorded_params()
+    def _get_recorded_params(self) -> dict[str, Any]:
+        params = super()._get_recorded_params()
         if self.init is not None and not isinstance(self.init, str):
             # The heads of the base are part of the fitted heads. Its class and encoders are not
             # needed to use them.
@@ -439,7 +439,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         super()._check_parameters()
         if isinstance(self.init, str):
             check_choice(self.init, "init", (*_TRAINED_INITS, "starter"))
-        values = self._dict_values("init_params")
+        values = self._resolve_dicts("init_params")
         check_number(values["weight"], "init_params['weight']", 0, closed="neither")
         check_boolean(values["center"], "init_params['center']")
         check_choice(self.head, "head", HEAD_KINDS)
@@ -450,7 +450,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         check_number(self.dropout, "dropout", 0, 1)
         check_number(self.mixup, "mixup", 0)
         check_boolean(self.refit, "refit")
-        values = self._dict_values("optimizer_params")
+        values = self._resolve_dicts("optimizer_params")
         check_number(values["warmup"], "optimizer_params['warmup']", 0)
         with name_key("optimizer_params", "warmup"):
             cosine_schedule(1, values["warmup"])
@@ -466,8 +466,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
             raise AttributeError("training_summary_ is available only with init='auto'.")
         return summarize_training(self.history_, self.best_epoch_)
 
-    def _learned_state(self) -> dict[str, Any]:
-        return super()._learned_state() | history_state(self)
+    def _get_learned_state(self) -> dict[str, Any]:
+        return super()._get_learned_state() | get_history_state(self)
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         restore_history(self, state)

@@ -12,7 +12,7 @@ from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
 from ..utils.linalg import fingerprint, mean, normalize_rows
 from ..utils.validation import check_boolean, check_integer, check_number
-from ._closed_form import held_out_logit_scale
+from ._closed_form import fit_held_out_logit_scale
 from ._trained import ClosedFormAligner
 from .similarity import SparseRows
 
@@ -125,7 +125,7 @@ class ASIFAligner(ClosedFormAligner):
             image, text = self._make_anchors(train)
             return image.embed, text.embed
 
-        self.logit_scale_ = held_out_logit_scale(data, fit)
+        self.logit_scale_ = fit_held_out_logit_scale(data, fit)
 
     def _set_anchors(self, image: _Anchors, text: _Anchors) -> None:
         self._anchors = image, text  # a tuple, as in pickles of earlier versions
@@ -134,7 +134,7 @@ class ASIFAligner(ClosedFormAligner):
         # Includes k and power, which change the embeddings as well.
         self.fingerprint_ = fingerprint(*map(np.asarray, (*image, *text)))
 
-    def _learned_state(self) -> dict[str, Any]:
+    def _get_learned_state(self) -> dict[str, Any]:
         image, text = self._anchors
         return {"image": image._asdict(), "text": text._asdict()}
 
@@ -158,11 +158,11 @@ class ASIFAligner(ClosedFormAligner):
         sides = zip((data.image, data.text), data.pairs.T, strict=True)
         return [_Anchors.from_features(features, rows, *options) for features, rows in sides]
 
-    def _comparable(self, side: str, features: Any) -> SparseRows:
+    def _embed_comparable(self, side: str, features: Any) -> SparseRows:
         return self._anchors[side == "text"].embed(features)
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
-        return self._comparable(side, features).rows.toarray()
+        return self._embed_comparable(side, features).rows.toarray()
 
 
 class _Anchors(NamedTuple):

@@ -14,7 +14,7 @@ from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
 from ..utils.linalg import covariance, fingerprint, mean, normalize_rows
 from ..utils.validation import check_integer, check_number
-from ._closed_form import held_out_logit_scale
+from ._closed_form import fit_held_out_logit_scale
 from ._trained import ClosedFormAligner
 
 # Variances below these shares of the largest variance and of the squared mean are rounding errors.
@@ -166,7 +166,7 @@ class CCAAligner(ClosedFormAligner):
                 f"{self.n_components}."
             )
         self._set_projections(*self._solve(data))
-        self.logit_scale_ = held_out_logit_scale(data, lambda train: self._solve(train)[:2])
+        self.logit_scale_ = fit_held_out_logit_scale(data, lambda train: self._solve(train)[:2])
 
     def _set_projections(
         self, image: _Projection, text: _Projection, correlations: np.ndarray
@@ -177,7 +177,7 @@ class CCAAligner(ClosedFormAligner):
         self.n_parameters_ = sum(array.size for array in (*image, *text))
         self.fingerprint_ = fingerprint(*image, *text)
 
-    def _learned_state(self) -> dict[str, Any]:
+    def _get_learned_state(self) -> dict[str, Any]:
         return {
             "image": self._image_projection._asdict(),
             "text": self._text_projection._asdict(),

@@ -149,7 +149,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         """
         self._check_parameters()
         if _holds_features(X):
-            self._image_features(X, reset=False)
+            self._get_image_features(X, reset=False)
         else:
             self.image_encoder.fit(X)
         if y is not None:
@@ -158,7 +158,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
             if holds_texts(y):
                 flatten_captions(y)
             else:
-                self._text_features(y, reset=False)
+                self._get_text_features(y, reset=False)
         return self
 
     @property
@@ -166,15 +166,15 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         """Encoder of images."""
         names = ("crop", "batch_size", "n_jobs", "on_error")
         options = {name: getattr(self, name) for name in names}
-        return OpenCLIPImageEncoder(self._name(), **options, **self._shared_options())
+        return OpenCLIPImageEncoder(self._name(), **options, **self._get_shared_options())
 
     @property
     def text_encoder(self) -> OpenCLIPTextEncoder:
         """Encoder of texts."""
-        options = {"batch_size": 4 * self.batch_size, **self._shared_options()}
+        options = {"batch_size": 4 * self.batch_size, **self._get_shared_options()}
         return OpenCLIPTextEncoder(self._name(), **options)
 
-    def _shared_options(self) -> dict[str, Any]:
+    def _get_shared_options(self) -> dict[str, Any]:
         """Return the parameters that both encoders have."""
         names = ("revision", "device", "dtype", "cache", "verbose")
         return {name: getattr(self, name) for name in names}
@@ -200,22 +200,22 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         encoders = self.image_encoder, self.text_encoder
         for encoder in encoders:
             encoder._check_parameters()
-        return joblib.hash([encoder._identity_digest() for encoder in encoders])
+        return joblib.hash([encoder._digest_identity() for encoder in encoders])
 
     def _get_state(self) -> dict[str, Any]:
-        return {"weights": self.text_encoder._weights_fingerprint()}
+        return {"weights": self.text_encoder._compute_weights_fingerprint()}
 
     def _set_state(self, state: FittedState) -> None:
         self.text_encoder._set_state(state)
 
-    def _recorded_params(self) -> dict[str, Any]:
-        params = super()._recorded_params()
-        return {**params, "revision": self.text_encoder._recorded_params()["revision"]}
+    def _get_recorded_params(self) -> dict[str, Any]:
+        params = super()._get_recorded_params()
+        return {**params, "revision": self.text_encoder._get_recorded_params()["revision"]}
 
     def _check_parameters(self) -> None:
         self.text_encoder._check_parameters()
 
-    def _card_facts(self) -> Facts:
+    def _get_card_facts(self) -> Facts:
         return Facts(
             what=f"The name of the OpenCLIP model {escape_markdown(repr(self._name()))}, without "
             "its weights.",
@@ -225,7 +225,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def _name(self) -> str:
         return self.model if self.pretrained is None else f"{self.model}/{self.pretrained}"
 
-    def _image_features(self, X: Any, reset: bool, n_min: int = 1) -> np.ndarray:
+    def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> np.ndarray:
         if not _holds_features(X):
             return self.image_encoder.transform(X)
         features = as_floats(X, "X")

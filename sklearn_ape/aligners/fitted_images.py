@@ -18,7 +18,7 @@ from sklearn.utils import gen_batches, get_tags
 from ..features.memmap import find_missing_rows
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import ForkSafeLock
-from ..utils.linalg import evenly_spaced, fingerprint
+from ..utils.linalg import choose_evenly_spaced, fingerprint
 
 # With at least this many features, the order of the largest ones identifies an image. It is the
 # same for every engine and batch size, while the features themselves differ by rounding.
@@ -79,9 +79,9 @@ class FittedImages(NamedTuple):
         mean: np.ndarray | None = None
         if features.shape[1] >= _MIN_FEATURES and rows.size:
             # A sample is sufficient, and avoids reading all features from a file once more.
-            sample = np.asarray(features[rows[evenly_spaced(rows.size)]], dtype=np.float64)
+            sample = np.asarray(features[rows[choose_evenly_spaced(rows.size)]], dtype=np.float64)
             mean = sample.mean(axis=0).astype(np.float32)
-        return cls(np.unique(_feature_keys(features, mean)[rows]), False, mean)
+        return cls(np.unique(_make_feature_keys(features, mean)[rows]), False, mean)
 
     def contain_contents(self, digests: np.ndarray) -> np.ndarray:
         """Return for each digest whether it is that of a training image."""
@@ -89,7 +89,7 @@ class FittedImages(NamedTuple):
 
     def contain_features(self, features: Any) -> np.ndarray:
         """Return for each row whether it has the features of a training image."""
-        is_key = np.isin(_feature_keys(features, self.mean), self.keys)
+        is_key = np.isin(_make_feature_keys(features, self.mean), self.keys)
         return is_key & ~find_missing_rows(features)
 
     @classmethod
@@ -106,7 +106,7 @@ def _digest_keys(digests: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(digests).view(np.int64).reshape(len(digests), -1)[:, 0]
 
 
-def _feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
+def _make_feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
     """Return one integer per row, which rarely is the same for two different images."""
     keys = np.empty(len(features), dtype=np.int64)
     for rows in gen_batches(len(features), _BLOCK_SIZE):
@@ -135,7 +135,7 @@ def group_equal_images(features: np.ndarray) -> np.ndarray:
     Rows of the same image may differ by rounding, since batches differ.
     """
     mean = features.mean(axis=0) if features.shape[1] >= _MIN_FEATURES else None
-    groups = np.unique(_feature_keys(features, mean), return_inverse=True)[1].ravel()
+    groups = np.unique(_make_feature_keys(features, mean), return_inverse=True)[1].ravel()
     sizes = np.bincount(groups)
     n_groups = len(sizes)
     for group in np.flatnonzero(sizes > 1):  # in rare cases, keys of different images are equal
@@ -151,7 +151,7 @@ def group_equal_images(features: np.ndarray) -> np.ndarray:
     return groups
 
 
-def embedding_digest(aligner: Any) -> str:
+def digest_embedding(aligner: Any) -> str:
     """Return a digest of everything that the embeddings of an aligner depend on.
 
     The digest covers the fitted parameters of the aligner, the parameters of its encoders, and the
@@ -163,8 +163,8 @@ def embedding_digest(aligner: Any) -> str:
     return _digest(aligner, by_object=True)
 
 
-def exact_digest(*values: Any) -> str | None:
-    """Return a digest of values, in which estimators are digested as in `embedding_digest`.
+def digest_exactly(*values: Any) -> str | None:
+    """Return a digest of values, in which estimators are digested as in `digest_embedding`.
 
     None is returned if an object cannot be pickled.
     """

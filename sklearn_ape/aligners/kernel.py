@@ -19,16 +19,16 @@ from ._closed_form import (
     WHITENING,
     choose_scale_pairs,
     choose_smoothness,
+    fit_held_out_logit_scale,
     fit_logit_scale,
     has_stable_whitening,
-    held_out_logit_scale,
     hold_out_pairs,
-    kernel_maps,
     make_embedders,
+    make_kernel_maps,
     whiten_images,
 )
 from ._serialization import HeadsMixin
-from ._trained import ClosedFormAligner, fitted_attributes
+from ._trained import ClosedFormAligner, get_fitted_attributes
 
 # If the solution is an approximation, a second one is computed for the logit scale. With this
 # number of anchors, the scale of 16,384 icons was 17.0 instead of 17.6.
@@ -185,7 +185,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         whiten = partial(whiten_images, whitening=self.whitening, n_components=self.n_components)
         image_map = whiten(data)
         solve = partial(
-            kernel_maps,
+            make_kernel_maps,
             max_anchors=self.max_anchors,
             seed=seed,
             device=resolve_device(self.device),
@@ -209,7 +209,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
                 maps = solve(pairs, whiten(pairs), max_anchors=n_anchors)
                 return make_embedders(maps.make_module())
 
-            logit_scale = held_out_logit_scale(data, fit)
+            logit_scale = fit_held_out_logit_scale(data, fit)
         else:
             embed_image, _ = make_embedders(module)
             rows = choose_scale_pairs(data, split)
@@ -223,7 +223,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         if not isinstance(kernel_map, KernelMap):
             raise ValueError("text_head is not a kernel map. The file is damaged.")
         self.gamma_ = float(kernel_map.gamma)
-        self.__dict__.update(fitted_attributes(module, logit_scale))
+        self.__dict__.update(get_fitted_attributes(module, logit_scale))
 
     def _check_parameters(self) -> None:
         if isinstance(self.gamma, str) and self.gamma not in ("auto", "scale"):

@@ -25,7 +25,7 @@ from ..training.data import PairDataset, as_tensor
 from ..training.distributed import current_ranks
 from ..training.net import embed, make_net
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
-from ._serialization import history_state, restore_history
+from ._serialization import get_history_state, restore_history
 from ._text_tower import TextTower
 from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun
 
@@ -282,11 +282,11 @@ class LiTAligner(TrainedAligner):
         run.checkpoint.note_result(result)
         return net.module_, net.logit_scale, result
 
-    def _learned_state(self) -> dict[str, Any]:
+    def _get_learned_state(self) -> dict[str, Any]:
         return {
             "image_head": head_state(self.module_.image_head),
             "text_tower": self.module_.text_head.trained_state(),
-            **history_state(self),
+            **get_history_state(self),
         }
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
@@ -305,7 +305,7 @@ class LiTAligner(TrainedAligner):
         learned["text_tower"]["encoder"] = self._tower.encoder
         super()._set_result(learned, logit_scale)
 
-    def _compared_weights(self) -> dict[str, str]:
+    def _get_compared_weights(self) -> dict[str, str]:
         return {"text_encoder": self._tower.digest()}
 
     def _encode_texts(self, texts: list[str], reset: bool) -> np.ndarray:
@@ -315,7 +315,7 @@ class LiTAligner(TrainedAligner):
             return self._tower.tokenize(texts)
         return self.module_.text_head.tokenize(texts)
 
-    def _text_features(self, y: Any, reset: bool) -> np.ndarray:
+    def _get_text_features(self, y: Any, reset: bool) -> np.ndarray:
         raise ValueError(
             "y contains features, and LiTAligner trains the text encoder. Pass captions, and "
             "text_encoder=TransformersTextEncoder('all-MiniLM-L6-v2'), or use APEAligner for "

@@ -20,8 +20,8 @@ from ..encoders.items import EncodingError, summarize_errors
 from ..encoders.resolve import resolve_encoder
 from ..features.memmap import StoredRows, find_missing_rows, row_blocks, select
 from ..features.validation import to_dense
-from ..training.data import PairDataset, unique_pairs
-from ..utils.linalg import centered, covariance, mean
+from ..training.data import PairDataset, drop_repeated_pairs
+from ..utils.linalg import covariance, iter_centered, mean
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list, is_missing
 
@@ -185,7 +185,7 @@ def check_lengths(X: Any, n_rows: int) -> None:
         )
 
 
-def distinct_pairs(rows: Rows) -> PairDataset:
+def make_distinct_pairs(rows: Rows) -> PairDataset:
     """Return training pairs, in which equal features count as one image or caption.
 
     Pairs with a row that could not be encoded are left out, with a warning.
@@ -204,10 +204,11 @@ def distinct_pairs(rows: Rows) -> PairDataset:
     items = None
     if (n_images, n_texts) != (len(image), len(text)):
         items = np.column_stack([image_items, image_rows, text_items, text_rows])
-    return PairDataset(image, text, unique_pairs(image_rows, text_rows, len(text)), 0, items)
+    pairs = drop_repeated_pairs(image_rows, text_rows, len(text))
+    return PairDataset(image, text, pairs, items=items)
 
 
-def item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
+def make_item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
     """Return pairs to score, with one row per image and per caption even if features are equal.
 
     Pairs with a row that could not be encoded are left out, with a warning. All images and
@@ -221,16 +222,16 @@ def item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
     image_items, text_items = rows.image_items, rows.text_rows
     are_images = rows.image_digests is not None
     if group is not None and not are_images:
-        image_items = _items_in_groups(group, _digest_rows(rows.image, rows.image_rows))
+        image_items = _list_items_in_groups(group, _digest_rows(rows.image, rows.image_rows))
     if group is not None and not rows.are_captions:
-        text_items = _items_in_groups(group, _digest_rows(rows.text, rows.text_rows))
+        text_items = _list_items_in_groups(group, _digest_rows(rows.text, rows.text_rows))
     image, image_rows = _merge_rows(rows.image, rows.image_rows, image_items)
     text, text_rows = _merge_rows(rows.text, rows.text_rows, text_items)
     _warn_about_equal_features("X", image, are_images or group is not None)
     if not rows.are_captions:
         _warn_about_equal_features("y", text, group is not None)
     if group is None:
-        return PairDataset(image, text, unique_pairs(image_rows, text_rows, len(text)))
+        return PairDataset(image, text, drop_repeated_pairs(image_rows, text_rows, len(text)))
     ones, n_groups = np.ones(len(group), dtype=bool), int(group.max()) + 1
     images = coo_array((ones, (image_rows, group)), shape=(len(image), n_groups)).tocsr()
     texts = coo_array((ones, (group, text_rows)), shape=(n_groups, len(text))).tocsr()
@@ -297,11 +298,9 @@ def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
     if columns is not None:  # iterating would yield the columns
         raise ValueError(f"groups is a table with the columns {list(columns)}. Pass one of them.")
     if len(values) != n_rows:
-        raise ValueError(
-            f"groups has {len(values)} entries, and X has {n_rows} rows. Pass one per row."
-        )
+        message = f"groups has {len(values)} entries, and X has {n_rows} rows. Pass one per row."
+        raise ValueError(message)
     numbers: dict[Any, int] = {}
-    group = np.empty(n_rows, dtype=np.intp)
     for row, value in enumerate(values):
         if isinstance(value, list | np.ndarray):
             raise ValueError(
@@ -310,11 +309,11 @@ def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
             )
         if is_missing(value):
             raise ValueError(f"groups has a missing value in row {row}. Give every row a group.")
-        group[row] = numbers.setdefault(value, len(numbers))
-    return group
+        numbers.setdefault(value, len(numbers))
+    return np.array([numbers[value] for value in values], dtype=np.intp)
 
 
-def _items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
+def _list_items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
     """Return an identifier of the item of each pair: equal features within a group."""
     _, inverse = np.unique(digests, return_inverse=True)
     return np.unique(group * len(digests) + inverse, return_inverse=True)[1]
@@ -404,7 +403,7 @@ def compute_prototypes(image: Any, weights: np.ndarray) -> np.ndarray:
     """
     rows = np.arange(len(image))
     image_mean = mean(image, rows)
-    distances = [np.linalg.norm(part, axis=1) for part in centered(image, rows, image_mean)]
+    distances = [np.linalg.norm(part, axis=1) for part in iter_centered(image, rows, image_mean)]
     mean_distance = np.concatenate(distances).mean()
     values, vectors = np.linalg.eigh(
         covariance(image, image, (rows, rows), (image_mean, image_mean))
@@ -470,13 +469,13 @@ def _check_head_features(
             f"texts of head_pairs have {texts.shape[-1]} features, and y has "
             f"{aligner.n_text_features_in_}. Pass features of the same text encoder."
         )
-    return aligner._text_features(texts, reset=False), owners
+    return aligner._get_text_features(texts, reset=False), owners
 
 
 def _append_texts(text: Any, features: np.ndarray) -> tuple[Any, np.ndarray]:
     """Return the captions with the new texts appended, and the row of each of `features`."""
     distinct, inverse = np.unique(features, axis=0, return_inverse=True)
-    nearest = _nearest_rows(distinct, text)
+    nearest = _find_nearest_rows(distinct, text)
     # Features of equal texts may differ by rounding, because they depend on the batch.
     distance = np.linalg.norm(distinct - text[nearest], axis=1)
     is_caption = distance <= _MAX_DISTANCE * np.linalg.norm(distinct, axis=1)
@@ -484,7 +483,7 @@ def _append_texts(text: Any, features: np.ndarray) -> tuple[Any, np.ndarray]:
     return _append(text, distinct[~is_caption]), rows[inverse.reshape(-1)]
 
 
-def _nearest_rows(queries: np.ndarray, text: Any) -> np.ndarray:
+def _find_nearest_rows(queries: np.ndarray, text: Any) -> np.ndarray:
     """Return the row of `text` that is nearest to each query."""
     nearest, min_distance = np.zeros(len(queries), np.intp), np.full(len(queries), np.inf)
     for block in row_blocks(text):

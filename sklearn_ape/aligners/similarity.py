@@ -10,14 +10,14 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 from sklearn.utils.validation import _num_samples
 
-from ..encoders.items import EncodingFailedWarning, image_digests
-from ..features.memmap import feature_tiles, is_table, row_tiles
+from ..encoders.items import EncodingFailedWarning, digest_images
+from ..features.memmap import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import LRUCache
-from ..utils.linalg import evenly_spaced
+from ..utils.linalg import choose_evenly_spaced
 from ..utils.messages import warn
 from ..utils.validation import format_list, ignores_underflow
-from .fitted_images import exact_digest
+from .fitted_images import digest_exactly
 
 # Values in place of the index of a text: the probability is below the threshold, or the image is
 # unreadable.
@@ -106,11 +106,11 @@ class LogitTiles:
         width = max(self.n_texts, self.n_components)
         if is_table(X):
             n_rows = X.shape[0]
-            tiles = feature_tiles(X, width, self.aligner.transform)
+            tiles = iter_feature_tiles(X, width, self.aligner.transform)
         else:
             all_embeddings = np.asarray(self.aligner.transform(X))
             n_rows = len(all_embeddings)
-            tiles = ((rows, all_embeddings[rows]) for rows in row_tiles(n_rows, width))
+            tiles = ((rows, all_embeddings[rows]) for rows in iter_row_tiles(n_rows, width))
         buffer: np.ndarray | None = None
         for rows, embeddings in tiles:
             if buffer is None:
@@ -202,27 +202,27 @@ class Bank(NamedTuple):
     def state(self) -> dict[str, Any]:
         """Return the bank as plain arrays for saving; "spread" is a key of the file format."""
         return {
-            "image": _rows_state(self.image),
-            "text": None if self.text is None else _rows_state(self.text),
+            "image": _get_rows_state(self.image),
+            "text": None if self.text is None else _get_rows_state(self.text),
             "spread": float(self.std),
         }
 
     @classmethod
     def from_state(cls, state: FittedState, n_components: int) -> Self:
         """Return the bank that `state` returned."""
-        image = _rows_from_state(state.part("image"), n_components)
-        text = _rows_from_state(state.part("text"), n_components) if "text" in state else None
+        image = _restore_rows(state.part("image"), n_components)
+        text = _restore_rows(state.part("text"), n_components) if "text" in state else None
         return cls(image, text, np.nan if text is None else state.number("spread", least=0))
 
 
-def _rows_state(rows: Any) -> dict[str, Any]:
+def _get_rows_state(rows: Any) -> dict[str, Any]:
     if isinstance(rows, SparseRows):
         csr = rows.rows
         return {"data": csr.data, "indices": csr.indices, "indptr": csr.indptr}
     return {"dense": np.asarray(rows)}
 
 
-def _rows_from_state(state: FittedState, n_components: int) -> Any:
+def _restore_rows(state: FittedState, n_components: int) -> Any:
     if "dense" in state:
         return state.array("dense", (None, n_components))
     data = state.array("data", (None,))
@@ -297,7 +297,7 @@ class Standardizer:
             image_mean = moments[0].astype(dtype)
             image_factor = (self.scale / _divisor(moments[1])).astype(dtype)
         # In small tiles, so that the second term needs no array as large as the cosines.
-        for rows in row_tiles(*cosines.shape):
+        for rows in iter_row_tiles(*cosines.shape):
             tile = cosines[rows]
             if moments is not None:
                 image_term = tile - image_mean[rows]
@@ -333,9 +333,9 @@ def resolve_bank(standardize: Any, aligner: Any, estimator: Any) -> Bank | None:
             f"standardize is a collection of {n_images} images, and at least 2 are needed. Pass "
             "some hundreds of images like those to be compared."
         )
-    images = _select_rows(standardize, evenly_spaced(n_images))
+    images = _select_rows(standardize, choose_evenly_spaced(n_images))
     # Paths are the same if the files have changed, so the contents of files are digested, too.
-    key = exact_digest(estimator, images, image_digests(images))
+    key = digest_exactly(estimator, images, digest_images(images))
     banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
     bank = banks.get(key) if key else None
     if bank is None:
@@ -388,7 +388,7 @@ def compute_moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]
     n_rows = len(embeddings)
     mean, std = np.empty((2, n_rows))
     columns = bank.T
-    for rows in row_tiles(n_rows, len(bank)):
+    for rows in iter_row_tiles(n_rows, len(bank)):
         cosines = embeddings[rows] @ columns
         mean[rows] = cosines.mean(axis=1, dtype=np.float64)
         cosines -= mean[rows, None].astype(cosines.dtype)

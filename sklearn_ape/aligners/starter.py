@@ -21,7 +21,7 @@ STARTER_FORMAT = 2
 SCALE_SUFFIX = " (scale)"
 
 
-def starter_encoders(**options: Any) -> tuple[TimmImageEncoder, TransformersTextEncoder]:
+def make_starter_encoders(**options: Any) -> tuple[TimmImageEncoder, TransformersTextEncoder]:
     """Return the encoders of the starter model, with options such as ``cache``."""
     return (
         TimmImageEncoder("efficientnet_lite0", pooling="gem", crop="pad", **options),

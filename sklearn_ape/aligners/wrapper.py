@@ -15,7 +15,7 @@ from sklearn.utils import Tags, get_tags
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState, PretrainedMixin
 from ..utils.sklearn_compat import DocLinkMixin
-from .fitted_images import embedding_digest
+from .fitted_images import digest_embedding
 
 _OPEN_CLIP = "open_clip:"
 
@@ -34,11 +34,11 @@ def resolve_aligner(aligner: Any) -> Any:
         from .starter import load_starter  # which imports ape, which imports this module
 
         return load_starter()
-    return _named_aligner(aligner) if isinstance(aligner, str) else aligner
+    return _make_named_aligner(aligner) if isinstance(aligner, str) else aligner
 
 
 @lru_cache(maxsize=8)
-def _named_aligner(name: str) -> Any:
+def _make_named_aligner(name: str) -> Any:
     from .clip import CLIPAligner
 
     if not name.startswith(_OPEN_CLIP) or name == _OPEN_CLIP:
@@ -96,22 +96,22 @@ def embed_with_features(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray]
     The features are the embeddings themselves if the aligner does not show its features.
     """
     preprocessing, aligner = unwrap(estimator)
-    if not hasattr(aligner, "_image_features"):
+    if not hasattr(aligner, "_get_image_features"):
         embeddings = np.asarray(estimator.transform(X), dtype=np.float32)
         return embeddings, embeddings
     if preprocessing is not None:
         X = preprocessing.transform(X)
-    features = aligner._image_features(X, reset=False)
+    features = aligner._get_image_features(X, reset=False)
     return aligner._embed_valid("image", features), np.asarray(features, dtype=np.float32)
 
 
-def wrapped_aligner(estimator: Any) -> Any:
+def get_wrapped_aligner(estimator: Any) -> Any:
     """Return the aligner of a classifier or retriever; return other estimators unchanged.
 
     The aligner may be a Pipeline or a search, as the ``aligner`` parameter allows.
     """
     if isinstance(estimator, AlignerWrapperMixin):
-        return estimator._aligner_in_use()
+        return estimator._get_aligner_in_use()
     return estimator
 
 
@@ -128,7 +128,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
     def _note_fit(self) -> None:
         """Record the digest of the aligner and the parameters, for `_check_current`."""
         self._at_fit = {
-            "embeddings": embedding_digest(self._aligner_in_use()),
+            "embeddings": digest_embedding(self._get_aligner_in_use()),
             "parameters": {name: getattr(self, name) for name in self._fit_only},
         }
 
@@ -147,7 +147,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
                     f"{name}={shown} was set after fit, which used another value. Call fit again, "
                     "or restore the previous value."
                 )
-        if embedding_digest(self._aligner_in_use()) != record["embeddings"]:
+        if digest_embedding(self._get_aligner_in_use()) != record["embeddings"]:
             raise ValueError(
                 f"aligner was changed since this {type(self).__name__} was fitted: it was fitted "
                 "again, or a parameter of its encoders or of another step of its Pipeline was "
@@ -162,7 +162,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         if record is not None:
             # A digest is valid in one process only. `__setstate__` computes it again if the
             # aligner is unchanged; "" is never equal to a digest.
-            is_current = embedding_digest(self._aligner_in_use()) == record["embeddings"]
+            is_current = digest_embedding(self._get_aligner_in_use()) == record["embeddings"]
             state["_at_fit"] = {**record, "embeddings": None if is_current else ""}
         if "aligner_" in state and self._uses_starter():
             state["aligner_"] = None  # 88 MB that every installation has
@@ -175,10 +175,10 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         if hasattr(self, "aligner_") and "_at_fit" not in state:  # pickled by an earlier version
             self._note_fit()
         elif "_at_fit" in state and state["_at_fit"]["embeddings"] is None:
-            self._at_fit["embeddings"] = embedding_digest(self._aligner_in_use())
+            self._at_fit["embeddings"] = digest_embedding(self._get_aligner_in_use())
 
-    def _recorded_params(self) -> dict[str, Any]:
-        params = super()._recorded_params()
+    def _get_recorded_params(self) -> dict[str, Any]:
+        params = super()._get_recorded_params()
         if hasattr(self, "aligner_") and not self._uses_parameter():
             # A clone of the parameter was fitted, so the parameter's own fit is not needed.
             params["aligner"] = None if self.aligner is None else clone(self.aligner)
@@ -209,7 +209,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         if hasattr(self, "aligner_"):
             self._note_fit()
 
-    def _aligner_in_use(self) -> Any:
+    def _get_aligner_in_use(self) -> Any:
         return self.aligner_ if hasattr(self, "aligner_") else resolve_aligner(self.aligner)
 
     def _uses_starter(self) -> bool:
@@ -220,10 +220,10 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         """Return whether `aligner_` is the aligner that the parameter selects."""
         return self.aligner_ is resolve_aligner(self.aligner)
 
-    def _aligner_facts(self) -> Facts:
+    def _get_aligner_facts(self) -> Facts:
         """Return the aligner's part of the model card."""
-        inner = unwrap_aligner(self._aligner_in_use())
-        facts = inner._card_facts() if isinstance(inner, PretrainedMixin) else Facts()
+        inner = unwrap_aligner(self._get_aligner_in_use())
+        facts = inner._get_card_facts() if isinstance(inner, PretrainedMixin) else Facts()
         facts.facts = {"aligner": type(inner).__name__, **facts.facts}
         if self._uses_starter():
             facts.facts["encoders"] = "those of the starter model, which comes with sklearn-ape"

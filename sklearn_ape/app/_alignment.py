@@ -13,7 +13,7 @@ from ..aligners.kernel import KernelAligner
 from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import unwrap_aligner
 from ..encoders import HeadPairs
-from ..encoders.items import image_groups
+from ..encoders.items import group_images
 from ..features import MemoryFeatureCache
 from ..heads import TwoTower
 from ..training import split_pairs
@@ -104,7 +104,7 @@ def align(
 
     # The two parts have no image, nor a copy of one, and no caption in common.
     text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
-    groups = image_groups(data.images)
+    groups = group_images(data.images)
     first_copy = np.unique(groups, return_index=True)[1][groups]
     pairs = np.column_stack([first_copy[rows], text_ids])
     split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(_SEED))
@@ -146,7 +146,7 @@ def _remove_training_objects(aligner: Any) -> Any:
 def _measure_recall(name: str, aligner: Any, images: list[str], captions: list[Any]) -> Recall:
     inner = unwrap_aligner(aligner)
     X = images if inner is aligner else aligner[:-1].transform(images)
-    report = inner.retrieval_report(X, captions, ks=_RECALL_KS, groups=image_groups(images))
+    report = inner.retrieval_report(X, captions, ks=_RECALL_KS, groups=group_images(images))
     means = (np.mean([direction[k] for direction in report.values()]) for k in _RECALL_KS)
     return Recall(name, *(100 * float(mean) for mean in means))
 

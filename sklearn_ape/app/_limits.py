@@ -32,7 +32,7 @@ def check_text(text: str, limits: Limits, kind: str) -> None:
         )
 
 
-def message_for_visitor(error: BaseException) -> str:
+def make_visitor_message(error: BaseException) -> str:
     """Return the text of a `UserError`, or a generic text after logging any other error."""
     if isinstance(error, UserError):
         return str(error)

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.pairs import flatten_captions
-from ..aligners.wrapper import resolve_aligner, unwrap, wrapped_aligner
+from ..aligners.wrapper import get_wrapped_aligner, resolve_aligner, unwrap
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
 from ..persistence import load_pretrained
@@ -52,7 +52,7 @@ class Alignment(NamedTuple):
     remark: str
     with_head: bool = False
 
-    def card_scores(self) -> dict[str, float] | None:
+    def make_card_scores(self) -> dict[str, float] | None:
         """Return the scores for the model card; None if nothing was held out."""
         if not self.recall:
             return None
@@ -83,7 +83,7 @@ def load_model(aligner: Any) -> Model:
     given = aligner
     if hasattr(aligner, "predict_proba"):
         labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
-    aligner = wrapped_aligner(resolve_aligner(aligner))
+    aligner = get_wrapped_aligner(resolve_aligner(aligner))
     check_is_fitted(aligner)
     preprocessing, inner = unwrap(aligner)
     name = _name_model(source, inner)
@@ -200,7 +200,7 @@ def save_zip(alignment: Alignment) -> Download | None:
     folder = create_temporary_folder("download-")
     saved = Path(folder.name, _FOLDER_NAME)
     try:
-        alignment.aligner.save_pretrained(saved, scores=alignment.card_scores())
+        alignment.aligner.save_pretrained(saved, scores=alignment.make_card_scores())
     except TypeError:
         return None
     path = Path(folder.name, f"{_FOLDER_NAME}.zip")

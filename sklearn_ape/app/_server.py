@@ -116,14 +116,16 @@ class RequestLimitMiddleware:
 
     async def _process_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reject an upload by its declared length, which the server enforces."""
-        length = _content_length(scope)
+        length = _read_content_length(scope)
         if length is None:
             await _send_error(send, 411, "The length of the upload (Content-Length) is missing.")
         elif length > self.limits.upload_bytes + _MULTIPART_OVERHEAD:
             limit = format_size(self.limits.upload_bytes)
             reason = f"The file is larger than {limit}, the limit. Upload a smaller file."
             await _send_error(send, 413, reason)
-        elif _folder_size(self.folder) + length > self.limits.stored_bytes + _MULTIPART_OVERHEAD:
+        elif (
+            _measure_folder(self.folder) + length > self.limits.stored_bytes + _MULTIPART_OVERHEAD
+        ):
             reason = "The storage for uploads is full. Try again in a few minutes."
             await _send_error(send, 429, reason, retry_after=600)
         else:
@@ -133,7 +135,7 @@ class RequestLimitMiddleware:
         """Read a request that is not an upload as a whole, check it and forward it."""
         limit = self.limits.request_bytes
         body = bytearray()
-        is_too_large = (_content_length(scope) or 0) > limit
+        is_too_large = (_read_content_length(scope) or 0) > limit
         is_complete = False
         while not is_complete and not is_too_large:
             message = await receive()
@@ -178,7 +180,7 @@ def _contains_url(body: bytes | bytearray) -> bool:
     return False
 
 
-def _folder_size(folder: str) -> int:
+def _measure_folder(folder: str) -> int:
     """Return the total size of all files in a folder."""
     n_bytes = 0
     for top, _, names in os.walk(folder):
@@ -188,7 +190,7 @@ def _folder_size(folder: str) -> int:
     return n_bytes
 
 
-def _content_length(scope: Scope) -> int | None:
+def _read_content_length(scope: Scope) -> int | None:
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value) if value.isdigit() else None

@@ -96,7 +96,7 @@ def load_collection(images: Any) -> ImageCollection:
             data = load_image_folder(images, captions=None)
         names = [text if isinstance(text, str) else text[0] for text in data.captions or []]
         title = f"{len(data.images)} images of {Path(images).name!r}"
-        names = names or names_of_files(data.images)
+        names = names or get_file_names(data.images)
         folders = sorted({split_words(label) for label in data.get("labels", ())} - {""})
         labels = folders if len(folders) > 1 else None
         return ImageCollection(data.images, names, cache, title, labels=labels)
@@ -106,10 +106,10 @@ def load_collection(images: Any) -> ImageCollection:
             "shows drawings of OpenMoji."
         )
     paths = [os.fspath(image) for image in images]
-    return ImageCollection(paths, names_of_files(paths), cache, f"{len(paths)} images")
+    return ImageCollection(paths, get_file_names(paths), cache, f"{len(paths)} images")
 
 
-def names_of_files(paths: Sequence[str]) -> list[str]:
+def get_file_names(paths: Sequence[str]) -> list[str]:
     """Return names for images without captions, from the file names."""
     return [split_words(Path(path).stem) or Path(path).stem for path in paths]
 
@@ -338,7 +338,7 @@ class AppService:
             check_progress = scale_progress(progress, 0, 0.2)
             rows, problems = check_images(paths, folder.name, self.limits, check_progress)
             paths = [paths[row] for row in rows]
-            names, cache = names_of_files(paths), MemoryFeatureCache()
+            names, cache = get_file_names(paths), MemoryFeatureCache()
             title = f"{len(paths)} images of your zip. {describe_problems(problems)}"
             images = ImageCollection(paths, names, cache, title, folder)
             session = replace(session, images=images, index=None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.messages import escape_markdown, import_optional
 from ._alignment import list_methods
-from ._limits import Progress, format_size, message_for_visitor
+from ._limits import Progress, format_size, make_visitor_message
 from ._model import Alignment, describe_encoders
 from ._uploads import make_thumbnail
 
@@ -86,12 +86,12 @@ def import_gradio() -> Any:
 
 @contextmanager
 def show_errors(gr: Any) -> Iterator[None]:
-    """Show errors as messages on the page, see `message_for_visitor`."""
+    """Show errors as messages on the page, see `make_visitor_message`."""
     try:
         yield
     except Exception as error:
         # Gradio renders messages as HTML, and a message may contain the name of an uploaded file.
-        message = html.escape(message_for_visitor(error), quote=False)
+        message = html.escape(make_visitor_message(error), quote=False)
         # Without a duration, the message would disappear after ten seconds.
         options = {"duration": None, "print_exception": False, "title": "Error"}
         raise gr.Error(message, **options) from error
@@ -111,11 +111,11 @@ def image_input(gr: Any, label: str, elem_id: str) -> Any:
     # Gradio opens the file even for type="filepath" and fails without a reason if it is not an
     # image. It has no option against this, and a subclass would make it write a .pyi file next
     # to this module.
-    field.preprocess = _path_of_upload
+    field.preprocess = _get_upload_path
     return field
 
 
-def _path_of_upload(payload: Any) -> str | None:
+def _get_upload_path(payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 

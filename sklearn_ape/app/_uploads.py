@@ -104,10 +104,10 @@ def _check_directory_size(archive: str | os.PathLike[str], limits: Limits) -> No
     is_large = n_directory_bytes > _MAX_DIRECTORY_BYTES_PER_FILE * limits.files
     # ZIP64 is for more entries or larger files than any limit allows.
     if is_large or _ZIP64_SIGNATURE in before_end:
-        raise _too_many_entries(limits)
+        raise _make_entries_error(limits)
 
 
-def _too_many_entries(limits: Limits) -> UserError:
+def _make_entries_error(limits: Limits) -> UserError:
     return UserError(
         f"The zip has too many entries: the limit is {limits.files:,} files. Upload fewer files."
     )
@@ -118,12 +118,12 @@ def _select_entries(
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """Return the entries to unpack and their relative paths, after checking all entries."""
     if len(entries) > limits.files:
-        raise _too_many_entries(limits)
+        raise _make_entries_error(limits)
     selected = []
     names: set[str] = set()
     n_bytes = 0
     for entry in entries:
-        name = _relative_path(entry)
+        name = _make_relative_path(entry)
         file_type = stat.S_IFMT(entry.external_attr >> 16)
         if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
             kind = "a link" if file_type == stat.S_IFLNK else "not an ordinary file"
@@ -145,7 +145,7 @@ def _select_entries(
     return selected
 
 
-def _relative_path(entry: zipfile.ZipInfo) -> PurePosixPath:
+def _make_relative_path(entry: zipfile.ZipInfo) -> PurePosixPath:
     """Return the path of an entry; raise `UserError` if it is not within the zip's folder."""
     text = entry.filename.replace("\\", "/")
     name = PurePosixPath(text)

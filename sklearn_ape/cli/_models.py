@@ -19,11 +19,11 @@ from sklearn.utils import check_random_state, gen_batches
 
 from ..aligners import CLIPAligner
 from ..aligners.pairs import flatten_captions
-from ..aligners.wrapper import resolve_aligner, wrapped_aligner
+from ..aligners.wrapper import get_wrapped_aligner, resolve_aligner
 from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
-from ..encoders.items import image_groups
-from ..encoders.resolve import class_and_model
+from ..encoders.items import group_images
+from ..encoders.resolve import split_class_and_model
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
 from ._output import Table, note_on_interrupt, print_message
@@ -67,7 +67,7 @@ class RuntimeOptions(NamedTuple):
             raise NotADirectoryError(f"--cache {self.cache!r} is a file. Pass a folder.")
         return str(folder)
 
-    def encoder_params(self, on_error: str) -> dict[str, Any]:
+    def get_encoder_params(self, on_error: str) -> dict[str, Any]:
         """Return the parameters for an encoder."""
         return {
             "cache": self.cache_folder,
@@ -93,8 +93,8 @@ def make_image_encoder(
     Without `pooling`, packaged networks are used as in the starter model: whole images on a
     white background, and pooling by the generalized mean.
     """
-    encoder_class, model_name = class_and_model(name, "image")
-    params = options.encoder_params(on_error)
+    encoder_class, model_name = split_class_and_model(name, "image")
+    params = options.get_encoder_params(on_error)
     is_packaged = any(info.name == model_name for info in list_encoders("image"))
     if encoder_class is TimmImageEncoder and is_packaged:
         params |= {"pooling": "gem", "crop": "pad"}
@@ -111,8 +111,8 @@ def make_image_encoder(
 
 def make_text_encoder(name: str, options: RuntimeOptions) -> Any:
     """Return the text encoder of a name such as "all-MiniLM-L6-v2"."""
-    encoder_class, model_name = class_and_model(name, "text")
-    params = options.encoder_params("raise")
+    encoder_class, model_name = split_class_and_model(name, "text")
+    params = options.get_encoder_params("raise")
     del params["n_jobs"]
     encoder = encoder_class(model_name, **params)
     encoder._check_parameters()
@@ -127,7 +127,7 @@ def load_aligner(source: str | None, options: RuntimeOptions) -> Any:
 def extract_aligner(model: Any, options: RuntimeOptions) -> Any:
     """Return the aligner of a loaded model: the model itself, or that of a classifier, ..."""
     try:
-        aligner = wrapped_aligner(model)
+        aligner = get_wrapped_aligner(model)
     except TypeError:
         raise ValueError(
             f"--aligner is a {type(model).__name__}, not an aligner. Pass the folder of a "
@@ -180,7 +180,7 @@ def _set_options(model: Any, options: RuntimeOptions) -> Any:
         parameters = estimator.get_params(deep=False)
         if hasattr(estimator, "_modality") or "cache" in parameters:
             is_text = getattr(estimator, "_modality", "image") == "text"
-            params = options.encoder_params("raise" if is_text else "nan")
+            params = options.get_encoder_params("raise" if is_text else "nan")
             if is_text:  # a few labels do not need a progress bar
                 params["verbose"] = 0
             estimator.set_params(**{k: v for k, v in params.items() if k in parameters})
@@ -328,7 +328,7 @@ class Score(NamedTuple):
 
 def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
     """Return recall@k in both directions; `inputs` are the images or their features."""
-    ranks = aligner.retrieval_ranks(inputs, captions, groups=image_groups(images))
+    ranks = aligner.retrieval_ranks(inputs, captions, groups=group_images(images))
     return [
         make_score(f"recall@{k}", name, ranks[direction] < k)
         for direction, name in _DIRECTIONS.items()
@@ -346,7 +346,7 @@ def score_accuracy(y_true: Any, y_pred: Any) -> list[Score]:
     ]
 
 
-def card_label(score: Score) -> str:
+def make_card_label(score: Score) -> str:
     """Return the label of a held-out score in the model card."""
     interval = "" if np.isnan(score.low) else f", 95 % CI: {score.low:.3f} to {score.high:.3f}"
     return f"{score.measure} on held-out pairs, {score.of} (n={score.n}{interval})"

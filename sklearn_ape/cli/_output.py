@@ -19,7 +19,7 @@ from typing import Any, Self
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..utils.files import atomic_directory, check_writable
+from ..utils.files import check_writable, write_folder_atomically
 from ..utils.messages import escape_controls, escape_formula, escape_formula_path
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
@@ -256,7 +256,7 @@ def write_atomically(output: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    with atomic_directory(path) as folder:
+    with write_folder_atomically(path) as folder:
         partial = folder / path.name
         yield partial
         # The data must be on the disk before the old file is replaced.

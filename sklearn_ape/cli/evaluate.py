@@ -193,7 +193,7 @@ def _draw(
 ) -> None:
     from matplotlib.figure import Figure
 
-    from ..encoders.items import image_groups
+    from ..encoders.items import group_images
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (y_true is not None) + (texts is not None)
@@ -202,7 +202,7 @@ def _draw(
     if y_true is not None:
         ZeroShotConfusionDisplay.from_predictions(y_true, y_pred, images=images, ax=panels[0])
     if texts is not None:
-        groups = image_groups(images)
+        groups = group_images(images)
         RecallCurveDisplay.from_estimator(aligner, inputs, texts, groups=groups, ax=panels[-1])
     with write_atomically(figure) as path:
         canvas.savefig(path)

@@ -82,7 +82,7 @@ def fit(
 
     Example: sklearn-ape fit photos/ -o my-model
     """
-    from ._models import RuntimeOptions, card_label, print_scores
+    from ._models import RuntimeOptions, make_card_label, print_scores
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
     file_format = resolve_format(None, file_format)
@@ -145,7 +145,7 @@ def fit(
         if names is not None:
             model = ZeroShotClassifier(names, aligner=model, templates=templates)
     model.save_pretrained(
-        output.expanduser(), scores={card_label(score): score.value for score in card_scores}
+        output.expanduser(), scores={make_card_label(score): score.value for score in card_scores}
     )
     if scores:
         print_scores(scores, file_format)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..utils.files import default_data_home
+from ..utils.files import get_default_data_home
 from . import _inputs as option
 from ._inputs import parse_labels
 from ._output import CommandGroup, GroupedCommand, Table, check_output_folder, print_message
@@ -201,7 +201,7 @@ def verify_cache(folder: _Folder = None, quiet: option.Quiet = False) -> None:
 def _get_cache(folder: Path | None) -> DiskFeatureCache:
     from ..features import DiskFeatureCache
 
-    return DiskFeatureCache(default_data_home() / "features" if folder is None else folder)
+    return DiskFeatureCache(get_default_data_home() / "features" if folder is None else folder)
 
 
 def _parse_size(text: str) -> int:

@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state, gen_batches
 
 from ..aligners.cca import CCAAligner
 from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
-from ..features.memmap import row_tiles
+from ..features.memmap import iter_row_tiles
 from ..features.validation import as_float32
 from ..training.data import group_pairs
 from ..utils.linalg import merge_groups, normalize_rows
@@ -425,7 +425,7 @@ def _compute_fraction_below(
     without rivals.
     """
     fractions = np.empty(len(queries))
-    for tile in row_tiles(len(queries), len(rivals)):
+    for tile in iter_row_tiles(len(queries), len(rivals)):
         difference = pair_similarity[tile, None] - queries[tile] @ candidates[rivals].T
         is_rival = rivals != np.arange(tile.start, tile.stop)[:, None]
         is_tie = (np.abs(difference) < 1e-6) & is_rival  # up to rounding

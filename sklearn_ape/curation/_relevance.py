@@ -23,8 +23,8 @@ from ._quality import (
     Captions,
     check_captions,
     check_groups,
+    iter_row_tiles,
     normalize_valid_rows,
-    row_tiles,
 )
 
 _ARTICLES = {"a", "an", "the"}
@@ -87,7 +87,7 @@ def _find_labels_of_names(names: Mapping[Any, list[str]]) -> dict[tuple[str, ...
 _EXTRA_CANDIDATES = 64
 
 
-def _max_per_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def _compute_max_per_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Return the maximum of the captions of each row, which begin at `starts`."""
     return values if len(starts) == len(values) else np.maximum.reduceat(values, starts, axis=0)
 
@@ -132,10 +132,10 @@ class _Relevance(NamedTuple):
         if self.shares is None:
             share = np.zeros((len(rows), 1), dtype=np.float32)
         else:
-            share = _max_per_row(self.shares[flat].toarray(), starts)
+            share = _compute_max_per_row(self.shares[flat].toarray(), starts)
         if self.caption_features is None or self.label_features is None:
             return share, share > 0
-        cosine = _max_per_row(self.caption_features[flat] @ self.label_features.T, starts)
+        cosine = _compute_max_per_row(self.caption_features[flat] @ self.label_features.T, starts)
         return cosine, np.broadcast_to(share > 0, cosine.shape)
 
 
@@ -145,7 +145,7 @@ def choose_best_first(
     """Return pairs in the order of their highest score, each with the label of that score."""
     best = np.empty(relevance.n_pairs, dtype=np.intp)
     value = np.empty(relevance.n_pairs, dtype=np.float32)
-    for tile in row_tiles(relevance.n_pairs, relevance.n_labels):
+    for tile in iter_row_tiles(relevance.n_pairs, relevance.n_labels):
         tile_scores = relevance.scores(order[tile])
         best[tile] = tile_scores.argmax(axis=1)
         value[tile] = tile_scores[np.arange(len(tile_scores)), best[tile]]
@@ -197,7 +197,7 @@ def _find_candidates(
     """Return the best pairs of each label and their scores, in descending order."""
     positions = np.empty((relevance.n_labels, 0), dtype=np.intp)
     values = np.empty((relevance.n_labels, 0), dtype=np.float32)
-    for tile in row_tiles(relevance.n_pairs, relevance.n_labels):
+    for tile in iter_row_tiles(relevance.n_pairs, relevance.n_labels):
         tile_values = relevance.scores(order[tile]).T
         tile_positions = np.broadcast_to(np.arange(tile.start, tile.stop), tile_values.shape)
         values = np.concatenate([values, tile_values], axis=1)

@@ -343,7 +343,7 @@ def load_noto_emoji(
     >>> "red apple" in data.captions  # doctest: +SKIP
     True
     """
-    file = _font_file(path)
+    file = _find_font_file(path)
     font = _open_font(file)
     names, qualified = _read_names("load_noto_emoji")
     groups = _read_groups("load_noto_emoji")
@@ -376,7 +376,7 @@ def load_noto_emoji(
     return make_result(bunch, return_X_y)
 
 
-def _font_file(path: str | os.PathLike[str] | None) -> Path:
+def _find_font_file(path: str | os.PathLike[str] | None) -> Path:
     file = Path(_FONT) if path is None else Path(path).expanduser().absolute()
     if path is not None and not file.is_file():
         raise FileNotFoundError(

@@ -74,7 +74,7 @@ def count_samples(shard: str, check: Callable[[set[str], str], None]) -> int:
             if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("no end of the archive")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise _damage_error(shard, key, error) from error
+        raise _make_damage_error(shard, key, error) from error
     if key is None:
         raise ValueError(f"Shard {shard!r} has no samples. Remove it.")
     check(extensions, _describe_sample(key, shard))
@@ -98,14 +98,14 @@ def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[di
         try:
             sample = next(samples, None)
         except _DAMAGE_ERRORS as error:
-            raise _damage_error(shard, key, error) from error
+            raise _make_damage_error(shard, key, error) from error
         if sample is None:
             return
         key = sample["__key__"]
         yield sample
 
 
-def _damage_error(shard: str, key: str | None, error: Exception) -> ValueError:
+def _make_damage_error(shard: str, key: str | None, error: Exception) -> ValueError:
     place = f"after the sample {key!r}" if key else "at its start"
     reason = error.args[0] if error.args else type(error).__name__
     return ValueError(

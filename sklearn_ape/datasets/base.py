@@ -12,7 +12,7 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
-from ..utils.files import default_data_home
+from ..utils.files import get_default_data_home
 
 
 def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
@@ -37,7 +37,7 @@ def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
     >>> get_data_home("some/folder").parts[-2:]
     ('some', 'folder')
     """
-    return Path(data_home).expanduser().absolute() if data_home else default_data_home()
+    return Path(data_home).expanduser().absolute() if data_home else get_default_data_home()
 
 
 def check_folder(path: str | os.PathLike[str], expected: str) -> Path:

@@ -73,7 +73,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
 
     Each content is encoded once, and stored in the cache.
     """
-    identity = encoder._identity_digest()
+    identity = encoder._digest_identity()
     errors: dict[int, str] = {}
     first_rows: dict[bytes, int] = {}
     duplicates: dict[bytes, list[int]] = {}  # the other rows of the same content
@@ -89,7 +89,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
     with _registry_lock:
-        lock = _locks.setdefault(encoder._weights_key(), ForkSafeLock())
+        lock = _locks.setdefault(encoder._get_weights_key(), ForkSafeLock())
     with default_state(), lock, open_cache(encoder.cache) as cache:
         features, cached = _read_cached(cache, first_rows, len(items))
         missing = {
@@ -189,8 +189,8 @@ def _iter_batches(
 ) -> Iterator[tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]]:
     """Yield the features of each batch and the errors of items without features."""
     network, engine = encoder._network(), encoder._engine(len(keys))
-    n_threads = encoder._n_threads()
-    size = encoder._batch_size_for(engine.name, network.device)
+    n_threads = encoder._count_threads()
+    size = encoder._choose_batch_size(engine.name, network.device)
     if encoder.batch_size == "auto":  # smaller batches for few items keep all threads busy
         # torch's rounding depends on the batch size, which must not depend on n_threads.
         n_batches = n_threads if engine.concurrent else _N_TORCH_BATCHES
@@ -273,7 +273,7 @@ def encode_to_file(
     n_rows = len(items)
     if not n_rows:
         raise ValueError(f"X is empty: 0 {encoder._modality}s to encode. Pass at least one.")
-    source = encoder._identity_digest().hex()
+    source = encoder._digest_identity().hex()
     progress = _make_encoder_bar(encoder, n_rows, encoder.verbose if verbose is None else verbose)
     with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
         try:

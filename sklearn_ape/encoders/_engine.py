@@ -94,7 +94,7 @@ def choose_dtype(engine: str, device: torch.device) -> str:
     return "bfloat16" if is_fast else "float32"
 
 
-def n_free_axes(example: torch.Tensor) -> int:
+def count_free_axes(example: torch.Tensor) -> int:
     """Return the number of leading axes of variable length: items and, for tokens, positions."""
     return 2 if example.ndim == 2 and not example.is_floating_point() else 1
 
@@ -240,7 +240,8 @@ class _PositionalInputs(torch.nn.Module):
 def export_to_onnx(workload: Workload, folder: Path) -> None:
     example = workload.examples()[0]
     names = [f"input_{number}" for number in range(len(example))]
-    shapes = tuple(dict.fromkeys(range(n_free_axes(x)), torch.export.Dim.DYNAMIC) for x in example)
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = tuple(dict.fromkeys(range(count_free_axes(x)), dynamic) for x in example)
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
@@ -352,7 +353,7 @@ def export_to_openvino(workload: Workload, folder: Path) -> None:
             warnings.simplefilter("ignore")
             model = openvino.convert_model(workload.module, example_input=example)
         for node, x in zip(model.inputs, example, strict=True):
-            free = n_free_axes(x)
+            free = count_free_axes(x)
             shape = [-1] * free + list(x.shape[free:])
             node.get_node().set_partial_shape(openvino.PartialShape(shape))
         model.validate_nodes_and_infer_types()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..utils.files import atomic_directory, default_data_home
+from ..utils.files import get_default_data_home, write_folder_atomically
 from ..utils.messages import warn
 from ._engine import (
     Engine,
@@ -50,11 +50,11 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
 _MIN_ITEMS_TO_LOAD = 32
 
 
-def exports_folder(cache: Any) -> Path:
+def get_exports_folder(cache: Any) -> Path:
     """Return the folder of exports: next to the cached features, or in the user's cache folder."""
     folder = getattr(cache, "folder", cache)
     if not isinstance(folder, str | PathLike) or folder == "memory":
-        folder = default_data_home()
+        folder = get_default_data_home()
     return Path(folder).expanduser() / "engines"
 
 
@@ -62,7 +62,7 @@ def is_export_worthwhile(
     name: str, workload: Workload, n_items: int, min_items_to_export: int
 ) -> bool:
     """Return whether an exported network is likely to be faster than torch for some items."""
-    if _failure_file(name, workload).is_file():
+    if _get_failure_file(name, workload).is_file():
         return False
     if workload.dtype != "float32":
         # Engines differ by more than rounding in low precision, so the choice of the engine must
@@ -91,7 +91,7 @@ def make_engine(name: str, workload: Workload, warns: bool) -> Engine:
         if isinstance(error, EngineError):  # an OSError may be gone next time, as a full disk
             with suppress(OSError):  # later processes do not try again
                 workload.folder.mkdir(parents=True, exist_ok=True)
-                _failure_file(name, workload).write_text(str(error), encoding="utf-8")
+                _get_failure_file(name, workload).write_text(str(error), encoding="utf-8")
         if warns:
             reason = str(error).partition("\n")[0][:300]
             warn(
@@ -100,7 +100,7 @@ def make_engine(name: str, workload: Workload, warns: bool) -> Engine:
             )
         return TorchEngine(workload)
     with suppress(OSError):
-        _failure_file(name, workload).unlink(missing_ok=True)
+        _get_failure_file(name, workload).unlink(missing_ok=True)
     return engine
 
 
@@ -137,7 +137,7 @@ def _load_or_export(name: str, workload: Workload) -> Engine:
     with ExitStack() as stack:
         try:
             workload.folder.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(atomic_directory(target))
+            folder = stack.enter_context(write_folder_atomically(target))
         except OSError:  # without a writable folder, the export serves this process only
             temporary = tempfile.TemporaryDirectory(prefix=f"{name}-", ignore_cleanup_errors=True)
             target = folder = Path(stack.enter_context(temporary))
@@ -174,7 +174,7 @@ def _export_folder(name: str, workload: Workload) -> Path:
     return workload.folder / f"{name}-{digest}"
 
 
-def _failure_file(name: str, workload: Workload) -> Path:
+def _get_failure_file(name: str, workload: Workload) -> Path:
     folder = _export_folder(name, workload)
     return folder.with_name(f"{folder.name}.{workload.dtype}.failure.txt")
 

@@ -51,7 +51,7 @@ class _OpenCLIPTower(FrozenEncoder):
         architecture = self.model_name.partition("/")[0]
         return not open_clip.list_pretrained_tags_by_model(architecture)
 
-    def _weights_fingerprint(self) -> str | None:
+    def _compute_weights_fingerprint(self) -> str | None:
         if os.path.isdir(self.model_name):
             return digest_folder(Path(self.model_name))
         if not self._is_hub_name():

@@ -261,7 +261,7 @@ class TimmImageEncoder(ImageEncoder):
                 + suggest_names(self.model_name, names)
             )
 
-    def _weights_key(self) -> str:
+    def _get_weights_key(self) -> str:
         return f"{self.model_name}@{self.revision} {self.crop}"
 
     def _identity(self) -> dict[str, Any]:
@@ -269,13 +269,13 @@ class TimmImageEncoder(ImageEncoder):
         views = {} if self.views == 1 else {"views": int(self.views)}
         return super()._identity() | views
 
-    def _weights_fingerprint(self) -> str | None:
+    def _compute_weights_fingerprint(self) -> str | None:
         if self.model_name in PACKAGED or os.path.isdir(self.model_name):
-            return super()._weights_fingerprint()
-        commit = find_hub_commit(self._hub_id(), self.revision)
+            return super()._compute_weights_fingerprint()
+        commit = find_hub_commit(self._get_hub_id(), self.revision)
         return f"{self.model_name}@{commit}" if commit else None
 
-    def _hub_id(self) -> str:
+    def _get_hub_id(self) -> str:
         """Return the hub name of a model that is neither packaged nor a folder."""
         if "/" in self.model_name:
             return self.model_name.removeprefix("hf-hub:")
@@ -284,15 +284,15 @@ class TimmImageEncoder(ImageEncoder):
         config = timm.get_pretrained_cfg(self.model_name)
         return getattr(config, "hf_hub_id", None) or self.model_name
 
-    def _timm_name(self) -> str:
+    def _make_timm_name(self) -> str:
         """Return the name of the model for `timm.create_model`."""
         if os.path.isdir(self.model_name):
             return f"local-dir:{self.model_name}"
         if "/" in self.model_name or self.revision is not None:
             # Weights and features must be of the same commit, even if the branch moves.
-            revision = find_hub_commit(self._hub_id(), self.revision) or self.revision
+            revision = find_hub_commit(self._get_hub_id(), self.revision) or self.revision
             suffix = f"@{revision}" if revision is not None else ""
-            return f"hf-hub:{self._hub_id()}{suffix}"
+            return f"hf-hub:{self._get_hub_id()}{suffix}"
         return self.model_name
 
     def _load(self, device: torch.device) -> Network:
@@ -307,7 +307,7 @@ class TimmImageEncoder(ImageEncoder):
             model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
         else:
             with explain_load_errors(self.model_name):
-                model = timm.create_model(self._timm_name(), pretrained=True)
+                model = timm.create_model(self._make_timm_name(), pretrained=True)
         config = timm.data.resolve_model_data_config(model)
         if self.crop == "pad":
             config["crop_pct"] = 1.0

@@ -162,7 +162,7 @@ class TransformersTextEncoder(TextEncoder):
         modules = read_side_file(self.model_name, self.revision, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        weights = self._weights_fingerprint()
+        weights = self._compute_weights_fingerprint()
         preparation = read_preparation(self.model_name, self.revision, weights)
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
@@ -174,7 +174,8 @@ class TransformersTextEncoder(TextEncoder):
         unsupported = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
         if unsupported:
             pooling = f"{pooling} and {', '.join(sorted(unsupported))}"
-        limit = min(tokenizer.model_max_length, _n_positions(model) or _MAX_TOKENS, _MAX_TOKENS)
+        n_positions = _count_positions(model) or _MAX_TOKENS
+        limit = min(tokenizer.model_max_length, n_positions, _MAX_TOKENS)
         file = "sentence_bert_config.json"
         sentence = read_side_file(self.model_name, self.revision, file) or {}
         limit = sentence.get("max_seq_length") or limit
@@ -184,7 +185,7 @@ class TransformersTextEncoder(TextEncoder):
         pipeline: _TextPipeline = network.prepare
         pooling = pipeline.pooling if self.pooling == "auto" else self.pooling
         normalize = pipeline.normalize if self.normalize == "auto" else bool(self.normalize)
-        n_positions = _n_positions(network.model)
+        n_positions = _count_positions(network.model)
         if n_positions is not None and (self.max_length or 0) > n_positions:
             raise ValueError(
                 f"max_length={self.max_length} is more than the {n_positions} positions of "
@@ -246,7 +247,7 @@ class _TextFeatures(torch.nn.Module):
         return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
 
 
-def _n_positions(model: Any) -> int | None:
+def _count_positions(model: Any) -> int | None:
     """Return the number of learned position embeddings, or None if there are none."""
     config = getattr(model.config, "text_config", None) or model.config
     return getattr(config, "max_position_embeddings", None)
@@ -414,7 +415,7 @@ class _ImageFeatures(torch.nn.Module):
         if self.pooling == "auto" and pooled is not None and self.model.pooler_is_pretrained:
             return pooled.flatten(1)
         last = output.last_hidden_state.float()  # (n, channels, h, w) or (n, n_tokens, width)
-        n_prefix = 0 if last.ndim == 4 else _n_prefix_tokens(model)
+        n_prefix = 0 if last.ndim == 4 else _count_prefix_tokens(model)
         pooling = self.pooling
         if pooling == "auto":
             pooling = "cls" if n_prefix else "mean"
@@ -423,7 +424,7 @@ class _ImageFeatures(torch.nn.Module):
         return pool_patches(last, pooling, n_prefix)
 
 
-def _n_prefix_tokens(model: Any) -> int:
+def _count_prefix_tokens(model: Any) -> int:
     """Return the number of class, distillation and register tokens before the patches."""
     names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
     if not {"cls_token", "class_embedding"} & set(names):

@@ -26,7 +26,7 @@ from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports
 from ..utils.validation import check_choice
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file, widths
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choose_engine
-from ._engine_factory import exports_folder, is_export_worthwhile, make_engine
+from ._engine_factory import get_exports_folder, is_export_worthwhile, make_engine
 from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
 from .weights import (
     Network,
@@ -85,20 +85,20 @@ class FrozenEncoder(
     def _load(self, device: torch.device) -> Network:
         """Load the weights."""
 
-    def _weights_key(self) -> str:
+    def _get_weights_key(self) -> str:
         """Return the name of the weights; encoders with the same name share a loaded network."""
         return f"{self.model_name}@{self.revision}"
 
-    def _weights_fingerprint(self) -> str | None:
+    def _compute_weights_fingerprint(self) -> str | None:
         """Return a digest or commit of the weights, or None if the model must be loaded first."""
         return compute_fingerprint(self.model_name, self.revision)
 
     def _identity(self) -> dict[str, Any]:
         """Return everything except the item that a feature depends on, without loading weights."""
-        weights = self._weights_fingerprint()
+        weights = self._compute_weights_fingerprint()
         if weights is None:
             self._network()  # downloads the weights
-            weights = self._weights_fingerprint() or f"{self.model_name}@{self.revision}"
+            weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
         library = format_library_version(self._library)
         params = {name: getattr(self, name) for name in self._feature_params}
         return {"weights": weights, "library": library, **params}
@@ -276,7 +276,7 @@ class FrozenEncoder(
         info : CacheInfo
             Named tuple ``(hits, misses)``, summed over all encoders with the same parameters.
         """
-        return cache_info(self._identity_digest())
+        return cache_info(self._digest_identity())
 
     def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
         """Return the features of a batch, (n_items, n_features), computed by torch."""
@@ -300,8 +300,8 @@ class FrozenEncoder(
             json.dumps(identity, sort_keys=True),
             network.device,
             self.dtype_,
-            self._n_threads(),
-            exports_folder(self.cache),
+            self._count_threads(),
+            get_exports_folder(self.cache),
         )
         name = choose_engine(self.engine, workload.device, workload.dtype)
         # The key has the process id, because an engine's threads do not exist in a forked process.
@@ -317,7 +317,7 @@ class FrozenEncoder(
             key, lambda: make_engine(name, workload, warns=not is_automatic)
         )
 
-    def _engine_name(self) -> str:
+    def _resolve_engine_name(self) -> str:
         return choose_engine(self.engine, self._device(), self.dtype_)
 
     def _device(self) -> torch.device:
@@ -325,12 +325,12 @@ class FrozenEncoder(
             return torch.device("cpu")
         return resolve_device(self.device)
 
-    def _n_threads(self) -> int:
+    def _count_threads(self) -> int:
         if self.n_jobs is None:
             return torch.get_num_threads()  # joblib lowers the number in its workers
         return self.n_jobs if self.n_jobs > 0 else max(1, cpu_count() + 1 + self.n_jobs)
 
-    def _batch_size_for(self, engine: str, device: torch.device) -> int:
+    def _choose_batch_size(self, engine: str, device: torch.device) -> int:
         if self.batch_size != "auto":
             return int(self.batch_size)
         if engine != "torch":
@@ -342,7 +342,7 @@ class FrozenEncoder(
         """Return the network that all encoders with the same weights and loader share."""
         loader = self._loader or type(self).__name__
         device = self._device()
-        weights = self._weights_key()
+        weights = self._get_weights_key()
         if os.path.isdir(self.model_name):  # the files of the folder may have been replaced
             weights += digest_folder(Path(self.model_name))
 
@@ -358,11 +358,12 @@ class FrozenEncoder(
 
     def _is_width_known(self) -> bool:
         # The identity of a model that is not in the hub's local cache would download it.
-        return self._weights_fingerprint() is not None and self._identity_digest() in widths
+        has_weights = self._compute_weights_fingerprint() is not None
+        return has_weights and self._digest_identity() in widths
 
     @property
     def _n_features_out(self) -> int:
-        identity = self._identity_digest()
+        identity = self._digest_identity()
         width = widths.get(identity)
         if width is None:
             network = self._network()
@@ -372,31 +373,32 @@ class FrozenEncoder(
             widths.put(identity, width)
         return width
 
-    def _identity_digest(self) -> bytes:
-        identity = {"encoder": type(self).__name__, **self._precision_parts(), **self._identity()}
+    def _digest_identity(self) -> bytes:
+        parts = self._get_precision_parts() | self._identity()
+        identity = {"encoder": type(self).__name__, **parts}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
     def _digest_parts(self) -> dict[str, Any]:
         """Return everything that features depend on, without loading weights.
 
-        Unlike `_identity_digest`, the parts do not include the commit of a hub model, which stays
+        Unlike `_digest_identity`, the parts do not include the commit of a hub model, which stays
         the same within a process. The weights in a folder may change.
         """
         parts = self.get_params(deep=False)
         for name in self._runtime_params | {"on_error"}:
             parts.pop(name, None)
-        parts |= self._precision_parts()
+        parts |= self._get_precision_parts()
         if os.path.isdir(self.model_name):
             parts["weights"] = digest_folder(Path(self.model_name))
         return parts
 
-    def _precision_parts(self) -> dict[str, Any]:
+    def _get_precision_parts(self) -> dict[str, Any]:
         """Return the parts of keys and digests that depend on the precision."""
         dtype = self.dtype_
         if dtype == "float32":
             return {"dtype": dtype}
         # Engines differ by more than rounding in low precision.
-        engine = self._engine_name()
+        engine = self._resolve_engine_name()
         return {"dtype": dtype, "engine": engine, "precision_version": _LOW_PRECISION_VERSION}
 
     def _raise_for(self, errors: Mapping[int, str]) -> None:
@@ -433,23 +435,23 @@ class FrozenEncoder(
         check_choice(self.dtype, "dtype", ("auto", "float32", "bfloat16", "float16"))
         if self.n_jobs == 0:
             raise ValueError("n_jobs must be None, a positive integer or -1 (all cores), not 0.")
-        self._engine_name()
+        self._resolve_engine_name()
 
     # Saving: the record holds the fingerprint of the weights, not the weights themselves
 
-    def _recorded_params(self) -> dict[str, Any]:
-        params = super()._recorded_params()
-        commit = _COMMIT.fullmatch(self._weights_fingerprint() or "")
+    def _get_recorded_params(self) -> dict[str, Any]:
+        params = super()._get_recorded_params()
+        commit = _COMMIT.fullmatch(self._compute_weights_fingerprint() or "")
         # Record the commit that the features came from: a branch may move.
         if commit and "revision" in params:
             params["revision"] = commit[1]
         return params
 
     def _get_state(self) -> dict[str, Any]:
-        return {"weights": self._weights_fingerprint()}
+        return {"weights": self._compute_weights_fingerprint()}
 
     def _set_state(self, state: FittedState) -> None:
-        recorded, fingerprint = state.optional("weights"), self._weights_fingerprint()
+        recorded, fingerprint = state.optional("weights"), self._compute_weights_fingerprint()
         name = type(self).__name__
         if recorded is not None and fingerprint is not None and recorded != fingerprint:
             raise ValueError(

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from ..utils.validation import check_choice
 from .base import FrozenEncoder
-from .items import ItemError, check_image, image_digest, read_image, unwrap_image
+from .items import ItemError, check_image, digest_image, read_image, unwrap_image
 from .weights import Network
 
 # Magnification of the largest view.
@@ -171,7 +171,7 @@ class ImageEncoder(FrozenEncoder):
     views: int = 1
 
     def _digest(self, item: Any) -> bytes:
-        return image_digest(item)
+        return digest_image(item)
 
     def _check(self, item: Any) -> None:
         check_image(item)
@@ -193,8 +193,8 @@ class ImageEncoder(FrozenEncoder):
     def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         return (torch.stack(batch),)
 
-    def _batch_size_for(self, engine: str, device: torch.device) -> int:
-        return max(1, super()._batch_size_for(engine, device) // self.views)
+    def _choose_batch_size(self, engine: str, device: torch.device) -> int:
+        return max(1, super()._choose_batch_size(engine, device) // self.views)
 
     def _prepare(self, prepare: Any, item: Any) -> Any:
         preprocessing = self._preprocessing(prepare)

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..features.memmap import is_table
 from ..utils.concurrency import LRUCache
-from ..utils.files import IMAGE_SUFFIXES, is_settled, stamp_of
+from ..utils.files import IMAGE_SUFFIXES, is_settled, read_stamp
 from ..utils.validation import check_sequence, format_list
 
 _BYTES = bytes | bytearray | memoryview
@@ -163,7 +163,7 @@ def unwrap_image(item: Any) -> Any:
     return next((value for value in values if value is not None), item)
 
 
-def image_digest(item: Any) -> bytes:
+def digest_image(item: Any) -> bytes:
     """Return the sha256 of an image's content: bytes of a file, or pixels."""
     if isinstance(item, str | os.PathLike):
         return _digest_file(os.fsdecode(item))
@@ -268,7 +268,7 @@ def _stat_file(path: str) -> os.stat_result:
 
 def _digest_file(path: str) -> bytes:
     status = _stat_file(path)
-    stamp = stamp_of(status)
+    stamp = read_stamp(status)
     key = os.path.abspath(path)
     cached = _file_digests.get(key)
     if cached is not None and cached[0] == stamp:
@@ -467,7 +467,7 @@ def _scale_to_bytes(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def image_digests(X: Any) -> np.ndarray | None:
+def digest_images(X: Any) -> np.ndarray | None:
     """Return 16 bytes per image, equal for images with the same content, or None for a table.
 
     An item that is not an image, or cannot be read, has a unique digest.
@@ -483,16 +483,16 @@ def image_digests(X: Any) -> np.ndarray | None:
     digests = np.empty(len(items), dtype="V16")
     for row, item in enumerate(items):
         try:
-            digest = image_digest(item)
+            digest = digest_image(item)
         except ItemError:
             digest = hashlib.sha256(f"row {row}".encode()).digest()
         digests[row] = np.void(digest[:16])
     return digests
 
 
-def image_groups(images: Any) -> np.ndarray:
+def group_images(images: Any) -> np.ndarray:
     """Return group numbers of images, which are equal for images with the same content."""
-    digests = image_digests(images)
+    digests = digest_images(images)
     if digests is None:
         raise ValueError(f"images must be a sequence of images, not {type(images).__name__}.")
     return np.unique(digests, return_inverse=True)[1]

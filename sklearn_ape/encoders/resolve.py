@@ -29,7 +29,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
 }
 
 
-def class_and_model(name: str, modality: str) -> tuple[Any, str]:
+def split_class_and_model(name: str, modality: str) -> tuple[Any, str]:
     """Return the encoder class and the ``model_name`` for a name.
 
     A name may begin with ``"timm:"``, ``"transformers:"``, ``"open_clip:"`` or
@@ -44,7 +44,7 @@ def class_and_model(name: str, modality: str) -> tuple[Any, str]:
 
 
 def resolve_encoder(encoder: Any, modality: str, parameter: str | None = None) -> Any:
-    """Return a clone of an encoder, or a new encoder for a name of `class_and_model`.
+    """Return a clone of an encoder, or a new encoder for a name of `split_class_and_model`.
 
     Raises ValueError for an unknown name or an encoder of the other modality, and TypeError if the
     encoder is not a transformer. The messages begin with the parameter, such as "image_encoder".
@@ -82,7 +82,7 @@ def resolve_encoder(encoder: Any, modality: str, parameter: str | None = None) -
 
 
 def _make_encoder(name: str, modality: str, parameter: str) -> Any:
-    encoder_class, model_name = class_and_model(name, modality)
+    encoder_class, model_name = split_class_and_model(name, modality)
     packaged = PACKAGED.get(model_name)
     if packaged is not None and packaged.modality != modality:
         raise ValueError(

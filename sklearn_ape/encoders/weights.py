@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ..utils.concurrency import LRUCache
-from ..utils.files import is_settled, stamp_of
+from ..utils.files import is_settled, read_stamp
 
 T = TypeVar("T")
 
@@ -193,7 +193,7 @@ def digest_folder(folder: Path) -> str:
     """Return a digest of the names and contents of all files in a model folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     statuses = [path.stat() for path in files]
-    stamps = tuple((str(path), stamp_of(s)) for path, s in zip(files, statuses, strict=True))
+    stamps = tuple((str(path), read_stamp(s)) for path, s in zip(files, statuses, strict=True))
     if stamps in _folder_digests:
         return _folder_digests[stamps]
     digest = hashlib.sha256()

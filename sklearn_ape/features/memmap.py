@@ -185,7 +185,7 @@ def _is_large(n_rows: int, n_features: int) -> bool:
     return 4 * n_rows * n_features > _MIN_STORED_BYTES
 
 
-def row_tiles(n_rows: int, width: int) -> Iterator[slice]:
+def iter_row_tiles(n_rows: int, width: int) -> Iterator[slice]:
     """Return slices of rows for which float32 arrays of a width have about 8 MiB, at least one."""
     size = max(_MIN_TILE_ROWS, TILE_BYTES // (4 * max(width, 1)))
     return gen_batches(n_rows, size) if n_rows else iter([slice(0, 0)])
@@ -200,7 +200,7 @@ def is_table(X: Any) -> bool:
     return hasattr(X, "iloc") or getattr(getattr(X, "dtype", None), "kind", "") in set("fiub")
 
 
-def feature_tiles(
+def iter_feature_tiles(
     X: Any, width: int, embed: Callable[[Any], Any]
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Embed the rows of an array or a data frame in tiles, computing arrays of at most `width`.
@@ -208,7 +208,7 @@ def feature_tiles(
     Errors of `embed` are raised with the rows of the tile.
     """
     n_rows = X.shape[0]
-    for rows in row_tiles(n_rows, max(width, X.shape[1])):
+    for rows in iter_row_tiles(n_rows, max(width, X.shape[1])):
         if rows == slice(0, n_rows):
             yield rows, np.asarray(embed(X))
             return

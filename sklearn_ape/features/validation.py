@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils import gen_batches
 
-from ..utils.linalg import evenly_spaced
+from ..utils.linalg import choose_evenly_spaced
 from ..utils.messages import warn
 from ..utils.validation import format_list, ignores_underflow
 from .memmap import StoredRows, find_missing_rows, row_blocks
@@ -37,7 +37,7 @@ def as_float32(
     """
     if features.dtype == np.float16:  # NumPy is slow with float16
         features = features.astype(np.float32)
-    largest = _largest_per_row(features)
+    largest = _find_largest_per_row(features)
     _check_range(largest, features.dtype, name)
     converted = np.ascontiguousarray(features, dtype=np.float32)
     if not allow_nan:
@@ -49,7 +49,7 @@ def as_float32(
     return converted
 
 
-def _largest_per_row(features: np.ndarray) -> np.ndarray:
+def _find_largest_per_row(features: np.ndarray) -> np.ndarray:
     """Return the largest absolute value of each row, or NaN for rows with NaN."""
     largest = np.empty(len(features), dtype=np.float64)
     with np.errstate(invalid="ignore"):
@@ -89,7 +89,7 @@ def _check_conditioning(features: np.ndarray, largest: np.ndarray, name: str) ->
             f"{format_list(outliers, str)}), and up to {median:.0e} in most rows. These rows will "
             "dominate all means and variances. Remove them, or L2-normalize all rows."
         )
-    sample = features[evenly_spaced(len(features))].astype(np.float64)
+    sample = features[choose_evenly_spaced(len(features))].astype(np.float64)
     sample = sample[~np.isnan(sample).any(axis=1)]
     if len(sample) < 2 or not np.ptp(sample, axis=0).any():
         return

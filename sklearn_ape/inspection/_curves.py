@@ -290,10 +290,10 @@ class RecallCurveDisplay:
         display : RecallCurveDisplay
         """
         aligner, features = get_aligner_and_input(estimator, X)
-        data = aligner._scored_pairs(features, y, groups)
+        data = aligner._make_scored_pairs(features, y, groups)
         return cls.from_predictions(
-            aligner._comparable("image", data.image),
-            aligner._comparable("text", data.text),
+            aligner._embed_comparable("image", data.image),
+            aligner._embed_comparable("text", data.text),
             pairs=data.pairs,
             ks=ks,
             name=type(aligner).__name__ if name is None else name,

@@ -89,23 +89,23 @@ class StructureLoss(nn.Module):
                 f"{len(embeddings)}. Pass one embedding per row of features."
             )
         with torch.no_grad():
-            p_step = self._transition_matrix(features)
-        q_step = self._transition_matrix(embeddings)
+            p_step = self._compute_transition_matrix(features)
+        q_step = self._compute_transition_matrix(embeddings)
         p, q = p_step, q_step
-        loss = _divergence(p, q)
+        loss = _compute_divergence(p, q)
         for level in range(2, self.levels + 1):
             p, q = p @ p_step, q @ q_step
-            loss = loss + _divergence(p, q) / level
+            loss = loss + _compute_divergence(p, q) / level
         return loss / self.levels
 
-    def _transition_matrix(self, points: torch.Tensor) -> torch.Tensor:
+    def _compute_transition_matrix(self, points: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of steps from row to row."""
         points = l2_normalize(points[: self.max_rows])
         points = nn.functional.normalize(points - points.mean(dim=0), dim=1)
         return (points @ points.T / self.temperature).softmax(dim=1)
 
 
-def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+def _compute_divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return the Jensen-Shannon divergence, averaged over rows."""
     # With small temperatures probabilities underflow to 0, where the gradient of x * log(x) is
     # infinite.

@@ -107,7 +107,7 @@ def bootstrap_interval(
         low, high = binomtest(hits, len(sample)).proportion_ci(confidence, method="wilson")
         return _make_interval(sample, low, high)
     return _make_interval(
-        sample, *_bootstrap_bounds(sample, confidence, n_resamples, random_state)
+        sample, *_compute_bootstrap_bounds(sample, confidence, n_resamples, random_state)
     )
 
 
@@ -182,7 +182,7 @@ def paired_difference(
         )
     differences = first_sample - second_sample
     if not (_is_binary(first_sample) and _is_binary(second_sample)):
-        bounds = _bootstrap_bounds(differences, confidence, n_resamples, random_state)
+        bounds = _compute_bootstrap_bounds(differences, confidence, n_resamples, random_state)
         return _make_interval(differences, *bounds)
     n_better, n_worse = np.sum(differences > 0) + 1, np.sum(differences < 0) + 1
     n = len(differences) + 2
@@ -217,7 +217,7 @@ def _make_interval(sample: np.ndarray, low: float, high: float) -> Interval:
     return Interval(estimate, float(min(low, estimate)), float(max(high, estimate)))
 
 
-def _bootstrap_bounds(
+def _compute_bootstrap_bounds(
     sample: np.ndarray,
     confidence: float,
     n_resamples: int,

@@ -14,9 +14,9 @@ from sklearn.utils.validation import _check_sample_weight
 from ..utils.validation import (
     as_labels,
     check_integer,
-    distinct_labels,
     format_list,
     ignores_underflow,
+    list_distinct_labels,
 )
 
 # A smaller slope of the likelihood, relative to the mean difference of logits, is due to rounding.
@@ -223,7 +223,7 @@ def _rescale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
 def _find_columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
     y = as_labels(y)
     check_consistent_length(y, scores)
-    classes = distinct_labels(y, "y") if labels is None else as_labels(labels)
+    classes = list_distinct_labels(y, "y") if labels is None else as_labels(labels)
     if len(classes) != scores.shape[1]:
         raise ValueError(
             f"labels has {len(classes)} classes for {scores.shape[1]} columns. Pass "
@@ -284,7 +284,7 @@ def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
     """
     truth, predicted = as_labels(y_true), as_labels(y_pred)
     check_consistent_length(truth, predicted)
-    classes = distinct_labels(truth, "y_true")
+    classes = list_distinct_labels(truth, "y_true")
     codes = np.searchsorted(classes, truth)
     # Compare as objects, since NumPy would convert numbers to texts to compare them with texts.
     hits = truth.astype(object) == predicted.astype(object)

@@ -128,7 +128,7 @@ def compute_both_ranks(
     best, best_back = np.full(shape[0], -np.inf), np.full(shape[1], -np.inf)
     np.maximum.at(best, pairs[:, 0], positive_scores)
     np.maximum.at(best_back, tiles.positions, positive_scores)
-    tie, tie_back = _tie_margins(queries, candidates)
+    tie, tie_back = _compute_tie_margins(queries, candidates)
     best -= tie
     best_back -= tie_back[tiles.order]
     best, best_back = (side.astype(tiles.dtype or np.float64) for side in (best, best_back))
@@ -151,7 +151,7 @@ def compute_both_ranks(
     return ranks, ranks_by_candidate
 
 
-def _tie_margins(queries: Any, candidates: Any) -> tuple[np.ndarray, np.ndarray]:
+def _compute_tie_margins(queries: Any, candidates: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each query and candidate, by how much scores can differ by rounding alone."""
     sides = (queries, candidates)
     if all(isinstance(side, np.ndarray) for side in sides):

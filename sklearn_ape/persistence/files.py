@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.files import atomic_directory, sync
+from ..utils.files import sync, write_folder_atomically
 from ..utils.messages import warn
 from ..utils.validation import format_list
 from .serialize import MAX_JSON_BYTES, Deserializer, Serializer, dump_json, load_json
@@ -150,7 +150,7 @@ def _write(target: Path, tensors: Mapping[str, np.ndarray], config: str, card: s
     if target.exists() or target.is_symlink():
         raise FileExistsError(f"{str(target)!r} is a file. Pass a folder to save the model to.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(target) as temporary:
+    with write_folder_atomically(target) as temporary:
         _replace(temporary, tensors, config, card)
         os.rename(temporary, target)
     sync(target.parent)
@@ -216,7 +216,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card: str) -> None:
-    with atomic_directory(folder / TENSORS) as temporary:
+    with write_folder_atomically(folder / TENSORS) as temporary:
         write_tensors(temporary / TENSORS, tensors, config)
         (temporary / CONFIG).write_text(config, encoding="utf-8")
         (temporary / CARD).write_text(card, encoding="utf-8")
@@ -248,7 +248,7 @@ def write_file(path: Path, description: Mapping[str, Any], values: Mapping[str, 
         "tensors": describe_tensors(tensors),
         "digest": compute_digest(tensors),
     }
-    with atomic_directory(path) as folder:
+    with write_folder_atomically(path) as folder:
         staged = folder / path.name
         write_tensors(staged, tensors, _add_checksum(dump_json(config)))
         sync(staged)

@@ -169,14 +169,14 @@ class SerializableMixin:
         """Raise an error for parameters in a file that are invalid."""
         self._check_parameters()
 
-    def _recorded_params(self) -> dict[str, Any]:
+    def _get_recorded_params(self) -> dict[str, Any]:
         """Return the parameters to save."""
         params = self.get_params(deep=False)  # type: ignore[attr-defined]
         return {name: params[name] for name in params if name not in self._runtime_params}
 
     def _to_record(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the parameters and the fitted state, which is None if it is not fitted."""
-        params = self._recorded_params()
+        params = self._get_recorded_params()
         try:
             check_is_fitted(self)
         except NotFittedError:
@@ -208,7 +208,7 @@ class SerializableMixin:
 class PretrainedMixin(SerializableMixin):
     """Base class for estimators that are saved to a folder or uploaded to the Hub."""
 
-    def _card_facts(self) -> Facts:
+    def _get_card_facts(self) -> Facts:
         """Return the contents of the model card for this estimator."""
         return Facts()
 
@@ -246,7 +246,7 @@ class PretrainedMixin(SerializableMixin):
         package_version = version("sklearn-ape")
         head = {"library": "sklearn-ape", "version": package_version, "format": FORMAT}
         config = {**head, "model": model, "scores": scores, "left_out": serializer.left_out}
-        card = write_card(model, self._card_facts(), scores, serializer, package_version)
+        card = write_card(model, self._get_card_facts(), scores, serializer, package_version)
         write_model(folder, config, serializer.tensors, card)
 
     @classmethod

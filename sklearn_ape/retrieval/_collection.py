@@ -21,10 +21,10 @@ from ..aligners.similarity import (
     drop_missing_rows,
     warn_unreadable,
 )
-from ..features.memmap import feature_tiles, is_table, row_tiles
+from ..features.memmap import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..prompts import to_builtin
-from ..utils.linalg import evenly_spaced, normalize_rows
+from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn
 from ..utils.validation import check_sequence, format_list
 from ._index import Index, compute_pair_products, find_nearest, make_index
@@ -224,7 +224,7 @@ class Collection(NamedTuple):
 
     def select_sample(self) -> np.ndarray:
         """Return up to 1,000 evenly spaced embeddings."""
-        return self.embeddings[evenly_spaced(len(self.embeddings))].astype(np.float32)
+        return self.embeddings[choose_evenly_spaced(len(self.embeddings))].astype(np.float32)
 
     def combine_queries(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Return queries that are near images and texts, both with the same influence."""
@@ -236,7 +236,7 @@ class Collection(NamedTuple):
             combined += queries / np.where(std > 0, std, 1)
         return normalize_rows(combined)
 
-    def items_at(self, rows: np.ndarray) -> list[Any]:
+    def get_items(self, rows: np.ndarray) -> list[Any]:
         return rows.tolist() if self.items is None else [self.items[row] for row in rows]
 
     def get_bank(self, captions: Any) -> Bank:
@@ -250,7 +250,7 @@ class Collection(NamedTuple):
         """Return the moments of each image's cosines with captions, the same in every call."""
         if "moments" not in self.cache:
             mean, std = np.empty((2, len(self.embeddings)))
-            for rows in row_tiles(len(self.embeddings), self.embeddings.shape[1]):
+            for rows in iter_row_tiles(len(self.embeddings), self.embeddings.shape[1]):
                 block = self.embeddings[rows].astype(np.float32, copy=False)
                 mean[rows], std[rows] = compute_moments(block, captions)
             self.cache["moments"] = mean, std
@@ -294,7 +294,7 @@ def embed_images(aligner: BaseEstimator, X: Any, n_components: int) -> np.ndarra
     if not is_table(X):
         return np.asarray(aligner.transform(X), dtype=np.float32)
     embeddings = np.empty((0, 0), dtype=np.float32)
-    for rows, tile in feature_tiles(X, n_components, aligner.transform):
+    for rows, tile in iter_feature_tiles(X, n_components, aligner.transform):
         if not embeddings.size:
             embeddings = np.empty((X.shape[0], tile.shape[1]), dtype=np.float32)
         embeddings[rows] = tile
@@ -332,7 +332,7 @@ def resolve_mask(where: Any, collection: Collection) -> np.ndarray | None:
     if where is None:
         return None
     if callable(where):
-        items = collection.items_at(np.arange(collection.n_rows))
+        items = collection.get_items(np.arange(collection.n_rows))
         mask = np.array([bool(where(item)) for item in items])
     else:
         mask = np.asarray(where)
@@ -349,7 +349,7 @@ def find_items(collection: Collection, items: Any) -> np.ndarray:
     check_sequence(items, "items", "item", "items of the collection")
     rows_of: dict[Any, list[int]] = {}
     try:
-        for row, item in enumerate(collection.items_at(np.arange(collection.n_rows))):
+        for row, item in enumerate(collection.get_items(np.arange(collection.n_rows))):
             rows_of.setdefault(_to_key(item), []).append(row)
         keys = [_to_key(item) for item in _as_list(items)]
     except TypeError:

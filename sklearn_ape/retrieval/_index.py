@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils import gen_batches
 
-from ..features.memmap import is_table, row_tiles
+from ..features.memmap import is_table, iter_row_tiles
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import warn
 from ..utils.validation import check_choice, check_sequence, format_list, ignores_underflow
@@ -67,7 +67,7 @@ class FaissIndex(Index):
         import faiss
 
         index = faiss.clone_index(self.index)
-        for rows in row_tiles(len(embeddings) - n_before, embeddings.shape[1]):
+        for rows in iter_row_tiles(len(embeddings) - n_before, embeddings.shape[1]):
             block = embeddings[n_before + rows.start : n_before + rows.stop]
             index.add(np.ascontiguousarray(block, dtype=np.float32))
         return type(self)(embeddings.shape[1], index)
@@ -155,7 +155,7 @@ def find_nearest(
     for block in gen_batches(len(queries), _BLOCK_SIZE):
         query_block = queries[block]
         best = _Best(len(query_block), k)
-        for rows in row_tiles(len(embeddings), max(len(query_block), copied_width)):
+        for rows in iter_row_tiles(len(embeddings), max(len(query_block), copied_width)):
             products = embeddings[rows].astype(np.float32, copy=False) @ query_block.T
             if adjust is not None:
                 adjust(products, rows, block)
@@ -181,7 +181,7 @@ class _Best:
                 self._merge_entries(products[row, query], first + row, query)
                 return
         products = np.ascontiguousarray(products.T)
-        largest = _largest_columns(products, self.k)
+        largest = _find_largest_columns(products, self.k)
         self._merge(np.take_along_axis(products, largest, axis=1), first + largest)
 
     def _merge_entries(self, values: np.ndarray, rows: np.ndarray, query: np.ndarray) -> None:
@@ -197,7 +197,7 @@ class _Best:
 
     def _merge(self, values: np.ndarray, rows: np.ndarray) -> None:
         values, rows = np.hstack([self.values, values]), np.hstack([self.rows, rows])
-        largest = _largest_columns(values, self.k)
+        largest = _find_largest_columns(values, self.k)
         self.values = np.take_along_axis(values, largest, axis=1)
         self.rows = np.take_along_axis(rows, largest, axis=1)
 
@@ -221,7 +221,7 @@ def compute_pair_products(
     return products.reshape(rows.shape)
 
 
-def _largest_columns(values: np.ndarray, k: int) -> np.ndarray:
+def _find_largest_columns(values: np.ndarray, k: int) -> np.ndarray:
     """Return the columns, in order, of the k largest values of each row, or all columns."""
     n_rows, n_columns = values.shape
     if n_columns <= k:

@@ -296,7 +296,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
         warn_unreadable(unreadable, "queries could not be read and have no results")
         return SearchResult(
-            scores, indices, [collection.items_at(row[row >= 0]) for row in indices]
+            scores, indices, [collection.get_items(row[row >= 0]) for row in indices]
         )
 
     def kneighbors(
@@ -345,7 +345,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     def items_(self) -> list[Any]:
         """Objects that results show for the images."""
         collection = self._check_ready("items_")
-        return collection.items_at(np.arange(collection.n_rows))
+        return collection.get_items(np.arange(collection.n_rows))
 
     @property
     def n_samples_fit_(self) -> int:
@@ -450,8 +450,8 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         self._has_y = has_y
         self._collection = collection
 
-    def _card_facts(self) -> Facts:
-        facts = self._aligner_facts()
+    def _get_card_facts(self) -> Facts:
+        facts = self._get_aligner_facts()
         facts.what = (
             "Finds the images of a collection that are nearest to texts or to other images. "
             f"It contains their embeddings, not the images. {facts.what}"

@@ -95,7 +95,7 @@ class PairDataset(Dataset):
         return PairDataset(
             select(self.image, self.items[first_image, 1]),
             select(self.text, self.items[first_text, 3]),
-            unique_pairs(image_rows, text_rows, len(texts)),
+            drop_repeated_pairs(image_rows, text_rows, len(texts)),
         )
 
     def features(self, index: Any) -> dict[str, torch.Tensor]:
@@ -164,7 +164,7 @@ class PairDataset(Dataset):
         return is_cuda and any(tensor.device.type != "cuda" for tensor in tensors)
 
 
-def unique_pairs(images: np.ndarray, texts: np.ndarray, n_texts: int) -> np.ndarray:
+def drop_repeated_pairs(images: np.ndarray, texts: np.ndarray, n_texts: int) -> np.ndarray:
     """Return the distinct pairs of rows, sorted, as an array of shape (n_pairs, 2)."""
     # One number per pair: np.unique along an axis takes many times as long, and copies.
     return np.column_stack(np.divmod(np.unique(images * n_texts + texts), n_texts))

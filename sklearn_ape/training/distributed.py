@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from ..utils.linalg import evenly_spaced, fingerprint
+from ..utils.linalg import choose_evenly_spaced, fingerprint
 from .data import PairDataset, rank_rows
 
 
@@ -231,7 +231,7 @@ def join_ranks(
     ranks = current_ranks()
     if ranks is None:
         return None, seed
-    rows = (side[evenly_spaced(len(side))] for side in (data.image, data.text))
+    rows = (side[choose_evenly_spaced(len(side))] for side in (data.image, data.text))
     sizes = np.array([len(data.image), len(data.text), data.n_prototypes])
     items = [] if data.items is None else [data.items]
     ranks.check_equal(

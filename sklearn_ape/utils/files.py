@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = (
 """Lower-case and sorted. The wheels of Pillow read all of these formats."""
 
 
-def default_data_home() -> Path:
+def get_default_data_home() -> Path:
     """Return the folder of the environment variable, or the user's cache folder of the package."""
     folder = os.environ.get(DATA_HOME_VARIABLE)
     if not folder:
@@ -76,7 +76,7 @@ _TEMPORARY_SUFFIX = ".unfinished"
 
 
 @contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
+def write_folder_atomically(target: Path) -> Iterator[Path]:
     """Create a temporary folder next to a target, on the same disk, and remove it at the end.
 
     Write files into the folder and rename them when they are complete. Folders that killed
@@ -85,7 +85,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
     >>> with tempfile.TemporaryDirectory() as name:
     ...     target = Path(name, "a.txt")
-    ...     with atomic_directory(target) as folder:
+    ...     with write_folder_atomically(target) as folder:
     ...         _ = (folder / "a.txt").write_text("complete")
     ...         _ = (folder / "a.txt").replace(target)
     ...     [path.name for path in Path(name).iterdir()]
@@ -102,7 +102,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def remove_unfinished_directories(target: Path) -> None:
-    """Remove the folders of `atomic_directory` that killed processes left for a target."""
+    """Remove the folders of `write_folder_atomically` that killed processes left for a target."""
     with suppress(OSError):
         for name in os.listdir(target.parent):
             if name.startswith(f".{target.name}.") and name.endswith(_TEMPORARY_SUFFIX):
@@ -155,7 +155,7 @@ _max_clock_offset = float("-inf")
 _n_clock_resets = 0
 
 
-def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+def read_stamp(status: os.stat_result) -> tuple[int, ...]:
     """Return numbers that change when a file changes, even if its modification time is reset."""
     times = (status.st_mtime_ns, status.st_ctime_ns)
     return (status.st_size, *times, status.st_ino, status.st_dev, _count_clock_resets())

@@ -14,7 +14,7 @@ from sklearn.utils import gen_batches
 from torch import nn
 
 
-def evenly_spaced(n_rows: int, limit: int = 1000) -> np.ndarray:
+def choose_evenly_spaced(n_rows: int, limit: int = 1000) -> np.ndarray:
     """Return the indices of at most `limit` evenly spaced rows, which represent all rows."""
     return np.linspace(0, n_rows - 1, min(n_rows, limit)).astype(np.intp)
 
@@ -72,7 +72,8 @@ _BLOCK_SIZE = 8192
 
 def mean(features: Any, rows: np.ndarray) -> np.ndarray:
     """Return the mean of the rows of the given indices, which may repeat."""
-    sums = [block.sum(axis=0) for block in centered(features, rows, np.zeros(features.shape[1]))]
+    blocks = iter_centered(features, rows, np.zeros(features.shape[1]))
+    sums = [block.sum(axis=0) for block in blocks]
     return np.sum(sums, axis=0) / len(rows)
 
 
@@ -84,18 +85,18 @@ def covariance(
 ) -> np.ndarray:
     """Return the covariance of rows ``rows[0]`` of `left` with rows ``rows[1]`` of `right`."""
     total = np.zeros((left.shape[1], right.shape[1]))
-    left_blocks = centered(left, rows[0], means[0])
+    left_blocks = iter_centered(left, rows[0], means[0])
     if left is right and rows[0] is rows[1] and means[0] is means[1]:
         for block in left_blocks:  # NumPy computes half of a symmetric product
             total += block.T @ block
         return total / len(rows[0])
-    right_blocks = centered(right, rows[1], means[1])
+    right_blocks = iter_centered(right, rows[1], means[1])
     for left_block, right_block in zip(left_blocks, right_blocks, strict=True):
         total += left_block.T @ right_block
     return total / len(rows[0])
 
 
-def centered(features: Any, rows: np.ndarray, center: np.ndarray) -> Iterator[np.ndarray]:
+def iter_centered(features: Any, rows: np.ndarray, center: np.ndarray) -> Iterator[np.ndarray]:
     """Yield blocks of rows minus a center of float64, so that the blocks are float64."""
     for block in gen_batches(len(rows), _BLOCK_SIZE):
         yield features[rows[block]] - center

@@ -35,7 +35,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 def _find_caller() -> FrameType:
     """Return the innermost frame of the user's code, or the outermost frame if there is none."""
-    prefixes = _internal_prefixes()
+    prefixes = _list_internal_prefixes()
     frame = outermost = sys._getframe(1)
     while frame is not None:
         if not frame.f_code.co_filename.startswith(prefixes):
@@ -44,7 +44,7 @@ def _find_caller() -> FrameType:
     return outermost
 
 
-def _internal_prefixes() -> tuple[str, ...]:
+def _list_internal_prefixes() -> tuple[str, ...]:
     folders = (os.path.dirname(file) + os.sep for file in _files(_INTERNAL_PACKAGES))
     return (*folders, *_files(_WRAPPERS), "<frozen ")
 

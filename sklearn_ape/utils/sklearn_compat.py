@@ -117,11 +117,11 @@ class DocLinkMixin:
     _shown_properties: tuple[str, ...] = ()
 
     def _doc_link_url_param_generator(self) -> dict[str, str]:
-        return {"module": _public_module(type(self)), "name": type(self).__name__}
+        return {"module": _find_public_module(type(self)), "name": type(self).__name__}
 
     def _get_doc_link(self) -> str:
         """Return the link, or "" for a class without a documentation page."""
-        if not _public_module(type(self)):
+        if not _find_public_module(type(self)):
             return ""
         return super()._get_doc_link()  # type: ignore[misc]
 
@@ -164,7 +164,7 @@ class LazyNamesMixin(DocLinkMixin):
         return False
 
 
-def _public_module(cls: type) -> str:
+def _find_public_module(cls: type) -> str:
     """Return the shortest module name that exports a class, or "" if no module does."""
     parts = cls.__module__.split(".")
     for n_parts in range(1, len(parts) + 1):

@@ -181,7 +181,7 @@ def as_labels(y: Any) -> np.ndarray:
     return column_or_1d(y)
 
 
-def distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
+def list_distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
     """Return sorted distinct labels; raise ValueError if labels are missing or of mixed types."""
     missing = [row for row, value in enumerate(y.tolist()) if is_missing(value)]
     if missing:

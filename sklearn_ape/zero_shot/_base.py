@@ -157,8 +157,8 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         if self.aligner is not None:
             unwrap_aligner(resolve_aligner(self.aligner))
 
-    def _recorded_params(self) -> dict[str, Any]:
-        params = super()._recorded_params()
+    def _get_recorded_params(self) -> dict[str, Any]:
+        params = super()._get_recorded_params()
         params["labels"] = convert_labels(params["labels"])
         return params
 
@@ -177,8 +177,8 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         self._check_fit_parameters()
         self._resolve_names()
 
-    def _card_facts(self) -> Facts:
-        facts = self._aligner_facts()
+    def _get_card_facts(self) -> Facts:
+        facts = self._get_aligner_facts()
         names = [str(label) for label in self._resolve_names() or ()]
         listed = ", ".join(names[:_MAX_LISTED_CLASSES])
         listed += ", ..." if len(names) > _MAX_LISTED_CLASSES else ""
@@ -259,7 +259,7 @@ class Hierarchy(NamedTuple):
     def n_levels(self) -> int:
         return max(map(len, self.paths))
 
-    def nodes_at(self, level: int) -> np.ndarray:
+    def find_nodes(self, level: int) -> np.ndarray:
         """Return the indices of the nodes at a level; classes above it stand for themselves."""
         n_classes = len(self.membership)
         return np.array(

@@ -285,7 +285,7 @@ class FewShotClassifier(ZeroShotClassifier):
             False for images that could not be read.
         """
         self._check_ready()
-        images = Examples.from_images(self._aligner_in_use(), X)
+        images = Examples.from_images(self._get_aligner_in_use(), X)
         is_labelled = np.zeros(len(images.codes), bool)
         if hasattr(self, "coef_"):
             readable = np.flatnonzero(~np.isnan(images.embeddings[:, 0]))
@@ -342,9 +342,9 @@ class FewShotClassifier(ZeroShotClassifier):
         check_number(self.alpha, "alpha", 0, closed="neither")
         super()._check_parameters()
 
-    def _recorded_params(self) -> dict[str, Any]:
+    def _get_recorded_params(self) -> dict[str, Any]:
         # Labels that were set after fit have no embeddings yet.
-        return super()._recorded_params() | {"labels": convert_labels(self._get_labels())}
+        return super()._get_recorded_params() | {"labels": convert_labels(self._get_labels())}
 
     def _get_state(self) -> dict[str, Any]:
         state = super()._get_state()
@@ -391,8 +391,8 @@ class FewShotClassifier(ZeroShotClassifier):
             raise ValueError(f"{part.where}.numbers must begin with a positive temperature.")
         self._set_probe(Probe(coef, intercept, *numbers))
 
-    def _card_facts(self) -> Facts:
-        facts = super()._card_facts()
+    def _get_card_facts(self) -> Facts:
+        facts = super()._get_card_facts()
         if hasattr(self, "coef_"):
             facts.facts = {"labelled images": f"{self.class_count_.sum():,}"} | facts.facts
         return facts

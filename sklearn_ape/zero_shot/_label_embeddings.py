@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csc_array
 from sklearn.base import BaseEstimator, clone
 
-from ..aligners.fitted_images import embedding_digest, number_object
+from ..aligners.fitted_images import digest_embedding, number_object
 from ..encoders.base import FrozenEncoder
 from ..features import DiskFeatureCache, open_cache
 from ..prompts import prompts_of
@@ -65,7 +65,7 @@ def embed_labels(
 
 def _identify(aligner: BaseEstimator) -> str:
     """Return a text that changes with everything that embeddings of texts depend on."""
-    digest = embedding_digest(aligner)
+    digest = digest_embedding(aligner)
     if isinstance(getattr(aligner, "text_encoder_", None), FrozenEncoder):
         return digest
     # Encoders of other libraries may depend on more than their parameters, so each object differs.
@@ -84,7 +84,7 @@ def _embed_with_disk_cache(
         return _embed_classes(aligner, prompts)
     encoder = aligner.text_encoder_
     parts = [type(aligner).__name__, aligner.fingerprint_, str(getattr(aligner, "dtype", None))]
-    identity = hashlib.sha256(encoder._identity_digest() + json.dumps(parts).encode()).digest()
+    identity = hashlib.sha256(encoder._digest_identity() + json.dumps(parts).encode()).digest()
     keys = [hashlib.sha256(identity + json.dumps(texts).encode()).digest() for texts in prompts]
     with open_cache(encoder.cache) as cache:
         embeddings = cache.get_many(keys)

@@ -240,7 +240,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self._check_ready(allow_changes=True)
         table = to_indicator(Y, self._list_labels())
         check_consistent_length(X, table)
-        margins = self._compute_margins(self._aligner_in_use(), X)
+        margins = self._compute_margins(self._get_aligner_in_use(), X)
         self._fit_label_thresholds(table, margins)
         self._note_fit()
         return self
@@ -259,7 +259,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             A label is predicted if its score is above 0. NaN for images that could not be read.
         """
         self._check_ready()
-        aligner = self._aligner_in_use()
+        aligner = self._get_aligner_in_use()
         thresholds = self._get_thresholds()
         # Thresholds are of cosines, so the scale comes last.
         logits = self._make_logits(aligner, scale=1.0)
@@ -400,7 +400,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if not table[readable].any():
             warn("Y has no label for any image, so the thresholds keep their default values.")
         offsets = find_f1_thresholds(table[readable], margins[readable], self.shrinkage)
-        logits = self._make_logits(self._aligner_in_use(), scale=1.0)
+        logits = self._make_logits(self._get_aligner_in_use(), scale=1.0)
         self._set_thresholds(self._compute_default_thresholds(logits) + offsets)
 
     def _make_prompts(self) -> dict[Any, list[str]]:

@@ -201,7 +201,7 @@ class SingleLabelClassifier(ZeroShotBase):
         hierarchy = self._get_hierarchy()
         probabilities = self.predict_proba(X)
         return [
-            probabilities @ hierarchy.membership[:, hierarchy.nodes_at(level)]
+            probabilities @ hierarchy.membership[:, hierarchy.find_nodes(level)]
             for level in range(hierarchy.n_levels)
         ]
 
@@ -235,7 +235,7 @@ class SingleLabelClassifier(ZeroShotBase):
         paths = [hierarchy.paths[index_of[label]] for label in truth]
         accuracies = []
         for level, level_probabilities in enumerate(self.predict_proba_levels(X)):
-            nodes = hierarchy.nodes_at(level)
+            nodes = hierarchy.find_nodes(level)
             is_unreadable = np.isnan(level_probabilities[:, 0])
             predicted = nodes[level_probabilities.argmax(axis=1)]
             predicted = np.where(is_unreadable, UNREADABLE, predicted)
@@ -251,7 +251,8 @@ class SingleLabelClassifier(ZeroShotBase):
     def levels_(self) -> list[np.ndarray]:
         """Labels of the nodes at each level of a hierarchy, from the coarsest to the finest."""
         hierarchy = self._get_hierarchy()
-        return [hierarchy.nodes[hierarchy.nodes_at(level)] for level in range(hierarchy.n_levels)]
+        levels = range(hierarchy.n_levels)
+        return [hierarchy.nodes[hierarchy.find_nodes(level)] for level in levels]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Compute the accuracy: the fraction of images whose class is predicted correctly.
@@ -337,7 +338,7 @@ class SingleLabelClassifier(ZeroShotBase):
     def _prepare_logits(self, use_prior: bool = True) -> LogitTiles:
         """Check the parameters and the fitted state, and embed the labels."""
         self._check_ready()
-        logits = self._make_class_logits(self._log_prior() if use_prior else None)
+        logits = self._make_class_logits(self._compute_log_prior() if use_prior else None)
         if len(logits.classes) == 1:
             label = f"{logits.classes[0]!s:.99}"
             warn(
@@ -347,9 +348,9 @@ class SingleLabelClassifier(ZeroShotBase):
         return logits
 
     def _make_class_logits(self, offset: np.ndarray | None) -> LogitTiles:
-        return self._make_logits(self._aligner_in_use(), offset=offset)
+        return self._make_logits(self._get_aligner_in_use(), offset=offset)
 
-    def _log_prior(self) -> np.ndarray | None:
+    def _compute_log_prior(self) -> np.ndarray | None:
         if self.class_prior is None:  # classes_ is sorted at each access
             return None
         shares = resolve_class_prior(self.class_prior, self.classes_)

@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners._closed_form import fit_logit_scale, held_out_logit_scale
+from sklearn_ape.aligners._closed_form import fit_held_out_logit_scale, fit_logit_scale
 from sklearn_ape.losses import InfoNCELoss
 from sklearn_ape.training.data import PairDataset
 
@@ -297,13 +297,13 @@ def test_held_out_logit_scale_uses_images_outside_the_fit():
 
         return embed, embed
 
-    assert 2 < held_out_logit_scale(data, fit) < 50
+    assert 2 < fit_held_out_logit_scale(data, fit) < 50
     images, fitted = calls[0]
     real_images = {row.tobytes() for row in data.image[:100]}
     assert all(row.tobytes() in real_images - fitted for row in images)
     few = PairDataset(image[:10], text[:10], data.pairs[:10])
     calls.clear()
-    held_out_logit_scale(few, fit)
+    fit_held_out_logit_scale(few, fit)
     assert len(calls[0][0]) == 10
 
 

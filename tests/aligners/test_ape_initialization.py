@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners._ape_trainer import HeadTraining, _add_closed_form, _least_recall
+from sklearn_ape.aligners._ape_trainer import HeadTraining, _add_closed_form, _compute_min_recall
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import ClosedFormHead, KernelMap, LinearMap, TwoTower, make_head
 from sklearn_ape.losses import StructureLoss
@@ -76,7 +76,7 @@ class TestInitializationKept:
         result = TrainingResult(
             history, n_epochs=len(recalls), best_epoch=int(np.argmax(recalls)) + 1
         )
-        result = _add_closed_form(result, {"valid_recall": 0.5}, _least_recall(0.5, 25))
+        result = _add_closed_form(result, {"valid_recall": 0.5}, _compute_min_recall(0.5, 25))
         assert result.best_epoch == best_epoch
         assert result.history[0] == {"epoch": 0, "valid_recall": 0.5}
         assert len(result.history) == 3
@@ -139,7 +139,7 @@ class TestTraining:
                 for head in (closed_form.image_head, closed_form.text_head)
             )
         )
-        run = SimpleNamespace(config=aligner._training_config(300), seed=0, ranks=None)
+        run = SimpleNamespace(config=aligner._make_training_config(300), seed=0, ranks=None)
         training = HeadTraining(module, data, run)
         net, inputs = training.run([], 2), training.make_inputs(data)
         for side in ("image", "text"):

@@ -168,7 +168,7 @@ class TestFit:
     def test_small_gain_keeps_the_closed_form(self, blend, pairs, monkeypatch):
         """A blend that is better by less than is necessary is not used."""
         monkeypatch.setattr(
-            "sklearn_ape.aligners._ape_trainer._least_recall", lambda baseline, n_valid: 1.0
+            "sklearn_ape.aligners._ape_trainer._compute_min_recall", lambda baseline, n_valid: 1.0
         )
         fitted = clone(blend).fit(pairs.image[:600], pairs.text[:600])
         closed_form, *epochs = fitted.history_

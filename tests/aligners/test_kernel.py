@@ -11,8 +11,8 @@ from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _kernel_ridge
 from sklearn_ape.aligners._closed_form import (
     fit_logit_scale,
-    kernel_maps,
-    linear_maps,
+    make_kernel_maps,
+    make_linear_maps,
     whiten_images,
 )
 from sklearn_ape.encoders import HeadPairs
@@ -120,7 +120,7 @@ def test_text_map_equals_kernel_ridge_regression(gamma):
 def test_linear_maps_equal_ridge_regression():
     image, text, owner = of_several_images()
     pairs = PairDataset(image, text, np.column_stack([np.arange(90), owner]))
-    maps = linear_maps(pairs, whiten_images(pairs, 0.03, None), ridge=0.3)
+    maps = make_linear_maps(pairs, whiten_images(pairs, 0.03, None), ridge=0.3)
     embeddings = whitened(image, 0.03, owner)
     units = normalize(text[owner].astype(np.float64))
     alpha = 0.3 * units.var(axis=0).mean() * len(units)
@@ -282,7 +282,7 @@ def test_anchors_do_not_depend_on_held_out_pairs():
     options["device"] = torch.device("cpu")
 
     def solve(data):
-        return kernel_maps(data, whiten_images(data, 0.03, None), **options)
+        return make_kernel_maps(data, whiten_images(data, 0.03, None), **options)
 
     maps = solve(PairDataset(image, text, pairs))
     reference = solve(PairDataset(image[:30], text[:30], pairs))

@@ -89,14 +89,14 @@ def test_blas_gets_small_blocks_of_rows(monkeypatch):
         slices.append((start, stop))
         return [slice(i, min(i + 50, stop)) for i in range(start, stop, 50)]
 
-    monkeypatch.setattr(_kernel_ridge, "_row_blocks", row_blocks)
+    monkeypatch.setattr(_kernel_ridge, "_iter_row_blocks", row_blocks)
     solution = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU).coefficients
     assert slices
     np.testing.assert_allclose(solution, expected, atol=1e-4)
 
 
 def test_row_blocks_span_less_than_the_limit_of_blas():
-    blocks = list(_kernel_ridge._row_blocks(10, 60_000))
+    blocks = list(_kernel_ridge._iter_row_blocks(10, 60_000))
     assert blocks[0].start == 10
     assert blocks[-1].stop == 60_000
     assert all((block.stop - block.start) * 60_000 <= 2**30 for block in blocks)
@@ -104,15 +104,15 @@ def test_row_blocks_span_less_than_the_limit_of_blas():
 
 def test_number_of_anchors_follows_from_the_memory(monkeypatch):
     """Half of 32 GB is the matrix of 63,245 anchors in single precision."""
-    monkeypatch.setattr(_kernel_ridge, "available_memory", lambda device: 32 * 10**9)
+    monkeypatch.setattr(_kernel_ridge, "measure_available_memory", lambda device: 32 * 10**9)
     assert _kernel_ridge.count_fitting_anchors(CPU) == 63_245
-    monkeypatch.setattr(_kernel_ridge, "available_memory", lambda device: 0)
+    monkeypatch.setattr(_kernel_ridge, "measure_available_memory", lambda device: 0)
     assert _kernel_ridge.count_fitting_anchors(CPU) == 2048
 
 
 def test_auto_uses_as_many_anchors_as_memory_and_time_allow(monkeypatch, concepts):
     monkeypatch.setattr(_kernel_ridge, "_MIN_ANCHORS", 10)
-    monkeypatch.setattr(_kernel_ridge, "available_memory", lambda device: 8 * 120**2)
+    monkeypatch.setattr(_kernel_ridge, "measure_available_memory", lambda device: 8 * 120**2)
     aligner = KernelAligner().fit(concepts.image[:120], concepts.text[:120])
     assert aligner.module_.text_head.base.anchors.shape == (120, 16)
     aligner.fit(concepts.image, concepts.text)  # 300 captions
@@ -125,7 +125,7 @@ def test_auto_uses_as_many_anchors_as_memory_and_time_allow(monkeypatch, concept
 def test_approximation_takes_no_longer_than_the_largest_decomposition(
     monkeypatch, n_texts, n_anchors
 ):
-    monkeypatch.setattr(_kernel_ridge, "available_memory", lambda device: 32 * 10**9)
+    monkeypatch.setattr(_kernel_ridge, "measure_available_memory", lambda device: 32 * 10**9)
     assert _kernel_ridge.count_default_anchors(n_texts, CPU) == n_anchors
     if n_anchors < n_texts:
         assert n_texts * n_anchors**2 <= 63_245**3 / 6

@@ -27,7 +27,7 @@ from sklearn_ape.aligners.similarity import (
 )
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.features import memmap
-from sklearn_ape.utils.linalg import evenly_spaced
+from sklearn_ape.utils.linalg import choose_evenly_spaced
 
 
 def standardized(cosines, image, text, bank):
@@ -160,7 +160,7 @@ class TestOwnBank:
         image, text = rng.standard_normal((2, 2500, 4)).astype(np.float32)
         aligner = CCAAligner().fit(image, text)
         assert len(aligner.bank_.image) == len(aligner.bank_.text) == 1000
-        np.testing.assert_array_equal(evenly_spaced(1999)[[0, 1, -1]], [0, 2, 1998])
+        np.testing.assert_array_equal(choose_evenly_spaced(1999)[[0, 1, -1]], [0, 2, 1998])
         np.testing.assert_allclose(aligner.bank_.image[-1], aligner.transform(image)[-1])
 
     def test_result_of_image_does_not_depend_on_other_images(self, fitted, held_out):

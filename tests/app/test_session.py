@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClassifier
 from sklearn_ape.app import Limits, _alignment
 from sklearn_ape.app._alignment import list_methods
-from sklearn_ape.app._limits import UserError, ignore_progress, message_for_visitor
+from sklearn_ape.app._limits import UserError, ignore_progress, make_visitor_message
 from sklearn_ape.app._model import Alignment, Model, Recall, load_model
 from sklearn_ape.app._session import AppService, Session, load_collection, parse_labels
 from sklearn_ape.app._ui import describe_alignment, show_errors
@@ -431,12 +431,12 @@ class TestLoadModel:
 
 class TestErrors:
     def test_unexpected_error_is_generic_for_visitor(self, caplog):
-        text = message_for_visitor(KeyError("/home/me/secret"))
+        text = make_visitor_message(KeyError("/home/me/secret"))
         assert "secret" not in text
         assert "A request failed" in caplog.text
 
     def test_log_has_no_control_characters(self, caplog):
-        message_for_visitor(KeyError("red\x1b[31m\u202e"))
+        make_visitor_message(KeyError("red\x1b[31m\u202e"))
         assert r"red" in caplog.text
         assert "\x1b" not in caplog.text
         assert "\u202e" not in caplog.text

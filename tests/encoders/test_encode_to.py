@@ -143,7 +143,7 @@ def test_killed_encode_to_resumes(encoder, truth, path, feature_cache):
     )
     done = subprocess.run([sys.executable, "-c", code, feature_cache, path, *TEXTS])
     assert done.returncode == -signal.SIGKILL
-    with FeatureFile(path, encoder._identity_digest().hex(), len(TEXTS), CHUNK, "float32") as file:
+    with FeatureFile(path, encoder._digest_identity().hex(), len(TEXTS), CHUNK, "float32") as file:
         file.resume()
         assert sorted(file.finished) == [0, 1, 2]
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS, chunk_size=CHUNK), truth)
@@ -274,7 +274,7 @@ def test_foreign_file_is_kept(encoder, truth, path, journal_of_another):
 def test_second_writer_raises(encoder, path):
     """The second writer raises an error and does not change the file."""
     pytest.importorskip("fcntl")
-    with FeatureFile(path, encoder._identity_digest().hex(), len(TEXTS), CHUNK, "float32") as file:
+    with FeatureFile(path, encoder._digest_identity().hex(), len(TEXTS), CHUNK, "float32") as file:
         file.write(0, np.zeros((CHUNK, 384), np.float32), "digest", {})
         with pytest.raises(FileLockedError, match="is being written by another process"):
             encoder.encode_to(path, TEXTS, chunk_size=CHUNK)

@@ -271,7 +271,7 @@ class TestPrecision:
                 monkeypatch.setattr(_engine, "has_fast_bfloat16", lambda x=is_fast: x)
                 assert encoder.dtype_ == dtype
                 chosen = clone(encoder).set_params(dtype=dtype)
-                assert encoder._identity_digest() == chosen._identity_digest()
+                assert encoder._digest_identity() == chosen._digest_identity()
                 assert encoder._digest_parts() == chosen._digest_parts()
             monkeypatch.setattr(_engine, "has_fast_bfloat16", lambda: True)
             for other in ("torch", "onnx"):
@@ -281,10 +281,10 @@ class TestPrecision:
         """Features that earlier versions cached in bfloat16 are not used."""
         exact = TimmImageEncoder(tiny, engine="torch")
         low = clone(exact).set_params(dtype="bfloat16")
-        digests = [encoder._identity_digest() for encoder in (exact, low)]
+        digests = [encoder._digest_identity() for encoder in (exact, low)]
         monkeypatch.setattr(base, "_LOW_PRECISION_VERSION", 1)
-        assert exact._identity_digest() == digests[0]
-        assert low._identity_digest() != digests[1]
+        assert exact._digest_identity() == digests[0]
+        assert low._digest_identity() != digests[1]
 
     @pytest.mark.parametrize("pooling", ["auto", "mean", "gem"])
     def test_torch_pools_in_float32(self, tiny, paths, pooling):
@@ -303,7 +303,7 @@ class TestChoice:
         for engine in OTHERS:
             with pytest.raises(ImportError, match=rf"pip install 'sklearn-ape\[{engine}\]'"):
                 TimmImageEncoder(tiny, engine=engine).fit(paths)
-        assert TimmImageEncoder(tiny, device="cpu")._engine_name() == "torch"
+        assert TimmImageEncoder(tiny, device="cpu")._resolve_engine_name() == "torch"
 
     def test_unsupported_device_or_precision_raises(self, tiny, paths):
         pytest.importorskip("onnxruntime")
@@ -320,13 +320,13 @@ class TestChoice:
         pytest.importorskip("openvino")
         exact = TimmImageEncoder(tiny, cache=tmp_path, engine="torch")
         low = clone(exact).set_params(dtype="bfloat16")
-        assert exact._identity_digest() != low._identity_digest()
-        assert clone(exact).set_params(engine="openvino")._identity_digest() == (
-            exact._identity_digest()
+        assert exact._digest_identity() != low._digest_identity()
+        assert clone(exact).set_params(engine="openvino")._digest_identity() == (
+            exact._digest_identity()
         )
         if "bfloat16" in _engine._list_precisions("openvino"):
             other = clone(low).set_params(engine="openvino")
-            assert other._identity_digest() != low._identity_digest()
+            assert other._digest_identity() != low._digest_identity()
             assert cosine_distances(other.transform(paths), exact.transform(paths)).max() < 0.05
 
 

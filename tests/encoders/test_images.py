@@ -22,7 +22,7 @@ from sklearn_ape.encoders.items import (
     ItemError,
     _to_pixels,
     check_image,
-    image_digest,
+    digest_image,
     read_image,
 )
 from sklearn_ape.retrieval import _index
@@ -166,7 +166,7 @@ def test_file_formats_are_read(tmp_path, suffix, options, tolerance):
     assert is_close(image, np.asarray(smooth), tolerance)
     for item in (str(path), content, bytearray(content), memoryview(content)):
         np.testing.assert_array_equal(pixels(item), image)
-        assert image_digest(item) == image_digest(path)
+        assert digest_image(item) == digest_image(path)
 
 
 def test_cmyk_jpeg_is_not_inverted():
@@ -215,7 +215,7 @@ def test_tiff_digests_differ_from_first_versions(tmp_path):
         before = hashlib.sha256(b"file" + content).digest()
         (tmp_path / suffix).write_bytes(content)
         for item in (content, tmp_path / suffix):
-            assert (image_digest(item) == before) == (suffix == "png")
+            assert (digest_image(item) == before) == (suffix == "png")
 
 
 def test_image_dict_is_read(tmp_path):
@@ -283,19 +283,19 @@ def test_digest_depends_on_content(tmp_path):
     path, other = tmp_path / "a.png", tmp_path / "b.png"
     Image.fromarray(RGB).save(path)
     shutil.copy(path, other)
-    first = image_digest(path)
-    assert image_digest(str(other)) == first
+    first = digest_image(path)
+    assert digest_image(str(other)) == first
     path.rename(tmp_path / "c.png")
-    assert image_digest(tmp_path / "c.png") == first
+    assert digest_image(tmp_path / "c.png") == first
     Image.fromarray(RGB[::-1]).save(other)
-    assert image_digest(other) != first
+    assert digest_image(other) != first
 
 
 def test_array_digest_depends_on_shape():
     """The same bytes in another shape have another digest."""
-    assert image_digest(RGB) != image_digest(RGB.reshape(32, 24, 3))
-    assert image_digest(RGB[::-1]) != image_digest(RGB)
-    assert image_digest(RGB) == image_digest(Image.fromarray(RGB))
+    assert digest_image(RGB) != digest_image(RGB.reshape(32, 24, 3))
+    assert digest_image(RGB[::-1]) != digest_image(RGB)
+    assert digest_image(RGB) == digest_image(Image.fromarray(RGB))
 
 
 @pytest.mark.parametrize("age", [0, 3600])
@@ -306,10 +306,10 @@ def test_changed_file_of_same_size_and_time_has_new_digest(tmp_path, age):
         when = time.time() - age
         path.write_bytes(b"%4d" % attempt + b"a" * 1000)
         os.utime(path, (when, when))
-        first = image_digest(path)
+        first = digest_image(path)
         path.write_bytes(b"%4d" % attempt + b"b" * 1000)
         os.utime(path, (when, when))
-        assert image_digest(path) != first
+        assert digest_image(path) != first
 
 
 def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
@@ -320,11 +320,11 @@ def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
     monkeypatch.setattr("sklearn_ape.encoders.items._stat_file", lambda path: before)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10)
-    first = image_digest(path)
+    first = digest_image(path)
     path.write_bytes(b"bbbb")  # the file status does not change
-    assert image_digest(path) == first, "the digest is not cached, so the test has no effect"
+    assert digest_image(path) == first, "the digest is not cached, so the test has no effect"
     monkeypatch.setattr(time, "time", lambda: now)
-    assert image_digest(path) != first
+    assert digest_image(path) != first
 
 
 def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
@@ -332,13 +332,13 @@ def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
     monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", -1.0)
-    first = image_digest(path)
+    first = digest_image(path)
 
     def fails(self):
         raise AssertionError("the file was read twice")
 
     monkeypatch.setattr("pathlib.Path.read_bytes", fails)
-    assert image_digest(path) == first
+    assert digest_image(path) == first
 
 
 # ---------------------------------------------------------------- invalid images
@@ -406,7 +406,7 @@ def test_invalid_items_raise_item_error(tmp_path):
     """Each type of invalid item has its own error message."""
     for kind, (item, message) in bad_items(tmp_path).items():
         with pytest.raises(ItemError, match=message) as caught:  # noqa: PT012
-            image_digest(item)
+            digest_image(item)
             check_image(item)
             read_image(item)
         assert str(caught.value)[0].islower(), kind

@@ -34,7 +34,7 @@ from sklearn_ape.encoders import (
     list_encoders,
 )
 from sklearn_ape.encoders import weights as registry
-from sklearn_ape.encoders.resolve import class_and_model, resolve_encoder
+from sklearn_ape.encoders.resolve import resolve_encoder, split_class_and_model
 from sklearn_ape.recipes import make_aligner
 from tests.encoders.tiny_networks import encoders
 
@@ -140,7 +140,7 @@ def test_derived_class_accepts_packaged_names(cls):
     """A subclass works with the default model_name of its base class."""
     derived = type("Derived", (cls,), {})
     derived()._check_parameters()
-    assert derived()._weights_fingerprint() == cls()._weights_fingerprint()
+    assert derived()._compute_weights_fingerprint() == cls()._compute_weights_fingerprint()
 
 
 PICKLED_NAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
@@ -208,7 +208,7 @@ class TestResolveEncoder:
         ],
     )
     def test_name_gives_encoder(self, name, modality, cls, model_name):
-        assert class_and_model(name, modality) == (cls, model_name)
+        assert split_class_and_model(name, modality) == (cls, model_name)
 
     def test_name_gives_default_parameters(self):
         for modality, cls in (("image", TimmImageEncoder), ("text", TransformersTextEncoder)):

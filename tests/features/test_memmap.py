@@ -13,11 +13,11 @@ from scipy.sparse import coo_array, csr_array
 from sklearn_ape.features import memmap as _feature_tiles
 from sklearn_ape.features import memmap as _stored
 from sklearn_ape.features.memmap import (
-    feature_tiles,
     find_memmap,
     is_table,
+    iter_feature_tiles,
+    iter_row_tiles,
     release_pages,
-    row_tiles,
 )
 from sklearn_ape.training import PairBatches, PairDataset, StoredRows, stays_stored
 from sklearn_ape.training import select as select_rows
@@ -105,10 +105,10 @@ def small_tiles(monkeypatch):
 
 
 def test_tiles_cover_all_rows_in_order_and_are_small(small_tiles):
-    rows = list(row_tiles(50, width=8))
+    rows = list(iter_row_tiles(50, width=8))
     assert [(tile.start, tile.stop) for tile in rows] == [(0, 20), (20, 40), (40, 50)]
-    assert list(row_tiles(0, width=8)) == [slice(0, 0)]
-    widths = [tile.stop - tile.start for tile in row_tiles(10**6, width=10**9)]
+    assert list(iter_row_tiles(0, width=8)) == [slice(0, 0)]
+    widths = [tile.stop - tile.start for tile in iter_row_tiles(10**6, width=10**9)]
     assert max(widths) == 16  # a minimum for wide rows
 
 
@@ -118,12 +118,12 @@ def test_tiles_of_every_kind_of_table_equal_its_rows(small_tiles, tmp_path):
     memmap = np.load(tmp_path / "X.npy", mmap_mode="r")
     kinds = X, memmap, np.asarray(memmap), memmap[:, :], memmap.copy(), pd.DataFrame(X)
     for table in kinds:
-        parts = list(feature_tiles(table, 1, lambda block: block))
+        parts = list(iter_feature_tiles(table, 1, lambda block: block))
         assert len(parts) == 3
         np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), X)
         assert [rows.start for rows, _ in parts] == [0, 20, 40]
     sparse = csr_array(X.astype(np.float32))
-    parts = [part for _, part in feature_tiles(sparse, 1, lambda block: block.toarray())]
+    parts = [part for _, part in iter_feature_tiles(sparse, 1, lambda block: block.toarray())]
     np.testing.assert_array_equal(np.concatenate(parts), X)
 
 
@@ -144,7 +144,7 @@ def test_error_names_rows_of_tile(small_tiles):
         ValueError,
         match=r"In rows 40 to 49 of X .row numbers below are relative to row 40.: row 3 is bad",
     ):
-        list(feature_tiles(X, 1, raise_for_40))
+        list(iter_feature_tiles(X, 1, raise_for_40))
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def forbid_computation(monkeypatch):
             (BaseAligner, "transform"),
             (BaseAligner, "transform_text"),
             (BaseAligner, "similarity"),
-            (BaseAligner, "_scored_pairs"),
+            (BaseAligner, "_make_scored_pairs"),
             (FrozenEncoder, "transform"),
         ):
             monkeypatch.setattr(owner, name, fail)

@@ -301,7 +301,7 @@ def test_encoder_names_in_card_are_not_markup(name):
     text = write_card(record, Facts(what="It aligns.", tags=tags), {}, Serializer(), "1")
     assert any("TransformersTextEncoder(" in cell for cell in rendered_texts(text))
     clip = CLIPAligner(name.replace("/", ""), name)
-    rendered_texts(write_card(record, clip._card_facts(), {}, Serializer(), "1"))
+    rendered_texts(write_card(record, clip._get_card_facts(), {}, Serializer(), "1"))
 
 
 def test_parameters_in_code_block_evaluate_to_same_values(features, captioned_images, tmp_path):

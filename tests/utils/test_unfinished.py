@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sklearn_ape.utils.files import atomic_directory
+from sklearn_ape.utils.files import write_folder_atomically
 
 pytest.importorskip("fcntl")
 
@@ -17,7 +17,7 @@ def start_writing_in_child(target):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        with atomic_directory(target) as folder:
+        with write_folder_atomically(target) as folder:
             (folder / "half").write_text("half")
             os.write(writer, b"ready")
             time.sleep(60)
@@ -38,7 +38,7 @@ class TestAtomicDirectory:
             assert len(list(tmp_path.iterdir())) == 2
             os.kill(killed, signal.SIGKILL)
             os.waitpid(killed, 0)
-            with atomic_directory(target) as folder:
+            with write_folder_atomically(target) as folder:
                 assert list(folder.iterdir()) == []
                 assert len(list(tmp_path.iterdir())) == 2
             (left,) = tmp_path.iterdir()
@@ -52,7 +52,7 @@ class TestAtomicDirectory:
         others = [".b.csv.00000000.unfinished", ".a.csv.saving", "a.csv.1.unfinished", "a.csv"]
         for name in others:
             (tmp_path / name).mkdir()
-        with atomic_directory(tmp_path / "a.csv"):
+        with write_folder_atomically(tmp_path / "a.csv"):
             pass
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
@@ -63,7 +63,7 @@ class TestAtomicDirectory:
         def work():
             try:
                 for _ in range(50):
-                    with atomic_directory(tmp_path / "a") as folder:
+                    with write_folder_atomically(tmp_path / "a") as folder:
                         (folder / "file").write_text("mine")
                         assert (folder / "file").read_text() == "mine"
             except Exception as error:
@@ -79,7 +79,7 @@ class TestAtomicDirectory:
 
     def test_error_removes_the_folder(self, tmp_path):
         def fails():
-            with atomic_directory(tmp_path / "a") as folder:
+            with write_folder_atomically(tmp_path / "a") as folder:
                 (folder / "half").touch()
                 raise ValueError("while writing")
 

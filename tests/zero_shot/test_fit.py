@@ -227,7 +227,7 @@ class TestKeptAligner:
     def test_named_aligner_is_kept_without_labels(self, captioned_images, monkeypatch):
         from sklearn_ape.aligners import wrapper
 
-        monkeypatch.setattr(wrapper, "_named_aligner", lambda name: load_starter())
+        monkeypatch.setattr(wrapper, "_make_named_aligner", lambda name: load_starter())
         classifier = ZeroShotClassifier(aligner="open_clip:any")
         classifier.fit(captioned_images.images[:6], captioned_images.categories[:6])
         assert classifier.aligner_ is load_starter()

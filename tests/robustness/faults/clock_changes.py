@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from PIL import Image
 
 from sklearn_ape.encoders import weights as _registry
-from sklearn_ape.encoders.items import image_digest
+from sklearn_ape.encoders.items import digest_image
 from tests.robustness.child_processes import expect, judge_in_child
 from tests.robustness.faults.kill_injection import ignore_report
 from tests.robustness.faults.workloads import EncodeTo, Images, RawWrites, Saves
@@ -84,7 +84,7 @@ def _stale_digests(folder, resolution, seed):
 
     def check(path):
         digest = hashlib.sha256(b"file" + content[path]).digest()
-        expect(image_digest(path) == digest, f"a stale digest, resolution {resolution} s")
+        expect(digest_image(path) == digest, f"a stale digest, resolution {resolution} s")
         folder_digest = hashlib.sha256()
         for member in paths:
             name = member.name.encode()

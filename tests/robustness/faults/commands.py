@@ -99,7 +99,7 @@ class EncodeCommand(Command):
         return -(-len(self.inputs.paths) // self._chunk) - len(kept)
 
     def _finished(self, place):
-        source = self.inputs.encoder(None)._identity_digest().hex()
+        source = self.inputs.encoder(None)._digest_identity().hex()
         path, n_rows = place / "f.npy", len(self.inputs.paths)
         if not path.exists() and not path.with_name("f.npy.partial").exists():
             return set()

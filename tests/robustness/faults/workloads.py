@@ -154,7 +154,7 @@ class EncodeTo(Workload):
                 return 0
         else:
             expect(not self.over_another, "the other file is gone", "lost")
-        source = self.inputs.encoder(None)._identity_digest().hex()
+        source = self.inputs.encoder(None)._digest_identity().hex()
         kept = set()
         if path.with_name("f.npy.partial").exists():
             with FeatureFile(path, source, n_rows, BATCH, "float32") as file:

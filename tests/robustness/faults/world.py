@@ -42,7 +42,7 @@ class SharedInputs:
         self.text_encoder._network()
         self._choose(n_images, encoder)
         self.texts = run_in_child(lambda: self.text_encoder.transform(self.captions))
-        identity = encoder._identity_digest()
+        identity = encoder._digest_identity()
         keys = [hashlib.sha256(identity + encoder._digest(path)).digest() for path in self.paths]
         self.numbers = {key: number for number, key in enumerate(keys)}
         for path in [self.folder, *self.folder.rglob("*")]:

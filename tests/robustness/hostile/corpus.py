@@ -14,7 +14,7 @@ from sklearn_ape.encoders.items import (
     ItemError,
     check_image,
     describe_item,
-    image_digest,
+    digest_image,
     read_image,
 )
 from tests.robustness.child_processes import Outcome, judge_one_by_one
@@ -46,7 +46,7 @@ def corpus(folder, more=0):
 
 def load_image(item):
     """Load an item as an encoder does before the forward pass of its network."""
-    image_digest(item)
+    digest_image(item)
     check_image(item)
     return np.asarray(read_image(item))
 

@@ -12,7 +12,7 @@ from sklearn_ape.datasets import load_pairs
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders import items as _items
 from sklearn_ape.encoders.image_encoder import _pad_to_square
-from sklearn_ape.encoders.items import ItemError, image_digest, read_image
+from sklearn_ape.encoders.items import ItemError, digest_image, read_image
 from sklearn_ape.prompts import prompts_of, resolve_names
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
@@ -79,7 +79,7 @@ class TestFiles:
         path.write_bytes(b"")
         os.truncate(path, 2**40)
         with pytest.raises(ItemError, match="not an image"):
-            image_digest(path)
+            digest_image(path)
 
     def test_digest_of_large_file_is_that_of_its_bytes(self, tmp_path, monkeypatch):
         """Large files are read in blocks, and existing cache entries must remain valid."""
@@ -87,7 +87,7 @@ class TestFiles:
         path = tmp_path / "a.bmp"
         path.write_bytes(data)
         monkeypatch.setattr(_items, "_LARGE_FILE", 100)
-        assert image_digest(path) == image_digest(data)
+        assert digest_image(path) == digest_image(data)
 
     def test_postscript_is_not_run(self, tmp_path, monkeypatch):
         """Pillow would run the PostScript program of an EPS file in Ghostscript."""
