@@ -74,8 +74,8 @@ def restore_aligner(aligner: Any, state: FittedState) -> None:
         aligner.feature_names_in_ = np.array(state.texts("feature_names_in"), dtype=object)
         if len(aligner.feature_names_in_) != n_image:
             raise ValueError(f"feature_names_in must hold {n_image} names.")
-    if "text_feature_names" in state:
-        aligner._text_feature_names = list(state.texts("text_feature_names"))
+    has_names = "text_feature_names" in state
+    aligner._text_feature_names = state.texts("text_feature_names") if has_names else []
     if "n_pairs" in state:
         aligner._n_pairs = state.integer("n_pairs")
     for name in ("image_encoder", "text_encoder"):

@@ -211,9 +211,9 @@ def test_written_shards_are_read(tmp_path, captioned_images):
         write_webdataset(images, ["one"], tmp_path / "other")
     with pytest.raises(ValueError, match="shorter"):
         write_webdataset(iter(images), iter(["one"]), tmp_path / "iterators")
-    for other in (b"text", b"RIFF\0\0\0\0WAVEfmt "):
+    for name, other in (("text", b"text"), ("sound", b"RIFF\0\0\0\0WAVEfmt ")):
         with pytest.raises(ValueError, match=r"Image 1 .*not jpg, png or webp"):
-            write_webdataset([content[0], other], ["one", "two"], tmp_path / "other")
+            write_webdataset([content[0], other], ["one", "two"], tmp_path / name)
     with pytest.raises(TypeError, match=r"Caption 0 .* is not a str: 7"):
         write_webdataset(content[:1], [7], tmp_path / "third")
     with pytest.raises(TypeError, match=r"Image 0 .* of type ndarray"):
