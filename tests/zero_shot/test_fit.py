@@ -85,9 +85,13 @@ class TestFit:
         assert classifier.aligner_.fingerprint_ == direct.fingerprint_
         assert not hasattr(aligner, "module_")
 
-    def test_clone_of_a_fitted_aligner_is_trained_with_a_warning(self, model, held_out):
+    def test_clone_of_a_fitted_aligner_is_trained_with_a_warning(
+        self, features, captioned_images, text_encoder
+    ):
         """Cross-validation clones, so that its score is not that of the aligner passed."""
-        images, y, captions = held_out
+        images, y = features.image[:100], captioned_images.categories[:100]
+        captions = captioned_images.captions[:100]
+        model = CCAAligner(text_encoder=text_encoder).fit(images, captions)
         classifier = ZeroShotClassifier(LABELS, aligner=model)
         with pytest.warns(UserWarning, match="clone of a fitted aligner") as caught:
             cross_val_score(clone(classifier), images, y, cv=2)
@@ -104,7 +108,7 @@ class TestFit:
         pipeline = make_pipeline(load_starter(), KNeighborsClassifier())
         images, y = captioned_images.images[:30], captioned_images.categories[:30]
         with pytest.warns(UserWarning, match="clone of the starter model"):
-            clone(clone(pipeline)).fit(images, y)
+            clone(clone(pipeline)).set_params(apealigner__max_epochs=1).fit(images, y)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             frozen = make_pipeline(FrozenEstimator(load_starter()), KNeighborsClassifier())
