@@ -203,15 +203,10 @@ class _Problem:
             return value + np.sum(curvature * coordinates**2) / 2, gradient.ravel()
 
         start = np.zeros(shape).ravel()
-        # In these coordinates, 25 to 35 iterations with one evaluation each. Conjugate gradients
-        # need two evaluations per iteration.
-        options = {
-            "maxiter": 200,
-            "maxcor": 5,
-            "ftol": 0,
-            "gtol": self.tolerance * np.abs(loss(start)[1]).max(),
-        }
-        result = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+        # Conjugate gradients need twice as many evaluations as scipy's L-BFGS, but less time with
+        # two threads: 0.70 instead of 0.92 s for a fit of 1,600 examples.
+        options = {"maxiter": 200, "gtol": self.tolerance * np.abs(loss(start)[1]).max()}
+        result = minimize(loss, start, jac=True, method="CG", options=options)
         return result.x.reshape(shape)
 
 
