@@ -109,6 +109,11 @@ class TestFit:
         images, y = captioned_images.images[:30], captioned_images.categories[:30]
         with pytest.warns(UserWarning, match="clone of the starter model"):
             clone(clone(pipeline)).set_params(apealigner__max_epochs=1).fit(images, y)
+        classifier = ZeroShotClassifier(LABELS, aligner=clone(load_starter()))
+        classifier.set_params(aligner__max_epochs=1)
+        with pytest.warns(UserWarning, match="clone of") as caught:
+            classifier.fit(images, y)
+        assert len([w for w in caught if "clone of" in str(w.message)]) == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             frozen = make_pipeline(FrozenEstimator(load_starter()), KNeighborsClassifier())
