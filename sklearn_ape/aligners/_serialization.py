@@ -49,12 +49,13 @@ def get_aligner_state(aligner: Any) -> dict[str, Any]:
 def clone_parameters(aligner: Any) -> Any:
     """Return an unfitted aligner with the same parameters, as `sklearn.base.clone` does.
 
-    It is marked if the fit is lost. Classifiers warn before they train it on labels.
+    If the fit is lost, `_lost_fit` is "aligner", or "starter" for the starter model. Classifiers
+    warn before they train the former on labels, and the latter warns in its `fit`.
     """
     cloned = BaseEstimator.__sklearn_clone__(aligner)
     is_lost = aligner.__sklearn_is_fitted__() and not cloned.__sklearn_is_fitted__()
     if is_lost or hasattr(aligner, "_lost_fit"):
-        cloned._lost_fit = True
+        cloned._lost_fit = getattr(aligner, "_lost_fit", "aligner")
     return cloned
 
 

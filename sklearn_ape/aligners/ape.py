@@ -341,7 +341,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         from .starter import is_starter  # which imports this module
 
         cloned = super().__sklearn_clone__()
-        if is_starter(self) or getattr(self, "_lost_fit", None) == "starter":
+        if is_starter(self):
             cloned._lost_fit = "starter"
         return cloned
 

@@ -88,8 +88,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         Cross-validation and searches make such clones, so that a score would be that of another
         aligner than the one that was passed.
         """
-        # A clone of the starter model, marked by its name, warns in its own fit.
-        if getattr(unwrap_aligner(self.aligner), "_lost_fit", None) is True:
+        if getattr(unwrap_aligner(self.aligner), "_lost_fit", None) == "aligner":
             warn(
                 "aligner is a clone of a fitted aligner, as cross-validation and searches make "
                 "it. Clones are not fitted, so it is trained on the labels of these images. To "
