@@ -27,6 +27,7 @@ from .aligners.starter import load_starter, make_starter_encoders
 from .datasets import get_data_home, load_openmoji
 from .encoders import CacheInfo
 from .encoders.items import group_images
+from .features import open_cache
 from .zero_shot import ZeroShotClassifier
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def run_demo(
         seconds[name] = time.perf_counter() - start
 
     folder = get_data_home() / "features" if cache is None else Path(cache)
+    with open_cache(folder):
+        pass  # an unusable folder raises now, and not after the photographs are named
     image_encoder, text_encoder = make_starter_encoders(cache=folder, verbose=verbose)
     image_encoder.set_params(n_jobs=n_jobs)
 

@@ -26,7 +26,7 @@ def onnxruntime():
     return pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "name",
     ["ape-blend", "cca", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"],

@@ -201,7 +201,7 @@ class TestPrecision:
         [
             ("efficientnet_lite0", "auto"),
             pytest.param("efficientnet_lite0", "gem", marks=pytest.mark.exhaustive),
-            ("efficientnet_lite2", "gem"),
+            pytest.param("efficientnet_lite2", "gem", marks=pytest.mark.exhaustive),
         ],
     )
     def test_bfloat16_error_of_images_is_small(self, name, pooling, tmp_path, bfloat16):

@@ -28,7 +28,7 @@ def run(*arguments):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.exhaustive
 @needs_fork
 @pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
 def test_forked_child_of_process_that_has_encoded_can_encode(engine):
