@@ -95,7 +95,7 @@ class HeadTraining:
         if self.ranks is not None:
             self.ranks.broadcast_weights(self.module)
 
-    def run(self, callbacks: list[Any], n_epochs: int) -> AlignmentNet:
+    def train(self, callbacks: list[Any], n_epochs: int) -> AlignmentNet:
         """Train the module for some of the epochs for which the learning rate is scheduled."""
         dataset = self.make_inputs(self.data).to(self.config.device)
         is_low_precision = self._choose_dtype() == "bfloat16"
@@ -262,20 +262,16 @@ def train_heads(
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
-    if heads.init == "kernel":
-        smoothness = choose_kernel(run, data, heads.whiten(data))
+    smoothness = choose_kernel(run, data, heads.whiten(data)) if heads.init == "kernel" else {}
 
-    def solve(pairs: PairDataset) -> Any:
-        if heads.init is None:
-            return None
+    def solve(pairs: PairDataset) -> Maps:
         if heads.init == "linear":
             return make_linear_maps(pairs, heads.whiten(pairs), ridge=_LINEAR_RIDGE)
         return solve_kernel(run, heads.whiten(pairs), pairs, **smoothness)
 
-    def prepare(pairs: PairDataset) -> tuple[HeadTraining, Any]:
-        maps = solve(pairs)
-        module = _make_module(heads, maps, pairs)
-        return HeadTraining(module, pairs, run), maps
+    def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
+        maps = None if heads.init is None else solve(pairs)
+        return HeadTraining(_make_module(heads, maps, pairs), pairs, run), maps
 
     result = checkpoint.result
     if result is None:
@@ -284,6 +280,7 @@ def train_heads(
         checkpoint.note_result(result)
         if result.best_epoch == 0:
             assert valid is not None
+            assert maps is not None
             closed_form = make_closed_form(maps, run.ranks)
             scale = fit_logit_scale(
                 *embed_pairs(closed_form, valid), valid.pairs, config.max_logit_scale
@@ -315,11 +312,11 @@ def _search_best_epoch(
         initial_recall = training.recall(items) if is_initialized else None
         inputs = training.make_inputs(items)
     callbacks = run.make_callbacks(ValidationRecall(inputs), lambda net: training.module, "align")
-    net = training.run(callbacks, run.config.max_epochs)
+    net = training.train(callbacks, run.config.max_epochs)
     result = collect_result(net, run.config.max_epochs)
     if valid is not None and initial_recall is not None:
-        least = _compute_min_recall(initial_recall, len(valid.pairs))
-        result = _add_closed_form(result, {"valid_recall": initial_recall}, least)
+        min_recall = _compute_min_recall(initial_recall, len(valid.pairs))
+        result = _add_closed_form(result, {"valid_recall": initial_recall}, min_recall)
     return result, net.logit_scale
 
 
@@ -328,20 +325,20 @@ def _train_again(training: HeadTraining, n_epochs: int, run: TrainingRun) -> flo
     callbacks = run.checkpoint.callbacks("refit")
     if shows_progress(run.verbose):
         callbacks.insert(0, ("progress", EpochProgress(n_epochs, "refit", run.verbose)))
-    net = training.run(callbacks, n_epochs)
+    net = training.train(callbacks, n_epochs)
     if sum("train_loss" in row for row in net.history) < n_epochs:
         run.checkpoint.stop()
     return net.logit_scale
 
 
 def _add_closed_form(
-    result: TrainingResult, row: dict[str, float], least: float
+    result: TrainingResult, row: dict[str, float], min_recall: float
 ) -> TrainingResult:
-    """Add the closed form as epoch 0, which is the best one unless a recall is above `least`."""
+    """Add the closed form as epoch 0; it is the best one unless a recall exceeds `min_recall`."""
     best = max(epoch["valid_recall"] for epoch in result.history)
     return result._replace(
         history=[{"epoch": 0, **row}, *result.history],
-        best_epoch=result.best_epoch if best > least else 0,
+        best_epoch=result.best_epoch if best > min_recall else 0,
     )
 
 
@@ -391,42 +388,57 @@ def train_blend(
             lambda pairs: make_embedders(solve(pairs, heads.whiten(pairs))),
             config.max_logit_scale,
         )
-    if is_untested:
-        return solve(data, full_map), scale, TrainingResult([], 0, 0)
-    image_map = full_map if valid is None or has_stable_whitening(data) else heads.whiten(train)
+        closed_form = solve(data, full_map)
+        if is_untested:
+            return closed_form, scale, TrainingResult([], 0, 0)
+        training = _make_text_training(heads, full_map, data, run)
+        result = _train_text_head(training, closed_form, ValidationRecall(None), run)
+        return _make_blend(closed_form, training.module.text_head, _DEFAULT_WEIGHT), scale, result
+
+    image_map = full_map if has_stable_whitening(data) else heads.whiten(train)
     closed_form = solve(train, image_map)
-    text_head = make_head(heads.head, train.text.shape[1], image_map.n_out, **heads.shape)
-    module = TwoTower(ClosedFormHead(image_map), text_head)
-    training = HeadTraining(module, train, run)
-    recall_callback = ValidationRecall(None)
-    if valid is not None:
-        items = valid.expand_items()
-        image, text = embed_pairs(closed_form, items)
-        baseline = mean_recall(image, text, items.pairs)
-        if run.ranks is not None:
-            baseline = run.ranks.broadcast(baseline)
-        least = _compute_min_recall(baseline, len(valid.pairs))
-        recall_callback = BlendRecall(training.make_inputs(items), text, least)
+    training = _make_text_training(heads, image_map, train, run)
+    items = valid.expand_items()
+    image, text = embed_pairs(closed_form, items)
+    baseline = mean_recall(image, text, items.pairs)
+    if run.ranks is not None:
+        baseline = run.ranks.broadcast(baseline)
+    min_recall = _compute_min_recall(baseline, len(valid.pairs))
+    recall_callback = BlendRecall(training.make_inputs(items), text, min_recall)
+    result = _train_text_head(training, closed_form, recall_callback, run)
+    closed_form_row = {"valid_recall": baseline, "blend_weight": 0.0}
+    result = _add_closed_form(result, closed_form_row, min_recall)
+    weight = result.history[result.best_epoch]["blend_weight"]
+    # The head was trained on the device.
+    blend = _make_blend(closed_form, training.module.text_head, weight).to("cpu").eval()
+    scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
+    if config.refit and weight < 1:
+        closed_form = solve(data, full_map if weight == 0 else image_map)
+    return _make_blend(closed_form, training.module.text_head, weight), scale, result
 
-    def blend(weight: float) -> TwoTower:
-        return _make_blend(closed_form, text_head, weight)
 
-    callbacks = run.make_callbacks(recall_callback, lambda net: blend(_DEFAULT_WEIGHT), "align")
-    net = training.run(callbacks, config.max_epochs)
-    result = collect_result(net, config.max_epochs)
-    weight = _DEFAULT_WEIGHT
-    if valid is not None:
-        closed_form_row = {"valid_recall": baseline, "blend_weight": 0.0}
-        result = _add_closed_form(result, closed_form_row, least)
-        weight = result.history[result.best_epoch]["blend_weight"]
-        module = blend(weight).to("cpu").eval()  # the head was trained on the device
-        embeddings = embed_pairs(module, valid)
-        scale = fit_logit_scale(*embeddings, valid.pairs, config.max_logit_scale)
-        if config.refit and weight < 1:
-            closed_form = solve(data, full_map if weight == 0 else image_map)
+def _make_text_training(
+    heads: HeadConfig, image_map: WhitenedMap, data: PairDataset, run: TrainingRun
+) -> HeadTraining:
+    """Return the training of a text head against whitened images."""
+    text_head = make_head(heads.head, data.text.shape[1], image_map.n_out, **heads.shape)
+    return HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, run)
+
+
+def _train_text_head(
+    training: HeadTraining, closed_form: TwoTower, recall: ValidationRecall, run: TrainingRun
+) -> TrainingResult:
+    """Train the text head of a blend, and return the result."""
+    callbacks = run.make_callbacks(
+        recall,
+        lambda net: _make_blend(closed_form, training.module.text_head, _DEFAULT_WEIGHT),
+        "align",
+    )
+    net = training.train(callbacks, run.config.max_epochs)
+    result = collect_result(net, run.config.max_epochs)
     if result.was_stopped:
         run.checkpoint.stop()
-    return blend(weight), scale, result
+    return result
 
 
 def _make_blend(closed_form: TwoTower, text_head: Head, weight: float) -> TwoTower:

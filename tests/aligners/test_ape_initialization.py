@@ -141,7 +141,7 @@ class TestTraining:
         )
         run = SimpleNamespace(config=aligner._make_training_config(300), seed=0, ranks=None)
         training = HeadTraining(module, data, run)
-        net, inputs = training.run([], 2), training.make_inputs(data)
+        net, inputs = training.train([], 2), training.make_inputs(data)
         for side in ("image", "text"):
             trained = embed(net.module_, side, getattr(inputs, side), "cpu")
             features = torch.from_numpy(getattr(data, side))
