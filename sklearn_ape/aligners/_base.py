@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -67,6 +68,7 @@ class BaseAligner(
     image_encoder: Any
     text_encoder: Any
     head_pairs: Any = None
+    _text_feature_names: Sequence[str] = ()  # columns of y, if `fit` was given a table
 
     _runtime_params: ClassVar = frozenset({"checkpoint", "device", "verbose"})
     _unsaved_params: ClassVar = frozenset({"callbacks"})
@@ -328,8 +330,7 @@ class BaseAligner(
 
     def _set_bank(self, data: PairDataset) -> None:
         """Set `bank_` to embeddings of a sample of the training images and captions."""
-        is_image = data.pairs[:, 0] < data.n_images
-        texts = np.unique(data.pairs[is_image, 1])
+        texts = np.unique(data.pairs[data.pairs[:, 0] < data.n_images, 1])
         self.bank_ = Bank.from_embeddings(
             self._embed_comparable("image", data.image[choose_evenly_spaced(data.n_images)]),
             self._embed_comparable("text", data.text[texts[choose_evenly_spaced(len(texts))]]),
@@ -346,7 +347,7 @@ class BaseAligner(
         for name in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images", "_lost_fit"):
             self.__dict__.pop(name, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
-        rows = self._rows(X, y, reset=True)
+        rows = self._make_rows(X, y, reset=True)
         self._fitted_images = FittedImages.from_features(rows.image, rows.image_digests)
         data = make_distinct_pairs(rows)
         if len(data.pairs) < 2:
@@ -367,57 +368,56 @@ class BaseAligner(
 
     def _make_scored_pairs(self, X: Any, y: Any, groups: Any = None) -> PairDataset:
         """Return the pairs to score, with one row per image and per caption."""
-        return make_item_pairs(self._rows(X, y, reset=False), groups)
+        return make_item_pairs(self._make_rows(X, y, reset=False), groups)
 
-    def _rows(self, X: Any, y: Any, reset: bool) -> Rows:
-        """Return features of both sides; captions are checked before images are encoded."""
-        captions: list[str] | None = None
-        image_encoder, text_encoder = self._get_encoder("image"), self._get_encoder("text")
+    def _make_rows(self, X: Any, y: Any, reset: bool) -> Rows:
+        """Return features of both sides; y is checked before images are encoded."""
         check_sequence(X, "X", "image", "images or features")
-        check_text_columns(self, y, reset)
+        names = check_text_columns(y, [] if reset else self._text_feature_names)
+        if reset:
+            self._text_feature_names = names
         y = as_sequence(y)
-        if holds_texts(y):
-            if text_encoder is None:
-                raise ValueError(
-                    "y holds captions, and text_encoder is None. Pass text_encoder="
-                    "TransformersTextEncoder('all-MiniLM-L6-v2'), or features of the captions."
-                )
-            captions, rows = flatten_captions(y)
-            n_rows = len(y)
-            if reset:  # report a wrong name before images are encoded
-                resolve_encoder(text_encoder, "text")
-        elif text_encoder is not None and not issparse(y) and np.ndim(y) == 1:
+        make_rows = self._make_caption_rows if holds_texts(y) else self._make_feature_rows
+        rows = make_rows(X, y, reset)
+        digests = None if self._get_encoder("image") is None else digest_images(X)
+        return rows._replace(image_digests=digests)
+
+    def _make_caption_rows(self, X: Any, y: Any, reset: bool) -> Rows:
+        encoder = self._get_encoder("text")
+        if encoder is None:
+            raise ValueError(
+                "y holds captions, and text_encoder is None. Pass text_encoder="
+                "TransformersTextEncoder('all-MiniLM-L6-v2'), or features of the captions."
+            )
+        captions, rows = flatten_captions(y)
+        if reset:  # report a wrong name before images are encoded
+            resolve_encoder(encoder, "text")
+        check_lengths(X, len(y))
+        image = self._get_image_features(X, reset)
+        text, text_rows = encode_unique(partial(self._encode_texts, reset=reset), captions, rows)
+        return Rows(image, text, rows, text_rows, are_captions=True)
+
+    def _make_feature_rows(self, X: Any, y: Any, reset: bool) -> Rows:
+        if self._get_encoder("text") is not None and not issparse(y) and np.ndim(y) == 1:
             raise ValueError(
                 "y holds values that are not texts or lists of texts, and text_encoder is set. "
                 "Pass captions (or their features of shape (n_samples, n_features)). For class "
                 "labels use ZeroShotClassifier."
             )
-        elif image_encoder is not None or holds_images(X):
+        if self._get_encoder("image") is not None or holds_images(X):
             text = self._get_text_features(y, reset)
-            n_rows = len(text)
-        else:
-            image, text = self._get_both_features(X, y, reset)
-            every_row = np.arange(len(image))
-            return Rows(image, text, every_row, every_row)
-        check_lengths(X, n_rows)
-        image = self._get_image_features(X, reset)
-        digests = None if image_encoder is None else digest_images(X)
-        if captions is None:
-            rows = text_rows = np.arange(len(image))
-        else:
-            encode = partial(self._encode_texts, reset=reset)
-            text, text_rows = encode_unique(encode, captions, rows)
-        return Rows(image, text, rows, text_rows, digests, captions is not None)
-
-    def _get_both_features(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
-        """Validate features of both sides in the order of scikit-learn's checks."""
-        if stays_stored(X) or stays_stored(y):
+            check_lengths(X, len(text))
+            image = self._get_image_features(X, reset)
+        elif stays_stored(X) or stays_stored(y):
             check_lengths(X, len(y))
-            return self._get_image_features(X, reset), self._get_text_features(y, reset)
-        image = self._get_image_features(X, reset, n_min=2 if reset else 1)
-        text = as_floats(y, "y", ensure_2d=False)
-        check_consistent_length(image, text)
-        return image, self._get_text_features(text.reshape(len(text), -1), reset)
+            image, text = self._get_image_features(X, reset), self._get_text_features(y, reset)
+        else:  # in the order of scikit-learn's checks
+            image = self._get_image_features(X, reset, n_min=2 if reset else 1)
+            text = as_floats(y, "y", ensure_2d=False)
+            check_consistent_length(image, text)
+            text = self._get_text_features(text.reshape(len(text), -1), reset)
+        every_row = np.arange(len(image))
+        return Rows(image, text, every_row, every_row)
 
     def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
         """Return at least `n_min` rows of image features; NaN where encoding failed."""
@@ -444,7 +444,7 @@ class BaseAligner(
 
     def _get_features_of_texts(self, y: Any) -> Any:
         """Return the text features of y, which holds features or one text per row."""
-        check_text_columns(self, y, reset=False)
+        check_text_columns(y, self._text_feature_names)
         y = as_sequence(y)
         if not holds_texts(y):
             return self._get_text_features(y, reset=False)
@@ -481,8 +481,8 @@ class BaseAligner(
             return check_stored_features(y, "y")
         return as_float32(features, "y", check_conditioning=reset)
 
-    _get_state = get_aligner_state
-    _set_state = restore_aligner
+    # Methods that are functions of `_serialization`, so that this module stays short.
+    _get_state, _set_state = get_aligner_state, restore_aligner
     _get_card_facts = describe_aligner
     __sklearn_clone__ = clone_parameters
 

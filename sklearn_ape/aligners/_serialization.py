@@ -37,7 +37,7 @@ def get_aligner_state(aligner: Any) -> dict[str, Any]:
         "logit_scale": float(aligner.logit_scale_),
         "fingerprint": aligner.fingerprint_,
         "feature_names_in": None if names is None else [str(name) for name in names],
-        "text_feature_names": getattr(aligner, "_text_feature_names", None) or None,
+        "text_feature_names": aligner._text_feature_names or None,
         "n_pairs": getattr(aligner, "_n_pairs", None),
         "image_encoder": getattr(aligner, "image_encoder_", None),
         "text_encoder": getattr(aligner, "text_encoder_", None),

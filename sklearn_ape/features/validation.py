@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,16 +123,12 @@ def _check_scales(sample: np.ndarray, name: str) -> None:
         )
 
 
-def check_text_columns(aligner: Any, y: Any, reset: bool) -> None:
-    """Remember the columns of a table of text features, or check that they are those of `fit`.
+def check_text_columns(y: Any, fitted_names: Sequence[str]) -> list[str]:
+    """Return the columns of a table of text features; raise ValueError unless `fit` had the same.
 
     Arrays have no names. scikit-learn checks the columns of X in the same way.
     """
-    columns = getattr(y, "column_names", getattr(y, "columns", ()))
-    names = [str(column) for column in columns]
-    if reset:
-        aligner._text_feature_names = names
-    fitted_names = getattr(aligner, "_text_feature_names", [])
+    names = [str(column) for column in getattr(y, "column_names", getattr(y, "columns", ()))]
     if names and fitted_names and names != fitted_names:
         unknown = [column for column in names if column not in fitted_names]
         problem = f"unknown: {format_list(unknown)}" if unknown else "another number or order"
@@ -140,6 +136,7 @@ def check_text_columns(aligner: Any, y: Any, reset: bool) -> None:
             f"The columns of y must be those of fit, in the same order ({problem}). Pass "
             f"y[[{format_list(fitted_names)}]]."
         )
+    return names
 
 
 def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
