@@ -121,7 +121,7 @@ class LogitTiles:
             yield LogitTile(n_rows, rows, logits)
 
     @ignores_underflow
-    def of_embeddings(self, embeddings: Any) -> np.ndarray:
+    def compute(self, embeddings: Any) -> np.ndarray:
         """Return the logits of images that are already embedded, dense or sparse."""
         logits = np.asarray(embeddings @ self.columns)
         self._adjust(logits, embeddings)

@@ -134,7 +134,12 @@ class FewShotClassifier(ZeroShotClassifier):
     [2, 1]
     """
 
+    # State for `partial_fit`: the labelled images, the mean of their features, the embeddings of
+    # the names, and the logit scale.
     _examples: Examples
+    _center: np.ndarray | None = None  # as in pickles of earlier versions, which have no features
+    _text: np.ndarray
+    _scale: float
     _purpose = (
         "Says which of the classes an image shows, by the classes' names and by labelled images."
     )
@@ -193,7 +198,7 @@ class FewShotClassifier(ZeroShotClassifier):
         UserWarning
             If y has different labels for equal features, which may be those of different images.
         """
-        return self._fit(X, y, captions, sample_weight, None)
+        return self._fit(X, y, sample_weight, captions=captions)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Add labelled images, such as corrections of wrong predictions.
@@ -223,7 +228,7 @@ class FewShotClassifier(ZeroShotClassifier):
             If y holds values that are not in `classes_`, or different labels for the same image.
         """
         if not hasattr(self, "coef_"):
-            return self._fit(X, y, None, sample_weight, classes)
+            return self._fit(X, y, sample_weight, classes=classes)
         self._check_ready()
         values = validate_y(y)
         weights = validate_weights(sample_weight, len(values))
@@ -239,7 +244,9 @@ class FewShotClassifier(ZeroShotClassifier):
         self._fit_probe(examples, self._text, self._scale)
         return self
 
-    def _fit(self, X: Any, y: Any, captions: Any, sample_weight: Any, classes: Any) -> Self:
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, *, captions: Any = None, classes: Any = None
+    ) -> Self:
         self._check_fit_parameters()
         progress = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
         values = validate_y(y)
@@ -308,21 +315,21 @@ class FewShotClassifier(ZeroShotClassifier):
         self._examples, self._center, self._text, self._scale = examples, center, text, scale
 
     def _set_probe(self, probe: Probe) -> None:
-        self.coef_, self.intercept_, self.temperature_ = probe[:3]
-        self.cv_accuracy_, self.cv_calibration_error_ = probe[3:]
+        self.coef_, self.intercept_ = probe.coef, probe.intercept
+        self.temperature_ = probe.temperature
+        self.cv_accuracy_, self.cv_calibration_error_ = probe.accuracy, probe.calibration_error
 
     def _make_class_logits(self, offset: np.ndarray | None) -> LogitTiles:
         if not hasattr(self, "coef_"):
             return super()._make_class_logits(offset)
         intercept = self.intercept_ / np.float32(self.temperature_)
         return LogitTiles(
-            # Pickles of earlier versions have no center, and no features.
-            ImageVectors(self.aligner_, getattr(self, "_center", None)),
+            ImageVectors(self.aligner_, self._center),
             to_class_array(self._names),
-            self.coef_,
-            1 / self.temperature_,
-            None,
-            intercept if offset is None else intercept + offset,
+            texts=self.coef_,
+            scale=1 / self.temperature_,
+            bank=None,
+            offset=intercept if offset is None else intercept + offset,
         )
 
     def _get_examples(self) -> tuple[np.ndarray, np.ndarray] | None:

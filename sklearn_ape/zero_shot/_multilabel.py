@@ -452,7 +452,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             bank = logits.standardizer.bank
         assert bank is not None
         fractions = resolve_prevalence(self.prevalence, logits.classes.tolist())
-        scores = logits.of_embeddings(bank.image).T
+        scores = logits.compute(bank.image).T
         pairs = zip(scores, fractions, strict=True)
         return np.array([np.quantile(row, 1 - fraction) for row, fraction in pairs])
 

@@ -359,7 +359,7 @@ class SingleLabelClassifier(ZeroShotBase):
     def _propagate(self, X: Any) -> np.ndarray:
         logits = self._prepare_logits(use_prior=False)
         vectors = np.asarray(logits.aligner.transform(X))
-        scores = logits.of_embeddings(vectors)
+        scores = logits.compute(vectors)
         examples = self._get_examples()
         if examples is not None:
             # With image features the vectors are three times as wide, and accuracies the same.
@@ -424,10 +424,10 @@ class SingleLabelClassifier(ZeroShotBase):
         # The logarithm turns probabilities into logits.
         codes = self._choose(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
         self._warn_about_unknown(codes)
-        of_nodes = probabilities
+        node_probabilities = probabilities
         if is_hierarchy(self._get_labels()):
-            of_nodes = probabilities @ self._get_hierarchy().membership
-        chosen = of_nodes[np.arange(len(codes)), codes]
+            node_probabilities = probabilities @ self._get_hierarchy().membership
+        chosen = node_probabilities[np.arange(len(codes)), codes]
         chosen = np.where(codes < 0, probabilities.max(axis=1), chosen)
         return self._decode(codes, self.classes_), chosen
 
