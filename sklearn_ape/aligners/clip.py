@@ -47,13 +47,14 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         Number of images per batch. Batches of texts are four times larger.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if available.
-    dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision of the network, by autocast.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
+        Precision in which the network is computed; see `OpenCLIPImageEncoder`.
     n_jobs : int or None, default=None
-        Number of threads that read and resize images. None means one, -1 one per core.
-    cache : {"memory"}, str, path-like or None, default="memory"
-        Cache of features by content: ``"memory"`` for this process, a folder, or None for no
-        cache.
+        Number of threads that read and resize images. None means the number of threads that torch
+        uses, -1 one per core.
+    cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
+        Cache of features by content. ``"memory"`` keeps features in this process, a path or a
+        `DiskFeatureCache` keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
         Whether an unreadable image raises an error or gives a row of NaN.
     verbose : int or None, default=None

@@ -106,7 +106,7 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
         Precision in which the network is computed, by autocast. Features are always float32.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by content. ``"memory"`` keeps features in this process, a path or a
-        FeatureCache keeps them on disk, and None disables the cache.
+        `DiskFeatureCache` keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of empty and missing texts. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN and warns.
@@ -203,7 +203,7 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
         one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by content. ``"memory"`` keeps features in this process, a path or a
-        FeatureCache keeps them on disk, and None disables the cache.
+        `DiskFeatureCache` keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN and warns.

@@ -71,7 +71,7 @@ class TransformersTextEncoder(TextEncoder):
         network on a processor with AMX instructions, and float32 otherwise.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by content. ``"memory"`` keeps features in this process, a path or a
-        FeatureCache keeps them on disk, and None disables the cache.
+        `DiskFeatureCache` keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of empty and missing texts. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN and warns.
@@ -319,7 +319,7 @@ class TransformersImageEncoder(ImageEncoder):
         compute the network. None means the number of threads that torch uses, -1 one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by content. ``"memory"`` keeps features in this process, a path or a
-        FeatureCache keeps them on disk, and None disables the cache.
+        `DiskFeatureCache` keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN and warns.
