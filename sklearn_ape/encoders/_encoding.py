@@ -76,7 +76,8 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     identity = encoder._digest_identity()
     errors: dict[int, str] = {}
     first_rows: dict[bytes, int] = {}
-    duplicates: dict[bytes, list[int]] = {}  # the other rows of the same content
+    # The other rows of the same content. A list for every content would take much memory.
+    duplicates: dict[bytes, list[int]] = {}
     for row, item in enumerate(items):
         try:
             key = _compute_key(encoder, identity, item)
@@ -100,7 +101,8 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
         _count(identity, hits=len(items) - len(errors) - len(missing))
         computed: dict[bytes, np.ndarray] = {}
         if missing:
-            computed = _encode_missing(encoder, items, missing, cache, errors, identity)
+            computed, failed = _encode_missing(encoder, items, missing, cache, identity)
+            errors |= failed
 
     if features is None:
         width = len(next(iter(computed.values()))) if computed else encoder._n_features_out
@@ -137,10 +139,10 @@ def _encode_missing(
     items: list[Any],
     rows: Mapping[bytes, list[int]],
     cache: FeatureCache,
-    errors: dict[int, str],
     identity: bytes,
-) -> dict[bytes, np.ndarray]:
-    """Encode the first item of every key, and add all rows of keys that fail to `errors`."""
+) -> tuple[dict[bytes, np.ndarray], dict[int, str]]:
+    """Encode the first item of every key; return features by key, and errors by row."""
+    errors: dict[int, str] = {}
 
     def report(failures: Mapping[bytes, ItemError]) -> None:
         for key, error in failures.items():
@@ -171,7 +173,7 @@ def _encode_missing(
             _count(identity, misses=len(computed))
             progress.update(len(computed) + len(failures))
             report(failures)
-    return features
+    return features, errors
 
 
 def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -> tqdm:
@@ -182,6 +184,14 @@ def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -
 # With torch, a small number of items is split into this many batches, so that threads read the
 # next batch while torch computes one.
 _N_TORCH_BATCHES = 4
+
+
+class _Batch(NamedTuple):
+    """Prepared items, and errors of those that cannot be prepared; no tensors without keys."""
+
+    keys: list[bytes]
+    tensors: tuple[torch.Tensor, ...]
+    failures: dict[bytes, ItemError]
 
 
 def _iter_batches(
@@ -197,7 +207,7 @@ def _iter_batches(
         size = max(1, min(size, -(-len(keys) // n_batches)))
     starts = range(0, len(keys), size)
 
-    def prepare(start: int) -> tuple[list[bytes], Any, dict[bytes, ItemError]]:
+    def prepare(start: int) -> _Batch:
         prepared, failures = {}, {}
         for key in keys[start : start + size]:
             item = items[key]
@@ -209,16 +219,14 @@ def _iter_batches(
                 prepared[key] = inputs
             except ItemError as error:
                 failures[key] = error
-        tensors = encoder._tensors(network, list(prepared.values())) if prepared else None
-        return list(prepared), tensors, failures
+        tensors = encoder._tensors(network, list(prepared.values())) if prepared else ()
+        return _Batch(list(prepared), tensors, failures)
 
-    def compute(
-        batch: tuple[list[bytes], Any, dict[bytes, ItemError]],
-    ) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
-        batch_keys, tensors, failures = batch
-        if not batch_keys:
-            return {}, failures
-        return compute_features(engine, batch_keys, tensors, failures, encoder.dtype_), failures
+    def compute(batch: _Batch) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
+        if not batch.keys:
+            return {}, batch.failures
+        computed, failures = compute_features(engine, batch.keys, batch.tensors, encoder.dtype_)
+        return computed, batch.failures | failures
 
     if engine.concurrent:
         yield from map_threaded(lambda start: compute(prepare(start)), starts, n_threads)
@@ -227,16 +235,11 @@ def _iter_batches(
 
 
 def compute_features(
-    engine: Engine,
-    keys: list[bytes],
-    tensors: tuple[torch.Tensor, ...],
-    failures: dict[bytes, ItemError],
-    dtype: str,
-) -> dict[bytes, np.ndarray]:
-    """Return the finite features of a batch by key, and add an error for every other item."""
-    features = engine(tensors)
-    computed = {}
-    for key, feature in zip(keys, features, strict=True):
+    engine: Engine, keys: list[bytes], tensors: tuple[torch.Tensor, ...], dtype: str
+) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
+    """Return the finite features of a batch by key, and an error for every other item."""
+    computed, failures = {}, {}
+    for key, feature in zip(keys, engine(tensors), strict=True):
         if np.isfinite(feature).all():
             computed[key] = feature
         else:
@@ -244,7 +247,7 @@ def compute_features(
                 f"has features that are NaN or infinite in {dtype}. Check the network's weights, "
                 "or use a higher precision."
             )
-    return computed
+    return computed, failures
 
 
 class _Chunk(NamedTuple):
