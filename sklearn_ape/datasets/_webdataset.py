@@ -318,7 +318,7 @@ def write_webdataset(
         does not exist.
     pairs_per_shard : int, default=1000
         Number of pairs per shard.
-    extension : str, default=None
+    extension : str or None, default=None
         Extension of images that are bytes. None detects the formats jpg, png and webp.
 
     Returns

@@ -141,7 +141,7 @@ class DiskFeatureCache:
                     "This DiskFeatureCache is open already. Open a copy (copy.copy) of it."
                 )
             try:
-                self._open_or_read()
+                self._open()
             except (OSError, sqlite3.Error) as error:
                 raise OSError(
                     f"The feature cache {str(self.path)!r} cannot be opened: {error}. "
@@ -182,7 +182,7 @@ class DiskFeatureCache:
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
         """Store features by key: all of them, or none if the process is killed."""
         with self._lock:
-            _ = self._open_connection  # raises an error outside a `with` block
+            self._get_connection()  # raises an error outside a `with` block
             if not self._writable:
                 self._warn_once("cannot be written to")
                 return
@@ -259,10 +259,10 @@ class DiskFeatureCache:
 
         Parameters
         ----------
-        max_bytes : int, default=None
+        max_bytes : int or None, default=None
             Maximum size of the file. The features that were stored first are removed until the
             file is not larger. A file without features has about 80 kB.
-        dimension : int, default=None
+        dimension : int or None, default=None
             Remove all features of this dimension, for instance 1280 to remove the features of an
             encoder that has 1280 features. This is done before `max_bytes` is applied.
 
@@ -286,17 +286,17 @@ class DiskFeatureCache:
 
         return prune_file(self.path, max_bytes, dimension)
 
-    @property
-    def _open_connection(self) -> sqlite3.Connection:
+    def _get_connection(self) -> sqlite3.Connection:
+        """Return the connection, which is opened again in a child process after a fork."""
         if self._is_inherited:
-            self._open_or_read()
+            self._open()
         if self._connection is None:
             raise RuntimeError("DiskFeatureCache is used outside its `with` block.")
         return self._connection
 
     def _read(self, table: str, keys: list[bytes]) -> Iterator[list[tuple[bytes, bytes]]]:
         """Yield lists of entries."""
-        connection = self._open_connection
+        connection = self._get_connection()
         unwritten = self._unwritten[table]
         if entries := [(key, unwritten[key]) for key in keys if key in unwritten]:
             yield entries
@@ -348,14 +348,14 @@ class DiskFeatureCache:
         self._next_write = end + min(_PAUSE_RATIO * (end - start), _MAX_PAUSE_S)
 
     def _commit(self) -> None:
-        with self._open_connection as transaction:
+        with self._get_connection() as transaction:
             for table, entries in self._unwritten.items():
                 # In the order of the index, so that each of its pages is changed once.
                 rows = sorted(entries.items())
                 transaction.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", rows)
 
-    def _open_or_read(self) -> None:
-        """Open the file for reading and writing, or for reading only."""
+    def _open(self) -> None:
+        """Open the file, or an empty database if a later version of the package wrote it."""
         self._has_warned = False
         try:
             self._open_file()
@@ -365,6 +365,7 @@ class DiskFeatureCache:
             self._use(connect_to_nothing())
 
     def _open_file(self) -> None:
+        """Open the file for reading and writing, or for reading only."""
         self._writable = not is_read_only(self.path)
         if self._writable:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -382,6 +383,7 @@ class DiskFeatureCache:
             self._replace_damaged_file(error)
 
     def _connect(self) -> None:
+        """Open the file for reading and writing, and replace it if it is damaged."""
         try:
             self._use(retry_while_busy(self._create, BUSY_TIMEOUT_S))
         except sqlite3.DatabaseError as error:

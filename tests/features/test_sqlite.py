@@ -288,7 +288,7 @@ def test_file_that_is_temporarily_unreadable_is_kept(folder, monkeypatch):
             raise sqlite3.OperationalError("disk I/O error")
 
     with DiskFeatureCache(folder) as cache, monkeypatch.context() as patch:
-        patch.setattr(DiskFeatureCache, "_open_connection", Busy())
+        patch.setattr(DiskFeatureCache, "_get_connection", lambda _: Busy())
         with pytest.warns(RuntimeWarning, match="cannot be read: disk I/O error"):
             assert cache.get_many(ENTRIES) == {}
     assert not list(folder.glob("*.damaged*"))
@@ -305,7 +305,7 @@ def test_damage_found_while_reading_warns_with_its_reason(folder, monkeypatch, c
 
     with DiskFeatureCache(folder) as cache:
         with monkeypatch.context() as patch:
-            patch.setattr(DiskFeatureCache, "_open_connection", Damaged())
+            patch.setattr(DiskFeatureCache, "_get_connection", lambda _: Damaged())
             with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
                 assert cache.get_many(ENTRIES) == {}
         cache.put_many(ENTRIES)
