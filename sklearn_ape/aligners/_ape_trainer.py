@@ -326,7 +326,7 @@ def _train_again(training: HeadTraining, n_epochs: int, run: TrainingRun) -> flo
     if shows_progress(run.verbose):
         callbacks.insert(0, ("progress", EpochProgress(n_epochs, "refit", run.verbose)))
     net = training.train(callbacks, n_epochs)
-    if sum("train_loss" in row for row in net.history) < n_epochs:
+    if sum("train_loss" in row for row in net.history) < n_epochs:  # interrupted by Ctrl-C
         run.checkpoint.stop()
     return net.logit_scale
 

@@ -213,6 +213,7 @@ class TrainedAligner(BaseAligner):
         return self._fit(X, y)
 
     def _fit(self, X: Any, y: Any) -> Self:
+        """Fit as `fit`, whose docstring and decorator subclasses need not repeat."""
         self._check_parameters()
         prepare_folder(self.checkpoint)
         context = FitContext(self, self._count_epochs(None), X, y)
@@ -230,7 +231,8 @@ class TrainedAligner(BaseAligner):
                         )
                         module, logit_scale, result = self._train(data, run)
                     self._set_module(module, logit_scale)
-                    self.history_, self.n_epochs_, self.best_epoch_, _ = result
+                    self.history_, self.n_epochs_ = result.history, result.n_epochs
+                    self.best_epoch_ = result.best_epoch
                     checkpoint.finish()
             self._set_bank(data)
         context.end()

@@ -374,6 +374,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         options = self._resolve_dicts("init_params")
         with default_state(), restored_on_failure(self):
             self.device_ = resolve_device(self.device)
+            # `_get_encoder` returns them during this fit, because parameters must not change.
             self._chosen_encoders = {
                 side: self._choose_encoder(base, side, values)
                 for side, values in (("image", X), ("text", y))

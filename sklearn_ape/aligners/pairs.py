@@ -148,7 +148,7 @@ def encode_unique(
     except EncodingError as error:
         first_rows = rows[np.unique(numbers, return_index=True)[1]]
         errors = {int(first_rows[number]): reason for number, reason in error.errors.items()}
-        remedy = str(error).rpartition("\n")[2]
+        remedy = str(error).rpartition("\n")[2]  # the last line, which follows those about rows
         raise EncodingError(summarize_errors(errors, "caption") + remedy, errors) from None
 
 

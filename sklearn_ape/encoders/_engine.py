@@ -100,6 +100,7 @@ def count_free_axes(example: torch.Tensor) -> int:
 
 
 def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception | None:
+    """Return why an engine other than torch cannot be used, as an exception, or None."""
     if device.type != "cpu":
         return ValueError(
             f"engine={engine!r} computes on the CPU, but device is {str(device)!r}. Pass "

@@ -321,6 +321,7 @@ class FrozenEncoder(
         return choose_engine(self.engine, self._device(), self.dtype_)
 
     def _device(self) -> torch.device:
+        """Return the device; engines other than torch compute on the CPU, even beside a GPU."""
         if self.engine in ("onnx", "openvino") and self.device in (None, "auto"):
             return torch.device("cpu")
         return resolve_device(self.device)
@@ -374,6 +375,7 @@ class FrozenEncoder(
         return width
 
     def _digest_identity(self) -> bytes:
+        """Return a digest of `_identity` and the precision, a part of the keys of caches."""
         parts = self._get_precision_parts() | self._identity()
         identity = {"encoder": type(self).__name__, **parts}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
