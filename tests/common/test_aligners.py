@@ -1,4 +1,4 @@
-"""Common tests of aligners: scikit-learn's checks, fit_and_check output, errors for bad input."""
+"""Common tests of aligners: scikit-learn's checks, valid embeddings, errors for bad input."""
 
 import pickle
 
@@ -25,7 +25,7 @@ def aligner(request):
 
 
 def fit_and_check(aligner, image, text):
-    """Fit, and check that embeddings are fit_and_check and have unit norm (or are zero)."""
+    """Fit, and check that embeddings are finite and have unit norm (or are zero)."""
     aligner.fit(image, text)
     for embeddings in (aligner.transform(image), aligner.transform_text(text)):
         assert embeddings.dtype == np.float32

@@ -1,4 +1,4 @@
-"""Workflows of the design card, as in user code, on real images."""
+"""Pipelines, searches and classifiers as in user code, on real images."""
 
 import numpy as np
 import pytest

@@ -155,7 +155,7 @@ def test_second_writer_raises_with_path(path):
 
 
 class TestSync:
-    """Data that must survive a power failure are fsync_calls to disk."""
+    """Data that must survive a power failure are synced to disk."""
 
     @pytest.fixture
     def fsync_calls(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""Memory-memmap features, tiles of rows and lazily read rows."""
+"""Memory-mapped features, tiles of rows and lazily read rows."""
 
 import resource
 import sys
