@@ -21,7 +21,7 @@ from ..training.callbacks import (
     mean_recall,
 )
 from ..training.data import PairDataset, as_tensor
-from ..training.distributed import Ranks
+from ..training.distributed import Ranks, broadcast
 from ..training.net import AlignmentNet, embed_pairs, make_net
 from ..utils.linalg import l2_normalize
 from ..utils.messages import shows_progress
@@ -123,7 +123,7 @@ class HeadTraining:
     def recall(self, data: PairDataset) -> float:
         """Return the recall that `ValidationRecall` records, for the present heads."""
         recall = mean_recall(*embed_pairs(self.module, data), data.pairs)
-        return recall if self.ranks is None else self.ranks.broadcast(recall)
+        return broadcast(self.ranks, recall)
 
     def _choose_dtype(self) -> str:
         if self.config.dtype != "auto":
@@ -229,17 +229,15 @@ class _InputsWithBase:
 def choose_kernel(run: TrainingRun, data: PairDataset, image_map: WhitenedMap) -> dict[str, Any]:
     """Return the parameters that `KernelAligner` chooses by default."""
     solve = partial(solve_kernel, run, image_map)
-    smoothness = choose_smoothness(data, RIDGE, run.seed, solve)
-    return smoothness if run.ranks is None else run.ranks.broadcast(smoothness)
+    return broadcast(run.ranks, choose_smoothness(data, RIDGE, run.seed, solve))
 
 
 def solve_kernel(
     run: TrainingRun, image_map: WhitenedMap, data: PairDataset, **smoothness: Any
 ) -> Maps:
     """Return the solution of `KernelAligner` with the parameters of `choose_kernel`."""
-    max_anchors = count_default_anchors(len(data.text), run.config.device)
-    if run.ranks is not None:  # whose machines may have different amounts of memory
-        max_anchors = run.ranks.broadcast(max_anchors)
+    # The machines of the ranks may have different amounts of memory.
+    max_anchors = broadcast(run.ranks, count_default_anchors(len(data.text), run.config.device))
     return make_kernel_maps(
         data,
         image_map,
@@ -400,9 +398,7 @@ def train_blend(
     training = _make_text_training(heads, image_map, train, run)
     items = valid.expand_items()
     image, text = embed_pairs(closed_form, items)
-    baseline = mean_recall(image, text, items.pairs)
-    if run.ranks is not None:
-        baseline = run.ranks.broadcast(baseline)
+    baseline = broadcast(run.ranks, mean_recall(image, text, items.pairs))
     min_recall = _compute_min_recall(baseline, len(valid.pairs))
     recall_callback = BlendRecall(training.make_inputs(items), text, min_recall)
     result = _train_text_head(training, closed_form, recall_callback, run)

@@ -20,7 +20,7 @@ from sklearn.utils import gen_batches
 from ..persistence.files import read_description, read_file, write_file
 from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset
-from ..training.distributed import Ranks, current_ranks, is_first_rank
+from ..training.distributed import Ranks, broadcast, current_ranks, is_first_rank
 from ..training.state import SaveState
 from ..utils.files import check_writable, remove_unfinished_directories
 from ..utils.linalg import fingerprint
@@ -242,9 +242,7 @@ class Checkpoint:
         self.result: TrainingResult | None = None
         self._is_stopped = False
         self._next_write = -np.inf
-        self.is_enabled = aligner.checkpoint is not None
-        if ranks is not None:
-            self.is_enabled = ranks.broadcast(self.is_enabled)
+        self.is_enabled = broadcast(ranks, aligner.checkpoint is not None)
         if self.is_enabled and is_first_rank(ranks):
             training = _describe(aligner, data, seed, ranks)
             self._file = TrainingFile(Path(aligner.checkpoint).expanduser(), training)
@@ -261,9 +259,8 @@ class Checkpoint:
             except (ValueError, OSError) as error:
                 self._file.close()
                 content = error
-        if self.ranks is not None:
-            # Also broadcast an error: the other ranks would wait for the first one.
-            content = self.ranks.broadcast(content)
+        # Also broadcast an error: the other ranks would wait for the first one.
+        content = broadcast(self.ranks, content)
         if isinstance(content, Exception):
             raise content
         if content is not None and "learned" in content:
@@ -330,11 +327,8 @@ class Checkpoint:
         self._file.write(values, finished=True)
 
     def _save(self, phase: str, get_state: Callable[[], dict[str, Any]]) -> None:
-        is_due = time.monotonic() >= self._next_write
-        if self.ranks is not None:
-            # `get_state` gathers from all ranks, so all must take the same branch.
-            is_due = self.ranks.broadcast(is_due)
-        if is_due:
+        # `get_state` gathers from all ranks, so all must take the same branch.
+        if broadcast(self.ranks, time.monotonic() >= self._next_write):
             start = time.monotonic()
             self._write(phase, get_state())
             end = time.monotonic()

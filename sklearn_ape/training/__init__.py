@@ -1,6 +1,6 @@
 """Contrastive training of two heads on frozen features, by skorch."""
 
-# Names in the form `x as x` are not public. Earlier code imports them from here.
+# Names in the form `x as x` are no longer public. Earlier code imports them from here.
 from ..features.memmap import StoredRows as StoredRows
 from ..features.memmap import row_blocks as row_blocks
 from ..features.memmap import select as select

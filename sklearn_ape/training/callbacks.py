@@ -19,6 +19,7 @@ from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar, warn
 from ..utils.sklearn_compat import FitContext
 from .data import PairDataset, n_batches
+from .distributed import broadcast
 from .net import AlignmentNet, TrainingConfig, cosine_schedule, embed_pairs
 
 _RECALL_KEYS = ("valid_recall", "head_recall", "blend_weight")
@@ -51,10 +52,8 @@ class ValidationRecall(Callback):
         image, text = embed_pairs(net.module_, self.dataset, net.device)
         if not (np.isfinite(image).all() and np.isfinite(text).all()):
             raise diverged(net)
-        scores = self.score(image, text)
-        if net.ranks is not None:
-            # Rounding may differ between ranks, and all must stop after the same epoch.
-            scores = net.ranks.broadcast(scores)
+        # Rounding may differ between ranks, and all must stop after the same epoch.
+        scores = broadcast(net.ranks, self.score(image, text))
         for name, value in scores.items():
             net.history.record(name, value)
 
@@ -323,6 +322,7 @@ def collect_result(net: AlignmentNet, n_epochs: int) -> TrainingResult:
         for row in rows
     ]
     best = dict(net.callbacks_).get("best")
+    # If no epoch exceeds the baseline, `best.best_epoch_` is 0, and the last epoch counts.
     best_epoch = (best and best.best_epoch_) or len(rows)
     was_stopped = len(rows) < n_epochs and not (best and best.is_patience_exhausted)
     if was_stopped:

@@ -219,6 +219,11 @@ def is_first_rank(ranks: Ranks | None) -> bool:
     return ranks is None or ranks.rank == 0
 
 
+def broadcast(ranks: Ranks | None, value: Any) -> Any:
+    """Return the value of the first rank, or the value itself in a single process."""
+    return value if ranks is None else ranks.broadcast(value)
+
+
 def join_ranks(
     parameters: Mapping[str, Any], data: PairDataset, seed: int
 ) -> tuple[Ranks | None, int]:

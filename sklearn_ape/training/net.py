@@ -63,6 +63,7 @@ class TrainingConfig:
     verbose: int | None
     callbacks: Sequence[Any] | None
     device: torch.device
+    # Of the following parameters, LiTAligner has `dtype` only.
     tile_size: int | str | None = "auto"
     structure_weight: float = 0.0
     optimizer: str = "adamw"
