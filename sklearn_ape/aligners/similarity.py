@@ -340,7 +340,8 @@ def resolve_bank(standardize: Any, aligner: Any, estimator: Any) -> Bank | None:
     bank = banks.get(key) if key else None
     if bank is None:
         embeddings = drop_missing_rows(estimator.transform(images))
-        bank = Bank.from_embeddings(embeddings, fitted_bank and fitted_bank.text)
+        captions = None if fitted_bank is None else fitted_bank.text
+        bank = Bank.from_embeddings(embeddings, captions)
         if key:
             banks.put(key, bank)
     return bank

@@ -292,16 +292,16 @@ class FrozenEncoder(
         network = self._network()
         identity = {"encoder": type(self).__name__, **self._identity()}
         workload = Workload(
-            self._module(network),
-            lambda: [
+            module=self._module(network),
+            examples=lambda: [
                 self._tensors(network, [self._prepare(network.prepare, item) for item in batch])
                 for batch in self._examples()
             ],
-            json.dumps(identity, sort_keys=True),
-            network.device,
-            self.dtype_,
-            self._count_threads(),
-            get_exports_folder(self.cache),
+            key=json.dumps(identity, sort_keys=True),
+            device=network.device,
+            dtype=self.dtype_,
+            n_threads=self._count_threads(),
+            folder=get_exports_folder(self.cache),
         )
         name = choose_engine(self.engine, workload.device, workload.dtype)
         # The key has the process id, because an engine's threads do not exist in a forked process.

@@ -129,13 +129,13 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
         raise ValueError(f"modality must be 'image', 'text' or None, not {modality!r}.")
     return [
         EncoderInfo(
-            name,
-            weights.modality,
-            weights.n_features,
-            weights.encoder,
-            weights.package,
-            util.find_spec(weights.module) is not None,
-            weights.description,
+            name=name,
+            modality=weights.modality,
+            n_features=weights.n_features,
+            encoder=weights.encoder,
+            package=weights.package,
+            installed=util.find_spec(weights.module) is not None,
+            description=weights.description,
         )
         for name, weights in PACKAGED.items()
         if modality in (None, weights.modality)

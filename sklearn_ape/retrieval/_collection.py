@@ -165,7 +165,7 @@ class Collection(NamedTuple):
             embeddings=embeddings,
             rows=new_rows[self.rows[is_kept[self.rows]]],
             n_rows=int(is_kept.sum()),
-            items=self.items and [self.items[row] for row in np.flatnonzero(is_kept)],
+            items=None if self.items is None else self.get_items(np.flatnonzero(is_kept)),
             search_index=make_index(self.search_index.name, embeddings),
             cache={},
         )
