@@ -65,8 +65,8 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     n_unread_ : int
         Number of images that an encoder with ``on_error="nan"`` could not read. They cannot be
         found.
-    n_features_in_ : int
-        Number of features, if the aligner takes features.
+    n_features_in_, feature_names_in_ : int, ndarray of str
+        Number of features, if the aligner takes features, and their names, if they have any.
 
     See Also
     --------
@@ -244,7 +244,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
             ``"image"`` treats str as paths. ``"text"`` takes str, or features of texts. In pairs,
             the first member is an image or its path.
         min_score : float, "auto" or None, default=None
-            Images with a lower score are not returned, so that less than k images or none may be
+            Images with a lower score are not returned, so that fewer than k images may be
             found. ``"auto"`` compares with the scores that images of the aligner's fit have with
             the query by chance (images of the collection if the aligner stores none).
         where : function, mask of length n_samples_fit_, or None, default=None
@@ -284,20 +284,14 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
                 query_rows, n_found, standardizer, is_candidate
             )
             if min_score is not None:
-                bounds: Any = min_score
-                if min_score == "auto":
-                    bank = getattr(unwrap_aligner(self.aligner_), "bank_", None)
-                    reference = collection.select_sample() if bank is None else bank.image
-                    bounds = collection.compute_chance_bounds(query_rows, reference, standardizer)
-                    bounds = bounds[:, None]
-                is_low = best_scores < bounds
+                bound = self._compute_bound(min_score, query_rows, collection, standardizer)
+                is_low = best_scores < bound
                 best_scores[is_low], best_rows[is_low] = np.nan, -1
             scores[readable, :n_found], indices[readable, :n_found] = best_scores, best_rows
         unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
         warn_unreadable(unreadable, "queries could not be read and have no results")
-        return SearchResult(
-            scores, indices, [collection.get_items(row[row >= 0]) for row in indices]
-        )
+        items = [collection.get_items(row[row >= 0]) for row in indices]
+        return SearchResult(scores, indices, items)
 
     def kneighbors(
         self, X: Any, n_neighbors: int = 5, return_distance: bool = True
@@ -387,6 +381,16 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 
     def _embed_images(self, X: Any, collection: Collection) -> np.ndarray:
         return embed_images(self.aligner_, X, collection.embeddings.shape[1])
+
+    def _compute_bound(
+        self, min_score: Any, queries: Any, collection: Collection, standardizer: Any
+    ) -> Any:
+        """Return the minimum score as a number, or as a column with one number per query."""
+        if min_score != "auto":
+            return min_score
+        bank = getattr(unwrap_aligner(self.aligner_), "bank_", None)
+        reference = collection.select_sample() if bank is None else bank.image
+        return collection.compute_chance_bounds(queries, reference, standardizer)[:, None]
 
     def _make_standardizer(self, texts: np.ndarray, collection: Collection) -> Standardizer | None:
         """Return the `Standardizer` of the cosines of texts, or None for plain cosines."""
