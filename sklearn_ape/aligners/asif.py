@@ -60,6 +60,8 @@ class ASIFAligner(ClosedFormAligner):
         Number of stored parameters: the features of the anchors and their means.
     n_features_in_ : int
         Number of image features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the image features, if X is a table with column names.
     n_text_features_in_ : int
         Number of text features.
     image_encoder_, text_encoder_ : transformer

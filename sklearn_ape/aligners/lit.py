@@ -133,6 +133,8 @@ class LiTAligner(TrainedAligner):
         Size of the embeddings.
     n_features_in_ : int
         Number of image features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the image features, if X is a table with column names.
     image_encoder_ : transformer
         The fitted image encoder, if `image_encoder` is set.
     device_ : torch.device
@@ -237,7 +239,7 @@ class LiTAligner(TrainedAligner):
         try:
             return super()._fit(X, y)
         finally:
-            self.__dict__.pop("_tower", None)
+            self.__dict__.pop("_tower", None)  # which `_encode_texts` sets for `_train`
 
     def _train(
         self, data: PairDataset, run: TrainingRun

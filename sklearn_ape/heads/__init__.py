@@ -12,7 +12,7 @@ from ._closed_form import (
 )
 from ._factory import HEAD_KINDS, hidden_width, make_head
 
-# Names in the form `x as x` are not public. Other packages and earlier code import them from here.
+# Names in the form `x as x` are no longer public. Other packages and earlier code import them.
 from ._factory import head_state as head_state
 from ._factory import restored_head as restored_head
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead

@@ -63,6 +63,8 @@ class ZeroShotClassifier(SingleLabelClassifier):
         Fitted aligner.
     n_features_in_ : int
         Number of features of X, if X is features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if the aligner was fitted on a table with column names.
     levels_ : list of ndarray
         Labels at each level of a hierarchy of labels, from the coarsest to the finest.
 

@@ -85,6 +85,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         Fitted aligner.
     n_features_in_ : int
         Number of features of X, if X is features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if the aligner was fitted on a table with column names.
 
     See Also
     --------

@@ -33,7 +33,7 @@ from ._transduction import propagate_labels, resolve_class_prior
 
 
 class SingleLabelClassifier(ZeroShotBase):
-    """Base class of classifiers that predict one class per image."""
+    """Base class of `ZeroShotClassifier` and `FewShotClassifier`, which define `fit`."""
 
     _shown_properties = ("classes_",)
 
