@@ -52,16 +52,8 @@ def evaluate(
     Example: sklearn-ape evaluate photos/ --aligner my-aligner --figure report.png
     """
     file_format = resolve_format(None, file_format)
-    check_output_file(output)
-    if output is not None and output.suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl"):
-        raise typer.BadParameter(
-            f"{str(output)!r}: the report is JSON. Choose the suffix .json. To save the scores as "
-            "a table, set --format, and redirect the standard output.",
-            param_hint="--output",
-        )
-    check_output_file(figure)
-    if figure is not None:
-        _check_figure(figure)
+    _check_report(output)
+    _check_figure(figure)
     names = parse_labels(labels, labels_file)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     labels_true = bunch.get("labels")
@@ -120,11 +112,8 @@ def evaluate(
             "images": len(bunch.images),
             "used_for_fitting": n_fitted,
             "unreadable": [encoded.errors[row] for row in sorted(encoded.errors)],
-            "confidence": 0.95,
-            "scores": [_replace_nan(score._asdict()) for score in scores],
         }
-        with write_atomically(output) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _write_report(output, report, scores)
         print_message(f"Wrote the report to {str(output)!r}.", quiet)
     if figure is not None:
         _draw(figure, inner, inputs, images, y_true, y_pred, texts)
@@ -163,14 +152,33 @@ def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str])
     ]
 
 
+def _write_report(output: Path, report: dict[str, Any], scores: Sequence[Any]) -> None:
+    report |= {"confidence": 0.95, "scores": [_replace_nan(score._asdict()) for score in scores]}
+    with write_atomically(output) as path:
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def _replace_nan(values: dict[str, Any]) -> dict[str, Any]:
     """Replace NaN by None, since JSON has no NaN."""
     return {name: None if value != value else value for name, value in values.items()}
 
 
-def _check_figure(figure: Path) -> None:
+def _check_report(output: Path | None) -> None:
+    check_output_file(output)
+    if output is not None and output.suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl"):
+        raise typer.BadParameter(
+            f"{str(output)!r}: the report is JSON. Choose the suffix .json. To save the scores as "
+            "a table, set --format, and redirect the standard output.",
+            param_hint="--output",
+        )
+
+
+def _check_figure(figure: Path | None) -> None:
     from ..utils.messages import import_optional
 
+    check_output_file(figure)
+    if figure is None:
+        return
     matplotlib = import_optional(
         "matplotlib", package="matplotlib", extra="plots", purpose="--figure"
     )
