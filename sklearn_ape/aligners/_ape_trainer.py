@@ -366,8 +366,8 @@ def train_blend(
     # Images are held out, not captions: a head learns the captions of many images better than the
     # closed form does, and with new captions only this would not count.
     train, valid = run.split(data, by_image=True)
-    # It is not known whether a head would improve the closed form. With one text there is nothing
-    # to learn.
+    # Without held-out pairs, nothing shows whether a head improves the closed form. With one text
+    # there is nothing to learn.
     is_untested = config.early_stopping and (valid is None or len(data.text) == 1)
     if heads.side != "text" and not is_untested:  # only a text head can be blended
         return train_heads(heads._replace(init="kernel"), data, run)
@@ -380,7 +380,7 @@ def train_blend(
         return make_closed_form(maps, run.ranks)
 
     if valid is None or is_untested:
-        # That of the closed form. The scale that a head learns suits the pairs it is trained on.
+        # The scale of the closed form is used: that of a head would suit its training pairs only.
         scale = fit_held_out_logit_scale(
             data,
             lambda pairs: make_embedders(solve(pairs, heads.whiten(pairs))),
@@ -405,7 +405,7 @@ def train_blend(
     closed_form_row = {"valid_recall": baseline, "blend_weight": 0.0}
     result = _add_closed_form(result, closed_form_row, min_recall)
     weight = result.history[result.best_epoch]["blend_weight"]
-    # The head was trained on the device.
+    # The head is on the device of the training.
     blend = _make_blend(closed_form, training.module.text_head, weight).to("cpu").eval()
     scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
     if config.refit and weight < 1:
