@@ -53,7 +53,7 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     Raises
     ------
     ValueError
-        When the key is unknown, or a template does not have exactly one placeholder.
+        If the key is unknown, or a template does not have exactly one placeholder.
 
     References
     ----------

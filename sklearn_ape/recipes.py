@@ -56,7 +56,7 @@ def recipe_notes(name: str) -> str:
     Raises
     ------
     ValueError
-        When the recipe does not exist.
+        If the recipe does not exist.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
     Raises
     ------
     ValueError
-        When the recipe does not exist, or `n_pairs` is below 2.
+        If the recipe does not exist, or `n_pairs` is below 2.
 
     See Also
     --------
@@ -149,9 +149,9 @@ def make_aligner(
     Raises
     ------
     ValueError
-        When the recipe does not exist, or `n_pairs` is below 2.
+        If the recipe does not exist, or `n_pairs` is below 2.
     TypeError
-        When the aligner does not have one of the parameters.
+        If the aligner does not have one of the parameters.
 
     See Also
     --------

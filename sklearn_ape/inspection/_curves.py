@@ -93,7 +93,7 @@ class TrainingHistoryDisplay:
         Raises
         ------
         ValueError
-            When the aligner has no history, since its solution is in closed form or it had too few
+            If the aligner has no history, since its solution is in closed form or it had too few
             pairs to hold any out and kept its initialization.
         """
         aligner = unwrap_aligner(estimator)
@@ -128,7 +128,7 @@ class TrainingHistoryDisplay:
         Raises
         ------
         ValueError
-            When the history is empty.
+            If the history is empty.
         """
         from matplotlib.ticker import MaxNLocator
 
@@ -336,7 +336,7 @@ class RecallCurveDisplay:
         Raises
         ------
         ValueError
-            When a row has no match, k is below 1, or an embedding is not finite.
+            If a row has no match, k is below 1, or an embedding is not finite.
         """
         n_images, n_texts = len(image_embeddings), len(text_embeddings)
         pairs = np.unique(check_pairs(pairs, n_images, n_texts), axis=0)

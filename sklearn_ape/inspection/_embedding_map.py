@@ -199,7 +199,7 @@ class EmbeddingMapDisplay:
         Raises
         ------
         ValueError
-            When the numbers of components or of items are inconsistent, or there are fewer than
+            If the numbers of components or of items are inconsistent, or there are fewer than
             3 points.
         """
         named = {"image_embeddings": image_embeddings, "text_embeddings": text_embeddings}

@@ -122,7 +122,7 @@ class RetrievalGridDisplay:
         Raises
         ------
         ValueError
-            When there are no images for an aligner, or lengths are inconsistent.
+            If there are no images for an aligner, or lengths are inconsistent.
         """
         _check_queries(queries)
         result: Any
@@ -182,7 +182,7 @@ class RetrievalGridDisplay:
         Raises
         ------
         ValueError
-            When lengths are inconsistent, or there are no images to show.
+            If lengths are inconsistent, or there are no images to show.
         """
         _check_queries(queries)
         queries = list(queries)

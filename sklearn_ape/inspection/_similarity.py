@@ -162,7 +162,7 @@ class SimilarityMatrixDisplay:
         Raises
         ------
         ValueError
-            When lengths are inconsistent, or a pair is outside of the matrix.
+            If lengths are inconsistent, or a pair is outside of the matrix.
         """
         options = {"ensure_all_finite": "allow-nan", "input_name": "similarity"}
         similarity = check_array(similarity, dtype=[np.float64, np.float32], **options)

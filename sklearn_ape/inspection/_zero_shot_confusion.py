@@ -158,7 +158,7 @@ class ZeroShotConfusionDisplay:
         Raises
         ------
         ValueError
-            When the lengths differ, there are no samples, or `max_classes` is below 2.
+            If the lengths differ, there are no samples, or `max_classes` is below 2.
         """
         truth, predicted = _as_list(y_true), _as_list(y_pred)
         check_consistent_length(truth, predicted)

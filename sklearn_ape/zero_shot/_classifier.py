@@ -154,13 +154,13 @@ class ZeroShotClassifier(SingleLabelClassifier):
         Raises
         ------
         ValueError
-            When y holds values that are not labels, or when the aligner is kept and the numbers in
+            If y holds values that are not labels, or if the aligner is kept and the numbers in
             y may be those of a meta-estimator.
 
         Warns
         -----
         UserWarning
-            When a clone of a fitted aligner, as cross-validation makes it, is trained on y.
+            If a clone of a fitted aligner, as cross-validation makes it, is trained on y.
         """
         self._check_fit_parameters()
         keeps_aligner = self._keeps_aligner()

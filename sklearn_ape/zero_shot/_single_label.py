@@ -118,7 +118,7 @@ class SingleLabelClassifier(ZeroShotBase):
         Raises
         ------
         ValueError
-            When k is not an integer from 1 to the number of classes.
+            If k is not an integer from 1 to the number of classes.
 
         See Also
         --------
