@@ -15,13 +15,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from sklearn_ape.devices import default_state
 from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.encoders.items import digest_image, read_image
+from sklearn_ape.utils.concurrency import map_threaded
 
 from ..speed.encode import write_sets
 
@@ -35,7 +35,7 @@ def measure_stages(encoder: Any, files: list[str], n_threads: int) -> dict[str, 
     min_side = encoder._min_side(preprocessing)
     images = [read_image(file, min_side) for file in files]
     pixels = [preprocessing(image) for image in images]
-    size = encoder._choose_batch_size(engine.name, network.device)
+    size = encoder._choose_batch_size(network.device)
     batches = [
         encoder._tensors(network, pixels[start : start + size])
         for start in range(0, len(pixels), size)
@@ -48,11 +48,11 @@ def measure_stages(encoder: Any, files: list[str], n_threads: int) -> dict[str, 
         "transform": (encoder.transform, [files]),
     }
     times: dict[str, list[float]] = {name: [] for name in stages}
-    with default_state(), ThreadPoolExecutor(n_threads) as threads:
+    with default_state():
         for _ in range(N_ROUNDS):
             for name, (stage, items) in stages.items():
                 start = time.process_time()
-                list(threads.map(stage, items))
+                list(map_threaded(stage, items, n_threads))
                 times[name].append(1000 * (time.process_time() - start) / len(files))
     medians = {name: statistics.median(values) for name, values in times.items()}
     total = medians.pop("transform")

@@ -181,9 +181,9 @@ def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -
     return make_progress_bar(total, verbose, unit=encoder._modality, desc=name)
 
 
-# With torch, a small number of items is split into this many batches, so that threads read the
-# next batch while torch computes one.
-_N_TORCH_BATCHES = 4
+# With torch, a small number of items is split into this many batches, so that many cores compute
+# one each, or read the next ones for a GPU.
+_N_TORCH_BATCHES = 16
 
 
 class _Batch(NamedTuple):
@@ -200,10 +200,10 @@ def _iter_batches(
     """Yield the features of each batch and the errors of items without features."""
     network, engine = encoder._network(), encoder._engine(len(keys))
     n_threads = encoder._count_threads()
-    size = encoder._choose_batch_size(engine.name, network.device)
+    size = encoder._choose_batch_size(network.device)
     if encoder.batch_size == "auto":  # smaller batches for few items keep all threads busy
         # torch's rounding depends on the batch size, which must not depend on n_threads.
-        n_batches = n_threads if engine.concurrent else _N_TORCH_BATCHES
+        n_batches = _N_TORCH_BATCHES if engine.name == "torch" else n_threads
         size = max(1, min(size, -(-len(keys) // n_batches)))
     starts = range(0, len(keys), size)
 

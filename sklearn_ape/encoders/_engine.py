@@ -137,21 +137,21 @@ _MAX_RETAINED = 2**30
 
 
 class TorchEngine:
-    """Engine that computes a network with torch.
+    """Engine that computes a network with torch, concurrently on a CPU.
 
     Batches are copied to a GPU asynchronously from pinned memory. A batch that does not fit into
     the GPU's memory is halved, and the smaller size is used for all later batches.
     """
 
     name = "torch"
-    concurrent = False
 
     def __init__(self, workload: Workload) -> None:
         self.module = workload.module
         self.device = workload.device
+        self.concurrent = self.device.type == "cpu"
         self.dtype = workload.dtype
         self._max_items: int | None = None
-        if self.device.type == "cpu":
+        if self.concurrent:
             _keep_large_allocations()
 
     def __call__(self, inputs: Inputs) -> np.ndarray:

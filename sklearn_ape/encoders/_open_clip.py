@@ -104,8 +104,8 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
         network on a processor with AMX instructions, and float32 otherwise.
     n_jobs : int or None, default=None
-        Number of threads that read and resize images and, with an engine other than torch,
-        compute the network. None means the number of threads that torch uses, -1 one per core.
+        Number of threads that read and resize images and, on a CPU, compute the network. None
+        means the number of threads that torch uses, -1 one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by content. ``"memory"`` keeps features in this process, a path or a
         `DiskFeatureCache` keeps them on disk, and None disables the cache.

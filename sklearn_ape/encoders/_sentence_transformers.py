@@ -157,6 +157,7 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
     verbose: int | None = None
 
     _feature_params = ("prompt", "truncate_dim", "normalize")
+    _cpu_batch_size = 64  # which all cores compute together
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -261,6 +262,7 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
     verbose: int | None = None
 
     _feature_params = ("crop", "truncate_dim", "normalize")
+    _cpu_batch_size = 16
 
     def _options(self, model: Any) -> dict[str, Any]:
         # Not checked when the model is loaded, because an encoder of texts may have loaded it.
@@ -288,6 +290,8 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
 
 class _SentenceTransformerEngine(TorchEngine):
     """Engine that calls ``encode`` of a model, so that features equal those of the library."""
+
+    concurrent = False  # nothing says that several threads may call it
 
     def __init__(self, model: Any, options: dict[str, Any], dtype: str) -> None:
         self.model = model

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..devices import default_state
 from ..features import FeatureCache
@@ -79,8 +81,8 @@ class TimmImageEncoder(ImageEncoder):
         is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
         network on a processor with AMX instructions, and float32 otherwise.
     n_jobs : int or None, default=None
-        Number of threads that read and resize images and, with an engine other than torch,
-        compute the network. None means the number of threads that torch uses, -1 one per core.
+        Number of threads that read and resize images and, on a CPU, compute the network. None
+        means the number of threads that torch uses, -1 one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by the content of the image. ``"memory"`` keeps features in this
         process, a path or a `DiskFeatureCache` keeps them on disk, and None disables the cache.
@@ -312,8 +314,9 @@ class TimmImageEncoder(ImageEncoder):
         if self.crop == "pad":
             config["crop_pct"] = 1.0
         transform = timm.data.create_transform(**config)
+        model = model.to(device, memory_format=torch.channels_last)
         return Network(
-            model.to(device, memory_format=torch.channels_last),
+            _fold_batch_norms(model.eval(), tuple(config["input_size"])),
             Preprocessing.from_transform(transform) or transform,
             device,
         )
@@ -371,6 +374,50 @@ class _Features(torch.nn.Module):
         cubes = last.clamp(min=_GEM_EPSILON) ** _GEM_POWER
         pooled = cubes.mean(dim=(1, 2), keepdim=True) ** (1 / _GEM_POWER)
         return cubes / pooled ** (_GEM_POWER - 1)
+
+
+def _fold_batch_norms(model: torch.nn.Module, size: tuple[int, ...]) -> torch.nn.Module:
+    """Return a copy whose convolutions include the batch normalizations that follow them.
+
+    torch takes up to a quarter less time for it. The features are the same up to rounding.
+    Otherwise, because the network uses a convolution in an unusual way, it is returned unchanged.
+    """
+    from timm.layers import BatchNormAct2d
+
+    if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
+        return model
+    folded = deepcopy(model)
+    names = {module: name for name, module in folded.named_modules()}
+    # Layers by the id of their output, which is unique as long as the output exists.
+    sources: dict[int, tuple[torch.Tensor, torch.nn.Conv2d]] = {}
+    pairs: list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]] = []
+
+    def note_output(conv: torch.nn.Conv2d, _: Any, output: torch.Tensor) -> None:
+        sources[id(output)] = output, conv
+
+    def note_input(norm: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+        if id(inputs[0]) in sources:
+            pairs.append((sources[id(inputs[0])][1], norm))
+
+    hooks = []
+    for module in names:
+        if isinstance(module, torch.nn.Conv2d):
+            hooks.append(module.register_forward_hook(note_output))
+        elif type(module) in (torch.nn.BatchNorm2d, BatchNormAct2d):
+            hooks.append(module.register_forward_pre_hook(note_input))
+    pixels = torch.rand((1, *size), generator=torch.Generator().manual_seed(0))
+    pixels = pixels.to(next(model.parameters()).device)
+    with torch.no_grad():
+        expected = folded(pixels)
+        for hook in hooks:
+            hook.remove()
+        for conv, norm in pairs:
+            folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
+            rest = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
+            folded.set_submodule(names[norm], torch.nn.Sequential(*rest))
+        tolerance = 1e-3 * float(expected.abs().max())
+        is_same = torch.allclose(folded(pixels), expected, rtol=1e-3, atol=tolerance)
+    return folded if is_same else model
 
 
 def _to_bytes(pixels: torch.Tensor) -> np.ndarray:

@@ -57,8 +57,8 @@ class FrozenEncoder(
     _modality: str
     # Smallest number of items for which exporting a small network saves more time than it takes.
     _min_items_to_export: int
-    _torch_batch_sizes: tuple[int, int]  # fastest on a CPU and on a GPU
-    _concurrent_batch_size: int  # fastest with other engines, which use one core per batch
+    _cpu_batch_size: int  # fastest on a CPU, one core of which computes a batch
+    _gpu_batch_size: int
     # The library that loads the network, and the parameters that features depend on.
     _library: str
     _loader: str | None = None  # name of the classes that share a network, by default this class
@@ -331,13 +331,10 @@ class FrozenEncoder(
             return torch.get_num_threads()  # joblib lowers the number in its workers
         return self.n_jobs if self.n_jobs > 0 else max(1, cpu_count() + 1 + self.n_jobs)
 
-    def _choose_batch_size(self, engine: str, device: torch.device) -> int:
+    def _choose_batch_size(self, device: torch.device) -> int:
         if self.batch_size != "auto":
             return int(self.batch_size)
-        if engine != "torch":
-            return self._concurrent_batch_size
-        on_cpu, on_gpu = self._torch_batch_sizes
-        return on_cpu if device.type == "cpu" else on_gpu
+        return self._cpu_batch_size if device.type == "cpu" else self._gpu_batch_size
 
     def _network(self) -> Network:
         """Return the network that all encoders with the same weights and loader share."""

@@ -163,9 +163,9 @@ class ImageEncoder(FrozenEncoder):
 
     _modality = "image"
     _min_items_to_export = 256
-    _torch_batch_sizes = (16, 128)
     # The outputs of the first layers for 4 images fit into the cache of a core.
-    _concurrent_batch_size = 4
+    _cpu_batch_size = 4
+    _gpu_batch_size = 128
 
     crop: str
     views: int = 1
@@ -193,8 +193,8 @@ class ImageEncoder(FrozenEncoder):
     def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         return (torch.stack(batch),)
 
-    def _choose_batch_size(self, engine: str, device: torch.device) -> int:
-        return max(1, super()._choose_batch_size(engine, device) // self.views)
+    def _choose_batch_size(self, device: torch.device) -> int:
+        return max(1, super()._choose_batch_size(device) // self.views)
 
     def _prepare(self, prepare: Any, item: Any) -> Any:
         preprocessing = self._preprocessing(prepare)

@@ -178,10 +178,9 @@ def map_threaded(
     or wait to be consumed. The first exception ends the iteration. If the iteration ends early,
     running calls are completed and waiting calls are cancelled.
     """
-    # With several threads, torch computes with one core in each. Otherwise each thread would start
-    # its own pool, and the pools would compete for the same cores.
-    initializer = _limit_torch_threads if n_threads > 1 else None
-    with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=initializer) as pool:
+    # torch computes with one core in each thread. Otherwise each thread would start its own pool,
+    # and the pools would compete for the same cores.
+    with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=_limit_torch_threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:

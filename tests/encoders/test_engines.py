@@ -1,6 +1,7 @@
 """Engines: agreement with torch, precision, exports on disk and fallback to torch."""
 
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -331,6 +332,20 @@ class TestChoice:
 
 
 class TestTorch:
+    def test_each_core_computes_a_batch(self, paths, monkeypatch):
+        threads = []
+        call = TorchEngine.__call__
+
+        def compute(engine, inputs):
+            threads.append((threading.current_thread(), torch.get_num_threads()))
+            return call(engine, inputs)
+
+        monkeypatch.setattr(TorchEngine, "__call__", compute)
+        TimmImageEncoder(engine="torch", device="cpu", n_jobs=3, cache=None).transform(paths)
+        assert len(threads) == len(paths)
+        assert 1 < len({thread for thread, _ in threads}) <= 3
+        assert {n_threads for _, n_threads in threads} == {1}
+
     def test_batch_is_halved_when_gpu_memory_is_full(self, monkeypatch):
         """Simulates a GPU with memory for three items; later batches use the smaller size."""
         sizes = []

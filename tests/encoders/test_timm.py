@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.encoders import TimmImageEncoder, _timm
 from sklearn_ape.encoders._engine import TorchEngine
 
 timm = pytest.importorskip("timm")
@@ -39,6 +39,47 @@ def test_logits_equal_reference_implementation(paths):
     with torch.inference_mode():
         expected = model(prepared(encoder, paths)).numpy()
     np.testing.assert_allclose(encoder.transform(paths), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_kept"), [("test_efficientnet", 0), ("test_resnet", 0), ("densenet121", 62)]
+)
+def test_batch_norms_are_folded_into_convolutions(name, n_kept):
+    """Features are the same; a normalization that does not follow a convolution is kept."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model(name).eval()
+        norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            for parameter in (norm.running_mean, norm.bias):
+                torch.nn.init.normal_(parameter, std=0.1)
+            for parameter in (norm.running_var, norm.weight):
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        pixels = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        expected = model(pixels)
+        folded = _timm._fold_batch_norms(model, (3, 96, 96))
+        torch.testing.assert_close(folded(pixels), expected, rtol=1e-4, atol=1e-5)
+        assert sum(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules()) == n_kept
+        assert norms[0] in set(model.modules())  # the model is not changed
+
+
+def test_batch_norm_of_a_reused_convolution_is_kept():
+    """Both normalizations of the same output cannot be part of one convolution."""
+
+    class Reused(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+            self.first, self.second = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+            torch.nn.init.uniform_(self.second.weight, 2, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.first(x) - self.second(x)
+
+    model = Reused().eval()
+    assert _timm._fold_batch_norms(model, (3, 8, 8)) is model
 
 
 def test_normalization_maps_to_minus_one_and_one():
@@ -216,7 +257,7 @@ class TestViews:
             lambda self, inputs: shapes.append(inputs[0].shape) or call(self, inputs),
         )
         TimmImageEncoder(views=4, batch_size=9, engine="torch", cache=None).transform(asymmetric)
-        assert shapes == [(2, 4, 224, 224, 3), (1, 4, 224, 224, 3)]
+        assert sorted(shapes) == [(1, 4, 224, 224, 3), (2, 4, 224, 224, 3)]
 
     def test_views_have_their_own_cache_keys(self, asymmetric, tmp_path):
         """The key of one view is that of versions without views."""
