@@ -398,13 +398,14 @@ class BaseAligner(
         return Rows(image, text, rows, text_rows, are_captions=True)
 
     def _make_feature_rows(self, X: Any, y: Any, reset: bool) -> Rows:
-        if self._get_encoder("text") is not None and not issparse(y) and np.ndim(y) == 1:
+        takes_items = self._get_encoder("image") is not None or holds_images(X)
+        needs_texts = takes_items or self._get_encoder("text") is not None
+        if needs_texts and not issparse(y) and np.ndim(y) == 1:
             raise ValueError(
-                "y holds values that are not texts or lists of texts, and text_encoder is set. "
-                "Pass captions (or their features of shape (n_samples, n_features)). For class "
-                "labels use ZeroShotClassifier."
+                "y holds values that are not texts or lists of texts. Pass captions, or features "
+                "of shape (n_samples, n_features). For class labels use FewShotClassifier."
             )
-        if self._get_encoder("image") is not None or holds_images(X):
+        if takes_items:
             text = self._get_text_features(y, reset)
             check_lengths(X, len(text))
             image = self._get_image_features(X, reset)

@@ -27,7 +27,7 @@ from ._closed_form import fit_held_out_logit_scale, make_embedders
 from ._extension import choose_encoder, extend, resolve_base
 from ._serialization import HeadsMixin, get_history_state, restore_history
 from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun, name_key
-from .pairs import holds_images, holds_texts
+from .pairs import as_sequence, holds_images, holds_texts
 
 # Number of steps for max_epochs="auto", and bounds of the number of epochs. On 30,000 pairs of
 # icons, 400 steps were no more accurate than 200.
@@ -403,7 +403,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
         encoder = getattr(self, f"{side}_encoder")
         if encoder is not None:
             return choose_encoder(resolve_encoder(encoder, side), base, side)
-        takes_items = holds_images(values) if side == "image" else holds_texts(values)
+        if side == "image":
+            takes_items = holds_images(values)
+        else:
+            takes_items = values is not None and holds_texts(as_sequence(values))
         return choose_encoder(None, base, side) if takes_items else None
 
     def _get_encoder(self, side: str) -> Any:

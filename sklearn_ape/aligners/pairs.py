@@ -26,7 +26,6 @@ from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list, is_missing
 
 _MAX_SHOWN = 5
-
 _BLOCK_SIZE = 1024
 
 # Smallest share of items with the same features as another item that is reported. A few images
@@ -79,13 +78,15 @@ def _is_text(item: Any) -> bool:
 
 def holds_images(X: Any) -> bool:
     """Return whether X holds paths, images or bytes rather than features."""
-    if not isinstance(X, list | tuple | np.ndarray) or len(X) == 0:
-        # A column of pandas has the accessor `str` only if it holds texts, which are paths here.
-        return hasattr(X, "str") and not hasattr(X, "columns")
-    first = X[0]
-    if isinstance(first, str | os.PathLike | bytes | Mapping) or hasattr(first, "getexif"):
+    is_indexed = hasattr(X, "__getitem__") and hasattr(X, "__len__") and not isinstance(X, Mapping)
+    if hasattr(X, "columns") or issparse(X) or not is_indexed or not len(X):
+        return False
+    first = X.iloc[0] if hasattr(X, "iloc") else X[0]
+    first = first.as_py() if hasattr(first, "as_py") else first  # pyarrow
+    # A column of pandas has the accessor `str` only if it holds texts, which are paths here.
+    if hasattr(X, "str") or isinstance(first, str | os.PathLike | bytes | Mapping):
         return True
-    return getattr(first, "ndim", 0) == 3  # an array of shape (height, width, 3)
+    return hasattr(first, "getexif") or getattr(first, "ndim", 0) == 3
 
 
 def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
@@ -297,9 +298,8 @@ def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
     columns = getattr(values, "column_names", getattr(values, "columns", None))
     if columns is not None:  # iterating would yield the columns
         raise ValueError(f"groups is a table with the columns {list(columns)}. Pass one of them.")
-    if len(values) != n_rows:
-        message = f"groups has {len(values)} entries, and X has {n_rows} rows. Pass one per row."
-        raise ValueError(message)
+    if (n := len(values)) != n_rows:
+        raise ValueError(f"groups has {n} entries, and X has {n_rows} rows. Pass one per row.")
     numbers: dict[Any, int] = {}
     for row, value in enumerate(values):
         if isinstance(value, list | np.ndarray):

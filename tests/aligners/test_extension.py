@@ -3,7 +3,10 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
+from PIL import Image
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -17,6 +20,19 @@ from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 # Weight and ridge of a pair with the default parameters.
 WEIGHT, RIDGE = 4.0, 0.3
+
+
+class Column:
+    """Column of a Hugging Face dataset, which is neither a list nor an array."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, row):
+        return self.values[row]
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +236,42 @@ class TestStarter:
         assert extended.transform_text(["a cat"]).shape == (1, 640)
         similarity = extended.similarity(images, captions)
         assert np.diag(similarity).mean() > similarity.mean() + 0.1
+
+    @pytest.mark.parametrize("to_column", [Column, pa.array, np.array, pd.Series, tuple])
+    def test_captions_in_any_sequence_are_encoded(self, extended, images, captions, to_column):
+        aligner = APEAligner(init="starter").fit(images, to_column(captions))
+        np.testing.assert_allclose(
+            aligner.transform_text(captions), extended.transform_text(captions), atol=1e-5
+        )
+
+    def test_table_of_captions_is_encoded(self, images, captions):
+        several = [[caption, f"a {caption}"] for caption in captions]
+        one, two = (
+            APEAligner(init="starter").fit(images, y) for y in (several, np.array(several))
+        )
+        np.testing.assert_array_equal(one.transform_text(captions), two.transform_text(captions))
+
+    @pytest.mark.parametrize("to_column", [Column, pd.Series])
+    def test_images_in_any_sequence_are_encoded(self, extended, images, captions, to_column):
+        """Without a list, the starter's encoder was not chosen, and pixels were taken as features."""
+        aligner = APEAligner(init="starter").fit(to_column(images), captions)
+        np.testing.assert_allclose(
+            aligner.transform(images), extended.transform(images), atol=1e-5
+        )
+
+    def test_paths_in_an_arrow_column_are_encoded(self, extended, images, captions, tmp_path):
+        paths = [str(tmp_path / f"{number}.png") for number in range(len(images))]
+        for image, path in zip(images, paths, strict=True):
+            Image.fromarray(image).save(path)
+        aligner = APEAligner(init="starter").fit(pa.array(paths), captions)
+        np.testing.assert_allclose(
+            aligner.transform(images), extended.transform(images), atol=1e-5
+        )
+
+    @pytest.mark.parametrize("labels", [[0, 1] * 6, [b"cat"] * 12])
+    def test_labels_as_captions_raise(self, images, labels):
+        with pytest.raises(ValueError, match="y holds values that are not texts.*FewShot"):
+            APEAligner(init="starter").fit(images, labels)
 
     def test_settings_of_given_encoders_are_those_of_the_starter(self, extended, images, captions):
         """Other settings give other features, for which the starter was not made."""
