@@ -133,6 +133,9 @@ class FrozenEncoder(
         """Return the order in which items are encoded."""
         return list(range(len(items)))
 
+    def _warn_about_unsuitable(self, items: list[Any]) -> None:
+        """Warn about valid items of a kind that the network was not trained on."""
+
     # Methods of subclasses: batches
 
     @abstractmethod
@@ -183,7 +186,9 @@ class FrozenEncoder(
             before the error are in the cache.
         """
         self._check_parameters()
-        features, self.errors_ = encode(self, self._as_list(X))
+        items = self._as_list(X)
+        self._warn_about_unsuitable(items)
+        features, self.errors_ = encode(self, items)
         self._warn_about(self.errors_)
         return features
 

@@ -17,7 +17,12 @@ from ..utils.messages import warn
 from ..utils.validation import format_list, is_missing
 from .base import FrozenEncoder
 from .items import ItemError
-from .weights import explain_load_errors, read_side_file
+from .weights import PACKAGED, explain_load_errors, read_side_file
+
+# Letters up to this one are Latin, phonetic or Greek, and Greek ones occur in English texts.
+_LAST_GREEK = "\u03ff"
+# Largest share of texts in another alphabet that causes no warning.
+_MAX_FOREIGN_SHARE = 0.01
 
 
 class TextPreparation(NamedTuple):
@@ -103,6 +108,21 @@ class TextEncoder(FrozenEncoder):
                 "the image encoder."
             )
 
+    def _warn_about_unsuitable(self, items: list[Any]) -> None:
+        if self.model_name not in PACKAGED:  # whose networks were trained on English texts
+            return
+        foreign = [text for text in items if isinstance(text, str) and not _may_be_english(text)]
+        # A few words of other languages in many captions are harmless.
+        if len(foreign) <= _MAX_FOREIGN_SHARE * len(items):
+            return
+        count = "1 text is" if len(foreign) == 1 else f"{len(foreign):,} texts are"
+        warn(
+            f"{count} not in the Latin alphabet ({format_list(foreign)}), and the text encoder "
+            f"{self.model_name!r} was trained on English, so that their features say little about "
+            "their meaning. Use English texts, for labels as in labels={'猫': 'cat'}, or another "
+            "text encoder."
+        )
+
     def _prepare(self, prepare: Any, item: Any) -> str:
         return str(item)
 
@@ -127,6 +147,22 @@ class TextEncoder(FrozenEncoder):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
         return tags
+
+
+def _may_be_english(text: str) -> bool:
+    """Return whether a text has only Latin and Greek letters, and is not made of symbols alone.
+
+    >>> [_may_be_english(text) for text in ("café", "α-helix", "5 °C", "猫", "кот", "🐱", "a 🐱")]
+    [True, True, True, False, False, False, True]
+    """
+    if text.isascii():
+        return True
+    text = unicodedata.normalize("NFKC", text)  # full-width and mathematical letters
+    letters = [char for char in text if char.isalpha()]
+    if any(char > _LAST_GREEK and "LATIN" not in unicodedata.name(char, "") for char in letters):
+        return False
+    is_symbol = (unicodedata.category(char) == "So" for char in text)
+    return any(map(str.isalnum, text)) or not any(is_symbol)
 
 
 def _validate_text(item: Any) -> str:
