@@ -125,8 +125,8 @@ def as_items(X: Any, modality: str) -> list[Any]:
     columns = getattr(X, "column_names", getattr(X, "columns", None))
     if columns is not None:
         raise ValueError(
-            f"X is a table with the columns {list(columns)}. Pass the column that "
-            f"contains the {modality}s."
+            f"X is a table with the columns {list(columns)}. Pass the column that contains the "
+            f"{modality}s; in a ColumnTransformer, its name as a text, not in a list."
         )
     # Only the first item is loaded, because loading every item may be slow.
     if isinstance(X, torch.utils.data.Dataset) and len(X) and isinstance(X[0], tuple):  # type: ignore[arg-type]
@@ -393,10 +393,12 @@ def _suggest_cast(dtype: np.dtype) -> str:
     """Return a sentence on how to make pixels uint8, the same for all images of a data set."""
     if dtype.kind in "OSU":
         return "If it holds paths, use X.ravel().tolist() to pass a list of them."
-    return (
-        "Pass (255 * array).astype('uint8') for values from 0 to 1, array.astype('uint8') for "
-        "values from 0 to 255, or (array // 257).astype('uint8') for 16 bits."
-    )
+    rules = "(255 * array).astype('uint8') for values from 0 to 1"
+    if dtype.kind == "f":
+        rules += ", (127.5 * (array + 1)).astype('uint8') for values from -1 to 1"
+    elif dtype.kind != "b":
+        rules = "(array // 16).astype('uint8') for 12 bits, (array // 257).astype('uint8') for 16"
+    return f"Pass {rules}, or array.astype('uint8') for values from 0 to 255."
 
 
 def _suggest_conversion(item: Any) -> str:

@@ -253,7 +253,7 @@ class TestStarter:
 
     @pytest.mark.parametrize("to_column", [Column, pd.Series])
     def test_images_in_any_sequence_are_encoded(self, extended, images, captions, to_column):
-        """Without a list, the starter's encoder was not chosen, and pixels were taken as features."""
+        """Pixels of an image in another sequence than a list were taken as features."""
         aligner = APEAligner(init="starter").fit(to_column(images), captions)
         np.testing.assert_allclose(
             aligner.transform(images), extended.transform(images), atol=1e-5
@@ -270,7 +270,7 @@ class TestStarter:
 
     @pytest.mark.parametrize("labels", [[0, 1] * 6, [b"cat"] * 12])
     def test_labels_as_captions_raise(self, images, labels):
-        with pytest.raises(ValueError, match="y holds values that are not texts.*FewShot"):
+        with pytest.raises(ValueError, match=r"y holds values that are not texts.*FewShot"):
             APEAligner(init="starter").fit(images, labels)
 
     def test_settings_of_given_encoders_are_those_of_the_starter(self, extended, images, captions):

@@ -129,7 +129,9 @@ def test_error_lists_rows_items_and_remedy(paths, no_weights):
     [
         (lambda image, n: (image, n), r"each is of type tuple\. .*\[image for image, \*_ in"),
         (lambda image, n: torch.full((3, 8, 8), n), r"each is of type Tensor\. .*to_pil_image"),
-        (lambda image, n: np.full((8, 8, 3), n / 9), "each is an array of float64, .*255"),
+        (lambda image, n: np.full((8, 8, 3), n / 9), r"each is an array of float64, .*\+ 1\)\)"),
+        (lambda image, n: np.full((8, 8), n, "u2"), r"each is an array of uint16, .*// 16\)"),
+        (lambda image, n: np.full((8, 8), n > 9), r"each is an array of bool, .*\(255 \* array\)"),
         (lambda image, n: {"image": image}, r"each is of type dict\. .*'bytes' or 'path'"),
         (lambda image, n: n, "each is of type int"),
     ],
