@@ -159,6 +159,10 @@ def prompts_of(label: object, names: Sequence[str], templates: str | Sequence[st
 _MAX_DEPTH = 20
 
 _CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y."
+_SEVERAL_HINT = (
+    "For several labels per image, use MultiLabelZeroShotClassifier. For one-hot rows, pass "
+    f"numpy.argmax(y, axis=1) as y. {_CAPTIONS_HINT}"
+)
 
 
 def to_builtin(value: Any) -> Any:
@@ -204,7 +208,9 @@ def validate_y(y: Any) -> list[Any]:
     try:
         array = column_or_1d(_as_array(y), warn=True)
     except ValueError as error:
-        raise ValueError(f"y must hold one label per image: {error} {_CAPTIONS_HINT}") from None
+        # NumPy cannot make an array of rows of different lengths, and describes them at length.
+        reason = "its rows have different lengths." if "inhomogeneous" in str(error) else error
+        raise ValueError(f"y must hold one label per image: {reason} {_SEVERAL_HINT}") from None
     if array.dtype.kind in "fc":
         assert_all_finite(array, input_name="y")
         check_classification_targets(array)
@@ -360,13 +366,8 @@ def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
         return
     first = next(iter(unknown))
     if isinstance(first, str):
-        similar = [label for label in names if _simplify(label) == _simplify(first)]
-        hint = f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
-        if similar:
-            hint = (
-                f"{first!r} differs from the label {similar[0]!r} only in case, in spaces or in "
-                "the form of its Unicode characters (unicodedata.normalize). Correct y."
-            )
+        hint = describe_similar_label(first, names, "y")
+        hint = hint or f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
     else:
         given = _number(texts[0] for texts in names.values())
         numbered = _number(texts[0] for _, texts in sorted(names.items()))
@@ -382,6 +383,17 @@ def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
         )
     examples = format_list(unknown, lambda value: f"{value!r} (row {y.index(value)})")
     raise ValueError(f"y has values that are not in labels: {examples}. {hint}")
+
+
+def describe_similar_label(value: Any, labels: Iterable[Any], parameter: str) -> str:
+    """Return a hint if a value of a parameter is almost equal to a label, else an empty text."""
+    similar = [label for label in labels if _simplify(label) == _simplify(value)]
+    if not similar:
+        return ""
+    return (
+        f"{value!r} differs from the label {similar[0]!r} only in case, in spaces or in the form "
+        f"of its Unicode characters (unicodedata.normalize). Correct {parameter}."
+    )
 
 
 def _simplify(label: Any) -> Any:
@@ -431,6 +443,8 @@ def _check_type(label: Any, parameter: str) -> None:
             hint = " Decode it."
         elif isinstance(label, Enum):
             hint = " Pass its name or its value."
+        elif isinstance(label, Iterable):
+            hint = " For several labels per image, use MultiLabelZeroShotClassifier."
         raise ValueError(
             f"{parameter} must be texts or numbers, not {reprlib.repr(label)} of type "
             f"{type(label).__name__}.{hint}"

@@ -130,6 +130,8 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         text_aligner = unwrap_aligner(aligner)
         names = self._resolve_names()
         assert names is not None
+        if self.labels is not None:
+            warn_about_numbers("labels", names)
         if scale is None:
             scale = self._resolve_scale(text_aligner)
         bank = resolve_bank(self.standardize, text_aligner, aligner)
@@ -209,6 +211,15 @@ def _can_embed(aligner: BaseEstimator | str | None) -> bool:
     except (NotFittedError, TypeError):  # TypeError: not an estimator, which predicting reports
         return False
     return True
+
+
+def warn_about_numbers(parameter: str, names: Mapping[Any, list[str]]) -> None:
+    """Warn if labels are numbers without names, so that their digits are embedded."""
+    if any(texts == [str(label)] and not isinstance(label, str) for label, texts in names.items()):
+        warn(
+            f"{parameter} holds numbers, so the texts '0', '1', ... are embedded as names of the "
+            "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}."
+        )
 
 
 def convert_labels(labels: Any) -> Any:

@@ -26,7 +26,7 @@ from ..prompts import (
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
-from ._base import convert_labels
+from ._base import convert_labels, warn_about_numbers
 from ._classifier import ZeroShotClassifier
 from ._label_embeddings import embed_labels
 from ._probe import Examples, ImageVectors, Probe, fit_probe
@@ -262,6 +262,8 @@ class FewShotClassifier(ZeroShotClassifier):
         else:
             # Unlike for names alone, numbers of a meta-estimator in y are only warned about.
             names = self._fit_names(values, keeps_aligner=False)
+        if self.labels is not None:
+            warn_about_numbers("labels", names)
         names = {label: names[label] for label in sorted(names)}
         if captions is None and not self._keeps_aligner():
             warn(

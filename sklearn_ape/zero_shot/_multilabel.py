@@ -16,7 +16,13 @@ from ..aligners.pairs import flatten_captions, holds_texts
 from ..aligners.similarity import LogitTiles, resolve_bank, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
 from ..persistence.mixins import FittedState
-from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
+from ..prompts import (
+    is_hierarchy,
+    prompts_of,
+    resolve_names,
+    resolve_templates,
+    to_class_array,
+)
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
 from ..utils.validation import (
@@ -26,7 +32,7 @@ from ..utils.validation import (
     ignores_underflow,
     validate_weights,
 )
-from ._base import NOT_FITTED, ZeroShotBase
+from ._base import NOT_FITTED, ZeroShotBase, warn_about_numbers
 from ._multilabel_targets import (
     as_table_or_rows,
     collect_labels,
@@ -184,11 +190,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self._check_fit_parameters()
         Y = as_table_or_rows(Y)
         names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
-        if self.labels is None and not all(isinstance(label, str) for label in names):
-            warn(
-                "Y has labels that are numbers, so the texts '0', '1', ... are embedded for them. "
-                "Pass names with labels={0: 'cat', 1: 'dog', ...}."
-            )
+        if self.labels is None:
+            warn_about_numbers("Y", names)
         table = to_indicator(Y, list(names))
         columns = None if isinstance(Y, list) else get_column_names(Y)
         if columns is not None and columns != list(names):
@@ -471,11 +474,18 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        prevalence = self.prevalence
-        for fraction in prevalence.values() if isinstance(prevalence, Mapping) else [prevalence]:
-            check_number(fraction, "prevalence", 0, 1, closed="neither")
+        fractions: Any = {"prevalence": self.prevalence}
+        if isinstance(self.prevalence, Mapping):
+            fractions = {f"prevalence[{k!r}]": value for k, value in self.prevalence.items()}
+        for name, fraction in fractions.items():
+            check_number(fraction, name, 0, 1, closed="neither")
         check_number(self.shrinkage, "shrinkage", 0, closed="both")
         check_integer(self.cv, "cv", 2)
+        if is_hierarchy(self.labels):
+            raise ValueError(
+                "labels is a hierarchy, which ZeroShotClassifier and FewShotClassifier take. Pass "
+                "a list of all labels, groups included."
+            )
         if isinstance(self.labels, set | frozenset):
             raise ValueError(
                 "labels is a set, whose order, and so that of the columns, differs from run to "

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.metrics import precision_recall_curve
 
-from ..prompts import to_builtin
+from ..prompts import describe_similar_label, to_builtin
 from ..utils.validation import as_numeric, format_list
 
 _EXPECTED = (
@@ -107,9 +107,10 @@ def _read_row(row: Any, index: int) -> Any:
         if hasattr(row, method):
             row = getattr(row, method)()
     if isinstance(row, str | bytes | bytearray) or not isinstance(row, Iterable):
-        raise ValueError(
-            f"Y has {row!r} in row {index}: {_EXPECTED} (a list also for one label: ['cat'])."
-        )
+        hint = " (a list also for one label: ['cat'])."
+        if "," in str(row):
+            hint += " Split it: Y.str.split(',') of a pandas column."
+        raise ValueError(f"Y has {row!r} in row {index}: {_EXPECTED}{hint}")
     if not isinstance(row, list | tuple | set | frozenset):
         row = tuple(row)
     try:
@@ -212,6 +213,8 @@ def _describe_unknown_label(
     label: Any, index: int, rows: list[Any], first_set: int, labels: Sequence[Any]
 ) -> str:
     message = f"Y has {label!r} in row {index}, which is not in labels: {format_list(labels)}."
+    if isinstance(label, str) and (hint := describe_similar_label(label, labels, "Y")):
+        message += f" {hint}"
     if _is_binary(label):
         message += (
             f" Y is not a table of zeros and ones because of row {first_set}, "

@@ -28,7 +28,7 @@ from ..prompts import (
 )
 from ..utils.messages import warn
 from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
-from ._base import Hierarchy, ZeroShotBase
+from ._base import Hierarchy, ZeroShotBase, warn_about_numbers
 from ._transduction import propagate_labels, resolve_class_prior
 
 
@@ -294,11 +294,7 @@ class SingleLabelClassifier(ZeroShotBase):
         """Return the names of each class, from labels or from y; y must agree with labels."""
         if self.labels is None:
             names = resolve_names(dict.fromkeys(y or ()))
-            if not all(isinstance(label, str) for label in names):
-                warn(
-                    "y holds numbers, so the texts '0', '1', ... are embedded as names of the "
-                    "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}."
-                )
+            warn_about_numbers("y", names)
             return names
         names = resolve_class_names(self.labels)
         if y is not None:

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape import (
+    FewShotClassifier,
+    KernelAligner,
+    MultiLabelZeroShotClassifier,
+    ZeroShotClassifier,
+    load_pretrained,
+)
 from sklearn_ape.prompts import flatten_labels
 from sklearn_ape.zero_shot._base import Hierarchy
 
@@ -23,6 +29,11 @@ def aligner(features, captioned_images, text_encoder):
 @pytest.fixture
 def classifier(aligner):
     return ZeroShotClassifier(TREE, aligner=aligner)
+
+
+def test_several_labels_per_image_have_no_hierarchy():
+    with pytest.raises(ValueError, match="labels is a hierarchy, which ZeroShotClassifier"):
+        MultiLabelZeroShotClassifier(TREE).predict(np.ones((2, 3)))
 
 
 class TestLabels:

@@ -13,7 +13,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from sklearn_ape import CCAAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier, load_pretrained
 from sklearn_ape.prompts import check_in_labels, make_captions, resolve_names, validate_y
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
@@ -128,7 +128,9 @@ def test_invalid_labels_raise_with_type(labels, message):
         (np.array(["2020-01-01"], dtype="datetime64[ns]"), r"datetime64\[ns\]. Convert"),
         (pd.Series(pd.to_datetime(["2020-01-01"])), "not values of type datetime64"),
         ([["a cat", "a pet"], ["a dog", "a pet"]], "one label per image.*captions=..."),
-        ([["a cat", "a pet"], ["a dog"]], "one label per image.*captions=..."),
+        ([["a cat", "a pet"], ["a dog"]], "image: its rows have different lengths. For several"),
+        ([{"cat", "pet"}, {"dog"}], "of type set. For several labels per image, use MultiLabel"),
+        (np.eye(3), r"got an array of shape \(3, 3\).*For one-hot rows, pass numpy.argmax"),
         ([b"cat"], "of type bytes. Decode it"),
     ],
     ids=str,
@@ -213,3 +215,23 @@ def test_single_name_raises(labels):
     """The bytes of b"cat" would be the labels 99, 97 and 116."""
     with pytest.raises(ValueError, match="labels must be a sequence of names"):
         resolve_names(labels)
+
+
+class TestNumbersWithoutNames:
+    """The digits of a number say nothing about an image."""
+
+    @pytest.fixture
+    def aligner(self, features, captioned_images, text_encoder):
+        aligner = CCAAligner(text_encoder=text_encoder)
+        return aligner.fit(features.image[:50], captioned_images.captions[:50])
+
+    def test_numbers_warn(self, features, aligner):
+        with pytest.warns(UserWarning, match="labels holds numbers, so the texts '0', '1'"):
+            ZeroShotClassifier([0, 1], aligner=aligner).predict(features.image[:2])
+        with pytest.warns(UserWarning, match="labels holds numbers, so the texts '0', '1'"):
+            FewShotClassifier([0, 1], aligner=aligner).fit(features.image[:2], [0, 1])
+
+    def test_named_numbers_do_not_warn(self, features, aligner, recwarn):
+        ZeroShotClassifier({0: "cat", 1: "dog"}, aligner=aligner).predict(features.image[:2])
+        ZeroShotClassifier(["1", "2"], aligner=aligner).predict(features.image[:2])
+        assert not recwarn.list

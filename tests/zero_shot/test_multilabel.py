@@ -483,7 +483,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("parameter", "value", "message"),
         [("prevalence", 0.0, r"prevalence must be a number in \(0, 1\), not 0.0"),
-         ("prevalence", {"animal": 2.0}, r"prevalence must be a number in \(0, 1\), not 2.0"),
+         ("prevalence", {"animal": 2.0}, r"prevalence\['animal'\] must be a number in \(0, 1\)"),
          ("prevalence", {"animal": 0.5}, r"no fraction for the labels 'travel'"),
          ("shrinkage", -1, r"shrinkage must be a number in \[0, inf\], not -1"),
          ("cv", 1, "cv must be an integer >= 2, not 1"),

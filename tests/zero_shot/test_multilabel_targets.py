@@ -173,6 +173,18 @@ class TestTables:
         with pytest.raises(ValueError, match=message):
             to_indicator(frame, labels)
 
+    @pytest.mark.parametrize(
+        ("Y", "message"),
+        [
+            (["cat,dog", "cat"], r"Y has 'cat,dog' in row 0: .* Split it: Y.str.split\(','\)"),
+            ([["cat", " dog"]], r"Y has ' dog' .* ' dog' differs from the label 'dog' only in"),
+            ([["Cat"], ["dog"]], r"'Cat' differs from the label 'cat' only in case.* Correct Y\."),
+        ],
+    )
+    def test_texts_that_are_almost_labels_raise_with_remedy(self, Y, message):
+        with pytest.raises(ValueError, match=message):
+            to_indicator(Y, ["cat", "dog"])
+
     def test_default_column_names_raise(self):
         with pytest.raises(ValueError, match=r"do not match labels.*or pass an array without nam"):
             to_indicator(pd.DataFrame(np.eye(2)), ["cat", "dog"])
@@ -370,7 +382,7 @@ class TestColumnsOfY:
     def test_generators_are_read_once(self, numbered):
         sets = [{number for number, one in enumerate(row) if one} for row in numbered.Y.tolist()]
         classifier = MultiLabelZeroShotClassifier(aligner=numbered.aligner)
-        with pytest.warns(UserWarning, match="Y has labels that are numbers"):
+        with pytest.warns(UserWarning, match="Y holds numbers, so the texts"):
             classifier.fit(numbered.X, (iter(labels) for labels in sets))
         assert classifier.labels_.tolist() == [0, 1, 2, 3]
         assert classifier.score(numbered.X, iter(sets)) > 0.5
