@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state, gen_batches
 
 from ..aligners.cca import CCAAligner
-from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
+from ..aligners.pairs import as_sequence, flatten_captions, holds_images, holds_texts
 from ..features.memmap import iter_row_tiles
 from ..features.validation import as_float32
 from ..training.data import group_pairs
@@ -56,6 +56,12 @@ def check_captions(captions: Any) -> Captions:
 
 def as_float_features(features: Any, name: str, check_conditioning: bool = False) -> np.ndarray:
     """Return features as float32; they may contain NaN."""
+    check_sequence(features, name, "row", "rows of features")
+    if holds_images(features) or holds_texts(features):
+        raise ValueError(
+            f"{name} holds images or texts. Encode them first, for example with "
+            "TimmImageEncoder().transform(images)."
+        )
     return as_float32(as_floats(features, name), name, check_conditioning, allow_nan=True)
 
 

@@ -26,7 +26,7 @@ from ..persistence.mixins import FittedState
 from ..prompts import to_builtin
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn
-from ..utils.validation import check_sequence, format_list
+from ..utils.validation import check_sequence, format_list, is_missing
 from ._index import Index, compute_pair_products, find_nearest, make_index
 
 if TYPE_CHECKING:
@@ -309,11 +309,7 @@ def resolve_items(images: Any, y: Any) -> list[Any] | None:
         items = _as_list(images)
         return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
     check_sequence(y, "y", "text", "ids or captions")
-    if hasattr(y, "columns") and len(getattr(y, "shape", ())) == 2:  # pandas, polars or pyarrow
-        if hasattr(y, "iloc"):
-            y = y.to_dict("records")
-        else:
-            y = y.to_dicts() if hasattr(y, "to_dicts") else y.to_pylist()
+    y = _to_records(y)
     shape = getattr(y, "shape", None)
     # tolist would turn numpy dates into integers.
     is_plain = isinstance(y, np.ndarray) and y.dtype.kind not in "mM"
@@ -351,7 +347,7 @@ def find_items(collection: Collection, items: Any) -> np.ndarray:
     try:
         for row, item in enumerate(collection.get_items(np.arange(collection.n_rows))):
             rows_of.setdefault(_to_key(item), []).append(row)
-        keys = [_to_key(item) for item in _as_list(items)]
+        keys = [_to_key(item) for item in _as_list(_to_records(items))]
     except TypeError:
         raise ValueError(
             "items are objects that cannot be compared, such as images. Pass y to fit, with an id "
@@ -366,10 +362,22 @@ def find_items(collection: Collection, items: Any) -> np.ndarray:
     return np.array([row for key in keys for row in rows_of[key]], dtype=np.intp)
 
 
+def _to_records(items: Any) -> Any:
+    """Return the rows of a table of pandas, polars or pyarrow as dicts; other items unchanged."""
+    if not hasattr(items, "columns") or len(getattr(items, "shape", ())) != 2:
+        return items
+    if hasattr(items, "iloc"):
+        return items.to_dict("records")
+    return items.to_dicts() if hasattr(items, "to_dicts") else items.to_pylist()
+
+
 def _to_key(item: Any) -> Any:
     """Return an item as a hashable object that is equal for equal items."""
     if isinstance(item, dict):
-        return tuple(sorted(item.items()))
+        # A missing value of a table is NaN, which is not equal to itself.
+        return tuple(
+            sorted((key, None if is_missing(value) else value) for key, value in item.items())
+        )
     if isinstance(item, np.generic):
         item = item.item()
     hash(item)
@@ -384,11 +392,11 @@ def _drop_unreadable(
     embeddings: np.ndarray, n_before: int, dtype: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings without rows of NaN, and their row numbers; warn about missing rows."""
-    is_missing = np.isnan(embeddings[:, 0])
-    missing, rows = (n_before + np.flatnonzero(mask) for mask in (is_missing, ~is_missing))
+    is_nan = np.isnan(embeddings[:, 0])
+    missing, rows = (n_before + np.flatnonzero(mask) for mask in (is_nan, ~is_nan))
     problem = f"of {len(embeddings)} images could not be read and cannot be found"
     warn_unreadable(missing, problem)
-    readable = embeddings[~is_missing] if missing.size else embeddings
+    readable = embeddings[~is_nan] if missing.size else embeddings
     return readable.astype(dtype, copy=False), rows
 
 

@@ -46,6 +46,14 @@ def test_unreadable_images_have_separate_groups():
     assert find_near_duplicates(rows, threshold=-1).tolist() == [0, 1, 2, 3, 4, 0]
 
 
+@pytest.mark.parametrize("features", [["a.png", "b.png"], [np.zeros((4, 4, 3), np.uint8)] * 2])
+def test_images_instead_of_features_raise(features):
+    with pytest.raises(ValueError, match="features holds images or texts"):
+        find_near_duplicates(features)
+    with pytest.raises(ValueError, match="features must be a sequence of rows of features"):
+        find_near_duplicates(None)
+
+
 def test_rows_of_extreme_norm_are_grouped():
     """Cosines of very small and very large features do not underflow or overflow."""
     rows = np.array([[1e-30, 0], [1e30, 0], [0, 1e-30], [0, 1e30]], dtype=np.float32)

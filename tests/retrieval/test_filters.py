@@ -70,6 +70,14 @@ class TestRemove:
         assert retriever.n_samples_fit_ == 59
         assert retriever.search(FEATURES[6:7], k=1).indices.tolist() == [[5]]
 
+    @pytest.mark.parametrize("to_table", [pd.DataFrame, pl.from_pandas, pa.Table.from_pandas])
+    def test_rows_of_a_table_are_removed(self, to_table):
+        """Rows match although one of their values is missing."""
+        table = pd.DataFrame({"id": range(4), "note": ["a", None, "b", None]})
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:4], to_table(table))
+        retriever.remove(to_table(table[1:3].reset_index(drop=True)))
+        assert [item["id"] for item in retriever.items_] == [0, 3]
+
     def test_unknown_item_raises_and_keeps_collection(self):
         retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:3], ["a", "b", "c"])
         with pytest.raises(ValueError, match="'d', which are not in the collection"):
