@@ -191,15 +191,20 @@ def _as_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
 def _iter_files(folder: Path, recursive: bool) -> Iterator[Path]:
     """Yield the files in ``folder`` that are not hidden, following links without cycles."""
     visited = set()
-    for top, folders, files in os.walk(folder, followlinks=True, onerror=_warn_unreadable):
-        real = os.path.realpath(top)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        hidden = {f for f in folders if f.startswith(".") or f == "__MACOSX"}
-        folders[:] = sorted(set(folders) - hidden) if recursive else []
-        yield from (Path(top, file) for file in files if not file.startswith("."))
+    starts = [os.fspath(folder)]
+    # Links to folders are followed last, so that images and labels have the names of the folders
+    # themselves, not of links to them.
+    while starts:
+        for top, folders, files in os.walk(starts.pop(0), onerror=_warn_unreadable):
+            real = os.path.realpath(top)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            hidden = {f for f in folders if f.startswith(".") or f == "__MACOSX"}
+            folders[:] = sorted(set(folders) - hidden) if recursive else []
+            starts += filter(os.path.islink, (os.path.join(top, name) for name in folders))
+            yield from (Path(top, file) for file in files if not file.startswith("."))
 
 
 def _warn_unreadable(error: OSError) -> None:

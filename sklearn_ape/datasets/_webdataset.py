@@ -91,18 +91,21 @@ def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[di
         parts = _NAME.fullmatch(name)
         return parts is not None and (extensions is None or parts[2].lower() in extensions)
 
-    read_samples = wds.tarfile_to_samples(select_files=is_selected)
-    samples = iter(wds.DataPipeline(wds.SimpleShardList([shard]), read_samples))
     key = None
-    while True:
-        try:
-            sample = next(samples, None)
-        except _DAMAGE_ERRORS as error:
-            raise _make_damage_error(shard, key, error) from error
-        if sample is None:
-            return
-        key = sample["__key__"]
-        yield sample
+    # Not tarfile_to_samples of webdataset, which leaves the file open.
+    with open(shard, "rb") as stream:
+        source = [{"url": shard, "stream": stream}]
+        files = wds.tariterators.tar_file_expander(source, select_files=is_selected)
+        samples = wds.tariterators.group_by_keys(files)
+        while True:
+            try:
+                sample = next(samples, None)
+            except _DAMAGE_ERRORS as error:
+                raise _make_damage_error(shard, key, error) from error
+            if sample is None:
+                return
+            key = sample["__key__"]
+            yield sample
 
 
 def _make_damage_error(shard: str, key: str | None, error: Exception) -> ValueError:

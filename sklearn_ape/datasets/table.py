@@ -138,12 +138,20 @@ def _read_parquet(file: Path) -> Table:
 def read_frame(frame: Any) -> Table:
     """Return the columns of a pandas or polars data frame."""
     names = list(frame.columns)
+    _check_distinct(names, "The data frame")
+    return {str(name): frame[name] for name in names}
+
+
+def read_arrow(source: Any) -> Table:
+    """Return the columns of a pyarrow table."""
+    _check_distinct(source.column_names, "The table")
+    return {name: source[name].to_pylist() for name in source.column_names}
+
+
+def _check_distinct(names: list[Any], where: str) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(
-            f"The data frame has repeated columns: {format_list(repeated)}. Rename them."
-        )
-    return {str(name): frame[name] for name in names}
+        raise ValueError(f"{where} has repeated columns: {format_list(repeated)}. Rename them.")
 
 
 def get_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
@@ -245,8 +253,8 @@ def load_pairs(
 
     Parameters
     ----------
-    source : path-like, pandas.DataFrame or polars.DataFrame
-        Data frame, or path of a file with the extension ``.csv``, ``.tsv``, ``.jsonl``,
+    source : path-like, pandas.DataFrame, polars.DataFrame or pyarrow.Table
+        Table in memory, or path of a file with the extension ``.csv``, ``.tsv``, ``.jsonl``,
         ``.ndjson`` or ``.parquet``. The delimiter of ``.csv`` is a comma or a semicolon. In
         ``.csv`` and ``.tsv``, an apostrophe before a caption or label that starts with ``=``,
         ``+``, ``-`` or ``@`` is removed; it prevents spreadsheets from computing the cell.
@@ -260,7 +268,7 @@ def load_pairs(
         Column of labels. None means no labels.
     root : path-like, default=None
         Folder of relative paths. None means the folder of the table, or the current folder if
-        `source` is a data frame.
+        `source` is a table in memory.
     check_files : bool, default=True
         Whether to raise an error if an image file does not exist. If False, the encoder raises
         an error, or skips the image with ``on_error="nan"``.
@@ -319,10 +327,15 @@ def load_pairs(
         table, where, base = read_table(file), repr(str(file)), file.parent
     elif hasattr(source, "columns") and hasattr(source, "to_dict"):
         table, where, base = read_frame(source), "the data frame", Path.cwd()
+    elif hasattr(source, "to_pydict"):  # pyarrow
+        table, where, base = read_arrow(source), "the table", Path.cwd()
     else:
+        hint = ""
+        if hasattr(source, "column_names"):
+            hint = " Columns of a dataset need no loader. Pass dataset['image'] to fit."
         raise TypeError(
-            "source must be the path of a table, or a pandas or polars DataFrame, not "
-            f"{type(source).__name__}."
+            "source must be the path of a table, a pyarrow Table, or a pandas or polars "
+            f"DataFrame, not {type(source).__name__}.{hint}"
         )
     if root is not None:
         base = Path(root).expanduser().absolute()

@@ -79,6 +79,22 @@ def test_cyclic_links_are_followed_once(folder):
     assert len(load_image_folder(folder).images) == 3
 
 
+def test_links_do_not_name_images_of_the_same_folder(folder, tmp_path_factory):
+    """Labels are the names of folders; a link names images only if they are elsewhere."""
+    other = tmp_path_factory.mktemp("other")
+    make(other, "bird.jpg")
+    expected = load_image_folder(folder)
+    try:
+        os.symlink(folder / "dogs", folder / "a link", target_is_directory=True)
+        os.symlink(folder / "dogs", folder / "cats" / "link", target_is_directory=True)
+        os.symlink(other, folder / "birds", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system does not let us make links")
+    data = load_image_folder(folder)
+    assert data.images == [str(folder / "birds" / "bird.jpg"), *expected.images]
+    assert data.labels.tolist() == ["birds", *expected.labels]
+
+
 def test_captions_can_be_names(folder):
     """Captions can be folder names or file names."""
     assert load_image_folder(folder, captions="folder").captions == ["cats", "cats", "dogs"]

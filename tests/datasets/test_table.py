@@ -3,10 +3,12 @@
 import io
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -129,6 +131,21 @@ def test_rows_without_image_raise(cell):
     """The error has the row."""
     with pytest.raises(ValueError, match="the data frame has no image in 1 of 1 rows: rows 0"):
         load_pairs(pd.DataFrame({"image": [cell], "caption": ["a"]}))
+
+
+def test_pyarrow_table_is_read(frame, folder):
+    """A pyarrow table gives the same pairs as a data frame."""
+    data, expected = (load_pairs(t, root=folder) for t in (pa.Table.from_pandas(frame), frame))
+    assert (data.images, data.captions) == (expected.images, expected.captions)
+    repeated = pa.table([["a.jpg"], ["a"], ["b"]], names=["image", "caption", "caption"])
+    with pytest.raises(ValueError, match="The table has repeated columns: 'caption'"):
+        load_pairs(repeated)
+
+
+def test_dataset_with_columns_suggests_its_columns():
+    """A Hugging Face dataset has columns that can be passed to fit."""
+    with pytest.raises(TypeError, match=r"not SimpleNamespace\. .*Pass dataset\['image'\] to fit"):
+        load_pairs(SimpleNamespace(column_names=["image"]))
 
 
 def test_invalid_types_raise(frame):

@@ -1,5 +1,6 @@
 """load_webdataset and write_webdataset: pairs, and errors with shard and sample."""
 
+import gc
 import io
 import json
 import os
@@ -43,6 +44,14 @@ def folder(tmp_path):
         [(f"b/{i}.{e}", c) for i in (4, 5) for e, c in (("webp", b"%d" % i), ("txt", b"x"))],
     )
     return tmp_path
+
+
+def test_shards_are_closed(folder, recwarn):
+    """A file that stays open causes a ResourceWarning when it is deleted."""
+    list(load_webdataset(folder))
+    next(iter(load_webdataset(folder)))
+    gc.collect()
+    assert not recwarn.list
 
 
 IMAGES = [b"one", b"two", b"three", b"4", b"5"]
