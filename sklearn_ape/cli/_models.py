@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,10 @@ from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
 from ..encoders.items import group_images
 from ..encoders.resolve import split_class_and_model
+from ..features import DiskFeatureCache
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
+from ..utils.files import check_writable
 from ._output import Table, note_on_interrupt, print_message
 
 _MEMORY = "memory"
@@ -59,7 +62,7 @@ class RuntimeOptions(NamedTuple):
     def cache_folder(self) -> str:
         """Folder of the feature cache, or "memory"."""
         if self.cache is None:
-            return str(get_data_home() / "features")
+            return _find_default_cache(get_data_home() / "features")
         if self.cache == _MEMORY:
             return self.cache
         folder = Path(self.cache).expanduser()
@@ -83,6 +86,25 @@ class RuntimeOptions(NamedTuple):
         if self.cache_folder == _MEMORY:
             return "No features are stored, because --cache is 'memory'."
         return f"Finished features are in {self.cache_folder!r}. Run the command again to resume."
+
+
+@cache
+def _find_default_cache(folder: Path) -> str:
+    """Return the folder, or "memory", with a message, if no cache can be created in it.
+
+    In containers and services, the home folder is often read-only or missing.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not DiskFeatureCache(folder).path.exists():
+            check_writable(folder)
+    except OSError as error:
+        print_message(
+            f"sklearn-ape: Warning: Features are not stored, because {str(folder)!r} cannot be "
+            f"written ({error.strerror}). Set --cache to a writable folder to store them."
+        )
+        return _MEMORY
+    return str(folder)
 
 
 def make_image_encoder(

@@ -99,7 +99,7 @@ def evaluate(
         y_true = [str(labels_true[row]) for row in rows]
         if classifier is None:
             classifier = ZeroShotClassifier(names, aligner=model, templates=templates)
-        y_pred = [str(name) for name in classifier.predict(images)]
+        y_pred = _resolve_groups(classifier.labels, y_true, classifier.predict(images))
         scores += _models.score_accuracy(y_true, y_pred)
         scores += _score_levels(classifier, images, y_true)
     if bunch.captions is not None:
@@ -136,6 +136,21 @@ def _count_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[A
         is_example = classifier.was_fitted_on(images)
         is_fitted = is_example if is_fitted is None else is_fitted | is_example
     return None if is_fitted is None else int(is_fitted.sum())
+
+
+def _resolve_groups(labels: Any, y_true: Sequence[str], y_pred: Sequence[Any]) -> list[str]:
+    """Return predicted names; in a hierarchy, a class counts as a group that an image is labelled.
+
+    An image that is labelled "animal" does not say which animal it shows, so that "bird" is right.
+    """
+    from ..prompts import flatten_labels, is_hierarchy
+
+    names = [str(name) for name in y_pred]
+    if not is_hierarchy(labels):
+        return names
+    groups = {str(label): set(map(str, path)) for label, path in flatten_labels(labels)[1].items()}
+    pairs = zip(y_true, names, strict=True)
+    return [true if true in groups.get(name, ()) else name for true, name in pairs]
 
 
 def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str]) -> list[Any]:

@@ -166,6 +166,11 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
         if new:
             retriever.add(new)
     print_message(f"{len(new):,} images embedded, {len(removed):,} removed.", options.quiet)
+    if n_existing := sum(map(os.path.exists, removed)):
+        print_message(
+            f"sklearn-ape: Warning: {n_existing:,} of the removed images still exist, but are not "
+            "in IMAGES. Pass all folders of the collection to keep them."
+        )
     return retriever
 
 

@@ -1,6 +1,7 @@
 """The commands `cache info`, `cache prune` and `cache verify`."""
 
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -22,6 +23,16 @@ def folder(tmp_path):
         with DiskFeatureCache(tmp_path / "cache") as cache:
             cache.put_many({rng.bytes(32): rng.random(width, dtype=np.float32) for _ in range(n)})
     return tmp_path / "cache"
+
+
+def test_home_that_cannot_be_written_is_not_used(small_folder, shell, tmp_path):
+    """Services often have no home folder. Commands work without a cache on disk there."""
+    (tmp_path / "file").write_text("x")
+    environment = {**os.environ, "SKLEARN_APE_DATA": str(tmp_path / "file" / "home")}
+    result = shell("classify", small_folder, "--labels", "an animal,food", env=environment)
+    assert result.returncode == 0
+    assert result.stderr.count("Features are not stored, because") == 1
+    assert len(result.stdout.splitlines()) == 13
 
 
 def damage(folder):

@@ -143,6 +143,16 @@ def test_levels_of_a_hierarchy(photos, run, tmp_path):
     assert rows["level 1"] >= rows["level 2"]
 
 
+def test_class_within_the_labelled_group_is_correct(photos, run, tmp_path):
+    """A folder "animal" does not say which animal is meant."""
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"animal": {"bird": null, "a mammal": null}, "food": null, "travel": null}')
+    result = run("evaluate", photos, "--labels-file", labels)
+    rows = {row["of"]: float(row["value"]) for row in csv.DictReader(io.StringIO(result.stdout))}
+    assert rows["animal"] > 0.5  # no prediction is "animal"
+    assert abs(rows["all"] - rows["level 1"]) < 0.1
+
+
 def test_few_shot_classifier_on_its_own_images_warns(photos, run, tmp_path):
     run("fit", photos, "-o", tmp_path / "model", "--quiet", "--test-size", "0")
     result = run("evaluate", photos, "--aligner", tmp_path / "model")

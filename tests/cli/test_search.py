@@ -97,7 +97,9 @@ class TestUpdate:
 
     def test_all_images_replaced(self, photos, run, tmp_path):
         run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
-        run("index", photos / "animal", "-o", tmp_path / "index", "--update", "--quiet")
+        result = run("index", photos / "animal", "-o", tmp_path / "index", "--update", "--quiet")
+        n_food = len(list((photos / "food").iterdir()))
+        assert f"{n_food} of the removed images still exist" in result.stderr
         items = load_pretrained(tmp_path / "index").items_
         assert len(items) == len(list((photos / "animal").iterdir()))
         assert all("animal" in item for item in items)
