@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import clone
@@ -14,6 +15,7 @@ from sklearn.utils import Tags, get_tags
 
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState, PretrainedMixin
+from ..utils.messages import warn
 from ..utils.sklearn_compat import DocLinkMixin
 from .fitted_images import digest_embedding
 
@@ -208,6 +210,29 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
             )
         if hasattr(self, "aligner_"):
             self._note_fit()
+
+    @classmethod
+    def _from_record(
+        cls, params: dict[str, Any], state: Mapping[str, Any] | None, settings: Mapping[str, Any]
+    ) -> Self:
+        estimator = super()._from_record(params, state, settings)
+        defaults = {"cache": None, "device": "auto"}
+        ignored = [
+            name for name, default in defaults.items() if settings.get(name, default) != default
+        ]
+        if ignored and (estimator.aligner is None or isinstance(estimator.aligner, str)):
+            remedy = "Fit the model with aligner=CLIPAligner(...) instead of a name to set them."
+            if estimator.aligner is None:
+                params_text = ", ".join(f"{name}=..." for name in ignored)
+                remedy = (
+                    "Set them for all of these, "
+                    f"load_starter().image_encoder_.set_params({params_text})."
+                )
+            warn(
+                f"load_pretrained does not use {' and '.join(ignored)}, because the model shares "
+                f"its aligner with other estimators of this process. {remedy}"
+            )
+        return estimator
 
     def _get_aligner_in_use(self) -> Any:
         return self.aligner_ if hasattr(self, "aligner_") else resolve_aligner(self.aligner)

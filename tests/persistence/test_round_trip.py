@@ -295,6 +295,15 @@ class TestClassifier:
         self.assert_same(classifier, loaded, features.image[200:])
         assert loaded.aligner_ is loaded.aligner
 
+    @pytest.mark.parametrize("options", [{"device": "cpu"}, {"cache": "features"}])
+    def test_options_of_the_shared_starter_model_warn(self, tmp_path, options):
+        """They were silently without effect, so that a cache stayed empty."""
+        ZeroShotClassifier(["cat", "dog"]).save_pretrained(tmp_path / "model")
+        (name,) = options
+        message = rf"load_pretrained does not use {name}, .*set_params\({name}=\.\.\.\)"
+        with pytest.warns(UserWarning, match=message):
+            load_pretrained(tmp_path / "model", **options)
+
     def test_starter_model_is_saved_by_name(self, captioned_images, tmp_path, monkeypatch):
         classifier = ZeroShotClassifier(["cat", "pizza"], threshold=0.5)
         loaded = save_and_load(classifier, tmp_path)
