@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -68,7 +67,7 @@ class BaseAligner(
     image_encoder: Any
     text_encoder: Any
     head_pairs: Any = None
-    _text_feature_names: Sequence[str] = ()  # columns of y, if `fit` was given a table
+    _text_feature_names: Any = ()  # columns of y, if `fit` was given a table
 
     _runtime_params: ClassVar = frozenset({"checkpoint", "device", "verbose"})
     _unsaved_params: ClassVar = frozenset({"callbacks"})
@@ -399,8 +398,8 @@ class BaseAligner(
 
     def _make_feature_rows(self, X: Any, y: Any, reset: bool) -> Rows:
         takes_items = self._get_encoder("image") is not None or holds_images(X)
-        needs_texts = takes_items or self._get_encoder("text") is not None
-        if needs_texts and not issparse(y) and np.ndim(y) == 1:
+        is_list = not issparse(y) and np.ndim(y) == 1
+        if is_list and (takes_items or self._get_encoder("text") is not None):
             raise ValueError(
                 "y holds values that are not texts or lists of texts. Pass captions, or features "
                 "of shape (n_samples, n_features). For class labels use FewShotClassifier."

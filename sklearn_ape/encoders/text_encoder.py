@@ -93,7 +93,7 @@ class TextEncoder(FrozenEncoder):
     _modality = "text"
     _min_items_to_export = 4096
     # Larger batches are faster for short texts, but slower for texts of several titles.
-    _cpu_batch_size = 16
+    _cpu_batch_size = 32
     _gpu_batch_size = 512
 
     n_jobs = None  # tokenizers are fast, or use several threads on their own

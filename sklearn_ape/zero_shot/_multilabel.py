@@ -16,13 +16,7 @@ from ..aligners.pairs import flatten_captions, holds_texts
 from ..aligners.similarity import LogitTiles, resolve_bank, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
 from ..persistence.mixins import FittedState
-from ..prompts import (
-    is_hierarchy,
-    prompts_of,
-    resolve_names,
-    resolve_templates,
-    to_class_array,
-)
+from ..prompts import is_hierarchy, prompts_of, resolve_names, resolve_templates, to_class_array
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
 from ..utils.validation import (
