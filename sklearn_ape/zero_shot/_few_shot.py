@@ -79,7 +79,8 @@ class FewShotClassifier(ZeroShotClassifier):
         Intercept of each class.
     temperature_ : float
         Temperature that the logits are divided by, so that probabilities are calibrated. It is
-        fitted on predictions of a cross-validation, and is 1 if no class has two labelled images.
+        fitted on predictions of a cross-validation. If no class has two labelled images, it
+        depends on the predictions from the names alone.
     cv_accuracy_ : float
         Accuracy in this cross-validation, in which each fold is predicted from the names and from
         the labelled images of the other folds. NaN if no class has two labelled images. Copies of
@@ -106,12 +107,16 @@ class FewShotClassifier(ZeroShotClassifier):
     its features (those that the aligner embeds) and their mean over the labelled images. The
     vector of an image is ``v = [a, z]``, because embeddings lose some of what distinguishes the
     images of a collection. Let t_c be the text embedding of class c, s the logit scale and r the
-    vector v with a constant feature. The logit of class c is ``s * a @ t_c + r @ b_c``. The
-    vectors b_c minimize the cross entropy of the labelled images plus ``alpha / 2`` times the sum
-    of their squared norms, similar to [1]_. This is a convex problem with one solution, which does
-    not depend on the order of the images. With more than 640 labelled images, b_c is restricted to
-    the 640 principal directions of r. As long as a class has no labelled image, the constant
-    feature is 0, and so are the intercepts.
+    vector v with a constant feature. The logit of class c is ``s * a @ t_c + r @ b_c``. With w
+    the weight of the names, the vectors b_c minimize the cross entropy of the labelled images for
+    w times the logits, plus ``alpha / 2`` times the sum of the squared norms of ``w * b_c``,
+    similar to [1]_. This is a convex problem with one solution, which does not depend on the order
+    of the images. The weight w is the one with which the names alone predict the labelled images
+    best, or 1 if that is better in the cross-validation. It is below 1 only if each class has a
+    labelled image, because the labelled images may otherwise be corrections of wrong predictions.
+    The temperature contains the factor 1 / w. With more than 640 labelled images, b_c is
+    restricted to the 640 principal directions of r. As long as a class has no labelled image, the
+    constant feature is 0, and so are the intercepts.
 
     The embeddings and features of the labelled images are stored, 4 bytes per component. Models
     that earlier versions saved have no features, and use embeddings alone.

@@ -35,6 +35,12 @@ _MIN_TOLERANCE, _MAX_TOLERANCE = 1e-5, 3e-3
 _MANY_EXAMPLES = 1000
 # Standard deviation of the logarithm of the temperature, before the examples are known.
 _TEMPERATURE_STD = 0.3
+# The same for a weight of the names below and above 1. Wrong names must lose their influence with
+# one example per class already. A higher weight is less certain: names of which the logit scale is
+# too low may nevertheless say less than the examples.
+_NAME_WEIGHT_STD = 1.2, 0.3
+# Weights nearer to 1 than this, as a logarithm, are 1, which saves a cross-validation.
+_MIN_NAME_WEIGHT_CHANGE = 0.1
 
 
 class Examples(NamedTuple):
@@ -111,8 +117,8 @@ class Probe(NamedTuple):
     """Fitted softmax regression, whose logits are ``vectors @ coef.T + intercept``.
 
     `temperature` calibrates the logits. It is fitted, and `accuracy` and `calibration_error` are
-    measured, on predictions of a cross-validation. If no class has two examples, they are 1, NaN
-    and NaN.
+    measured, on predictions of a cross-validation. If no class has two examples, the measures are
+    NaN, and the temperature is based on the predictions from the names alone.
     """
 
     coef: np.ndarray
@@ -128,18 +134,23 @@ def fit_probe(
     """Fit a softmax regression that equals the zero-shot classifier without examples.
 
     The logits are ``scale * (a @ text.T) + r @ residual``, where a is an embedding and r is the
-    vector of the image with a constant feature. The residual minimizes the sum of the weighted
-    cross entropies plus ``alpha / 2`` times its squared norm.
+    vector of the image with a constant feature. With w the weight of the names, the residual
+    minimizes the sum of the weighted cross entropies of w times the logits, plus ``alpha / 2``
+    times the squared norm of w times the residual. The logits are divided by ``temperature / w``.
     """
     problem = _Problem(examples, vectors, text, scale, alpha)
-    residual = problem.solve()
+    problem.name_weight, validation = _choose_name_weight(problem)
+    residual = problem.solve() / problem.name_weight
     n_components = text.shape[1]
     coef = residual[:-1].T
     coef[:, :n_components] += scale * text
     intercept = _INTERCEPT_FEATURE * residual[-1]
-    temperature, accuracy, error = _cross_validate(problem)
     return Probe(
-        coef.astype(np.float32), intercept.astype(np.float32), temperature, accuracy, error
+        coef.astype(np.float32),
+        intercept.astype(np.float32),
+        validation.temperature / problem.name_weight,
+        validation.accuracy,
+        validation.calibration_error,
     )
 
 
@@ -163,8 +174,9 @@ class _Problem:
         tolerance = _TOLERANCE_PER_ALPHA * self.alpha * min(1, n / _MANY_EXAMPLES)
         self.tolerance = np.clip(tolerance, _MIN_TOLERANCE, _MAX_TOLERANCE)
         self.base = np.float32(scale) * (examples.embeddings @ text.T)
-        has_intercept = len(np.unique(examples.codes)) == self.n_classes
-        constant = np.full((n, 1), _INTERCEPT_FEATURE if has_intercept else 0, np.float32)
+        self.name_weight = 1.0
+        self.has_all_classes = len(np.unique(examples.codes)) == self.n_classes
+        constant = np.full((n, 1), _INTERCEPT_FEATURE if self.has_all_classes else 0, np.float32)
         self.features = np.hstack([vectors, constant])
         # The residual is a linear combination of the features (representer theorem), so the
         # smaller one of the two Gram matrices yields all its coordinates.
@@ -187,7 +199,7 @@ class _Problem:
         return self.features.T @ (self.directions @ (coordinates / self.singular[:, None]))
 
     def solve_coordinates(self, rows: np.ndarray) -> np.ndarray:
-        inputs, base = self.inputs[rows], self.base[rows]
+        inputs, base = self.inputs[rows], np.float32(self.name_weight) * self.base[rows]
         codes, weights = self.examples.codes[rows], self.weights[rows]
         order, shape = np.arange(len(rows)), (len(self.root), self.n_classes)
         curvature = self.alpha * self.root[:, None] ** 2
@@ -224,49 +236,97 @@ def _find_directions(features: np.ndarray, is_wide: bool) -> tuple[np.ndarray, n
     return np.sqrt(eigenvalues[kept], dtype=np.float64), vectors[:, kept]
 
 
-def _cross_validate(problem: _Problem) -> tuple[float, float, float]:
-    """Return the temperature, the accuracy and the calibration error of held-out examples."""
-    codes, weights = problem.examples.codes, problem.examples.weights
+class _Validation(NamedTuple):
+    """Loss of held-out examples at a temperature, and the measures of `Probe`."""
+
+    loss: float
+    temperature: float
+    accuracy: float
+    calibration_error: float
+
+
+def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
+    """Return the weight of the names, and the results of a cross-validation with it.
+
+    The names have not seen the examples, so that the weight with which they alone predict the
+    examples best can be found without held-out ones. It is too high if images distinguish the
+    classes better than the names do, so it must win against the weight 1 in a cross-validation.
+    """
+    codes = problem.examples.codes
+    weight = 1 / _fit_temperature(problem.base, codes, problem.weights, _NAME_WEIGHT_STD[::-1])[0]
+    temperature = max(1.0, _fit_temperature(problem.base, codes, problem.weights)[0])
+    if not problem.has_all_classes:
+        # The examples may be corrections of wrong predictions, whose names are always wrong.
+        weight, temperature = max(1.0, weight), 1.0
+    if problem.n_classes == 1 or abs(np.log(weight)) < _MIN_NAME_WEIGHT_CHANGE:
+        weight = 1.0
+    folds, is_tested = _make_folds(problem)
+    if not is_tested.any():
+        # Without held-out examples, the only evidence of overconfidence is that of the names.
+        return weight, _Validation(np.nan, temperature, np.nan, np.nan)
+    results = {}
+    for candidate in (1.0, weight):
+        if candidate not in results:
+            problem.name_weight = candidate
+            results[candidate] = _cross_validate(problem, folds, is_tested)
+    return min(results.items(), key=lambda item: item[1].loss)
+
+
+def _make_folds(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fold of each example, and a mask of the examples to measure."""
+    codes = problem.examples.codes
     # Copies of an image are in the same fold, since they would be predicted from each other.
     _, first, copy_of = np.unique(
         problem.examples.find_copies(), return_index=True, return_inverse=True
     )
     counts = np.bincount(codes[first], minlength=problem.n_classes)
     # Classes with one example would be predicted from their names alone.
-    is_tested = counts[codes] >= 2
-    if not is_tested.any() or problem.n_classes == 1:
-        return 1.0, np.nan, np.nan
-    n_folds = min(_N_FOLDS, int(counts.max()))
+    is_tested = (counts[codes] >= 2) & (problem.n_classes > 1)
+    n_folds = min(_N_FOLDS, int(counts.max(initial=1)))
     # Examples of each class are distributed in turns. Classes begin at different folds, so that
     # the folds have about the same size.
     order = np.lexsort((first, codes[first]))
     folds = np.empty(len(first), dtype=np.intp)
     folds[order] = np.arange(len(first)) % n_folds
-    folds = folds[copy_of.ravel()]
-    logits = problem.base.copy()
-    for fold in range(n_folds):
+    return folds[copy_of.ravel()], is_tested
+
+
+def _cross_validate(problem: _Problem, folds: np.ndarray, is_tested: np.ndarray) -> _Validation:
+    """Return the temperature, the accuracy and the calibration error of held-out examples."""
+    codes, weights = problem.examples.codes, problem.examples.weights
+    logits = np.float32(problem.name_weight) * problem.base
+    for fold in range(folds.max() + 1):
         is_held_out = folds == fold
         coordinates = problem.solve_coordinates(np.flatnonzero(~is_held_out))
         logits[is_held_out] += problem.inputs[is_held_out] @ coordinates.astype(np.float32)
     logits, codes, weights = logits[is_tested], codes[is_tested], weights[is_tested]
-    temperature = _fit_temperature(logits, codes, weights)
+    temperature, loss = _fit_temperature(logits, codes, weights)
     proba = softmax(logits.astype(np.float64) / temperature, axis=1)
     accuracy = float(np.average(proba.argmax(axis=1) == codes, weights=weights))
     error = expected_calibration_error(
         codes, proba, labels=np.arange(problem.n_classes), sample_weight=weights
     )
-    return temperature, accuracy, error
+    return _Validation(loss, temperature, accuracy, error)
 
 
-def _fit_temperature(logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
-    """Return the most probable temperature. Few examples change it little from 1."""
+def _fit_temperature(
+    logits: np.ndarray,
+    codes: np.ndarray,
+    weights: np.ndarray,
+    stds: tuple[float, float] = (_TEMPERATURE_STD, _TEMPERATURE_STD),
+) -> tuple[float, float]:
+    """Return the most probable temperature and its loss. Few examples change it little from 1.
+
+    `stds` are the standard deviations of its logarithm below and above 0.
+    """
     order = np.arange(len(codes))
     logits = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
         log_proba = log_softmax(logits / np.exp(log_temperature), axis=1)
-        prior = (log_temperature / _TEMPERATURE_STD) ** 2 / 2
+        prior = (log_temperature / stds[int(log_temperature > 0)]) ** 2 / 2
         return float(prior - np.sum(weights * log_proba[order, codes]))
 
     bounds = (-4.0, 4.0)
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    result = minimize_scalar(loss, bounds=bounds, method="bounded")
+    return float(np.exp(result.x)), float(result.fun)

@@ -1,0 +1,77 @@
+"""Tests of the weight of the names in the softmax regression of few-shot classification."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from sklearn_ape.utils.linalg import normalize_rows
+from sklearn_ape.zero_shot._probe import Examples, fit_probe
+
+N_CLASSES, N_COMPONENTS = 10, 40
+SCALE = 20.0
+
+
+@pytest.fixture(scope="module")
+def centers():
+    return normalize_rows(np.random.default_rng(0).standard_normal((N_CLASSES, N_COMPONENTS)))
+
+
+def draw(centers, n_per_class, noise, seed):
+    rng = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(N_CLASSES), n_per_class)
+    vectors = centers[codes] + noise * rng.standard_normal((len(codes), N_COMPONENTS))
+    vectors = normalize_rows(vectors).astype(np.float32)
+    return Examples(vectors, codes, np.ones(len(codes)))
+
+
+def fit(examples, text, scale=SCALE):
+    return fit_probe(examples, examples.embeddings, text.astype(np.float32), scale, 0.006)
+
+
+def predict(probe, examples):
+    return (examples.embeddings @ probe.coef.T + probe.intercept).argmax(axis=1)
+
+
+@pytest.mark.parametrize("n_per_class", [1, 4])
+def test_wrong_names_lose_their_influence(centers, n_per_class):
+    """With the names of other classes it is as accurate as labelled images alone."""
+    text, test = np.roll(centers, 1, axis=0), draw(centers, 30, 0.15, 9)
+    few, labels = [], []
+    for seed in range(5):
+        examples = draw(centers, n_per_class, 0.15, seed)
+        few.append(predict(fit(examples, text), test) == test.codes)
+        regression = LogisticRegression().fit(examples.embeddings, examples.codes)
+        labels.append(regression.score(test.embeddings, test.codes))
+    assert np.mean(few) > np.mean(labels) - 0.02
+
+
+def test_names_gain_weight_if_logit_scale_is_too_low(centers):
+    """Names that are nearly always right outweigh one noisy example per class."""
+    test, results = draw(centers, 30, 0.2, 9), []
+    names = (test.embeddings @ centers.T).argmax(axis=1) == test.codes
+    for seed in range(5):
+        examples = draw(centers, 1, 0.2, seed)
+        results.append(predict(fit(examples, centers, scale=2.0), test) == test.codes)
+    assert np.mean(results) > names.mean() - 0.02
+
+
+def test_corrections_of_some_classes_keep_the_weight_of_names(centers):
+    """Examples of a few classes, all of which are predicted wrongly, may be corrections."""
+    pool = draw(centers, 60, 0.3, 3)
+    is_wrong = (pool.embeddings @ centers.T).argmax(axis=1) != pool.codes
+    rows = np.flatnonzero(is_wrong & (pool.codes < 3))[:6]
+    assert len(rows) == 6
+    probe = fit(pool.select(rows), centers)
+    assert probe.temperature >= 0.9
+    names = (pool.embeddings @ centers.T).argmax(axis=1) == pool.codes
+    rest = np.setdiff1d(np.arange(len(pool.codes)), rows)
+    assert (predict(probe, pool) == pool.codes)[rest].mean() > names[rest].mean() - 0.03
+
+
+def test_one_example_per_class_flattens_probabilities_of_wrong_names(centers):
+    examples = draw(centers, 1, 0.15, 0)
+    wrong = fit(examples, np.roll(centers, 1, axis=0))
+    right = fit(examples, centers)
+    assert np.isnan(wrong.accuracy)
+    assert wrong.temperature > 2
+    assert right.temperature <= 1
