@@ -142,7 +142,8 @@ class SingleLabelClassifier(ZeroShotBase):
         An image that is hard to name on its own often has neighbours that are easy to name. The
         probabilities are propagated along the graph of nearest neighbours in the collection. If
         `class_prior` is set, they are also matched to these shares of the classes, which improves
-        them most. Up to five images get the results of `predict_proba`.
+        them most. Up to five images get the results of `predict_proba`, and so do collections with
+        about one image per class unless `class_prior` is set.
 
         Unlike the results of `predict_proba`, these depend on all images of X. No state of the
         classifier is changed.

@@ -65,6 +65,19 @@ class TestPropagation:
         probabilities = propagate_labels(embeddings, logits)
         np.testing.assert_allclose(probabilities, softmax(logits, axis=1), atol=1e-6)
 
+    def test_about_one_image_per_class_is_not_propagated(self):
+        """The neighbours are of other classes, so that they would only blur the names."""
+        embeddings, logits, y = make_collection(600)
+        rows = np.unique(y, return_index=True)[1]
+        probabilities = propagate_labels(embeddings[rows], logits[rows])
+        np.testing.assert_array_equal(probabilities, softmax(logits[rows], axis=1))
+        # Labelled images of the classes are likely neighbours of the same class.
+        examples = np.delete(embeddings, rows, axis=0), np.delete(y, rows)
+        informed = propagate_labels(embeddings[rows], logits[rows], examples=examples)
+        assert (informed.argmax(axis=1) == y[rows]).sum() > (logits.argmax(axis=1) == y)[
+            rows
+        ].sum()
+
     def test_confidence_is_kept(self):
         embeddings, logits, _ = make_collection(300)
         probabilities = propagate_labels(embeddings, logits)
