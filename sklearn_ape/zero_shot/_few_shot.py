@@ -111,12 +111,16 @@ class FewShotClassifier(ZeroShotClassifier):
     the weight of the names, the vectors b_c minimize the cross entropy of the labelled images for
     w times the logits, plus ``alpha / 2`` times the sum of the squared norms of ``w * b_c``,
     similar to [1]_. This is a convex problem with one solution, which does not depend on the order
-    of the images. The weight w is the one with which the names alone predict the labelled images
-    best, or 1 if that is better in the cross-validation. It is below 1 only if each class has a
-    labelled image, because the labelled images may otherwise be corrections of wrong predictions.
-    The temperature contains the factor 1 / w. With more than 640 labelled images, b_c is
-    restricted to the 640 principal directions of r. As long as a class has no labelled image, the
-    constant feature is 0, and so are the intercepts.
+    of the images. With more than 640 labelled images, b_c is restricted to the 640 principal
+    directions of r. As long as a class has no labelled image, the constant feature is 0, and so
+    are the intercepts.
+
+    The weight w is 1 unless the labelled images contradict the names. Let u be the weight with
+    which the names alone predict the labelled images best. If u is below 0.5, w is u if that is
+    better in the cross-validation, or ``(2 * u) ** 2`` if no class has two labelled images. If u
+    is above 1 and no class has two labelled images, w is u. As long as a class has no labelled
+    image, w is at least 1, because the labelled images may be corrections of wrong predictions.
+    The temperature contains the factor 1 / w.
 
     The embeddings and features of the labelled images are stored, 4 bytes per component. Models
     that earlier versions saved have no features, and use embeddings alone.

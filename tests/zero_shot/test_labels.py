@@ -129,7 +129,7 @@ def test_invalid_labels_raise_with_type(labels, message):
         (pd.Series(pd.to_datetime(["2020-01-01"])), "not values of type datetime64"),
         ([["a cat", "a pet"], ["a dog", "a pet"]], "one label per image.*captions=..."),
         ([["a cat", "a pet"], ["a dog"]], "image: its rows have different lengths. For several"),
-        ([{"cat", "pet"}, {"dog"}], "of type set. For several labels per image, use MultiLabel"),
+        ([{"cat"}, {"dog"}], "of type set. For several labels per image, use MultiLabel"),
         (np.eye(3), r"got an array of shape \(3, 3\).*For one-hot rows, pass numpy.argmax"),
         ([b"cat"], "of type bytes. Decode it"),
     ],
