@@ -90,8 +90,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
         ``"4x"``.
     n_components : int or None, default=None
         Size of the embeddings. If smaller than the default, the principal directions are kept.
-        With initialization, None keeps all image directions with variance. With ``init=None``,
-        None is the number of features of the side without a head, or 512 with ``side="both"``.
+        With initialization, None keeps all image directions with variance; directions without
+        variance are never kept, so that N images give at most N - 1. With ``init=None``, None is
+        the number of features of the side without a head, or 512 with ``side="both"``.
     dropout : float, default=0.1
         Fraction of the hidden units dropped during training, in [0, 1).
     mixup : float, default=0.0
