@@ -398,8 +398,8 @@ class BaseAligner(
 
     def _make_feature_rows(self, X: Any, y: Any, reset: bool) -> Rows:
         takes_items = self._get_encoder("image") is not None or holds_images(X)
-        is_list = not issparse(y) and np.ndim(y) == 1
-        if is_list and (takes_items or self._get_encoder("text") is not None):
+        takes_texts = takes_items or self._get_encoder("text") is not None
+        if takes_texts and not issparse(y) and np.ndim(y) == 1:
             raise ValueError(
                 "y holds values that are not texts or lists of texts. Pass captions, or features "
                 "of shape (n_samples, n_features). For class labels use FewShotClassifier."

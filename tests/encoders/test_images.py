@@ -483,7 +483,7 @@ def test_folders_and_queries_agree(suffix, tmp_path):
 @pytest.mark.parametrize(
     ("array", "advice"),
     [
-        (np.ones((4, 4, 3)), r"\(255 \* array\).* from 0 to 1, array\.astype.* from 0 to 255"),
+        (np.ones((4, 4, 3)), r"\(255 \* array\).* from 0 to 1, .* from -1 to 1, or .* 0 to 255"),
         (np.full((4, 1), "photo.jpg"), r"use X\.ravel\(\)\.tolist\(\) to pass a list"),
     ],
 )
