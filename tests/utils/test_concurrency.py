@@ -51,6 +51,7 @@ def test_forked_child_can_encode_while_parent_encodes(engine):
     run("busy", engine)
 
 
+@pytest.mark.exhaustive
 @needs_fork
 def test_forked_child_of_process_that_has_trained_trains_in_one_thread():
     run("trained")
