@@ -253,11 +253,11 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
     examples best can be found without held-out ones. If a cross-validation is possible, a weight
     below 1 must be better in it. A weight above 1 gains nothing there.
     """
-    codes = problem.examples.codes
-    weight = 1 / _fit_temperature(problem.base, codes, problem.weights, _NAME_WEIGHT_STD[::-1])[0]
+    codes, weights = problem.examples.codes, problem.examples.weights
+    weight = 1 / _fit_temperature(problem.base, codes, weights, _NAME_WEIGHT_STD[::-1])[0]
     if _MIN_TRUSTED_WEIGHT < weight < 1:
         weight = 1.0
-    temperature = max(1.0, _fit_temperature(problem.base, codes, problem.weights)[0])
+    temperature = max(1.0, _fit_temperature(problem.base, codes, weights)[0])
     if not problem.has_all_classes:
         # The examples may be corrections of wrong predictions, whose names are always wrong.
         weight, temperature = max(1.0, weight), 1.0

@@ -81,3 +81,12 @@ def test_one_example_per_class_flattens_probabilities_of_wrong_names(centers):
     assert np.isnan(wrong.accuracy)
     assert wrong.temperature > 2
     assert right.temperature <= 1
+
+
+@pytest.mark.parametrize("n_per_class", [1, 2, 5])
+def test_weights_equal_repeated_examples(centers, n_per_class):
+    """A weight of 3 has the same effect as three copies, which are in one fold."""
+    examples, text = draw(centers, n_per_class, 0.15, 0), np.roll(centers, 1, axis=0)
+    weighted = fit(examples._replace(weights=3 * examples.weights), text)
+    repeated = fit(examples.select(np.repeat(np.arange(len(examples.codes)), 3)), text)
+    assert weighted.temperature == pytest.approx(repeated.temperature, rel=0.01)
