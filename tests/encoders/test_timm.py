@@ -82,6 +82,25 @@ def test_batch_norm_of_a_reused_convolution_is_kept():
     assert _timm._fold_batch_norms(model, (3, 8, 8)) is model
 
 
+@pytest.mark.parametrize("output", ["tuple", "error", "weight"])
+def test_network_that_cannot_be_folded_is_kept(output):
+    """An encoder calls forward_features, so a network may have another forward method."""
+
+    class Unusual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.norm(self.conv(x))
+            if output == "error":
+                raise NotImplementedError
+            return (x, x) if output == "tuple" else x / self.norm.weight[:, None, None]
+
+    model = Unusual().eval()
+    assert _timm._fold_batch_norms(model, (3, 8, 8)) is model
+
+
 def test_normalization_maps_to_minus_one_and_one():
     """White is 1 and black is -1; ImageNet's mean and std would reduce accuracy by 8 points."""
     encoder = TimmImageEncoder()
