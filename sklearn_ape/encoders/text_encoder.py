@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +20,10 @@ from .base import FrozenEncoder
 from .items import ItemError
 from .weights import PACKAGED, explain_load_errors, read_side_file
 
-# Letters up to this one are Latin, phonetic or Greek, and Greek ones occur in English texts.
+# Letters up to this one are Latin, phonetic or Greek. A few Greek ones occur in English texts, but
+# no words.
 _LAST_GREEK = "\u03ff"
+_GREEK_WORD = re.compile("[\u0370-\u03ff]{4}")
 # Largest share of texts in another alphabet that causes no warning.
 _MAX_FOREIGN_SHARE = 0.01
 
@@ -118,8 +121,8 @@ class TextEncoder(FrozenEncoder):
         count = "1 text is" if len(foreign) == 1 else f"{len(foreign):,} texts are"
         warn(
             f"{count} not in the Latin alphabet ({format_list(foreign)}), and the text encoder "
-            f"{self.model_name!r} was trained on English, so that their features say little about "
-            "their meaning. Use English texts, for labels as in labels={'猫': 'cat'}, or another "
+            f"{self.model_name!r} was trained on English, so that the features say little about "
+            "the meaning. Use English texts, for labels as in labels={'猫': 'cat'}, or another "
             "text encoder."
         )
 
@@ -150,7 +153,7 @@ class TextEncoder(FrozenEncoder):
 
 
 def _may_be_english(text: str) -> bool:
-    """Return whether a text has only Latin and Greek letters, and is not made of symbols alone.
+    """Return whether a text has no letters but Latin and a few Greek ones, and not only symbols.
 
     >>> [_may_be_english(text) for text in ("café", "α-helix", "5 °C", "猫", "кот", "🐱", "a 🐱")]
     [True, True, True, False, False, False, True]
@@ -160,6 +163,8 @@ def _may_be_english(text: str) -> bool:
     text = unicodedata.normalize("NFKC", text)  # full-width and mathematical letters
     letters = [char for char in text if char.isalpha()]
     if any(char > _LAST_GREEK and "LATIN" not in unicodedata.name(char, "") for char in letters):
+        return False
+    if _GREEK_WORD.search(text):
         return False
     is_symbol = (unicodedata.category(char) == "So" for char in text)
     return any(map(str.isalnum, text)) or not any(is_symbol)

@@ -413,7 +413,9 @@ class TestSentenceTransformers:
 class TestTextsThatAreNotEnglish:
     """The packaged encoder returns features of any text, but was trained on English."""
 
-    @pytest.mark.parametrize("text", ["猫", "a photo of a 猫", "собака", "قطة", "고양이", "🐱"])
+    @pytest.mark.parametrize(
+        "text", ["猫", "a photo of a 猫", "собака", "γάτα", "قطة", "고양이", "🐱"]
+    )
     def test_packaged_encoder_warns(self, text, text_encoder):
         with pytest.warns(UserWarning, match=rf"1 text is not in the Latin alphabet \('{text}'\)"):
             text_encoder.transform([text, "a dog"])
