@@ -44,7 +44,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         Preprocessing of images. ``"center"`` is the network's own preprocessing. ``"pad"``
         first pads images to squares with white.
     batch_size : int, default=16
-        Number of images per batch. Batches of texts are four times larger.
+        Number of images per batch. Batches of texts are four times larger. On a CPU, each of the
+        `n_jobs` threads computes a batch, so that large batches take much memory.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if available.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"

@@ -93,7 +93,8 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead.
     batch_size : {"auto"} or int, default="auto"
         Number of images per forward pass. ``"auto"`` is the fastest size. It is halved if the
-        memory of the GPU is too small.
+        memory of the GPU is too small. On a CPU, each of the `n_jobs` threads computes a batch, so
+        that large batches take much memory.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.

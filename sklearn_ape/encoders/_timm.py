@@ -68,7 +68,8 @@ class TimmImageEncoder(ImageEncoder):
         mirrored image, and 4 adds a copy scaled by 2/3 on white and the center scaled by 4/3.
     batch_size : {"auto"} or int, default="auto"
         Number of images per forward pass, of which each view counts as one. ``"auto"`` is the
-        fastest size. It is halved if the memory of the GPU is too small.
+        fastest size. It is halved if the memory of the GPU is too small. On a CPU, each of the
+        `n_jobs` threads computes a batch, so that large batches take much memory.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
