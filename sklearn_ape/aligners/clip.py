@@ -43,9 +43,10 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     crop : {"center", "pad"}, default="center"
         Preprocessing of images. ``"center"`` is the network's own preprocessing. ``"pad"``
         first pads images to squares with white.
-    batch_size : int, default=16
-        Number of images per batch. Batches of texts are four times larger. On a CPU, each of the
-        `n_jobs` threads computes a batch, so that large batches take much memory.
+    batch_size : {"auto"} or int, default="auto"
+        Number of images per batch. Batches of texts are four times larger. ``"auto"`` uses the
+        fastest sizes. On a CPU, each of the `n_jobs` threads computes a batch, so that large
+        batches take much memory.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if available.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
@@ -108,7 +109,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         *,
         revision: str | None = None,
         crop: str = "center",
-        batch_size: int = 16,
+        batch_size: int | str = "auto",
         device: str | torch.device | None = "auto",
         dtype: str = "float32",
         n_jobs: int | None = None,
@@ -173,7 +174,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     @property
     def text_encoder(self) -> OpenCLIPTextEncoder:
         """Encoder of texts."""
-        options = {"batch_size": 4 * self.batch_size, **self._get_shared_options()}
+        size = self.batch_size if isinstance(self.batch_size, str) else 4 * self.batch_size
+        options = {"batch_size": size, **self._get_shared_options()}
         return OpenCLIPTextEncoder(self._name(), **options)
 
     def _get_shared_options(self) -> dict[str, Any]:

@@ -182,8 +182,8 @@ def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -
 
 
 # With torch, a small number of items is split into this many batches, so that many cores compute
-# one each, or read the next ones for a GPU.
-_N_TORCH_BATCHES = 16
+# one each, or read the next one while a GPU computes.
+_N_CPU_BATCHES, _N_GPU_BATCHES = 16, 4
 
 
 class _Batch(NamedTuple):
@@ -203,7 +203,8 @@ def _iter_batches(
     size = encoder._choose_batch_size(network.device)
     if encoder.batch_size == "auto":  # smaller batches for few items keep all threads busy
         # torch's rounding depends on the batch size, which must not depend on n_threads.
-        n_batches = _N_TORCH_BATCHES if engine.name == "torch" else n_threads
+        n_torch_batches = _N_CPU_BATCHES if engine.concurrent else _N_GPU_BATCHES
+        n_batches = n_torch_batches if engine.name == "torch" else n_threads
         size = max(1, min(size, -(-len(keys) // n_batches)))
     starts = range(0, len(keys), size)
 

@@ -127,6 +127,13 @@ def test_fingerprint_depends_on_model_and_preprocessing(folder, tmp_path):
     assert len(fingerprints) == 3
 
 
+@pytest.mark.parametrize(("size", "text_size"), [("auto", "auto"), (8, 32)])
+def test_batches_of_texts_are_four_times_larger(size, text_size, folder):
+    aligner = CLIPAligner(folder, batch_size=size)
+    assert aligner.image_encoder.batch_size == size
+    assert aligner.text_encoder.batch_size == text_size
+
+
 def test_pretrained_parameter_equals_open_clip():
     assert CLIPAligner("ViT-B-32", "openai")._name() == CLIPAligner()._name()
     with pytest.raises(ValueError, match="model_name='ViT-B-32/opnai' is not a pretrained CLIP"):
