@@ -39,8 +39,8 @@ _TEMPERATURE_STD = 0.3
 # one example per class already. Only many examples may raise the weight: names of which the logit
 # scale is too low may nevertheless say less than the examples.
 _NAME_WEIGHT_STD = 1.2, 0.1
-# Names keep their weight unless the best one is below this. On 19 sets of images, names that were
-# overconfident up to this factor helped as much as others.
+# Names keep their weight unless the best one is below this. On sets of icons, weights between this
+# and 1 lowered the accuracy with one example per class, by up to 1.6 points.
 _MIN_TRUSTED_WEIGHT = 0.5
 
 
@@ -251,9 +251,10 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
 
     The names have not seen the examples, so that the weight with which they alone predict the
     examples best can be found without held-out ones. If a cross-validation is possible, a weight
-    below 1 must be better in it. A weight above 1 gains nothing there.
+    below 1 must be better in it. A weight above 1 would gain less than half a point there.
     """
     codes, weights = problem.examples.codes, problem.examples.weights
+    # The temperature is the inverse of the weight: one above 1 is a weight below 1.
     weight = 1 / _fit_temperature(problem.base, codes, weights, _NAME_WEIGHT_STD[::-1])[0]
     if _MIN_TRUSTED_WEIGHT < weight < 1:
         weight = 1.0
