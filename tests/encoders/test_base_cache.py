@@ -131,19 +131,21 @@ def test_runtime_parameters_keep_cache_key(encoder, paths, other):
 
 
 def test_killed_run_resumes(tmp_path, paths, truth):
-    """Batches that were finished before SIGKILL are not computed again."""
+    """Batches that were written before SIGKILL are not computed again."""
     if not hasattr(signal, "SIGKILL"):
         pytest.skip("no SIGKILL here")
     code = (
         "import os, signal, sys\n"
-        "from sklearn_ape.encoders import TimmImageEncoder, _encoding\n"
-        "compute, n = _encoding.compute_features, 0\n"
-        "def killed(*batch):\n"
+        "from sklearn_ape.encoders import TimmImageEncoder\n"
+        "from sklearn_ape.features import DiskFeatureCache, _disk_cache\n"
+        "_disk_cache._MAX_PAUSE_S = 0  # every batch is written at once\n"
+        "put_many, n = DiskFeatureCache.put_many, 0\n"
+        "def put_and_kill(*args):\n"
         "    global n\n"
+        "    put_many(*args)\n"
         "    n += 1\n"
-        "    if n > 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return compute(*batch)\n"
-        "_encoding.compute_features = killed\n"
+        "    if n == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "DiskFeatureCache.put_many = put_and_kill\n"
         "encoder = TimmImageEncoder(cache=sys.argv[1], batch_size=2, engine='torch')\n"
         "encoder.transform(sys.argv[2:])\n"
     )
