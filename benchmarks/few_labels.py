@@ -196,6 +196,37 @@ def measure_few_labels(
                 }
 
 
+def measure_half_of_classes(
+    aligner: Any, data: dict[str, Data], n_seeds: int
+) -> Iterator[dict[str, Any]]:
+    """Yield accuracies over all classes if a random half of them has labelled images."""
+    for name, (X, y) in data.items():
+        labels = np.unique(y)
+        for k in SHOTS[1:]:
+            for method in ("names alone", "LogisticRegression", "FewShotClassifier"):
+                accuracies, errors = [], []
+                for seed in range(n_seeds):
+                    half = np.random.default_rng(seed).permutation(labels)[: len(labels) // 2]
+                    is_example = choose_examples(y, k, seed) & np.isin(y, half)
+                    fit_labels = np.unique(half) if method == "LogisticRegression" else labels
+                    predict_proba = METHODS[method](
+                        aligner, fit_labels, X[is_example], y[is_example]
+                    )
+                    proba, truth = predict_proba(X[~is_example]), y[~is_example]
+                    is_right = fit_labels[proba.argmax(axis=1)] == truth
+                    per_class = [is_right[truth == label].mean() for label in labels]
+                    accuracies.append(float(np.mean(per_class)))
+                    if len(fit_labels) == len(labels):
+                        errors.append(expected_calibration_error(truth, proba, labels=labels))
+                yield {
+                    "table": "half of the classes",
+                    "data": f"{name}, {len(labels)} classes",
+                    "case": k,
+                    "method": method,
+                    **summarize(accuracies, errors or None),
+                }
+
+
 def choose_collection(y: np.ndarray, case: str, seed: int) -> np.ndarray:
     """Return the rows of a collection: all images, some images, or all images of some classes."""
     rng = np.random.default_rng(seed)
@@ -278,11 +309,13 @@ def main() -> None:
     aligner.text_encoder_ = text_encoder
     data = load_data(encoder, options.stamps)
     results = Results(choose_folder(options) / "few_labels.csv", COLUMNS)
-    results.remove("table", ["few labels", "collections"])
+    results.remove("table", ["few labels", "half of the classes", "collections"])
     n_seeds, n_collections = (1, 2) if options.quick else (N_SEEDS, N_COLLECTIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LogisticRegression at its limit of iterations
         for row in measure_few_labels(aligner, data, n_seeds):
+            results.append([row])
+        for row in measure_half_of_classes(aligner, data, n_seeds):
             results.append([row])
         for row in measure_collections(aligner, data, n_collections):
             results.append([row])
@@ -290,7 +323,8 @@ def main() -> None:
     print_table(few, "accuracy")
     print_table([row for row in few if row["method"] != "Tip-Adapter"], "calibration_error")
     print_table([row for row in few if row["method"] == "FewShotClassifier"], "seconds")
-    print_table([row for row in results.rows if row["table"] == "collections"], "accuracy")
+    for table in ("half of the classes", "collections"):
+        print_table([row for row in results.rows if row["table"] == table], "accuracy")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,9 @@ class FewShotClassifier(ZeroShotClassifier):
         Accuracy in this cross-validation, in which each fold is predicted from the names and from
         the labelled images of the other folds. NaN if no class has two labelled images. Copies of
         an image are in one fold. Near-copies, such as frames of a video, are not, and raise it.
+        If some classes have no labelled image, it is the expected accuracy for images of all
+        classes in equal numbers: images of these classes are represented by those of other
+        classes, all of which are held out.
     cv_calibration_error_ : float
         Expected calibration error in this cross-validation.
     aligner_ : estimator
@@ -112,8 +115,13 @@ class FewShotClassifier(ZeroShotClassifier):
     w times the logits, plus ``alpha / 2`` times the sum of the squared norms of ``w * b_c``,
     similar to [1]_. This is a convex problem with one solution, which does not depend on the order
     of the images. With more than 640 labelled images, b_c is restricted to the 640 principal
-    directions of r. As long as a class has no labelled image, the constant feature is 0, and so
-    are the intercepts.
+    directions of r.
+
+    As long as a class has no labelled image, the constant feature is 0, and what the embeddings of
+    the labelled images have in common is subtracted from a in r: the James-Stein estimate of the
+    mean of the classes. Still, these images say that no image belongs to another class. As
+    compensation, the calibrated logit of a class with n labelled images is reduced by
+    ``log(1 + 0.006 * q * n / alpha)``, where q is the share of the classes without any [2]_.
 
     The weight w is 1 unless the labelled images contradict the names. Let u be the weight with
     which the names alone predict the labelled images best. If u is below 0.5, w is u if that is
@@ -132,6 +140,8 @@ class FewShotClassifier(ZeroShotClassifier):
     ----------
     .. [1] Z. Lin, S. Yu, Z. Kuang, D. Pathak and D. Ramanan, "Multimodality Helps Unimodality:
        Cross-Modal Few-Shot Learning with Multimodal Models", CVPR 2023.
+    .. [2] A. K. Menon et al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, which uses
+       the logarithm of the frequency of a class.
 
     Examples
     --------

@@ -42,6 +42,12 @@ _NAME_WEIGHT_STD = 1.2, 0.1
 # Names keep their weight unless the best one is below this. On sets of icons, weights between this
 # and 1 lowered the accuracy with one example per class, by up to 1.6 points.
 _MIN_TRUSTED_WEIGHT = 0.5
+# The strength of the penalty at which the adjustments were chosen. A stronger penalty lets the
+# examples, and so the adjustments, change less.
+_DEFAULT_ALPHA = 0.006
+# Largest share of the images that are expected to belong to classes without examples, if most
+# classes have none.
+_MAX_NEW_SHARE = 0.9
 
 
 class Examples(NamedTuple):
@@ -138,6 +144,7 @@ def fit_probe(
     vector of the image with a constant feature. With w the weight of the names, the residual
     minimizes the sum of the weighted cross entropies of w times the logits, plus ``alpha / 2``
     times the squared norm of w times the residual. The logits are divided by ``temperature / w``.
+    If some classes have no examples, those of the others are adjusted; see `FewShotClassifier`.
     """
     problem = _Problem(examples, vectors, text, scale, alpha)
     problem.name_weight, validation = _choose_name_weight(problem)
@@ -145,7 +152,8 @@ def fit_probe(
     n_components = text.shape[1]
     coef = residual[:-1].T
     coef[:, :n_components] += scale * text
-    intercept = _INTERCEPT_FEATURE * residual[-1]
+    intercept = _INTERCEPT_FEATURE * residual[-1] - problem.center @ residual[:-1]
+    intercept -= problem.compute_adjustments() * validation.temperature / problem.name_weight
     return Probe(
         coef.astype(np.float32),
         intercept.astype(np.float32),
@@ -178,7 +186,8 @@ class _Problem:
         self.name_weight = 1.0
         self.has_all_classes = len(np.unique(examples.codes)) == self.n_classes
         constant = np.full((n, 1), _INTERCEPT_FEATURE if self.has_all_classes else 0, np.float32)
-        self.features = np.hstack([vectors, constant])
+        self.center = self._find_shared_part(vectors, text.shape[1])
+        self.features = np.hstack([vectors - self.center, constant])
         # The residual is a linear combination of the features (representer theorem), so the
         # smaller one of the two Gram matrices yields all its coordinates.
         self.is_wide = n < self.features.shape[1]
@@ -190,6 +199,39 @@ class _Problem:
         inputs = self.directions * singular if self.is_wide else self.features @ self.directions
         self.inputs = (inputs * self.root).astype(np.float32)
         self.singular = singular
+
+    def _find_shared_part(self, vectors: np.ndarray, n_components: int) -> np.ndarray:
+        """Return what the embeddings of all images probably share, as a vector to subtract.
+
+        If some classes have no examples, the others must not claim images for what they share.
+        The mean of the classes also has some of what distinguishes them, so it is shrunk by the
+        estimated share of that (James and Stein). The features have been centered before.
+        """
+        center = np.zeros(vectors.shape[1], dtype=np.float32)
+        classes, index = np.unique(self.examples.codes, return_inverse=True)
+        if 1 < len(classes) < self.n_classes:
+            members = np.eye(len(classes), dtype=np.float32)[index] * self.weights[:, None]
+            means = members.T @ vectors[:, :n_components] / members.sum(axis=0)[:, None]
+            mean, variance = means.mean(axis=0), means.var(axis=0, ddof=1).sum() / len(classes)
+            center[:n_components] = mean * max(0, 1 - variance / max(mean @ mean, 1e-12))
+        return center
+
+    def find_share_without_examples(self, rows: Any = slice(None)) -> float:
+        return 1 - len(np.unique(self.examples.codes[rows])) / self.n_classes
+
+    def compute_adjustments(self, rows: Any = slice(None)) -> np.ndarray:
+        """Return what the calibrated logit of each class is reduced by.
+
+        It is 0 for classes without examples, and for all if each has one. The examples say that no
+        image belongs to a class without examples. This lowers its logit for all images, and more
+        so if the other classes have more examples. These values were chosen on eight collections,
+        with examples of 10, 50 and 90 % of the classes.
+        """
+        if self.has_all_classes:
+            return np.zeros(self.n_classes)
+        counts = np.bincount(self.examples.codes[rows], self.weights[rows], self.n_classes)
+        counts *= _DEFAULT_ALPHA / self.alpha
+        return np.log1p(counts * self.find_share_without_examples(rows))
 
     def solve(self) -> np.ndarray:
         """Return the residual that is best for all examples, one column per class."""
@@ -300,15 +342,21 @@ def _make_folds(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
 
 def _cross_validate(problem: _Problem, folds: np.ndarray, is_tested: np.ndarray) -> _Validation:
     """Return the temperature, the accuracy and the calibration error of held-out examples."""
-    codes, weights = problem.examples.codes, problem.examples.weights
-    logits = np.float32(problem.name_weight) * problem.base
-    for fold in range(folds.max() + 1):
-        is_held_out = folds == fold
-        coordinates = problem.solve_coordinates(np.flatnonzero(~is_held_out))
-        logits[is_held_out] += problem.inputs[is_held_out] @ coordinates.astype(np.float32)
-    logits, codes, weights = logits[is_tested], codes[is_tested], weights[is_tested]
-    temperature, loss = _fit_temperature(logits, codes, weights)
-    proba = softmax(logits.astype(np.float64) / temperature, axis=1)
+    predicted = _predict_held_out(problem, folds).select(is_tested)
+    seen = np.unique(problem.examples.codes)
+    if 1 < len(seen) < problem.n_classes:
+        # Images of classes without examples are represented by the examples of other classes, all
+        # of which are held out, as if all classes were equally frequent.
+        class_folds = np.searchsorted(seen, problem.examples.codes) % min(_N_FOLDS, len(seen))
+        of_new_classes = _predict_held_out(problem, class_folds)
+        share = min(_MAX_NEW_SHARE, problem.find_share_without_examples())
+        total = predicted.weights.sum()
+        predicted = predicted.scale_weights(total * (1 - share)).extend(
+            of_new_classes.scale_weights(total * share)
+        )
+    logits, adjustments, codes, weights = predicted
+    temperature, loss = _fit_temperature(logits, codes, weights, adjustments=adjustments)
+    proba = softmax(logits.astype(np.float64) / temperature - adjustments, axis=1)
     accuracy = float(np.average(proba.argmax(axis=1) == codes, weights=weights))
     error = expected_calibration_error(
         codes, proba, labels=np.arange(problem.n_classes), sample_weight=weights
@@ -316,21 +364,53 @@ def _cross_validate(problem: _Problem, folds: np.ndarray, is_tested: np.ndarray)
     return _Validation(loss, temperature, accuracy, error)
 
 
+class _Predictions(NamedTuple):
+    """Logits and adjustments of held-out examples, with their classes and weights."""
+
+    logits: np.ndarray
+    adjustments: np.ndarray
+    codes: np.ndarray
+    weights: np.ndarray
+
+    def select(self, rows: np.ndarray) -> _Predictions:
+        return _Predictions._make(part[rows] for part in self)
+
+    def extend(self, other: _Predictions) -> _Predictions:
+        return _Predictions._make(map(np.concatenate, zip(self, other, strict=True)))
+
+    def scale_weights(self, total: float) -> _Predictions:
+        return self._replace(weights=self.weights * total / self.weights.sum())
+
+
+def _predict_held_out(problem: _Problem, folds: np.ndarray) -> _Predictions:
+    """Predict the examples of each fold from those of the other folds."""
+    logits = np.float32(problem.name_weight) * problem.base
+    adjustments = np.zeros(logits.shape)
+    for fold in range(folds.max() + 1):
+        is_held_out = folds == fold
+        coordinates = problem.solve_coordinates(np.flatnonzero(~is_held_out))
+        logits[is_held_out] += problem.inputs[is_held_out] @ coordinates.astype(np.float32)
+        adjustments[is_held_out] = problem.compute_adjustments(~is_held_out)
+    return _Predictions(logits, adjustments, problem.examples.codes, problem.examples.weights)
+
+
 def _fit_temperature(
     logits: np.ndarray,
     codes: np.ndarray,
     weights: np.ndarray,
     stds: tuple[float, float] = (_TEMPERATURE_STD, _TEMPERATURE_STD),
+    adjustments: np.ndarray | float = 0.0,
 ) -> tuple[float, float]:
     """Return the most probable temperature and its loss. Few examples change it little from 1.
 
-    `stds` are the standard deviations of its logarithm below and above 0.
+    `stds` are the standard deviations of its logarithm below and above 0, and `adjustments` are
+    subtracted from the logits after the division by the temperature.
     """
     order = np.arange(len(codes))
     logits = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        log_proba = log_softmax(logits / np.exp(log_temperature), axis=1)
+        log_proba = log_softmax(logits / np.exp(log_temperature) - adjustments, axis=1)
         prior = (log_temperature / stds[int(log_temperature > 0)]) ** 2 / 2
         return float(prior - np.sum(weights * log_proba[order, codes]))
 

@@ -93,7 +93,7 @@ class TestAccuracy:
         m = choose_examples(y, 5) & (y != "food")
         few = FewShotClassifier(LABELS, aligner=aligner).fit(X[m], y[m])
         assert few.class_count_.tolist() == [5, 0, 5]
-        assert few.intercept_.tolist() == [0, 0, 0]
+        assert max(few.intercept_[[0, 2]]) < few.intercept_[1]
         is_food = (y == "food") & ~m
         assert (few.predict(X[is_food]) == "food").mean() > 0.4
         assert few.score(X[~m], y[~m]) > 0.55

@@ -1,4 +1,4 @@
-"""Tests of the weight of the names in the softmax regression of few-shot classification."""
+"""Tests of the softmax regression of few-shot classification, on vectors around class centers."""
 
 import numpy as np
 import pytest
@@ -90,3 +90,27 @@ def test_weights_equal_repeated_examples(centers, n_per_class):
     weighted = fit(examples._replace(weights=3 * examples.weights), text)
     repeated = fit(examples.select(np.repeat(np.arange(len(examples.codes)), 3)), text)
     assert weighted.temperature == pytest.approx(repeated.temperature, rel=0.01)
+
+
+@pytest.mark.parametrize("n_with_examples", [4, 12])
+def test_examples_do_not_attract_images_of_classes_without_examples(n_with_examples):
+    """All images have something in common, which the examples must not claim for their classes."""
+    centers = make_centers(20) + make_centers(1)
+    text = normalize_rows(centers + 0.2 * np.random.default_rng(1).standard_normal(centers.shape))
+    examples, test = draw(centers[:n_with_examples], 16, 0.2, 2), draw(centers, 50, 0.2, 9)
+    probe = fit(examples, text)
+    few = predict(probe, test) == test.codes
+    names = (test.embeddings @ text.T).argmax(axis=1) == test.codes
+    is_new = test.codes >= n_with_examples
+    assert few.mean() > names.mean() - 0.02
+    assert few[is_new].mean() > names[is_new].mean() - 0.04
+    # Measured with the other classes' images alone, it would be too high by 0.2 to 0.4.
+    assert probe.accuracy == pytest.approx(few.mean(), abs=0.15)
+
+
+def test_adjustments_vanish_with_high_alpha(centers):
+    """Examples without influence must not move images to classes without examples."""
+    examples, test = draw(centers[:5], 16, 0.2, 2), draw(centers, 20, 0.2, 9)
+    text = centers.astype(np.float32)
+    probe = fit_probe(examples, examples.embeddings, text, SCALE, 1e6)
+    np.testing.assert_array_equal(predict(probe, test), (test.embeddings @ text.T).argmax(axis=1))
