@@ -355,16 +355,21 @@ RECIPES = {
     ),
     "lit": Recipe(
         "LiTAligner",
-        {"loss": "sigmoid", "learning_rate": 1e-3, "head_learning_rate": 1e-3}
-        | {
+        {
+            "loss": "sigmoid",
             "loss_params": {
                 "logit_scale": 10.0,
                 "learn_logit_scale": True,
                 "max_logit_scale": 100.0,
-            }
-        }
-        | {"weight_decay": 0.01, "batch_size": 512, "early_stopping": True}
-        | {"unlocked_layers": None, "max_length": 16},
+            },
+            "learning_rate": 1e-3,
+            "head_learning_rate": 1e-3,
+            "weight_decay": 0.01,
+            "batch_size": 512,
+            "early_stopping": True,
+            "unlocked_layers": None,
+            "max_length": 16,
+        },
         """LiT (Zhai et al., CVPR 2022), code google-research/big_vision.
 
         Published: the whole text tower is trained, the image tower is frozen and has no head;

@@ -404,13 +404,10 @@ class BaseAligner(
                 "y holds values that are not texts or lists of texts. Pass captions, or features "
                 "of shape (n_samples, n_features). For class labels use FewShotClassifier."
             )
-        if takes_items:
+        if takes_items or stays_stored(X) or stays_stored(y):
             text = self._get_text_features(y, reset)
             check_lengths(X, len(text))
             image = self._get_image_features(X, reset)
-        elif stays_stored(X) or stays_stored(y):
-            check_lengths(X, len(y))
-            image, text = self._get_image_features(X, reset), self._get_text_features(y, reset)
         else:  # in the order of scikit-learn's checks
             image = self._get_image_features(X, reset, n_min=2 if reset else 1)
             text = as_floats(y, "y", ensure_2d=False)

@@ -77,7 +77,7 @@ def _is_text(item: Any) -> bool:
 
 
 def holds_images(X: Any) -> bool:
-    """Return whether X holds paths, images or bytes rather than features."""
+    """Return whether X holds paths, images or bytes rather than rows of features."""
     is_indexed = hasattr(X, "__getitem__") and hasattr(X, "__len__") and not isinstance(X, Mapping)
     if hasattr(X, "columns") or issparse(X) or not is_indexed or not len(X):
         return False
@@ -86,7 +86,7 @@ def holds_images(X: Any) -> bool:
     # A column of pandas has the accessor `str` only if it holds texts, which are paths here.
     if hasattr(X, "str") or isinstance(first, str | os.PathLike | bytes | Mapping):
         return True
-    return hasattr(first, "getexif") or getattr(first, "ndim", 0) == 3
+    return hasattr(first, "getexif") or getattr(first, "ndim", 0) >= 2
 
 
 def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
@@ -384,12 +384,12 @@ def append_head_pairs(aligner: Any, head: HeadPairs, data: PairDataset) -> PairD
     classes, owners = np.unique(owners, return_inverse=True)
     images = compute_prototypes(data.image, head.weights)[classes]
     text, rows = _append_texts(data.text, texts)
-    pairs = np.column_stack([len(data.image) + owners, rows])
+    pairs = drop_repeated_pairs(len(data.image) + owners, rows, len(text))
     return replace(
         data,
         image=_append(data.image, images),
         text=text,
-        pairs=np.concatenate([data.pairs, np.unique(pairs, axis=0)]),
+        pairs=np.concatenate([data.pairs, pairs]),
         n_prototypes=len(images),
     )
 

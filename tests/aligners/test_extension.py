@@ -259,6 +259,14 @@ class TestStarter:
             aligner.transform(images), extended.transform(images), atol=1e-5
         )
 
+    @pytest.mark.parametrize("to_sequence", [list, np.stack])
+    def test_grey_images_are_encoded(self, images, captions, to_sequence):
+        """Arrays of two dimensions were taken as features."""
+        grey = to_sequence([image[..., 0] for image in images])
+        colour = [np.repeat(image[..., :1], 3, axis=2) for image in images]
+        one, two = (APEAligner(init="starter").fit(X, captions) for X in (grey, colour))
+        np.testing.assert_allclose(one.transform(grey), two.transform(colour), atol=1e-5)
+
     def test_paths_in_an_arrow_column_are_encoded(self, extended, images, captions, tmp_path):
         paths = [str(tmp_path / f"{number}.png") for number in range(len(images))]
         for image, path in zip(images, paths, strict=True):

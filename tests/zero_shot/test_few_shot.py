@@ -321,6 +321,9 @@ class TestInput:
         assert few.class_count_.tolist() == [1, 2, 0]
         with pytest.raises(ValueError, match=r"'animal' in row 0 .* and 'food' in row 1"):
             few.partial_fit(images[1:2] * 2, ["animal", "food"])
+        grey = np.zeros((2, 8, 8), dtype=np.uint8)
+        with pytest.raises(ValueError, match="'food' in row 0 and 'animal' in row 1"):
+            few.partial_fit(grey, ["food", "animal"])
 
     def test_different_labels_for_equal_features_warn(self, aligner, pool):
         X, _ = pool
