@@ -24,13 +24,13 @@ from ..features.validation import (
 )
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
-from ..persistence.mixins import FittedState, PretrainedMixin
+from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
 from ..utils.linalg import choose_evenly_spaced
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin
 from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ignores_underflow
-from ._serialization import clone_parameters, describe_aligner, get_aligner_state, restore_aligner
+from ._serialization import SavedAlignerMixin
 from .fitted_images import FittedImages
 from .pairs import (
     Rows,
@@ -50,7 +50,7 @@ from .similarity import Bank, Standardizer, resolve_bank
 
 
 class BaseAligner(
-    PretrainedMixin,
+    SavedAlignerMixin,
     DocLinkMixin,
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -477,11 +477,6 @@ class BaseAligner(
         if is_stored:
             return check_stored_features(y, "y")
         return as_float32(features, "y", check_conditioning=reset)
-
-    # Methods that are functions of `_serialization`, so that this module stays short.
-    _get_state, _set_state = get_aligner_state, restore_aligner
-    _get_card_facts = describe_aligner
-    __sklearn_clone__ = clone_parameters
 
     def __sklearn_is_fitted__(self) -> bool:
         # Set at the end of the fit, so that a failed fit leaves no fitted aligner.

@@ -1,4 +1,4 @@
-"""Saved state and model cards of aligners, and the mixin for aligners with two heads."""
+"""Mixins for aligners: saved state and model cards, and aligners with two heads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from ..devices import resolve_device
 from ..heads import TwoTower, head_state, restored_head
 from ..persistence.hub import Facts
-from ..persistence.mixins import FittedState
+from ..persistence.mixins import FittedState, PretrainedMixin
 from ..training.net import embed
 from ..utils.linalg import l2_normalize
 from .fitted_images import FittedImages
@@ -28,98 +28,95 @@ _FEATURES_USAGE = "print(model.transform(image_features) @ model.transform_text(
 _IMAGES_USAGE = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
 
 
-def get_aligner_state(aligner: Any) -> dict[str, Any]:
-    """Return the fitted state of an aligner for saving."""
-    names = getattr(aligner, "feature_names_in_", None)
-    bank, fitted = getattr(aligner, "bank_", None), getattr(aligner, "_fitted_images", None)
-    return {
-        **aligner._get_learned_state(),
-        "logit_scale": float(aligner.logit_scale_),
-        "fingerprint": aligner.fingerprint_,
-        "feature_names_in": None if names is None else [str(name) for name in names],
-        "text_feature_names": aligner._text_feature_names or None,
-        "n_pairs": getattr(aligner, "_n_pairs", None),
-        "image_encoder": getattr(aligner, "image_encoder_", None),
-        "text_encoder": getattr(aligner, "text_encoder_", None),
-        "bank": None if bank is None else bank.state(),
-        "fitted_images": None if fitted is None else dict(fitted._asdict()),
-    }
+class SavedAlignerMixin(PretrainedMixin):
+    """Clones, saved state and model cards of aligners."""
 
+    def __sklearn_clone__(self: Any) -> Any:
+        """Return an unfitted aligner with the same parameters.
 
-def clone_parameters(aligner: Any) -> Any:
-    """Return an unfitted aligner with the same parameters, as `sklearn.base.clone` does.
+        If the fit is lost, `_lost_fit` is "aligner", or "starter" for the starter model.
+        Classifiers warn before they train the former on labels, and the latter warns in its `fit`.
+        """
+        cloned = BaseEstimator.__sklearn_clone__(self)
+        is_lost = self.__sklearn_is_fitted__() and not cloned.__sklearn_is_fitted__()
+        if is_lost or hasattr(self, "_lost_fit"):
+            cloned._lost_fit = getattr(self, "_lost_fit", "aligner")
+        return cloned
 
-    If the fit is lost, `_lost_fit` is "aligner", or "starter" for the starter model. Classifiers
-    warn before they train the former on labels, and the latter warns in its `fit`.
-    """
-    cloned = BaseEstimator.__sklearn_clone__(aligner)
-    is_lost = aligner.__sklearn_is_fitted__() and not cloned.__sklearn_is_fitted__()
-    if is_lost or hasattr(aligner, "_lost_fit"):
-        cloned._lost_fit = getattr(aligner, "_lost_fit", "aligner")
-    return cloned
+    def _get_state(self: Any) -> dict[str, Any]:
+        names = getattr(self, "feature_names_in_", None)
+        bank, fitted = getattr(self, "bank_", None), getattr(self, "_fitted_images", None)
+        return {
+            **self._get_learned_state(),
+            "logit_scale": float(self.logit_scale_),
+            "fingerprint": self.fingerprint_,
+            "feature_names_in": None if names is None else [str(name) for name in names],
+            "text_feature_names": self._text_feature_names or None,
+            "n_pairs": getattr(self, "_n_pairs", None),
+            "image_encoder": getattr(self, "image_encoder_", None),
+            "text_encoder": getattr(self, "text_encoder_", None),
+            "bank": None if bank is None else bank.state(),
+            "fitted_images": None if fitted is None else dict(fitted._asdict()),
+        }
 
+    def _set_state(self: Any, state: FittedState) -> None:
+        self.logit_scale_ = state.number("logit_scale", above=0)
+        n_image, n_text = self._restore_learned(state, self.logit_scale_)
+        self.n_features_in_ = n_image
+        if n_text is not None:
+            self.n_text_features_in_ = n_text
+        if state.value("fingerprint") != self.fingerprint_:
+            raise ValueError(
+                "fingerprint does not match the parameters in the file. The model is damaged, or "
+                "the weights of its text encoder have changed."
+            )
+        if "feature_names_in" in state:
+            self.feature_names_in_ = np.array(state.texts("feature_names_in"), dtype=object)
+            if len(self.feature_names_in_) != n_image:
+                raise ValueError(f"feature_names_in must hold {n_image} names.")
+        has_names = "text_feature_names" in state
+        self._text_feature_names = state.texts("text_feature_names") if has_names else []
+        if "n_pairs" in state:
+            self._n_pairs = state.integer("n_pairs")
+        for name in ("image_encoder", "text_encoder"):
+            encoder = state.optional(name)
+            if encoder is not None:
+                if not hasattr(encoder, "transform"):
+                    raise ValueError(f"{name} must be an encoder.")
+                setattr(self, f"{name}_", encoder)
+        if "bank" in state:
+            self.bank_ = Bank.from_state(state.part("bank"), self.n_components_)
+        if "fitted_images" in state:
+            self._fitted_images = FittedImages.from_state(state.part("fitted_images"), n_image)
 
-def restore_aligner(aligner: Any, state: FittedState) -> None:
-    """Set the fitted attributes that `get_aligner_state` returned."""
-    aligner.logit_scale_ = state.number("logit_scale", above=0)
-    n_image, n_text = aligner._restore_learned(state, aligner.logit_scale_)
-    aligner.n_features_in_ = n_image
-    if n_text is not None:
-        aligner.n_text_features_in_ = n_text
-    if state.value("fingerprint") != aligner.fingerprint_:
-        raise ValueError(
-            "fingerprint does not match the parameters in the file. The model is damaged, or the "
-            "weights of its text encoder have changed."
+    def _get_card_facts(self: Any) -> Facts:
+        takes_images = getattr(self, "image_encoder_", None) is not None
+        facts: dict[str, Any] = {
+            "image features": getattr(self, "n_features_in_", "unknown"),
+            "text features": getattr(self, "n_text_features_in_", "tokens"),
+            "embeddings": self.n_components_,
+            "logit scale": f"{self.logit_scale_:.4g}",
+        }
+        for name, value in (
+            ("training pairs", getattr(self, "_n_pairs", None)),
+            ("parameters", getattr(self, "n_parameters_", None)),
+            ("best epoch", getattr(self, "best_epoch_", None)),
+        ):
+            if value is not None:
+                facts[name] = f"{value:,}"
+        # The score of the epoch that was kept; the highest score of all epochs would be biased.
+        scores = {}
+        for row in getattr(self, "history_", []):
+            if row["epoch"] == self.best_epoch_ and "valid_recall" in row:
+                scores[_VALIDATION_SCORE] = row["valid_recall"]
+        return Facts(
+            what="Embeds images and texts in a shared space: features of two frozen encoders are "
+            "mapped so that an image and its caption have a high cosine similarity.",
+            facts=facts,
+            scores=scores,
+            usage=_IMAGES_USAGE if takes_images else _FEATURES_USAGE,
+            tags=_TAGS,
         )
-    if "feature_names_in" in state:
-        aligner.feature_names_in_ = np.array(state.texts("feature_names_in"), dtype=object)
-        if len(aligner.feature_names_in_) != n_image:
-            raise ValueError(f"feature_names_in must hold {n_image} names.")
-    has_names = "text_feature_names" in state
-    aligner._text_feature_names = state.texts("text_feature_names") if has_names else []
-    if "n_pairs" in state:
-        aligner._n_pairs = state.integer("n_pairs")
-    for name in ("image_encoder", "text_encoder"):
-        encoder = state.optional(name)
-        if encoder is not None:
-            if not hasattr(encoder, "transform"):
-                raise ValueError(f"{name} must be an encoder.")
-            setattr(aligner, f"{name}_", encoder)
-    if "bank" in state:
-        aligner.bank_ = Bank.from_state(state.part("bank"), aligner.n_components_)
-    if "fitted_images" in state:
-        aligner._fitted_images = FittedImages.from_state(state.part("fitted_images"), n_image)
-
-
-def describe_aligner(aligner: Any) -> Facts:
-    """Return the model card of a fitted aligner."""
-    takes_images = getattr(aligner, "image_encoder_", None) is not None
-    facts: dict[str, Any] = {
-        "image features": getattr(aligner, "n_features_in_", "unknown"),
-        "text features": getattr(aligner, "n_text_features_in_", "tokens"),
-        "embeddings": aligner.n_components_,
-        "logit scale": f"{aligner.logit_scale_:.4g}",
-    }
-    for name, value in (
-        ("training pairs", getattr(aligner, "_n_pairs", None)),
-        ("parameters", getattr(aligner, "n_parameters_", None)),
-        ("best epoch", getattr(aligner, "best_epoch_", None)),
-    ):
-        if value is not None:
-            facts[name] = f"{value:,}"
-    # The score of the epoch that was kept; the highest score of all epochs would be biased.
-    scores = {}
-    for row in getattr(aligner, "history_", []):
-        if row["epoch"] == aligner.best_epoch_ and "valid_recall" in row:
-            scores[_VALIDATION_SCORE] = row["valid_recall"]
-    return Facts(
-        what="Embeds images and texts in a shared space: features of two frozen encoders are "
-        "mapped so that an image and its caption have a high cosine similarity.",
-        facts=facts,
-        scores=scores,
-        usage=_IMAGES_USAGE if takes_images else _FEATURES_USAGE,
-        tags=_TAGS,
-    )
 
 
 class _HeadNetwork(nn.Module):
@@ -162,24 +159,3 @@ class HeadsMixin:
     def _make_network(self, side: str) -> nn.Module:
         """Return the network of one side that `export_onnx` writes."""
         return _HeadNetwork(getattr(self.module_, f"{side}_head")).eval()
-
-
-def get_history_state(aligner: Any) -> dict[str, Any]:
-    """Return the training history of a fitted aligner for saving."""
-    return {
-        "history": aligner.history_,
-        "best_epoch": int(aligner.best_epoch_),
-        "n_epochs": int(aligner.n_epochs_),
-    }
-
-
-def restore_history(aligner: Any, state: FittedState) -> None:
-    """Set the attributes that `get_history_state` returned, and `device_`."""
-    history = state.value("history")
-    is_list = isinstance(history, list) and all(isinstance(row, dict) for row in history)
-    if not is_list or not all(isinstance(v, int | float) for row in history for v in row.values()):
-        raise ValueError("history must be a list of epochs, each with numbers only.")
-    aligner.history_ = history
-    aligner.best_epoch_ = state.integer("best_epoch")
-    aligner.n_epochs_ = state.integer("n_epochs")
-    aligner.device_ = resolve_device(aligner.device)

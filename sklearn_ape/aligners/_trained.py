@@ -309,6 +309,25 @@ class TrainedAligner(BaseAligner):
         self._restore_learned(state, logit_scale)
         state.close()
 
+    def _get_history_state(self) -> dict[str, Any]:
+        return {
+            "history": self.history_,
+            "best_epoch": int(self.best_epoch_),
+            "n_epochs": int(self.n_epochs_),
+        }
+
+    def _restore_history(self, state: FittedState) -> None:
+        """Set the attributes that `_get_history_state` returned, and `device_`."""
+        history = state.value("history")
+        is_list = isinstance(history, list) and all(isinstance(row, dict) for row in history)
+        values = [value for row in history for value in row.values()] if is_list else []
+        if not is_list or not all(isinstance(value, int | float) for value in values):
+            raise ValueError("history must be a list of epochs, each with numbers only.")
+        self.history_ = history
+        self.best_epoch_ = state.integer("best_epoch")
+        self.n_epochs_ = state.integer("n_epochs")
+        self.device_ = resolve_device(self.device)
+
     @classmethod
     def _from_record(
         cls, params: dict[str, Any], state: Mapping[str, Any] | None, settings: Mapping[str, Any]

@@ -25,7 +25,7 @@ from ..utils.validation import check_boolean, check_choice, check_integer, check
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
 from ._closed_form import fit_held_out_logit_scale, make_embedders
 from ._extension import choose_encoder, extend, resolve_base
-from ._serialization import HeadsMixin, get_history_state, restore_history
+from ._serialization import HeadsMixin
 from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun, name_key
 from .pairs import as_sequence, holds_images, holds_texts
 
@@ -474,8 +474,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         return summarize_training(self.history_, self.best_epoch_)
 
     def _get_learned_state(self) -> dict[str, Any]:
-        return super()._get_learned_state() | get_history_state(self)
+        return super()._get_learned_state() | self._get_history_state()
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        restore_history(self, state)
+        self._restore_history(state)
         return super()._restore_learned(state, logit_scale)

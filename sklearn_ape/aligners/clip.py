@@ -184,7 +184,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return {name: getattr(self, name) for name in names}
 
     @property
-    def logit_scale_(self) -> float:
+    def logit_scale_(self) -> float:  # type: ignore[override]
         """Logit scale of the trained model."""
         self.text_encoder._check_parameters()
         return float(self.text_encoder._network().model.logit_scale.exp().item())

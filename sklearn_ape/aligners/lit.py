@@ -25,7 +25,6 @@ from ..training.data import PairDataset, as_tensor
 from ..training.distributed import current_ranks
 from ..training.net import embed, make_net
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
-from ._serialization import get_history_state, restore_history
 from ._text_tower import TextTower
 from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun
 
@@ -288,11 +287,11 @@ class LiTAligner(TrainedAligner):
         return {
             "image_head": head_state(self.module_.image_head),
             "text_tower": self.module_.text_head.trained_state(),
-            **get_history_state(self),
+            **self._get_history_state(),
         }
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        restore_history(self, state)
+        self._restore_history(state)
         image = restored_head(state.part("image_head"))
         tower = TextTower.restore(state.part("text_tower"), image.n_out)
         self._set_module(TwoTower(image, tower).eval(), logit_scale)
