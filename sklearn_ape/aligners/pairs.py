@@ -42,18 +42,18 @@ def as_sequence(y: Any, name: str = "y") -> Any:
     check_sequence(y, name, "text", "captions or features")
     if getattr(y, "ndim", 1) == 1 and hasattr(y, "__len__") and len(y) == 0:
         raise ValueError(f"{name} is empty. Pass a list with at least one text, ['a cat'].")
-    if hasattr(y, "to_pylist"):  # pyarrow
-        return y.to_pylist()
-    if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # polars
-        return y.to_list()
     if hasattr(y, "columns"):
         kinds = {getattr(dtype, "kind", "O") for dtype in getattr(y, "dtypes", "O")}
         if kinds <= set("fiub") or np.asarray(y).dtype.kind in "fiub":
             return y
+        columns = list(getattr(y, "column_names", y.columns))
         raise ValueError(
-            f"{name} is a table with the columns {list(y.columns)}. Pass the column that holds "
-            "captions."
+            f"{name} is a table with the columns {columns}. Pass the column that holds captions."
         )
+    if hasattr(y, "to_pylist"):  # a column of pyarrow
+        return y.to_pylist()
+    if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # a column of polars
+        return y.to_list()
     is_table = isinstance(y, np.ndarray) and y.ndim == 2 and y.dtype.kind in "UO"
     if is_table and any(isinstance(text, str) for text in y.flat):
         return y.tolist()

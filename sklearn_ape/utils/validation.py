@@ -174,7 +174,7 @@ def as_labels(y: Any) -> np.ndarray:
     if hasattr(y, "columns"):  # iterating over a table yields its columns
         y = np.asarray(y)
     if not hasattr(y, "dtype"):
-        y = list(y)
+        y = y.to_pylist() if hasattr(y, "to_pylist") else list(y)  # to_pylist: pyarrow
         if len({isinstance(label, str) for label in y}) > 1:
             labels, y = y, np.empty(len(y), dtype=object)
             y[:] = labels

@@ -113,9 +113,9 @@ class FewShotClassifier(ZeroShotClassifier):
     vector v with a constant feature. The logit of class c is ``s * a @ t_c + r @ b_c``. With w
     the weight of the names, the vectors b_c minimize the cross entropy of the labelled images for
     w times the logits, plus ``alpha / 2`` times the sum of the squared norms of ``w * b_c``,
-    similar to [1]_. This is a convex problem with one solution, which does not depend on the order
-    of the images. With more than 640 labelled images, b_c is restricted to the 640 principal
-    directions of r.
+    similar to [1]_. For a given w, this is a convex problem with one solution, which does not
+    depend on the order of the images. With more than 640 labelled images, b_c is restricted to the
+    640 principal directions of r.
 
     As long as a class has no labelled image, the constant feature is 0, and what the embeddings of
     the labelled images have in common is subtracted from a in r: the James-Stein estimate of the
@@ -128,7 +128,8 @@ class FewShotClassifier(ZeroShotClassifier):
     better in the cross-validation, or ``(2 * u) ** 2`` if no class has two labelled images. If u
     is above 1 and no class has two labelled images, w is u. As long as a class has no labelled
     image, w is at least 1, because the labelled images may be corrections of wrong predictions.
-    The temperature contains the factor 1 / w.
+    The temperature contains the factor 1 / w. The folds of the cross-validation, and so w and the
+    temperature, depend on the order of the images.
 
     The embeddings and features of the labelled images are stored, 4 bytes per component. Models
     that earlier versions saved have no features, and use embeddings alone.
@@ -160,7 +161,7 @@ class FewShotClassifier(ZeroShotClassifier):
     # State for `partial_fit`: the labelled images, the mean of their features, the embeddings of
     # the names, and the logit scale.
     _examples: Examples
-    _center: np.ndarray | None = None  # as in pickles of earlier versions, which have no features
+    _center: np.ndarray | None = None  # None without features, as in pickles of earlier versions
     _text: np.ndarray
     _scale: float
     _purpose = (

@@ -147,17 +147,17 @@ def fit_probe(
     If some classes have no examples, those of the others are adjusted; see `FewShotClassifier`.
     """
     problem = _Problem(examples, vectors, text, scale, alpha)
-    problem.name_weight, validation = _choose_name_weight(problem)
-    residual = problem.solve() / problem.name_weight
+    name_weight, validation = _choose_name_weight(problem)
+    residual = problem.solve(name_weight) / name_weight
     n_components = text.shape[1]
     coef = residual[:-1].T
     coef[:, :n_components] += scale * text
     intercept = _INTERCEPT_FEATURE * residual[-1] - problem.center @ residual[:-1]
-    intercept -= problem.compute_adjustments() * validation.temperature / problem.name_weight
+    intercept -= problem.compute_adjustments() * validation.temperature / name_weight
     return Probe(
         coef.astype(np.float32),
         intercept.astype(np.float32),
-        validation.temperature / problem.name_weight,
+        validation.temperature / name_weight,
         validation.accuracy,
         validation.calibration_error,
     )
@@ -183,7 +183,6 @@ class _Problem:
         tolerance = _TOLERANCE_PER_ALPHA * self.alpha * min(1, n / _MANY_EXAMPLES)
         self.tolerance = np.clip(tolerance, _MIN_TOLERANCE, _MAX_TOLERANCE)
         self.base = np.float32(scale) * (examples.embeddings @ text.T)
-        self.name_weight = 1.0
         self.has_all_classes = len(np.unique(examples.codes)) == self.n_classes
         constant = np.full((n, 1), _INTERCEPT_FEATURE if self.has_all_classes else 0, np.float32)
         self.center = self._find_shared_part(vectors, text.shape[1])
@@ -230,19 +229,20 @@ class _Problem:
         if self.has_all_classes:
             return np.zeros(self.n_classes)
         counts = np.bincount(self.examples.codes[rows], self.weights[rows], self.n_classes)
-        counts *= _DEFAULT_ALPHA / self.alpha
-        return np.log1p(counts * self.find_share_without_examples(rows))
+        share = self.find_share_without_examples(rows)
+        return np.log1p(counts * share * _DEFAULT_ALPHA / self.alpha)
 
-    def solve(self) -> np.ndarray:
+    def solve(self, name_weight: float) -> np.ndarray:
         """Return the residual that is best for all examples, one column per class."""
         every_row = np.arange(len(self.examples.codes))
-        coordinates = self.root[:, None] * self.solve_coordinates(every_row)
+        coordinates = self.root[:, None] * self.solve_coordinates(every_row, name_weight)
         if not self.is_wide:
             return self.directions @ coordinates
         return self.features.T @ (self.directions @ (coordinates / self.singular[:, None]))
 
-    def solve_coordinates(self, rows: np.ndarray) -> np.ndarray:
-        inputs, base = self.inputs[rows], np.float32(self.name_weight) * self.base[rows]
+    def solve_coordinates(self, rows: np.ndarray, name_weight: float) -> np.ndarray:
+        """Return the coordinates of the residual that is best for some of the examples."""
+        inputs, base = self.inputs[rows], np.float32(name_weight) * self.base[rows]
         codes, weights = self.examples.codes[rows], self.weights[rows]
         order, shape = np.arange(len(rows)), (len(self.root), self.n_classes)
         curvature = self.alpha * self.root[:, None] ** 2
@@ -312,10 +312,9 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
             weight = (weight / _MIN_TRUSTED_WEIGHT) ** 2
         weight = weight if problem.n_classes > 1 else 1.0
         return weight, _Validation(np.nan, temperature, np.nan, np.nan)
-    validation = _cross_validate(problem, folds, is_tested)
+    validation = _cross_validate(problem, 1.0, folds, is_tested)
     if weight < 1:
-        problem.name_weight = weight
-        other = _cross_validate(problem, folds, is_tested)
+        other = _cross_validate(problem, weight, folds, is_tested)
         if other.loss < validation.loss:
             return weight, other
     return 1.0, validation
@@ -340,15 +339,17 @@ def _make_folds(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
     return folds[copy_of.ravel()], is_tested
 
 
-def _cross_validate(problem: _Problem, folds: np.ndarray, is_tested: np.ndarray) -> _Validation:
+def _cross_validate(
+    problem: _Problem, name_weight: float, folds: np.ndarray, is_tested: np.ndarray
+) -> _Validation:
     """Return the temperature, the accuracy and the calibration error of held-out examples."""
-    predicted = _predict_held_out(problem, folds).select(is_tested)
+    predicted = _predict_held_out(problem, name_weight, folds).select(is_tested)
     seen = np.unique(problem.examples.codes)
     if 1 < len(seen) < problem.n_classes:
         # Images of classes without examples are represented by the examples of other classes, all
         # of which are held out, as if all classes were equally frequent.
         class_folds = np.searchsorted(seen, problem.examples.codes) % min(_N_FOLDS, len(seen))
-        of_new_classes = _predict_held_out(problem, class_folds)
+        of_new_classes = _predict_held_out(problem, name_weight, class_folds)
         share = min(_MAX_NEW_SHARE, problem.find_share_without_examples())
         total = predicted.weights.sum()
         predicted = predicted.scale_weights(total * (1 - share)).extend(
@@ -382,13 +383,13 @@ class _Predictions(NamedTuple):
         return self._replace(weights=self.weights * total / self.weights.sum())
 
 
-def _predict_held_out(problem: _Problem, folds: np.ndarray) -> _Predictions:
+def _predict_held_out(problem: _Problem, name_weight: float, folds: np.ndarray) -> _Predictions:
     """Predict the examples of each fold from those of the other folds."""
-    logits = np.float32(problem.name_weight) * problem.base
+    logits = np.float32(name_weight) * problem.base
     adjustments = np.zeros(logits.shape)
     for fold in range(folds.max() + 1):
         is_held_out = folds == fold
-        coordinates = problem.solve_coordinates(np.flatnonzero(~is_held_out))
+        coordinates = problem.solve_coordinates(np.flatnonzero(~is_held_out), name_weight)
         logits[is_held_out] += problem.inputs[is_held_out] @ coordinates.astype(np.float32)
         adjustments[is_held_out] = problem.compute_adjustments(~is_held_out)
     return _Predictions(logits, adjustments, problem.examples.codes, problem.examples.weights)

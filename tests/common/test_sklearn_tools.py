@@ -263,6 +263,21 @@ class TestSetOutput:
                         ("columns" if library == "pandas" else "mapping"): {"t0": "other"}
                     }))  # fmt: skip
 
+    def test_pyarrow_table_of_text_features_is_a_table(self, concepts):
+        """It was read as a list of dicts."""
+        pa = pytest.importorskip("pyarrow")
+        names = [f"t{number}" for number in range(concepts.text.shape[1])]
+        table = pa.table(dict(zip(names, concepts.text.T, strict=True)))
+        aligner = CCAAligner().fit(concepts.image, table)
+        plain = CCAAligner().fit(concepts.image, concepts.text)
+        np.testing.assert_array_equal(
+            aligner.transform_text(table), plain.transform_text(concepts.text)
+        )
+        with pytest.raises(ValueError, match="columns of y must be those of fit"):
+            aligner.transform_text(table.select(names[::-1]))
+        with pytest.raises(ValueError, match=r"y is a table with the columns \['caption'\]"):
+            CCAAligner().fit(concepts.image, pa.table({"caption": ["a"] * len(concepts.image)}))
+
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("library", ["pandas", "polars"])
     def test_classifier_takes_data_frames_of_features(

@@ -38,6 +38,14 @@ def test_predictions_of_another_type_count_as_wrong(y_true, y_pred):
     assert result.support.tolist() == [1, 2]
 
 
+def test_pyarrow_numbers_are_numbers():
+    """Scalars of pyarrow cannot be sorted."""
+    pa = pytest.importorskip("pyarrow")
+    result = per_class_accuracy(pa.array([2, 1, 1]), pa.array([2, 1, 3]))
+    assert result.classes.tolist() == [1, 2]
+    assert result.accuracy.tolist() == [0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("y_true", "message"),
     [
