@@ -60,8 +60,9 @@ class BaseAligner(
     """Base class of aligners, which embed images and texts in a shared space.
 
     Large memory maps and large float16 arrays are read in blocks of rows, without a copy. The
-    `fit` of a subclass calls `_fit_pairs` first and `_set_bank` last. A subclass defines `_embed`,
-    `_get_learned_state` and `_restore_learned`. The `side` of a method is "image" or "text".
+    `fit` of a subclass calls `_forget_fit` and `_fit_pairs` first, and `_set_bank` last. A
+    subclass defines `_embed`, `_get_learned_state` and `_restore_learned`. The `side` of a method
+    is "image" or "text".
     """
 
     image_encoder: Any
@@ -335,6 +336,11 @@ class BaseAligner(
             self._embed_comparable("text", data.text[texts[choose_evenly_spaced(len(texts))]]),
         )
 
+    def _forget_fit(self) -> None:
+        """Remove the attributes of an earlier fit that the next one may not set."""
+        for name in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images", "_lost_fit"):
+            self.__dict__.pop(name, None)
+
     def _fit_pairs(self, X: Any, y: Any) -> PairDataset:
         """Fit the encoders, and return the training pairs, followed by those of `head_pairs`."""
         if y is None:
@@ -342,9 +348,6 @@ class BaseAligner(
                 f"{type(self).__name__} requires y to be passed, but the target y is None. Pass "
                 "the captions (or their features) of the images in X."
             )
-        # Attributes of an earlier fit must not remain if this one does not set them.
-        for name in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images", "_lost_fit"):
-            self.__dict__.pop(name, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         rows = self._make_rows(X, y, reset=True)
         self._fitted_images = FittedImages.from_features(rows.image, rows.image_digests)

@@ -72,6 +72,7 @@ class ClosedFormAligner(BaseAligner):
         """
         self._check_parameters()
         with default_state(), restored_on_failure(self):
+            self._forget_fit()
             data = self._fit_pairs(X, y)
             self._fit_data(data)
             self._set_bank(data)
@@ -218,6 +219,7 @@ class TrainedAligner(BaseAligner):
         prepare_folder(self.checkpoint)
         context = FitContext(self, self._count_epochs(None), X, y)
         with default_state(), restored_on_failure(self):
+            self._forget_fit()
             data = self._fit_pairs(X, y)
             rng = check_random_state(self.random_state)
             seed = int(rng.randint(np.iinfo(np.int32).max))

@@ -377,15 +377,12 @@ class APEAligner(HeadsMixin, TrainedAligner):
         options = self._resolve_dicts("init_params")
         with default_state(), restored_on_failure(self):
             self.device_ = resolve_device(self.device)
-            # `_get_encoder` returns them during this fit, because parameters must not change.
-            self._chosen_encoders = {
-                side: self._choose_encoder(base, side, values)
-                for side, values in (("image", X), ("text", y))
-            }
-            try:
-                data = self._fit_pairs(X, y)
-            finally:
-                del self._chosen_encoders
+            self._forget_fit()
+            for side, values in (("image", X), ("text", y)):
+                encoder = self._choose_encoder(base, side, values)
+                if encoder is not None:  # fitted in place of the parameter, which stays unchanged
+                    setattr(self, f"{side}_encoder_", encoder)
+            data = self._fit_pairs(X, y)
 
             def solve(pairs: PairDataset) -> TwoTower:
                 return extend(base, pairs, **options, device=self.device_, verbose=self.verbose)
@@ -401,18 +398,16 @@ class APEAligner(HeadsMixin, TrainedAligner):
         return self
 
     def _choose_encoder(self, base: Any, side: str, values: Any) -> Any:
+        """Return the encoder of one side for its values, or None if they are features."""
         encoder = getattr(self, f"{side}_encoder")
-        if encoder is not None:
-            return choose_encoder(resolve_encoder(encoder, side), base, side)
-        if side == "image":
-            takes_items = holds_images(values)
-        else:
+        if side == "text":
             takes_items = values is not None and holds_texts(as_sequence(values))
-        return choose_encoder(None, base, side) if takes_items else None
-
-    def _get_encoder(self, side: str) -> Any:
-        chosen = self.__dict__.get("_chosen_encoders")
-        return super()._get_encoder(side) if chosen is None else chosen[side]
+        else:
+            takes_items = encoder is not None or holds_images(values)
+        if not takes_items:
+            return None
+        encoder = None if encoder is None else resolve_encoder(encoder, side)
+        return choose_encoder(encoder, base, side)
 
     def _get_recorded_params(self) -> dict[str, Any]:
         params = super()._get_recorded_params()

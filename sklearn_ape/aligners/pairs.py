@@ -79,7 +79,8 @@ def _is_text(item: Any) -> bool:
 def holds_images(X: Any) -> bool:
     """Return whether X holds paths, images or bytes rather than rows of features."""
     is_indexed = hasattr(X, "__getitem__") and hasattr(X, "__len__") and not isinstance(X, Mapping)
-    if hasattr(X, "columns") or issparse(X) or not is_indexed or not len(X):
+    is_table = hasattr(X, "columns") or issparse(X) or getattr(X, "ndim", 1) == 2
+    if is_table or not is_indexed or not len(X):
         return False
     first = X.iloc[0] if hasattr(X, "iloc") else X[0]
     first = first.as_py() if hasattr(first, "as_py") else first  # pyarrow
