@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from .utils.validation import check_sequence, format_list, is_missing
+from .utils.validation import check_sequence, format_list, is_missing, to_list
 
 __all__ = ["TEMPLATES", "fill", "prompts_of", "resolve_templates"]
 
@@ -82,7 +82,7 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
         templates = (templates,)
     else:
         check_sequence(templates, "templates", "template")
-    resolved = tuple(templates)
+    resolved = tuple(to_list(templates))
     if not resolved:
         raise ValueError("templates is empty. Pass at least one template, such as '{}'.")
     for template in resolved:
@@ -176,12 +176,6 @@ def to_builtin(value: Any) -> Any:
     if isinstance(value, int) and type(value) not in (int, bool):
         return int(value)
     return value
-
-
-def list_labels(labels: Iterable[Any]) -> list[Any]:
-    """Return the labels of any collection, or the keys of a mapping, as a list."""
-    # Iterating over a pyarrow column yields pyarrow's scalars.
-    return list(labels.to_pylist() if hasattr(labels, "to_pylist") else labels)
 
 
 def to_class_array(labels: Iterable[Any]) -> np.ndarray:
@@ -282,7 +276,7 @@ def _list_classes(labels: Any) -> list[Any]:
             "labels is a table. Pass the column with the names, such as table['name'], or a "
             "mapping {label: name}."
         )
-    classes = [to_builtin(label) for label in list_labels(labels)]
+    classes = [to_builtin(label) for label in to_list(labels)]
     if not classes:
         raise ValueError("labels is empty. Pass at least one class.")
     for label in classes:
@@ -458,4 +452,4 @@ def _check_type(label: Any, parameter: str) -> None:
 
 def _as_list(value: Any) -> list[Any]:
     is_single = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
-    return [value] if is_single else list(value)
+    return [value] if is_single else to_list(value)

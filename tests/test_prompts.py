@@ -2,7 +2,7 @@
 
 import pytest
 
-from sklearn_ape.prompts import TEMPLATES, fill, resolve_templates
+from sklearn_ape.prompts import TEMPLATES, fill, resolve_names, resolve_templates
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -23,6 +23,13 @@ def test_unknown_set_raises_with_suggestion():
 def test_template_without_exactly_one_placeholder_raises(templates):
     with pytest.raises(ValueError, match="exactly one placeholder"):
         resolve_templates(templates)
+
+
+def test_pyarrow_columns_hold_templates_and_names():
+    """Scalars of pyarrow are not texts."""
+    pa = pytest.importorskip("pyarrow")
+    assert resolve_templates(pa.array(["{}", "a {}"])) == ("{}", "a {}")
+    assert resolve_names({0: pa.array(["cat", "kitten"])}) == {0: ["cat", "kitten"]}
 
 
 def test_empty_templates_raise():

@@ -161,7 +161,8 @@ class ASIFAligner(ClosedFormAligner):
         return [_Anchors.from_features(features, rows, *options) for features, rows in sides]
 
     def _embed_comparable(self, side: str, features: Any) -> SparseRows:
-        return self._anchors[side == "text"].embed(features)
+        image, text = self._anchors
+        return (image if side == "image" else text).embed(features)
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         return self._embed_comparable(side, features).rows.toarray()

@@ -67,13 +67,8 @@ def holds_texts(y: Any) -> bool:
         return False
     if getattr(y, "ndim", 1) != 1:
         return False
-    return any(_is_text(item) for item in y)
-
-
-def _is_text(item: Any) -> bool:
-    return isinstance(item, str) or (
-        isinstance(item, list | tuple | np.ndarray) and any(isinstance(text, str) for text in item)
-    )
+    lists = (item if isinstance(item, list | tuple | np.ndarray) else [item] for item in y)
+    return any(isinstance(text, str) for texts in lists for text in texts)
 
 
 def holds_images(X: Any) -> bool:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..features.memmap import is_table
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES, is_settled, read_stamp
-from ..utils.validation import check_sequence, format_list
+from ..utils.validation import check_sequence, format_list, to_list
 
 _BYTES = bytes | bytearray | memoryview
 
@@ -134,7 +134,7 @@ def as_items(X: Any, modality: str) -> list[Any]:
             f"X is a dataset ({type(X).__name__}) of tuples, not of {modality}s. Pass a list of "
             f"the {modality}s only, [{modality} for {modality}, *_ in X]."
         )
-    items = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # to_pylist: pyarrow
+    items = to_list(X)
     if not items:
         raise ValueError(f"X is empty: 0 {modality}s to encode. Pass at least one.")
     return items

@@ -120,6 +120,12 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
         )
 
 
+def to_list(values: Iterable[Any]) -> list[Any]:
+    """Return the values of any collection, or the keys of a mapping, as a list."""
+    # Iterating over a pyarrow column yields pyarrow's scalars.
+    return list(values.to_pylist() if hasattr(values, "to_pylist") else values)
+
+
 def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
     """Raise ValueError unless a parameter is one of the choices."""
     if not isinstance(value, str) or value not in choices:
@@ -174,7 +180,7 @@ def as_labels(y: Any) -> np.ndarray:
     if hasattr(y, "columns"):  # iterating over a table yields its columns
         y = np.asarray(y)
     if not hasattr(y, "dtype"):
-        y = y.to_pylist() if hasattr(y, "to_pylist") else list(y)  # to_pylist: pyarrow
+        y = to_list(y)
         if len({isinstance(label, str) for label in y}) > 1:
             labels, y = y, np.empty(len(y), dtype=object)
             y[:] = labels

@@ -18,7 +18,6 @@ from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
 from ..prompts import (
     flatten_labels,
-    list_labels,
     resolve_names,
     resolve_templates,
     to_builtin,
@@ -26,7 +25,7 @@ from ..prompts import (
 )
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
-from ..utils.validation import check_number
+from ..utils.validation import check_number, to_list
 from ._label_embeddings import embed_labels
 
 # Maximum number of classes that a model card lists.
@@ -230,7 +229,7 @@ def convert_labels(labels: Any) -> Any:
         return {_convert_label(label): _convert_label(value) for label, value in labels.items()}
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "biufU":
         return labels
-    values = [_convert_label(label) for label in list_labels(labels)]
+    values = [_convert_label(label) for label in to_list(labels)]
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "O":
         return np.array(values, dtype=object)
     return tuple(values) if isinstance(labels, tuple) else values

@@ -14,7 +14,7 @@ from sklearn.utils import gen_batches
 
 from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar
-from ..utils.validation import format_list, ignores_underflow
+from ..utils.validation import format_list, ignores_underflow, to_list
 
 # Number of most similar images that are the neighbours of an image.
 _N_NEIGHBORS = 5
@@ -60,8 +60,8 @@ def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | N
     labels = classes.tolist()
     if hasattr(class_prior, "to_dict"):  # a pandas Series, such as the result of value_counts
         class_prior = class_prior.to_dict()
-    elif hasattr(class_prior, "to_list"):  # a polars Series
-        class_prior = class_prior.to_list()
+    elif hasattr(class_prior, "to_list") or hasattr(class_prior, "to_pylist"):  # polars, pyarrow
+        class_prior = to_list(class_prior)
     if isinstance(class_prior, Mapping):
         unknown = [label for label in class_prior if label not in labels]
         missing = [label for label in labels if label not in class_prior]

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from scipy.special import softmax
 
@@ -142,7 +143,8 @@ class TestShares:
         expected = plain * shares
         expected /= expected.sum(axis=1, keepdims=True)
         named = dict(zip(sorted(LABELS), shares, strict=True))
-        for class_prior in (shares, np.array(shares), named, pd.Series(named), pl.Series(shares)):
+        columns = (np.array(shares), pd.Series(named), pl.Series(shares), pa.array(shares))
+        for class_prior in (shares, named, *columns):
             classifier = ZeroShotClassifier(LABELS, aligner=aligner, class_prior=class_prior)
             np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-5)
 
