@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from .utils.validation import check_sequence, format_list, is_missing, to_list
+from .utils.validation import as_label_array, check_sequence, format_list, is_missing, to_list
 
 __all__ = ["TEMPLATES", "fill", "prompts_of", "resolve_templates"]
 
@@ -200,7 +200,7 @@ def validate_y(y: Any) -> list[Any]:
     if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
         _check_no_missing(y)
     try:
-        array = column_or_1d(_as_array(y), warn=True)
+        array = column_or_1d(as_label_array(y), warn=True)
     except ValueError as error:
         # NumPy cannot make an array of rows of different lengths, and describes them at length.
         reason = "its rows have different lengths." if "inhomogeneous" in str(error) else error
@@ -222,15 +222,6 @@ def validate_y(y: Any) -> list[Any]:
         for value in values:
             _check_type(value, "y")
     return values
-
-
-def _as_array(y: Any) -> np.ndarray:
-    """Return y as an array; NumPy would convert the numbers of a list with texts to texts."""
-    if isinstance(y, list | tuple) and len({isinstance(value, str) for value in y}) > 1:
-        array = np.empty(len(y), dtype=object)
-        array[:] = y
-        return array
-    return np.asarray(y)
 
 
 def resolve_names(labels: Any) -> dict[Any, list[str]]:

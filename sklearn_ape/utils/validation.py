@@ -171,19 +171,21 @@ def check_number(
         )
 
 
-def as_labels(y: Any) -> np.ndarray:
-    """Return class labels as a one-dimensional array without converting them.
+def as_label_array(y: Any) -> np.ndarray:
+    """Return y as an array; NumPy would convert the numbers of a list with texts to texts."""
+    if isinstance(y, list | tuple) and len({isinstance(label, str) for label in y}) > 1:
+        array = np.empty(len(y), dtype=object)
+        array[:] = y
+        return array
+    return np.asarray(y)
 
-    The type is object if NumPy would convert numbers to texts.
-    """
+
+def as_labels(y: Any) -> np.ndarray:
+    """Return class labels as a one-dimensional array without converting them."""
     check_sequence(y, "y", "class", "classes")
-    if hasattr(y, "columns"):  # iterating over a table yields its columns
-        y = np.asarray(y)
     if not hasattr(y, "dtype"):
-        y = to_list(y)
-        if len({isinstance(label, str) for label in y}) > 1:
-            labels, y = y, np.empty(len(y), dtype=object)
-            y[:] = labels
+        is_table = hasattr(y, "columns")  # iterating over it would yield the columns
+        y = as_label_array(y if is_table else to_list(y))
     return column_or_1d(y)
 
 
