@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +19,7 @@ from typing import Any, Self
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..utils.files import check_writable, write_folder_atomically
+from ..utils.files import check_writable, write_file_atomically
 from ..utils.messages import escape_controls, escape_formula, escape_formula_path
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
@@ -253,16 +253,9 @@ def _check_writable(output: Path, n_bytes: int) -> None:
 def write_atomically(output: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces the output on success."""
     path = output.expanduser().resolve()  # replace the target of a link, not the link
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    with write_folder_atomically(path) as folder:
-        partial = folder / path.name
-        yield partial
-        # The data must be on the disk before the old file is replaced.
-        with partial.open("r+b") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+    is_device = path.exists() and not path.is_file()  # such as /dev/null
+    with nullcontext(path) if is_device else write_file_atomically(path) as temporary:
+        yield temporary
 
 
 class FileName(str):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.files import sync, write_folder_atomically
+from ..utils.files import sync, write_file_atomically, write_folder_atomically
 from ..utils.messages import warn
 from ..utils.validation import format_list
 from .serialize import MAX_JSON_BYTES, Deserializer, Serializer, dump_json, load_json
@@ -248,12 +248,8 @@ def write_file(path: Path, description: Mapping[str, Any], values: Mapping[str, 
         "tensors": describe_tensors(tensors),
         "digest": compute_digest(tensors),
     }
-    with write_folder_atomically(path) as folder:
-        staged = folder / path.name
-        write_tensors(staged, tensors, _add_checksum(dump_json(config)))
-        sync(staged)
-        os.replace(staged, path)
-        sync(path.parent)
+    with write_file_atomically(path) as temporary:
+        write_tensors(temporary, tensors, _add_checksum(dump_json(config)))
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -101,6 +101,17 @@ def write_folder_atomically(target: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+@contextmanager
+def write_file_atomically(target: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which replaces the target unless an error occurs."""
+    with write_folder_atomically(target) as folder:
+        temporary = folder / target.name
+        yield temporary
+        sync(temporary)  # the data must be on the disk before the old file is replaced
+        os.replace(temporary, target)
+        sync(target.parent)
+
+
 def remove_unfinished_directories(target: Path) -> None:
     """Remove the folders of `write_folder_atomically` that killed processes left for a target."""
     with suppress(OSError):

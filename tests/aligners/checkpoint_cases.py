@@ -7,8 +7,8 @@ from sklearn.base import clone
 
 from sklearn_ape import APEAligner
 from sklearn_ape.aligners import _checkpoint
-from sklearn_ape.persistence import files as model_files
 from sklearn_ape.training import AlignmentNet
+from sklearn_ape.utils import files as file_utils
 
 COMMON = {"depth": 2, "width": 32, "learning_rate": 1e-3, "max_epochs": 8, "batch_size": 64,
           "random_state": 0, "device": "cpu"}  # fmt: skip
@@ -75,7 +75,7 @@ def one_thread():
 def every_epoch(monkeypatch):
     """Write after each epoch without waiting for the disk; `TestKills` tests real writes."""
     monkeypatch.setattr(_checkpoint, "_PAUSE_OF_WRITING", 0)
-    monkeypatch.setattr(model_files, "sync", lambda path: None)
+    monkeypatch.setattr(file_utils, "sync", lambda path: None)
 
 
 @pytest.fixture
