@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal as format_size
 
 from ..utils.files import get_default_data_home
 from . import _inputs as option
@@ -129,10 +130,10 @@ def show_cache(
     cache = _get_cache(folder)
     contents = cache.info()
     print_message(f"Folder: {str(cache.folder)!r}", quiet)
-    print_message(f"Size on disk: {_format_size(contents.n_bytes)}", quiet)
+    print_message(f"Size on disk: {format_size(contents.n_bytes)}", quiet)
     print_message(f"Last change: {contents.last_change:%Y-%m-%d %H:%M}", quiet)
     if contents.n_other_bytes:
-        size = _format_size(contents.n_other_bytes)
+        size = format_size(contents.n_other_bytes)
         print_message(f"Exported networks and damaged files, which prune keeps: {size}", quiet)
     with Table(["dimension", "dtype", "features"], file_format=file_format) as table:
         for (dtype, dimension), count in contents.counts.items():
@@ -169,8 +170,8 @@ def prune_cache(
     n_removed = cache.prune(max_bytes, dimension)
     after = cache.info().n_bytes
     print_message(
-        f"Removed {n_removed:,} features and freed {_format_size(max(0, before - after))}. "
-        f"The cache {str(cache.folder)!r} now has {_format_size(after)}.",
+        f"Removed {n_removed:,} features and freed {format_size(max(0, before - after))}. "
+        f"The cache {str(cache.folder)!r} now has {format_size(after)}.",
         quiet,
     )
 
@@ -217,19 +218,6 @@ def _parse_size(text: str) -> int:
             param_hint="--max-size",
         )
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-def _format_size(n_bytes: int) -> str:
-    """Return a size with the largest decimal unit that gives at least 1.
-
-    >>> _format_size(999), _format_size(551_026_688)
-    ('999 B', '551.0 MB')
-    """
-    size, units = float(n_bytes), ["B", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
 app = typer.Typer(
