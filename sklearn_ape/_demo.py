@@ -28,6 +28,7 @@ from .datasets import get_data_home, load_openmoji
 from .encoders import CacheInfo
 from .encoders.items import group_images
 from .features import open_cache
+from .retrieval import CrossModalRetriever
 from .zero_shot import ZeroShotClassifier
 
 if TYPE_CHECKING:
@@ -97,11 +98,10 @@ class Prediction(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A query and its results in decreasing order of similarity."""
+    """A query, and the images found with their captions, by decreasing similarity."""
 
     query: str
-    images: list[str]
-    captions: list[str]
+    results: list[tuple[str, str]]
 
 
 class DemoResult(NamedTuple):
@@ -175,7 +175,11 @@ def run_demo(
             model, held_out, random_state
         )
         category_accuracy = _score_categories(model, held_out)
-        searches = [_search(model, query, held_out) for query in QUERIES]
+        retriever = CrossModalRetriever(model).fit(
+            held_out.images, list(zip(held_out.images, held_out.captions, strict=True))
+        )
+        results = retriever.search(QUERIES, k=_N_RESULTS).items
+        searches = list(map(Search, QUERIES, results))
     return DemoResult(
         n_train=len(train.images),
         n_held_out=len(held_out.images),
@@ -298,12 +302,6 @@ def _score_categories(model: Pipeline, held_out: Bunch) -> float:
     return classifier.score(images, held_out.categories[rows])
 
 
-def _search(model: Pipeline, query: str, held_out: Bunch) -> Search:
-    similarity = model.transform(held_out.images) @ model[-1].transform_text([query])[0]
-    results = _select_rows(held_out, np.argsort(-similarity)[:_N_RESULTS])
-    return Search(query, results.images, results.captions)
-
-
 def print_result(result: DemoResult) -> None:
     """Print the scores and the cost as tables."""
     from rich.console import Console
@@ -396,7 +394,7 @@ def write_report(result: DemoResult, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     source = files("sklearn_ape").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(thumbnail=_encode_thumbnail, percent=_format_percent, zip=zip)
+    environment.globals.update(thumbnail=_encode_thumbnail, percent=_format_percent)
     page = folder / "index.html"
     html = environment.from_string(source).render(
         result=result,
@@ -413,14 +411,14 @@ def _draw_contact_sheet(searches: Sequence[Search]) -> Image.Image:
     """Draw queries with their results, one row per query, as an RGB image."""
     font, small = ImageFont.load_default(18), ImageFont.load_default(12)
     size = 112  # of an image, in pixels
-    columns = max(len(search.images) for search in searches)
+    columns = max(len(search.results) for search in searches)
     row_height = size + 56
     sheet = Image.new("RGB", (columns * (size + 12) + 12, len(searches) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
     for row, search in enumerate(searches):
         top = row * row_height
         draw.text((12, top + 6), f"“{search.query}”", fill="#1f2937", font=font)
-        for column, (path, caption) in enumerate(zip(search.images, search.captions, strict=True)):
+        for column, (path, caption) in enumerate(search.results):
             left = 12 + column * (size + 12)
             with Image.open(path) as image:
                 sheet.paste(image.convert("RGB").resize((size, size)), (left, top + 30))

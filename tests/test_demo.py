@@ -55,7 +55,7 @@ def result(captioned_images):
             Prediction(images[0], names[0], names[:5], probabilities),
             Prediction(images[5], "<b>bold</b>", names[:5], probabilities),
         ],
-        searches=[Search("a fruit", images, names)],
+        searches=[Search("a fruit", list(zip(images, names, strict=True)))],
         curve=[CurvePoint(0, 0.2, 0.003), CurvePoint(1000, 0.26, 0.1)],
         n_parameters=10,
         seconds={"train": 1.0},
