@@ -23,7 +23,7 @@ from .base import flatten_single_captions, make_result
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 Table = Mapping[str, Any]
-"""Columns by name: lists, or series of a data frame."""
+"""Columns by name: lists, or columns of pandas, polars or pyarrow."""
 
 
 class Delimited(dict[str, list[str]]):
@@ -79,9 +79,7 @@ def _read_csv(file: Path, delimiter: str) -> Table:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         header = next(reader, [])
         check_utf8(header, "the first line", "it")
-        repeated = sorted({name for name in header if header.count(name) > 1})
-        if repeated:
-            raise ValueError(f"columns repeat: {format_list(repeated)}. Rename them.")
+        _check_distinct(header, "the first line")
         columns: list[list[str]] = [[] for _ in header]
         for row in filter(None, reader):
             if len(row) != len(header):
@@ -132,20 +130,14 @@ def _read_parquet(file: Path) -> Table:
     purpose = f"Reading {file.name!r}"
     pandas = import_optional("pandas", package="pandas", extra="tables", purpose=purpose)
     import_optional("pyarrow", package="pyarrow", extra="tables", purpose=purpose)
-    return read_frame(pandas.read_parquet(file))
+    return _split_columns(pandas.read_parquet(file), "it")
 
 
-def read_frame(frame: Any) -> Table:
-    """Return the columns of a pandas or polars data frame."""
-    names = list(frame.columns)
-    _check_distinct(names, "The data frame")
+def _split_columns(frame: Any, where: str) -> Table:
+    """Return the columns of a pandas, polars or pyarrow table."""
+    names = list(getattr(frame, "column_names", frame.columns))
+    _check_distinct(names, where)
     return {str(name): frame[name] for name in names}
-
-
-def read_arrow(source: Any) -> Table:
-    """Return the columns of a pyarrow table."""
-    _check_distinct(source.column_names, "The table")
-    return {name: source[name].to_pylist() for name in source.column_names}
 
 
 def _check_distinct(names: list[Any], where: str) -> None:
@@ -160,7 +152,9 @@ def get_column(table: Table, names: str | Sequence[str], where: str) -> list[Any
     for name in candidates:
         if name in table:
             values = table[name]
-            return values if isinstance(values, list) else values.to_list()
+            if isinstance(values, list):
+                return values
+            return values.to_pylist() if hasattr(values, "to_pylist") else values.to_list()
     near = difflib.get_close_matches(candidates[0], list(table), n=1)
     raise ValueError(
         f"{where} has no column {' or '.join(map(repr, candidates))}. Its columns are "
@@ -326,9 +320,11 @@ def load_pairs(
         file = Path(source).expanduser().absolute()
         table, where, base = read_table(file), repr(str(file)), file.parent
     elif hasattr(source, "columns") and hasattr(source, "to_dict"):
-        table, where, base = read_frame(source), "the data frame", Path.cwd()
+        where, base = "the data frame", Path.cwd()
+        table = _split_columns(source, where)
     elif hasattr(source, "to_pydict"):  # pyarrow
-        table, where, base = read_arrow(source), "the table", Path.cwd()
+        where, base = "the table", Path.cwd()
+        table = _split_columns(source, where)
     else:
         hint = ""
         if hasattr(source, "column_names"):

@@ -138,7 +138,7 @@ def test_pyarrow_table_is_read(frame, folder):
     data, expected = (load_pairs(t, root=folder) for t in (pa.Table.from_pandas(frame), frame))
     assert (data.images, data.captions) == (expected.images, expected.captions)
     repeated = pa.table([["a.jpg"], ["a"], ["b"]], names=["image", "caption", "caption"])
-    with pytest.raises(ValueError, match="The table has repeated columns: 'caption'"):
+    with pytest.raises(ValueError, match="the table has repeated columns: 'caption'"):
         load_pairs(repeated)
 
 
@@ -175,7 +175,7 @@ def test_empty_table_raises(tmp_path, empty):
     ("name", "text", "message"),
     [
         ("t.csv", "image,caption\na.jpg,a cat, black\n", "line 2 has 3 fields.*quotes"),
-        ("t.csv", "image,image\na,b\n", "columns repeat: 'image'"),
+        ("t.csv", "image,image\na,b\n", "repeated columns: 'image'"),
         ("t.csv", 'image,caption\na.jpg,"a cat', "as csv"),
         ("t.jsonl", '{"image": "a"}\n{"image"\n', "line 2 is not JSON"),
         ("t.jsonl", "[1]\n", "line 1 is not an object"),
