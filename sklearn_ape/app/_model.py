@@ -75,35 +75,32 @@ class Model(NamedTuple):
 
 def load_model(aligner: Any) -> Model:
     """Return the model for the parameter ``aligner`` of `build_app`, without caches."""
-    source = aligner
+    estimator = aligner
     is_clip = isinstance(aligner, str) and aligner.startswith("open_clip:")
     if aligner is not None and not hasattr(aligner, "fit") and not is_clip:
-        aligner = load_pretrained(aligner)
+        estimator = load_pretrained(aligner)
     labels = None
-    given = aligner
-    if hasattr(aligner, "predict_proba"):
-        labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
-    aligner = get_wrapped_aligner(resolve_aligner(aligner))
-    check_is_fitted(aligner)
-    preprocessing, inner = unwrap(aligner)
-    name = _name_model(source, inner)
-    aligner = inner if preprocessing is None else make_pipeline(preprocessing, inner)
-    image_encoder, text_encoder = get_encoders(aligner)
-    if image_encoder is None or text_encoder is None:
-        modality = "image" if image_encoder is None else "text"
-        raise ValueError(
-            f"aligner has no {modality} encoder, because it was fitted on features, but the page "
-            "needs images and texts. Pass make_pipeline(image_encoder, "
-            "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
-        )
+    if hasattr(estimator, "predict_proba"):
+        labels = [str(label) for label in getattr(estimator, "classes_", [])] or None
+    wrapped = get_wrapped_aligner(resolve_aligner(estimator))
+    check_is_fitted(wrapped)
+    preprocessing, inner = unwrap(wrapped)
+    fitted = inner if preprocessing is None else make_pipeline(preprocessing, inner)
+    for modality, encoder in zip(("image", "text"), get_encoders(fitted), strict=True):
+        if encoder is None:
+            raise ValueError(
+                f"aligner has no {modality} encoder, because it was fitted on features, but the "
+                "page needs images and texts. Pass make_pipeline(image_encoder, "
+                "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
+            )
     # Uploads of visitors must not be stored in the caches of the encoders.
-    aligner = replace_caches(aligner, None)
-    if not isinstance(given, FewShotClassifier) or not hasattr(given, "coef_"):
-        return Model(aligner, labels, name=name)
-    few_shot = copy.copy(given)
-    few_shot.aligner = few_shot.aligner_ = aligner
-    few_shot._note_fit()
-    return Model(aligner, labels, few_shot, name)
+    fitted = replace_caches(fitted, None)
+    few_shot = None
+    if isinstance(estimator, FewShotClassifier) and hasattr(estimator, "coef_"):
+        few_shot = copy.copy(estimator)
+        few_shot.aligner = few_shot.aligner_ = fitted
+        few_shot._note_fit()
+    return Model(fitted, labels, few_shot, _name_model(aligner, inner))
 
 
 def _name_model(source: Any, aligner: Any) -> str:
