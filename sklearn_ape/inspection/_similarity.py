@@ -314,7 +314,6 @@ class SimilarityMapDisplay:
     maps: np.ndarray
     image: np.ndarray
     texts: Sequence[str]
-    _: KW_ONLY
 
     @classmethod
     def from_estimator(
@@ -370,19 +369,17 @@ class SimilarityMapDisplay:
         self.axes_ = figure.subplots(1, n_panels, squeeze=False)[0]
         height, width = self.image.shape[:2]
         limit = float(np.abs(self.maps).max()) or 1.0
-        self.ims_ = []
-        for ax, text, values in zip(
-            self.axes_, ["", *self.texts], [None, *self.maps], strict=True
-        ):
+        for ax in self.axes_:
             ax.set_axis_off()
-            if values is None:
-                ax.imshow(self.image)
-                ax.set_title("image")
-                continue
+        image_ax, *map_axes = self.axes_
+        image_ax.imshow(self.image)
+        image_ax.set_title("image")
+        self.ims_ = []
+        options = {"interpolation": "bilinear", "extent": (0, width, height, 0)}
+        for ax, text, values in zip(map_axes, self.texts, self.maps, strict=True):
             # Without its own colors, the image does not hide those of the map.
             ax.imshow(self.image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
             ax.set_title(f"{format_text(text, lines=2)}\n{values.mean():.2f}")
-            options = {"interpolation": "bilinear", "extent": (0, width, height, 0)}
             im = ax.imshow(values, cmap=cmap, alpha=alpha, vmin=-limit, vmax=limit, **options)
             self.ims_.append(im)
         figure.colorbar(self.ims_[-1], ax=self.axes_.tolist(), label="contribution to the cosine")
@@ -411,6 +408,17 @@ def compute_similarity_maps(
         cosine.
     pixels : ndarray of shape (n_images, height, width, 3) and dtype uint8
         The part of the images that the encoder sees.
+
+    Raises
+    ------
+    TypeError
+        If the image encoder has no grid of features, or the aligner's map of images is not a head.
+    ValueError
+        If the aligner's map of images is not linear.
+
+    See Also
+    --------
+    SimilarityMapDisplay : Draws the maps of one image.
 
     Examples
     --------
