@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +52,11 @@ from sklearn_ape.metrics import bootstrap_interval, rank_report, retrieval_ranks
 from sklearn_ape.persistence.files import write_tensors
 from sklearn_ape.persistence.serialize import Serializer, dump_json
 
+from .accuracy.data import MAX_PER_CAPTION, choose_rows
 from .studies.broad_words import find_broad_words, make_captions
 
 DEPTH, N_COMPONENTS = 3, 640
 HEAD_WEIGHT = 0.3
-
-MAX_PER_CAPTION = 5
 
 EMOJI_SETS = (
     *("emojione", "emojione-v1", "fluent-emoji", "fluent-emoji-flat", "fxemoji", "noto-v1"),
@@ -148,17 +147,6 @@ def choose_icons(icons: Icons) -> Icons:
     order = order[[name in frequent for name in icons.names[order]]]
     rows = choose_rows(icons.names[order], MAX_PER_ICON_CAPTION)
     return icons.select(np.sort(order[rows]))
-
-
-def choose_rows(captions: Iterable[str], n_most: int) -> list[int]:
-    """Return the rows of the first few images of every caption."""
-    counts: Counter[str] = Counter()
-    rows = []
-    for row, caption in enumerate(captions):
-        counts[caption] += 1
-        if counts[caption] <= n_most:
-            rows.append(row)
-    return rows
 
 
 def measure_starter(aligner, images, captions) -> dict[str, str]:

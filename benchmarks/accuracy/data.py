@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -151,15 +151,7 @@ class Collections:
 
     def draw_clip_art_rows(self, seed: int) -> np.ndarray:
         """Draw at most five images per caption, in random order."""
-        rows = np.random.default_rng(seed).permutation(len(self.clip_art.captions))
-        counts: Counter[str] = Counter()
-        chosen = []
-        for row in rows.tolist():
-            caption = self.clip_art.captions[row]
-            counts[caption] += 1
-            if counts[caption] <= MAX_PER_CAPTION:
-                chosen.append(row)
-        return np.array(chosen)
+        return draw_rows(self.clip_art.captions, seed)
 
     def split_emoji(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Split OpenMoji so that no concept is in both parts."""
@@ -232,6 +224,23 @@ class Collections:
             first.setdefault(self.clip_art.captions[row], row)
         rows = list(first.values())[:CLIP_ART_SAMPLE]
         return self.make_evaluation_set("clip art", self.clip_art, rows)
+
+
+def draw_rows(captions: Sequence[str], seed: int) -> np.ndarray:
+    """Return the rows of at most five images per caption, in random order."""
+    order = np.random.default_rng(seed).permutation(len(captions))
+    return order[choose_rows([captions[row] for row in order], MAX_PER_CAPTION)]
+
+
+def choose_rows(captions: Iterable[str], n_most: int) -> list[int]:
+    """Return the rows of the first few images of every caption."""
+    counts: Counter[str] = Counter()
+    rows = []
+    for row, caption in enumerate(captions):
+        counts[caption] += 1
+        if counts[caption] <= n_most:
+            rows.append(row)
+    return rows
 
 
 def _colour_ratio(path: str) -> float:

@@ -120,7 +120,7 @@ def _limit_epochs(name: str, effort: float) -> int:
     return max(1, round(EPOCHS[name] * effort))
 
 
-def _use_recipe(name: str, note: str = "", **overrides: Any) -> Callable[..., Any]:
+def _use_recipe(name: str, **overrides: Any) -> Callable[..., Any]:
     def make(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
         return make_aligner(name, n_pairs=n, **overrides)
 

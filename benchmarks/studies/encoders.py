@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from sklearn_ape.encoders import (
 )
 from sklearn_ape.encoders.items import group_images
 
-from ..accuracy.data import MAX_PER_CAPTION
+from ..accuracy.data import draw_rows
 
 SETTINGS = (
     ("efficientnet_lite0", "auto"),
@@ -35,17 +34,6 @@ SETTINGS = (
     ("efficientnet_lite2", "gem"),
 )
 N_TIMED = 400
-
-
-def draw_rows(captions: list[str], seed: int) -> list[int]:
-    """Draw at most five rows per caption, in random order."""
-    counts: Counter[str] = Counter()
-    rows = []
-    for row in np.random.default_rng(seed).permutation(len(captions)).tolist():
-        counts[captions[row]] += 1
-        if counts[captions[row]] <= MAX_PER_CAPTION:
-            rows.append(row)
-    return rows
 
 
 def measure_rate(encoder: TimmImageEncoder, images: list[Any]) -> float:
