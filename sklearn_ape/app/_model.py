@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
 from ..persistence import load_pretrained
 from ..persistence.files import TENSORS, read_model
-from ..persistence.serialize import Serializer
+from ..persistence.serialize import Serializer, iter_encoder_records
 from ..zero_shot import FewShotClassifier
 from ._limits import Limits, Progress, UserError, hide_folder
 from ._uploads import create_temporary_folder, skip_single_folder, unpack
@@ -231,7 +231,7 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
             )
         served = get_encoders(served_aligner)
         allowed = [Serializer().encode_estimator(encoder, "encoder") for encoder in served]
-        encoders = list(_iter_encoder_records(record))
+        encoders = list(iter_encoder_records(record))
         if not encoders or any(encoder not in allowed for encoder in encoders):
             raise UserError(
                 "The aligner in the zip uses other encoders than this page. Ask the person who "
@@ -249,12 +249,3 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
         raise hide_folder(error, saved) from error
     method = _METHOD_BY_CLASS[class_name]
     return Alignment(aligner, method, 0, 0, [], "The aligner was loaded from your zip file.")
-
-
-def _iter_encoder_records(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the records of encoders at any depth of a model's configuration."""
-    if isinstance(value, dict) and str(value.get("$class", "")).endswith("Encoder"):
-        yield value
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _iter_encoder_records(item)

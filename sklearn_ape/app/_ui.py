@@ -360,7 +360,7 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
         "Upload captioned images as a zip file. Put the caption of `cat.jpg` in `cat.txt` next to "
         "it, or all captions in a table `captions.csv` with the columns `file_name` and "
         "`caption`, or use file names that describe the images. About a hundred images "
-        "are enough to extend the initial aligner; the other methods need several hundred. All "
+        "are enough to extend the initial aligner; the other methods need about a thousand. All "
         "three tabs will use your aligner; other visitors will not."
     )
     with gr.Row():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import glob
 import io
-import json
 import os
 import sys
 import warnings
@@ -283,19 +282,9 @@ def _read_labels(file: Path) -> Any:
     if suffix != ".json":
         lines = [line.rstrip(",;").strip() for line in read_lines(file)]
         return [line for line in lines if line and not line.startswith("# ")]
-    from ..datasets.base import read_text
-    from ..datasets.table import RepeatedKeyError, reject_repeated_keys
+    from ..utils.validation import parse_json
 
-    try:
-        names = json.loads(read_text(file.expanduser()), object_pairs_hook=reject_repeated_keys)
-    except RepeatedKeyError as error:
-        raise ValueError(f"{str(file)!r} {error}") from error
-    except RecursionError:
-        raise ValueError(
-            f"{str(file)!r} is nested too deeply. Write a list or an object of names."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
+    names = parse_json(file.expanduser().read_bytes(), repr(str(file)))
     if not isinstance(names, list | dict):
         raise ValueError(
             f"{str(file)!r} contains a {type(names).__name__}, not a list or an object. Write a "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..utils.validation import parse_json
 from .base import check_folder
 
 # Words that only name the style of a drawing.
@@ -224,12 +224,7 @@ def _clean_name(name: str, first: set[str], last: set[str]) -> str:
 
 
 def _read_json(file: Path) -> Any:
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{str(file)!r} is not valid JSON: {error}. Unpack the package again."
-        ) from error
+    content = parse_json(file.read_bytes(), repr(str(file)), "Unpack the package again.")
     if not isinstance(content, dict):
         raise ValueError(f"{str(file)!r} contains no JSON object. Unpack the package again.")
     return content

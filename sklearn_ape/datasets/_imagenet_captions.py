@@ -1,7 +1,6 @@
 """Loader of ImageNet-Captions: ImageNet images with texts by their Flickr authors."""
 
 import html
-import json
 import os
 import re
 from collections import Counter
@@ -13,7 +12,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.messages import import_optional, warn
-from ..utils.validation import check_choice, format_list
+from ..utils.validation import check_choice, format_list, parse_json
 from .base import check_folder, make_result
 
 _FIELDS = ("title", "tags", "description")
@@ -179,10 +178,7 @@ def _read_entries(file: Path) -> list[dict[str, Any]]:
             f"File {str(file)!r} does not exist. Pass imagenet_captions.json from "
             "https://github.com/mlfoundations/imagenet-captions, unpacked."
         )
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # invalid JSON or UTF-8
-        raise ValueError(f"{str(file)!r} is not JSON: {error}. Download it again.") from error
+    entries = parse_json(file.read_bytes(), repr(str(file)), "Download it again.")
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{str(file)!r} must contain a list with at least one entry.")
     for row, entry in enumerate(entries):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
 import os
 import re
 from collections import Counter
@@ -17,7 +16,7 @@ from sklearn.utils import Bunch
 
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import import_optional, unescape_formula
-from ..utils.validation import format_list
+from ..utils.validation import format_list, parse_json
 from .base import flatten_single_captions, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -51,10 +50,6 @@ def read_table(file: Path) -> Table:
             f"{str(file)!r} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as "
             "UTF-8, which spreadsheet programs call 'CSV UTF-8'."
         ) from error
-    except RecursionError:
-        raise ValueError(
-            f"{str(file)!r} cannot be read as {kind[1:]}: it is nested too deeply. Flatten it."
-        ) from None
     except PermissionError:
         raise
     except (ValueError, OSError, csv.Error) as error:  # pyarrow raises OSError for damaged files
@@ -98,32 +93,11 @@ def _read_json_lines(file: Path) -> Table:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
-            try:
-                rows.append(json.loads(line, object_pairs_hook=reject_repeated_keys))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not JSON: {error}.") from error
-            except RepeatedKeyError as error:
-                raise ValueError(f"line {number} {error}") from error
+            rows.append(parse_json(line, f"line {number}"))
             if not isinstance(rows[-1], dict):
                 raise ValueError(f'line {number} is not an object such as {{"caption": "..."}}.')
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-class RepeatedKeyError(ValueError):
-    """A key of a JSON object occurs more than once, so a value would be lost."""
-
-
-def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object as a dict: an ``object_pairs_hook`` of `json.loads`."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
-        raise RepeatedKeyError(
-            f"has the key {format_list(repeated)} more than once. Keep one value of each key."
-        )
-    return values
 
 
 def _read_parquet(file: Path) -> Table:

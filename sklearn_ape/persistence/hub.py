@@ -7,7 +7,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..utils.messages import escape_controls, escape_markdown
 from .files import FILES, read_model
-from .serialize import Deserializer, Serializer
+from .serialize import Deserializer, Serializer, iter_encoder_records
 
 _MAX_CHARACTERS = 120
 
@@ -70,7 +70,7 @@ def write_card(
     n_bytes = sum(array.nbytes for array in serializer.tensors.values())
     rows = {
         **facts.facts,
-        "encoders": ", ".join(dict.fromkeys(_find_encoders(model)))
+        "encoders": ", ".join(dict.fromkeys(map(_describe_encoder, iter_encoder_records(model))))
         or facts.facts.get("encoders", "none (input is features)"),
         "size": f"{n_bytes / 1e6:.3g} MB",
         "created with": f"sklearn-ape {version}",
@@ -116,18 +116,11 @@ def _format_front_matter(tags: list[str]) -> str:
     return "\n".join(["---", *lines, "# license: apache-2.0", "---"])
 
 
-def _find_encoders(value: Any) -> Iterator[str]:
-    """Yield the names of the encoders in a record, with the start of their weights' digest."""
-    if isinstance(value, dict):
-        name = str(value.get("$class", ""))
-        if name.endswith("Encoder"):
-            weights = str((value.get("state") or {}).get("weights") or "")
-            digest = f" ({weights[:24]})" if weights else ""
-            yield f"{name}({str(value['params'].get('model_name'))!r}){digest}"
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _find_encoders(item)
+def _describe_encoder(record: Mapping[str, Any]) -> str:
+    """Return the class and the model of an encoder, and the start of its weights' digest."""
+    weights = str((record["state"] or {}).get("weights") or "")
+    digest = f" ({weights[:24]})" if weights else ""
+    return f"{record['$class']}({str(record['params'].get('model_name'))!r}){digest}"
 
 
 def _format_params(model: Mapping[str, Any]) -> str:

@@ -263,16 +263,8 @@ class PretrainedMixin(SerializableMixin):
 
         Parameters
         ----------
-        source : str or path-like
-            Path of a folder, or ID of a model on the Hugging Face Hub, ``"owner/name"``.
-        revision : str or None, default=None
-            Branch, tag or commit on the Hub.
-        token : str, bool or None, default=None
-            Access token for the Hub. None uses the token of the local login.
-        cache : str, path-like, FeatureCache or None, default=None
-            Feature cache of the encoders. None uses their default.
-        device : {"auto"}, str or torch.device, default="auto"
-            Device for encoders and heads.
+        source, revision, token, cache, device : object
+            Folder or ID of the model, and options; see `load_pretrained`.
 
         Returns
         -------

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
+
+from ..utils.validation import parse_json
 
 # Bounds the memory for a forged file. The config of a model is much smaller.
 MAX_JSON_BYTES = 2**26
@@ -33,44 +35,29 @@ def dump_json(value: Any) -> str:
 def load_json(text: str | bytes, what: str) -> dict[str, Any]:
     """Return the JSON object in a text; `what` is its name for error messages.
 
-    NaN, infinity and duplicate keys raise ValueError, as do texts that are too long or nested too
+    NaN, infinity and repeated keys raise ValueError, as do texts that are too long or nested too
     deeply.
     """
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(
             f"{what} is longer than {MAX_JSON_BYTES >> 20} MiB, so it does not describe a model."
         )
-    try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_reject_duplicate_keys,
-            parse_constant=_reject_constant,
-            parse_float=_parse_finite_float,
-        )
-    except RecursionError:
-        raise ValueError(f"{what} is nested too deeply.") from None
-    except ValueError as error:  # includes the errors of JSON and Unicode
-        raise ValueError(f"{what} is not valid JSON: {error}") from None
+    value = parse_json(
+        text, what, parse_constant=_reject_constant, parse_float=_parse_finite_float
+    )
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object, not a {type(value).__name__}.")
     return value
 
 
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("an object has a duplicate key.")
-    return content
-
-
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number.")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _parse_finite_float(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"the number {digits[:20]} is too large.")
+        raise ValueError(f"the number {digits[:20]} is too large")
     return number
 
 
@@ -108,6 +95,17 @@ def get_class(name: object) -> type:
     cls = getattr(import_module(CLASSES[name]), name)
     assert isinstance(cls, type)
     return cls
+
+
+def iter_encoder_records(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the records of encoders at any depth of the record of a model."""
+    if isinstance(value, dict):
+        if str(value.get("$class", "")).endswith("Encoder"):
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from iter_encoder_records(item)
 
 
 def is_serializable(value: object) -> bool:

@@ -1,7 +1,8 @@
-"""Checks of parameters and of sequences, and short lists for error messages."""
+"""Checks of parameters, sequences and JSON texts, and short lists for error messages."""
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,35 @@ def format_list(
     """Return the first values separated by commas, followed by ", ..." if there are more."""
     texts = [show(value) for value in islice(values, limit + 1)]
     return ", ".join(texts[:limit]) + (", ..." if len(texts) > limit else "")
+
+
+class _RepeatedKeyError(ValueError):
+    """A key of a JSON object occurs more than once, so a value would be lost."""
+
+
+def parse_json(text: str | bytes, what: str, remedy: str = "", **options: Any) -> Any:
+    """Return the value of a JSON text; raise ValueError if it is not valid or repeats a key.
+
+    `what` is the name of the text for error messages, and the options are those of `json.loads`.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_reject_repeated_keys, **options)
+    except RecursionError:
+        problem = "is nested too deeply."
+    except _RepeatedKeyError as error:
+        problem = f"{error} Keep one value of each key."
+    except ValueError as error:  # includes the errors of JSON and of Unicode
+        problem = f"is not valid JSON: {error}."
+    raise ValueError(f"{what} {problem} {remedy}".rstrip())
+
+
+def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
+        raise _RepeatedKeyError(f"has the key {format_list(repeated)} more than once.")
+    return values
 
 
 P = ParamSpec("P")

@@ -136,7 +136,7 @@ class TestParseLabels:
 
     def test_invalid_json_raises(self, tmp_path):
         (tmp_path / "labels.json").write_text("{cat}")
-        with pytest.raises(ValueError, match="is not JSON"):
+        with pytest.raises(ValueError, match="is not valid JSON"):
             parse_labels(None, tmp_path / "labels.json")
         (tmp_path / "labels.json").write_text("7")
         with pytest.raises(ValueError, match="not a list or an object"):

@@ -128,7 +128,7 @@ def test_missing_images_warn_or_raise(root, table):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "at least one entry"),
         ({"a": 1}, "a list with at least"),
         ([{"filename": "a.JPEG"}], r"Entry 0 .*'filename' and 'wnid'"),

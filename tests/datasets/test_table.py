@@ -177,7 +177,7 @@ def test_empty_table_raises(tmp_path, empty):
         ("t.csv", "image,caption\na.jpg,a cat, black\n", "line 2 has 3 fields.*quotes"),
         ("t.csv", "image,image\na,b\n", "repeated columns: 'image'"),
         ("t.csv", 'image,caption\na.jpg,"a cat', "as csv"),
-        ("t.jsonl", '{"image": "a"}\n{"image"\n', "line 2 is not JSON"),
+        ("t.jsonl", '{"image": "a"}\n{"image"\n', "line 2 is not valid JSON"),
         ("t.jsonl", "[1]\n", "line 1 is not an object"),
         ("t.parquet", "no parquet", "as parquet"),
         ("t.xlsx", "", r"name ends in \.csv"),

@@ -166,7 +166,7 @@ class TestFormat:
         (b"[1]", "must be a JSON object"),
         (b'{"format": NaN}', "NaN"),
         (b'{"format": 1e999}', "too large"),
-        (b'{"format": 1, "format": 1}', "duplicate"),
+        (b'{"format": 1, "format": 1}', "has the key 'format' more than once"),
         (b'{"format": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
         (b'{"a": "' + b"x" * 2**26 + b'"}', "longer than 64 MiB"),
