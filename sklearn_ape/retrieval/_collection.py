@@ -26,7 +26,7 @@ from ..persistence.mixins import FittedState
 from ..prompts import to_builtin
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn
-from ..utils.validation import check_sequence, format_list, is_missing
+from ..utils.validation import check_sequence, format_list, is_missing, to_list
 from ._index import Index, compute_pair_products, find_nearest, make_index
 
 if TYPE_CHECKING:
@@ -306,14 +306,14 @@ def resolve_items(images: Any, y: Any) -> list[Any] | None:
     if y is None:
         if is_table(images):
             return None
-        items = _as_list(images)
+        items = to_list(images)
         return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
     check_sequence(y, "y", "text", "ids or captions")
     y = _to_records(y)
     shape = getattr(y, "shape", None)
     # tolist would turn numpy dates into integers.
     is_plain = isinstance(y, np.ndarray) and y.dtype.kind not in "mM"
-    items = y.tolist() if is_plain else _as_list(y)
+    items = y.tolist() if is_plain else to_list(y)
     n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
     if shape == () or len(items) != n_images:
         raise ValueError(
@@ -347,7 +347,7 @@ def find_items(collection: Collection, items: Any) -> np.ndarray:
     try:
         for row, item in enumerate(collection.get_items(np.arange(collection.n_rows))):
             rows_of.setdefault(_to_key(item), []).append(row)
-        keys = [_to_key(item) for item in _as_list(_to_records(items))]
+        keys = [_to_key(item) for item in to_list(_to_records(items))]
     except TypeError:
         raise ValueError(
             "items are objects that cannot be compared, such as images. Pass y to fit, with an id "
@@ -382,10 +382,6 @@ def _to_key(item: Any) -> Any:
         item = item.item()
     hash(item)
     return item
-
-
-def _as_list(column: Any) -> list[Any]:
-    return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
 
 
 def _drop_unreadable(

@@ -13,7 +13,13 @@ from sklearn.utils import gen_batches
 from ..features.memmap import is_table, iter_row_tiles
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import warn
-from ..utils.validation import check_choice, check_sequence, format_list, ignores_underflow
+from ..utils.validation import (
+    check_choice,
+    check_sequence,
+    format_list,
+    ignores_underflow,
+    to_list,
+)
 
 INDEXES = ("exact", "faiss", "usearch")
 MODALITIES = ("auto", "image", "text")
@@ -246,9 +252,7 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
         queries = queries.to_numpy()
     kind = getattr(getattr(queries, "dtype", None), "kind", "")
     are_features = is_table(queries) or kind in set("fiub")
-    items = queries
-    if not are_features:
-        items = queries.to_pylist() if hasattr(queries, "to_pylist") else list(queries)
+    items = queries if are_features else to_list(queries)
     n_queries = items.shape[0] if are_features else len(items)
     if not n_queries:
         raise ValueError("queries is empty. Pass at least one query.")
