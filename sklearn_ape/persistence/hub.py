@@ -13,7 +13,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from ..utils.messages import escape_controls, escape_markdown
+from ..utils.messages import escape_controls, escape_markdown, import_optional
 from .files import FILES, read_model
 from .serialize import Deserializer, Serializer, iter_encoder_records
 
@@ -157,7 +157,6 @@ def _escape_code(text: str) -> str:
 
 
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-_INSTALL_HUB = 'Models on the Hub need huggingface_hub: pip install "sklearn-ape[hub]".'
 
 
 def load_pretrained(
@@ -254,11 +253,10 @@ def _locate_model(source: str | os.PathLike[str], revision: str | None, token: A
 
 def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message: str) -> str:
     """Upload a folder to the Hub and return the URL of the repository."""
-    try:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise ImportError(_INSTALL_HUB) from error
+    import_optional("huggingface_hub", package="huggingface_hub", extra="hub", purpose="The Hub")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
     if not isinstance(repo_id, str) or not repo_id or repo_id.startswith((".", "/")):
         raise ValueError(f"repo_id must have the form 'owner/name', not {repo_id!r}.")
     api = HfApi(token=token, library_name="sklearn-ape")
@@ -284,10 +282,10 @@ def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message
 
 
 def _download(repo_id: str, revision: str | None, token: Any) -> Path:
-    try:
-        from huggingface_hub import errors, snapshot_download
-    except ImportError as error:
-        raise ImportError(f"{repo_id!r} is not a folder. {_INSTALL_HUB}") from error
+    purpose = f"{repo_id!r} is not a folder. A model on the Hub"
+    import_optional("huggingface_hub", package="huggingface_hub", extra="hub", purpose=purpose)
+    from huggingface_hub import errors, snapshot_download
+
     try:
         folder = snapshot_download(
             repo_id,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +11,7 @@ from sklearn.utils import gen_batches
 
 from ..features.memmap import is_table, iter_row_tiles
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.messages import warn
+from ..utils.messages import import_optional, warn
 from ..utils.validation import (
     check_choice,
     check_sequence,
@@ -63,7 +62,9 @@ class FaissIndex(Index):
     name = "faiss"
 
     def __init__(self, n_components: int, index: Any = None) -> None:
-        faiss = _import_library("faiss")
+        faiss = import_optional(
+            "faiss", package="faiss-cpu", extra="index", purpose="index='faiss'"
+        )
         self.index = faiss.IndexFlatIP(n_components) if index is None else index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
@@ -85,7 +86,9 @@ class UsearchIndex(Index):
     name = "usearch"
 
     def __init__(self, n_components: int, dtype: str, index: Any = None) -> None:
-        usearch = _import_library("usearch.index")
+        usearch = import_optional(
+            "usearch.index", package="usearch", extra="index", purpose="index='usearch'"
+        )
         self.dtype = dtype
         self.index = index
         if index is None:
@@ -132,17 +135,6 @@ def make_index(name: str, embeddings: np.ndarray) -> Index:
     width = embeddings.shape[1]
     empty = FaissIndex(width) if name == "faiss" else UsearchIndex(width, embeddings.dtype.name)
     return empty.extend(embeddings, 0)
-
-
-def _import_library(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f'index={package!r} needs {package}. Install it with pip install "sklearn-ape[index]"'
-            ", or pass index='exact'."
-        ) from error
 
 
 @ignores_underflow
@@ -252,7 +244,7 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
         queries = queries.to_numpy()
     kind = getattr(getattr(queries, "dtype", None), "kind", "")
     are_features = is_table(queries) or kind in set("fiub")
-    items = queries if are_features else to_list(queries)
+    items: Any = queries if are_features else to_list(queries)
     n_queries = items.shape[0] if are_features else len(items)
     if not n_queries:
         raise ValueError("queries is empty. Pass at least one query.")
