@@ -100,14 +100,25 @@ def serve(
     if images is not None and not images.is_dir():
         raise NotADirectoryError(f"--images {str(images)!r} is not a folder. Pass a folder.")
     from .. import app
+    from ..prompts import resolve_class_names
 
+    classes = None
+    if names is not None:
+        names_by_class = resolve_class_names(names)
+        classes = list(map(str, names_by_class))
+        if [[label] for label in classes] != list(names_by_class.values()):
+            print_message(
+                "The page classifies by the labels themselves, without the names that "
+                "--labels-file gives them.",
+                quiet,
+            )
     app.serve(
         aligner,
         images,
         host,
         port or None,
         open_browser,
-        labels=None if names is None else list(names),
+        labels=classes,
         verbose=int(not quiet),
     )
 

@@ -79,6 +79,7 @@ def read_text(file: Path) -> str:
 
 def write_bytes_atomically(target: Path, content: bytes) -> None:
     """Write a file that is either complete or missing, even if the process is killed."""
+    # Not `write_file_atomically`, which waits for the disk: thousands of small files are written.
     temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)

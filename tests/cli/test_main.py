@@ -116,6 +116,14 @@ class TestServe:
         assert arguments == (None, small_folder, "127.0.0.1", None, True)
         assert options == {"labels": ["a cat", "a dog"], "verbose": 1}
 
+    def test_labels_of_hierarchy_are_its_classes(self, run, served, tmp_path):
+        """As in `classify`. The page has no field for several names of a class."""
+        file = tmp_path / "labels.json"
+        file.write_text('{"animal": {"bird": null, "cat": ["a cat", "a kitten"]}, "car": null}')
+        result = run("serve", "--labels-file", file)
+        assert served[0][1]["labels"] == ["bird", "cat", "car"]
+        assert "without the names" in result.stderr
+
     def test_missing_folder_raises(self, run, served):
         assert "'gone' is not a folder" in run("serve", "--images", "gone", code=1).stderr
         assert not served
