@@ -49,8 +49,8 @@ from sklearn_ape.datasets.base import write_bytes_atomically
 from sklearn_ape.encoders import classifier_head_pairs
 from sklearn_ape.heads import BlendedHead, ClosedFormHead
 from sklearn_ape.metrics import bootstrap_interval, rank_report, retrieval_ranks
-from sklearn_ape.persistence.files import write_tensors
-from sklearn_ape.persistence.serialize import Serializer, dump_json
+from sklearn_ape.persistence.files import dump_json, write_tensors
+from sklearn_ape.persistence.serialize import Serializer
 
 from .accuracy.data import MAX_PER_CAPTION, choose_rows
 from .studies.broad_words import find_broad_words, make_captions

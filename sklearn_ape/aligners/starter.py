@@ -8,8 +8,8 @@ from typing import Any
 
 from ..devices import default_state
 from ..encoders import TimmImageEncoder, TransformersTextEncoder
-from ..persistence.files import read_tensors
-from ..persistence.serialize import Deserializer, load_json
+from ..persistence.files import load_json, read_tensors
+from ..persistence.serialize import Deserializer
 from .ape import APEAligner
 
 STARTER_FOLDER = Path(__file__).with_name("starter_model")

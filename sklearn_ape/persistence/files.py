@@ -1,21 +1,67 @@
-"""Reading and writing of model folders, safetensors files and checkpoint files."""
+"""Reading and writing of strict JSON, safetensors files, model folders and checkpoint files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..utils.files import sync, write_file_atomically, write_folder_atomically
 from ..utils.messages import warn
-from ..utils.validation import format_list
-from .serialize import MAX_JSON_BYTES, Deserializer, Serializer, dump_json, load_json
+from ..utils.validation import format_list, parse_json
+from .serialize import Deserializer, Serializer
+
+# Bounds the memory for a forged file. The config of a model is much smaller.
+_MAX_JSON_BYTES = 2**26
+
+
+def dump_json(value: Any) -> str:
+    """Return indented JSON; raise ValueError if it is longer than `load_json` accepts."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    if len(text.encode()) > _MAX_JSON_BYTES:
+        raise ValueError(
+            f"config.json would be longer than {_MAX_JSON_BYTES >> 20} MiB. Fit the model on "
+            "fewer labels or texts."
+        )
+    return text
+
+
+def load_json(text: str | bytes, what: str) -> dict[str, Any]:
+    """Return the JSON object in a text; `what` is its name for error messages.
+
+    NaN, infinity and repeated keys raise ValueError, as do texts that are too long or nested too
+    deeply.
+    """
+    if len(text) > _MAX_JSON_BYTES:
+        raise ValueError(
+            f"{what} is longer than {_MAX_JSON_BYTES >> 20} MiB, so it does not describe a model."
+        )
+    value = parse_json(
+        text, what, parse_constant=_reject_constant, parse_float=_parse_finite_float
+    )
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _parse_finite_float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return number
+
 
 FORMAT = 1
 # Functions that convert a config to the next format, by the number of its format.
@@ -193,7 +239,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _load_config(folder: Path) -> dict[str, Any]:
     with open(folder / CONFIG, "rb") as file:
         # Read one byte more than is valid, so that `load_json` rejects a longer file.
-        return load_json(file.read(MAX_JSON_BYTES + 1), repr(str(folder / CONFIG)))
+        return load_json(file.read(_MAX_JSON_BYTES + 1), repr(str(folder / CONFIG)))
 
 
 def check_replaceable(folder: Path) -> None:

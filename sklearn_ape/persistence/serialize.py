@@ -1,64 +1,19 @@
-"""Conversion of parameter values to strict JSON and tensors, and back."""
+"""Conversion of parameter values to plain data and tensors, and back."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from ..utils.validation import parse_json
-
-# Bounds the memory for a forged file. The config of a model is much smaller.
-MAX_JSON_BYTES = 2**26
 # Values with cycles would be nested infinitely.
 _MAX_DEPTH = 20
-
-
-def dump_json(value: Any) -> str:
-    """Return indented JSON; raise ValueError if it is longer than `load_json` accepts."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    if len(text.encode()) > MAX_JSON_BYTES:
-        raise ValueError(
-            f"config.json would be longer than {MAX_JSON_BYTES >> 20} MiB. Fit the model on fewer "
-            "labels or texts."
-        )
-    return text
-
-
-def load_json(text: str | bytes, what: str) -> dict[str, Any]:
-    """Return the JSON object in a text; `what` is its name for error messages.
-
-    NaN, infinity and repeated keys raise ValueError, as do texts that are too long or nested too
-    deeply.
-    """
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(
-            f"{what} is longer than {MAX_JSON_BYTES >> 20} MiB, so it does not describe a model."
-        )
-    value = parse_json(
-        text, what, parse_constant=_reject_constant, parse_float=_parse_finite_float
-    )
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} must be a JSON object, not a {type(value).__name__}.")
-    return value
-
-
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _parse_finite_float(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {digits[:20]} is too large")
-    return number
 
 
 # Classes that a file may name. They are imported on demand, because they are in higher layers.
