@@ -270,10 +270,9 @@ class Table:
     On standard output, rows of csv, tsv and jsonl are written one by one, so that they remain if
     an error occurs later. Files are written atomically.
 
-    In csv and tsv, no text is a formula to a spreadsheet: a file name that would be a formula is
-    written with the prefix ``./``, which names the same file, and any other text with an
-    apostrophe, which the loaders of this package remove. On a terminal, control characters are
-    escaped.
+    In csv and tsv, no text is a formula to a spreadsheet. A file name that would be a formula gets
+    the prefix ``./``, which names the same file. Any other such text gets an apostrophe, which the
+    loaders of this package remove. On a terminal, control characters are escaped.
     """
 
     def __init__(

@@ -207,9 +207,9 @@ class PairQuality(NamedTuple):
     score : ndarray of shape (n_pairs,)
         Product of agreement and specificity.
     agreement : ndarray of shape (n_pairs,)
-        Fraction of other captions that match the image less, averaged with the fraction of other
-        images that match the caption less, according to an aligner that was not trained on the
-        pair. 0.5 is chance level. The value is low for swapped or meaningless captions.
+        Mean of two fractions: of other captions that match the image less, and of other images
+        that match the caption less. An aligner that was not trained on the pair compares them.
+        0.5 is chance level. The value is low for swapped or meaningless captions.
     specificity : ndarray of shape (n_pairs,)
         1 for captions of few images, and lower for captions that many distinct images share.
     reason : ndarray of str, shape (n_pairs,)

@@ -193,8 +193,8 @@ def load_pretrained(
     Raises
     ------
     ValueError
-        If the folder has no model, the model is damaged or has a newer format, or the local
-        weights of its encoders differ from the weights that it was fitted with.
+        If the folder has no model, the model is damaged or has a newer format, or its encoders
+        have other weights here than when it was fitted.
     ImportError
         If the package with an encoder's weights, or huggingface_hub, is not installed.
     OSError

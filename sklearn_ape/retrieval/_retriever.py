@@ -78,9 +78,9 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     `fit` embeds the images and trains nothing. Texts are embedded without prompt templates. If
     the captions of the aligner's fit were like ``"a photo of a cat"``, write queries like that.
 
-    Call `fit` again if the aligner was changed after `fit` (fitted again, or a parameter of its
-    encoders or of a step of its Pipeline was set), or if `aligner`, `index` or `dtype` was set.
-    Until then all methods raise ValueError. `standardize` may be set at any time.
+    Call `fit` again if `aligner`, `index` or `dtype` was set after `fit`, or if the aligner was
+    changed: it was fitted again, or a parameter of its encoders or of a step of its Pipeline was
+    set. Until then all methods raise ValueError. `standardize` may be set at any time.
 
     `save_pretrained` writes the aligner, the embeddings and the items in results, if each item is
     a str, a path (loaded as str), a number, a bool, None or a dict of these. For other objects it
