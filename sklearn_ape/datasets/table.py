@@ -33,9 +33,10 @@ def read_table(file: Path) -> Table:
     """Return the columns of a file, without converting texts."""
     kind = file.suffix.lower()
     if kind not in _FORMATS:
+        excel = ", or the data frame of pandas.read_excel" if kind in (".xlsx", ".xls") else ""
         raise ValueError(
             f"{str(file)!r} has an unknown format. Pass a file whose name ends in "
-            f"{', '.join(_FORMATS)}."
+            f"{', '.join(_FORMATS)}{excel}."
         )
     if not file.is_file():
         raise FileNotFoundError(f"File {str(file)!r} does not exist. Check the path.")
@@ -396,10 +397,16 @@ def _check_files(images: list[Any], base: Path, where: str) -> None:
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
+        remedy = ""
+        if len(missing) < len(paths):
+            remedy = (
+                " Remove these rows, or pass check_files=False and use an encoder with "
+                "on_error='nan'."
+            )
         raise FileNotFoundError(
             f"{where} lists {len(missing)} of {len(paths)} images that do not exist: "
             f"{format_list(missing)}. Pass root=... if relative paths do not refer to "
-            f"{str(base)!r}."
+            f"{str(base)!r}.{remedy}"
         )
 
 
