@@ -23,7 +23,7 @@ from ..features.validation import to_dense
 from ..training.data import PairDataset, drop_repeated_pairs
 from ..utils.linalg import covariance, iter_centered, mean
 from ..utils.messages import warn
-from ..utils.validation import check_sequence, format_list, is_missing
+from ..utils.validation import check_sequence, format_list, get_first, is_missing, is_row
 
 _MAX_SHOWN = 5
 _BLOCK_SIZE = 1024
@@ -77,8 +77,9 @@ def holds_images(X: Any) -> bool:
     is_table = hasattr(X, "columns") or issparse(X) or getattr(X, "ndim", 1) == 2
     if is_table or not is_indexed or not len(X):
         return False
-    first = X.iloc[0] if hasattr(X, "iloc") else X[0]
-    first = first.as_py() if hasattr(first, "as_py") else first  # pyarrow
+    first = get_first(X)
+    if is_row(first):
+        return False
     # A column of pandas has the accessor `str` only if it holds texts, which are paths here.
     if hasattr(X, "str") or isinstance(first, str | os.PathLike | bytes | Mapping):
         return True

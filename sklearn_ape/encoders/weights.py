@@ -179,6 +179,8 @@ def verify_digest(name: str, path: Path) -> Path:
 def suggest_names(name: str, candidates: Iterable[str]) -> str:
     """Return " Did you mean ...?" with the candidates closest to a mistyped name, or ""."""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
+    if name in by_lower.values():
+        return ""
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if not close:
         return ""

@@ -65,9 +65,14 @@ FLOATS = [np.float64, np.float32, np.float16]
 def as_numeric(features: Any, name: str) -> Any:
     """Return features; raise ValueError for masked values, dates and durations.
 
-    NumPy would convert these to unintended numbers. A masked array without masked values is
-    returned as a plain array.
+    NumPy would convert these to unintended numbers. A masked array without masked values, a tensor
+    of torch, and a column whose cells are arrays or lists are returned as plain arrays.
     """
+    if hasattr(features, "detach"):
+        features = features.detach().cpu()
+        # NumPy has no bfloat16.
+        return (features.float() if "bfloat16" in str(features.dtype) else features).numpy()
+    features = _stack_cells(features, name)
     if isinstance(features, np.ma.MaskedArray):
         if np.ma.is_masked(features):
             masked = np.ma.getmaskarray(features).reshape(len(features), -1)
@@ -81,6 +86,34 @@ def as_numeric(features: Any, name: str) -> Any:
     if getattr(dtype, "kind", "") in ("m", "M"):
         raise ValueError(f"{name} must hold numbers, not dates or durations ({dtype}).")
     return features
+
+
+def _stack_cells(features: Any, name: str) -> Any:
+    """Return a column of arrays or lists as a matrix, and anything else as it is."""
+    if not (hasattr(features, "to_pylist") or len(getattr(features, "shape", ())) == 1):
+        return features
+    if not len(features) or not is_row(get_first(features)):
+        return features
+    cells = features.to_pylist() if hasattr(features, "to_pylist") else features
+    rows = [np.asarray(cell) for cell in cells]
+    if len({row.shape for row in rows}) > 1:
+        lengths = format_list(sorted({row.size for row in rows}), str)
+        raise ValueError(
+            f"{name} is a column of arrays of different lengths ({lengths}) or with empty cells. "
+            "Pass one array per sample, all of the same length."
+        )
+    return np.stack(rows)
+
+
+def get_first(values: Any) -> Any:
+    """Return the first item of a sequence, or of a column of pandas, polars or pyarrow."""
+    first = values.iloc[0] if hasattr(values, "iloc") else values[0]
+    return first.as_py() if hasattr(first, "as_py") else first
+
+
+def is_row(item: Any) -> bool:
+    """Return whether an item is a list or an array with one dimension."""
+    return isinstance(item, list | tuple) or len(getattr(item, "shape", ())) == 1
 
 
 def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:

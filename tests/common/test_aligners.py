@@ -4,7 +4,10 @@ import pickle
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils.estimator_checks import check_estimator
@@ -75,6 +78,45 @@ def test_similarity_is_the_product_of_the_embeddings(aligner, concepts):
     expected = aligner.transform(concepts.image) @ aligner.transform_text(concepts.text[:7]).T
     similarity = aligner.similarity(concepts.image, concepts.text[:7])
     np.testing.assert_allclose(similarity, expected, atol=1e-6)
+
+
+COLUMNS_OF_ARRAYS = {
+    "pandas column of arrays": lambda rows: pd.Series(list(rows), index=range(len(rows), 0, -1)),
+    "pandas column of lists": lambda rows: pd.Series(rows.tolist()),
+    "polars column of lists": lambda rows: pl.Series(rows.tolist()),
+    "polars column of arrays": lambda rows: pl.Series(
+        rows, dtype=pl.Array(pl.Float32, rows.shape[1])
+    ),
+    "pyarrow column of lists": lambda rows: pa.array(rows.tolist()),
+    "tensor with gradients": lambda rows: torch.from_numpy(rows).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS_OF_ARRAYS)
+def test_columns_of_arrays_are_features(concepts, name):
+    """Tables of embeddings, such as parquet files, have one column with an array per cell."""
+    convert = COLUMNS_OF_ARRAYS[name]
+    image, text = concepts.image[:100], concepts.text[:100]
+    expected = KernelAligner().fit(image, text)
+    aligner = KernelAligner().fit(convert(image), convert(text))
+    np.testing.assert_array_equal(aligner.transform(convert(image)), expected.transform(image))
+    similarity = aligner.similarity(convert(image), convert(text))
+    np.testing.assert_array_equal(similarity, expected.similarity(image, text))
+
+
+def test_tensors_in_bfloat16_are_features(concepts):
+    """NumPy has no bfloat16, in which networks often compute features."""
+    image, text = (
+        torch.from_numpy(rows[:100]).bfloat16() for rows in (concepts.image, concepts.text)
+    )
+    expected = KernelAligner().fit(image.float(), text.float()).transform(image.float())
+    embeddings = KernelAligner().fit(image, text).transform(image)
+    np.testing.assert_array_equal(embeddings, expected)
+
+
+def test_column_of_arrays_of_different_lengths_raises():
+    with pytest.raises(ValueError, match=r"X is a column of .* different lengths \(2, 3\)"):
+        KernelAligner().fit(pd.Series([[1.0, 2.0], [1.0, 2.0, 3.0]]), np.eye(2))
 
 
 def test_nan_rows_give_nan_embeddings(aligner, concepts):

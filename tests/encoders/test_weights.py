@@ -100,6 +100,11 @@ def test_mistyped_name_gets_suggestion(encoder, message):
         encoder.fit(["a"])
 
 
+def test_valid_name_is_not_suggested_instead_of_itself():
+    """A model that cannot be downloaded is not a misspelling."""
+    assert registry.suggest_names("ViT-B-32/openai", ["ViT-B-32/openai", "ViT-B-16/openai"]) == ""
+
+
 @pytest.mark.parametrize(
     "cls", [OpenCLIPImageEncoder, TransformersImageEncoder, TransformersTextEncoder]
 )
