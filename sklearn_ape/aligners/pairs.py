@@ -197,8 +197,8 @@ def make_distinct_pairs(rows: Rows) -> PairDataset:
     )
     image_items, text_items = rows.image_items, rows.text_rows
     n_images, n_texts = (len(np.unique(items)) for items in (image_items, text_items))
-    if len(image) == 1 < n_images:
-        warn("All images have the same features. Check the image encoder, or the features in X.")
+    if len(image) == 1 < max(n_images, n_texts):
+        warn("All images have the same features. Check the images, the image encoder or X.")
     items = None
     if (n_images, n_texts) != (len(image), len(text)):
         items = np.column_stack([image_items, image_rows, text_items, text_rows])

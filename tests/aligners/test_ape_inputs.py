@@ -11,7 +11,7 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 
-from sklearn_ape import APEAligner
+from sklearn_ape import APEAligner, KernelAligner
 
 
 def small(**parameters):
@@ -185,6 +185,14 @@ class TestInvalidInput:
         embeddings = aligner.transform(image)
         assert np.isnan(embeddings[7]).all()
         assert np.isfinite(np.delete(embeddings, 7, axis=0)).all()
+
+    def test_same_image_with_different_captions_warns(self, captioned_images, image_encoder):
+        images = captioned_images.images[:1] * 10
+        features = image_encoder.transform(images)
+        with pytest.warns(UserWarning, match="All images have the same features"):
+            KernelAligner(image_encoder=image_encoder).fit(images, np.eye(10))
+        with pytest.warns(UserWarning, match="All images have the same features"):
+            KernelAligner().fit(features, np.eye(10))
 
     def test_equal_captions_warn_and_stay_finite(self, concepts):
         with pytest.warns(UserWarning, match="All captions are the same"):
