@@ -212,10 +212,13 @@ class SimilarityMatrixDisplay:
         from matplotlib.patches import Rectangle
 
         n_images, n_texts = self.similarity.shape
-        cell = np.clip(9 / max(n_images, n_texts), 0.16, 0.7)  # inches
         names = None
         if self.captions is not None and n_texts <= _MAX_LABELED:
             names = [format_text(caption, 28) for caption in self.captions]
+        has_thumbnails = self.images is not None and n_images <= _MAX_LABELED
+        # Captions and thumbnails need cells of this size; without them, the figure fits a screen.
+        smallest = 0.16 if has_thumbnails or names is not None else 0.0
+        cell = np.clip(9 / max(n_images, n_texts), smallest, 0.7)  # inches
         below = 0.6 if names is None else 0.085 * max(map(len, names))
         self.ax_ = ax = get_axes(ax, 3 + cell * n_texts, 0.6 + below + cell * n_images)
         self.figure_ = ax.figure
@@ -225,9 +228,11 @@ class SimilarityMatrixDisplay:
         self.text_ = self._write_values(values_format, cell) if include_values else None
         for row, column in () if self.pairs is None else self.pairs:
             corner = column - 0.5, row - 0.5
-            ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=frame_color, lw=2, clip_on=False))
+            frame = Rectangle(corner, 1, 1, fill=False, ec=frame_color, clip_on=False)
+            frame.set_linewidth(min(2, 12.5 * cell))
+            ax.add_patch(frame)
         self.thumbnails_ = []
-        if self.images is not None and n_images <= _MAX_LABELED:
+        if has_thumbnails:
             ax.set_yticks([])
             for row, image in enumerate(self.images):
                 self.thumbnails_.append(draw_thumbnail(ax, image, (-1.1, row), 0.92))

@@ -53,6 +53,7 @@ class TestSimilarityMatrixDisplay:
         display.figure_.canvas.draw()
         assert display.text_ is None
         assert display.thumbnails_ == []
+        assert max(display.figure_.get_size_inches()) < 14  # without labels, it fits a screen
         small = SimilarityMatrixDisplay.from_predictions(similarity[:5, :5])
         assert small.text_[3, 0].get_text() == ""
 
