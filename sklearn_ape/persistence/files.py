@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -185,6 +186,10 @@ def write_model(
             raise
         # Name the folder that the user passed, not a temporary file.
         message = f"{error.strerror}; the model is not saved"
+        if error.errno == errno.ENOSPC:
+            size = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
+            message += f". It needs about {size:,.0f} MiB. Free some disk space, or choose another"
+            message += " folder"
         raise OSError(error.errno, message, str(folder)) from error
 
 
