@@ -60,4 +60,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_submodules()})
+    private = {name for name in globals() if name.startswith("_")}  # without imported names
+    return sorted({*private, *__all__, *_submodules()})

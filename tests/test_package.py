@@ -73,6 +73,7 @@ def test_public_names_resolve():
     for name in sklearn_ape.__all__:
         assert getattr(sklearn_ape, name) is not None
         assert name in dir(sklearn_ape)
+    assert "import_module" not in dir(sklearn_ape)  # as completed by a notebook
     with pytest.raises(AttributeError, match="no attribute 'APEAlinger'"):
         _ = sklearn_ape.APEAlinger
 
