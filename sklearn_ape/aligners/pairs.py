@@ -77,8 +77,7 @@ def holds_images(X: Any) -> bool:
     is_table = hasattr(X, "columns") or issparse(X) or getattr(X, "ndim", 1) == 2
     if is_table or not is_indexed or not len(X):
         return False
-    first = get_first(X)
-    if is_row(first):
+    if is_row(first := get_first(X)):
         return False
     # A column of pandas has the accessor `str` only if it holds texts, which are paths here.
     if hasattr(X, "str") or isinstance(first, str | os.PathLike | bytes | Mapping):

@@ -215,9 +215,9 @@ class SimilarityMatrixDisplay:
         names = None
         if self.captions is not None and n_texts <= _MAX_LABELED:
             names = [format_text(caption, 28) for caption in self.captions]
-        has_thumbnails = self.images is not None and n_images <= _MAX_LABELED
+        images = self.images if n_images <= _MAX_LABELED else None
         # Captions and thumbnails need cells of this size; without them, the figure fits a screen.
-        smallest = 0.16 if has_thumbnails or names is not None else 0.0
+        smallest = 0.0 if images is None and names is None else 0.16
         cell = np.clip(9 / max(n_images, n_texts), smallest, 0.7)  # inches
         below = 0.6 if names is None else 0.085 * max(map(len, names))
         self.ax_ = ax = get_axes(ax, 3 + cell * n_texts, 0.6 + below + cell * n_images)
@@ -232,9 +232,9 @@ class SimilarityMatrixDisplay:
             frame.set_linewidth(min(2, 12.5 * cell))
             ax.add_patch(frame)
         self.thumbnails_ = []
-        if has_thumbnails:
+        if images is not None:
             ax.set_yticks([])
-            for row, image in enumerate(self.images):
+            for row, image in enumerate(images):
                 self.thumbnails_.append(draw_thumbnail(ax, image, (-1.1, row), 0.92))
         else:
             ax.set_ylabel("image")
