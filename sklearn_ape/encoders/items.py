@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..features.memmap import is_table
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES, is_settled, read_stamp
+from ..utils.messages import suggest_image_conversion, suggest_uint8_cast
 from ..utils.validation import check_sequence, format_list, to_list
 
 _BYTES = bytes | bytearray | memoryview
@@ -217,7 +218,7 @@ def read_image(
         try:
             with _without_memory_map(item):
                 copy = item.copy()
-            return _to_rgb(copy)
+            return _to_rgb(copy, getattr(item, "tag_v2", {}))  # a copy has no tags
         except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
             raise ItemError(
                 f"cannot be read ({_describe_error(error)}). Replace the image."
@@ -367,11 +368,12 @@ def _to_pixels(item: Any) -> np.ndarray:
     if not isinstance(item, np.ndarray):
         raise ItemError(
             f"is of type {type(item).__name__}. Pass a path, bytes, a PIL image or a uint8 "
-            f"array of shape (H, W, 3).{_suggest_conversion(item)}"
+            f"array of shape (H, W, 3).{suggest_image_conversion(item)}"
         )
     if item.dtype != np.uint8:
         raise ItemError(
-            f"is an array of {item.dtype}, not uint8 from 0 to 255. {_suggest_cast(item.dtype)}"
+            f"is an array of {item.dtype}, not uint8 from 0 to 255. "
+            f"{suggest_uint8_cast(item.dtype)}"
         )
     if np.ma.is_masked(item):
         raise ItemError(
@@ -389,37 +391,11 @@ def _to_pixels(item: Any) -> np.ndarray:
     )
 
 
-def _suggest_cast(dtype: np.dtype) -> str:
-    """Return a sentence on how to make pixels uint8, the same for all images of a data set."""
-    if dtype.kind in "OSU":
-        return "If it holds paths, use X.ravel().tolist() to pass a list of them."
-    rules = "(255 * array).astype('uint8') for values from 0 to 1"
-    if dtype.kind == "f":
-        rules += ", (127.5 * (array + 1)).astype('uint8') for values from -1 to 1"
-    elif dtype.kind != "b":
-        rules = "(array // 16).astype('uint8') for 12 bits, (array // 257).astype('uint8') for 16"
-    return f"Pass {rules}, or array.astype('uint8') for values from 0 to 255."
+def _to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.Image:
+    """Return an image of any mode as upright RGB on white; may change the image in place.
 
-
-def _suggest_conversion(item: Any) -> str:
-    """Return a sentence on how to convert common types of objects, or ""."""
-    if isinstance(item, tuple | list):
-        return (
-            " For a dataset of tuples such as torchvision's ImageFolder, pass only the images, "
-            "[image for image, *_ in dataset]."
-        )
-    if isinstance(item, Mapping):
-        return " A dict must have 'bytes' or 'path', as in Hugging Face datasets."
-    if hasattr(item, "__array__") and hasattr(item, "dtype"):  # torch, tensorflow, jax
-        return (
-            " Convert it with torchvision.transforms.functional.to_pil_image(tensor), or to a "
-            "NumPy array with channels last and values from 0 to 255."
-        )
-    return ""
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as upright RGB on white; may change the image in place."""
+    `tags` are those of a TIFF file. None means the tags of the image, if it has any.
+    """
     image.load()
     # Damaged EXIF tags raise many exception types; the image is read without rotation then.
     with suppress(Exception):
@@ -429,7 +405,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow converts it only to LA
         image = image.convert("LA")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scale_to_bytes(image).convert("RGB")
+        tags = getattr(image, "tag_v2", {}) if tags is None else tags
+        return _scale_to_bytes(image, tags).convert("RGB")
     # Avoid copies: `convert` copies an image that already has the mode.
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -446,9 +423,16 @@ _WHITE_VALUES = (255, 1023, 4095, 65535)
 _MAX_FRACTION = 1.5
 
 
-def _scale_to_bytes(image: Image.Image) -> Image.Image:
+# Tags of TIFF files.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+
+
+def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
     values = np.asarray(image)
+    # Pillow reads unsigned numbers of 32 bits as signed.
+    if image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+        values = values.view(np.uint32)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it has pixels that are NaN or infinite")
@@ -463,6 +447,9 @@ def _scale_to_bytes(image: Image.Image) -> Image.Image:
         block = slice(start, start + _PIXELS_AT_ONCE)
         scaled = values.reshape(-1)[block].astype(np.float64) * (255.0 / white)
         grey.reshape(-1)[block] = np.clip(scaled, 0, 255).round()
+    # Pillow inverts images of 8 bits whose white is 0, but not of 16 bits.
+    if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0:
+        grey = 255 - grey
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255

@@ -131,6 +131,27 @@ def test_transparent_colour_of_a_png_is_white(mode):
     assert tuple(actual[0, 0]) == {"P": (200, 100, 50), "L": (1,) * 3, "RGB": (200, 100, 50)}[mode]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values", "tag", "expected"),
+    [
+        (np.uint16, [0, 257 * 60, 65535], (262, 1, 0), [255, 195, 0]),  # white is zero
+        (np.int32, [0, 2**30, 2**31 - 1, -(2**31), -1], (339, 2, 1), [0, 64, 127, 128, 255]),
+    ],
+)
+def test_grey_tiff_is_read_as_its_tags_say(dtype, values, tag, expected, tmp_path):
+    """Pillow does not invert 16 bits whose white is 0, and reads uint32 as int32."""
+    file = tmp_path / "grey.tif"
+    Image.fromarray(np.array([values], dtype=dtype)).save(file)
+    number, before, after = tag
+    field = struct.pack("<HHI", number, 3, 1)
+    content = file.read_bytes()
+    assert content.count(field + bytes([before])) == 1
+    file.write_bytes(content.replace(field + bytes([before]), field + bytes([after])))
+    with Image.open(file) as image:
+        for item in (file, file.read_bytes(), image):
+            assert pixels(item)[0, :, 0].tolist() == expected
+
+
 def test_16_bit_rgb_png_is_scaled():
     """Channels of 16 bits are reduced to their upper 8 bits."""
     raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
