@@ -33,7 +33,10 @@ def read_table(file: Path) -> Table:
     """Return the columns of a file, without converting texts."""
     kind = file.suffix.lower()
     if kind not in _FORMATS:
-        excel = ", or the data frame of pandas.read_excel" if kind in (".xlsx", ".xls") else ""
+        is_excel = kind in (".xlsx", ".xls")
+        excel = (
+            ", such as 'CSV UTF-8' of Excel, or pass pandas.read_excel(...)" if is_excel else ""
+        )
         raise ValueError(
             f"{str(file)!r} has an unknown format. Pass a file whose name ends in "
             f"{', '.join(_FORMATS)}{excel}."
