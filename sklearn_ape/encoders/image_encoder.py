@@ -235,7 +235,8 @@ class ImageEncoder(FrozenEncoder):
         if is_array and (X.ndim == 2 or (X.ndim == 3 and X.shape[-1] in (1, 3, 4))):
             raise ValueError(
                 f"X is one array of shape {X.shape}, but a sequence of images is expected. Pass a "
-                "single image as [X]; pass features to an aligner without an image encoder."
+                "single image as [X]. If X holds features of another encoder in a Pipeline, leave "
+                "out that encoder, or pass features to an aligner without an image encoder."
             )
         return [unwrap_image(item) for item in super()._as_list(X)]
 

@@ -85,7 +85,7 @@ def test_hugging_face_column_is_accepted(paths, truth):
         (Image.new("RGB", (2, 2)), "single image"),
         (np.zeros((20, 30, 3), dtype=np.uint8), r"Pass a single image as \[X\]"),
         (np.zeros((20, 30), dtype=np.uint8), r"Pass a single image as \[X\]"),
-        (np.zeros((20, 1280)), "pass features to an aligner without an image encoder"),
+        (np.zeros((20, 1280)), "in a Pipeline, leave out that encoder"),
         ([], "X is empty: 0 images"),
         (None, "must be a sequence of images, .* not NoneType"),
         ({"a": "a.png"}, "must be a sequence of images, .* not dict"),
