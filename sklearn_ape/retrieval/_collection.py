@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike
@@ -329,13 +330,20 @@ def resolve_mask(where: Any, collection: Collection) -> np.ndarray | None:
         return None
     if callable(where):
         items = collection.get_items(np.arange(collection.n_rows))
-        mask = np.array([bool(where(item)) for item in items])
+        mask = np.empty(collection.n_rows, dtype=bool)
+        for row, item in enumerate(items):
+            try:
+                mask[row] = bool(where(item))
+            except Exception as error:
+                error.add_note(f"`where` was called with item {row}, {reprlib.repr(item)}.")
+                raise
     else:
         mask = np.asarray(where)
         if mask.dtype != bool or mask.shape != (collection.n_rows,):
+            hint = " Replace missing values, mask.fillna(False)." if mask.dtype == object else ""
             raise ValueError(
                 f"where must be a function of an item, or a mask of {collection.n_rows} booleans, "
-                f"one per image, not an array of shape {mask.shape} and type {mask.dtype}."
+                f"one per image, not an array of shape {mask.shape} and type {mask.dtype}.{hint}"
             )
     return mask[collection.rows]
 

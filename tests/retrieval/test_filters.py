@@ -26,6 +26,17 @@ def assert_equal(actual, expected):
     assert actual.items == expected.items
 
 
+def test_error_of_filter_names_the_item():
+    """A record with a missing price cannot be compared."""
+    records = pd.DataFrame({"price": pd.array([1, None, 3], dtype="Int64")})
+    retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:3], records)
+    with pytest.raises(TypeError) as error:
+        retriever.search(FEATURES[:1], k=1, where=lambda record: record["price"] < 2)
+    assert error.value.__notes__ == ["`where` was called with item 1, {'price': None}."]
+    with pytest.raises(ValueError, match=r"type object\. Replace missing values"):
+        retriever.search(FEATURES[:1], k=1, where=records["price"] < 2)
+
+
 class CollectionMachine(RuleBasedStateMachine):
     """Any sequence of additions and removals equals a fit on the images that are left."""
 
@@ -194,7 +205,7 @@ class TestMinScore:
     @pytest.mark.parametrize("min_score", ["high", np.nan, True])
     def test_invalid_score_raises(self, min_score):
         retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
-        with pytest.raises(ValueError, match="min_score must be None or a number"):
+        with pytest.raises(ValueError, match="min_score, if not 'auto', must be None or a number"):
             retriever.search(FEATURES[:2], min_score=min_score)
 
 
