@@ -57,7 +57,10 @@ def weights(aligner):
 
 
 def fit_all(folder):
-    """Fit all cases under `accelerate launch` and save the result of each rank."""
+    """Fit all cases under `accelerate launch` and save the result of each rank.
+
+    Then test failures from which both ranks continue: other images, an interruption.
+    """
     from accelerate import Accelerator
 
     from sklearn_ape.features import memmap
@@ -72,6 +75,8 @@ def fit_all(folder):
         results[f"{name} loss"] = [row["train_loss"] for row in aligner.history_ if row["epoch"]]
         results[f"{name} recall"] = [row.get("valid_recall", 0.0) for row in aligner.history_]
         results[f"{name} scale"] = aligner.logit_scale_
+    results["errors"] = [_fit_text_tower(), _fit_on_other_pairs(rank)]
+    results["interrupted"] = _fit_until_interrupted(folder, rank)
     np.savez(folder / f"{rank}.npz", **results)
     accelerator.end_training()
     # While the interpreter exits, a thread of gloo may still release a tensor, which aborts the
@@ -80,7 +85,7 @@ def fit_all(folder):
 
 
 def fail(folder):
-    """Test failures of one rank without a launcher: other images, an interruption, an exit."""
+    """Test the exit of one rank without a launcher, which would stop the other one."""
     from torch import distributed
 
     distributed.init_process_group(
@@ -90,11 +95,7 @@ def fail(folder):
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
     )
-    rank = distributed.get_rank()
-    _fit_text_tower()
-    _fit_on_other_pairs(rank)
-    _fit_until_interrupted(folder, rank)
-    _fit_until_one_exits(folder, rank)
+    _fit_until_one_exits(folder, distributed.get_rank())
 
 
 def _fit_text_tower():
@@ -103,7 +104,7 @@ def _fit_text_tower():
     try:
         LiTAligner().fit(None, None)  # raises before it reads the data
     except RuntimeError as error:
-        print(error, file=sys.stderr)
+        return str(error)
 
 
 def _fit_on_other_pairs(rank):
@@ -113,7 +114,7 @@ def _fit_on_other_pairs(rank):
     try:
         APEAligner(**COMMON).fit(image + rank, text)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        return str(error)
 
 
 def _fit_until_interrupted(folder, rank):
@@ -125,8 +126,7 @@ def _fit_until_interrupted(folder, rank):
             if len(net.history) == 2:
                 signal.raise_signal(signal.SIGINT)
 
-    aligner = fit("dense", folder, callbacks=[Interrupt()] if rank else None)
-    np.save(folder / f"interrupted{rank}.npy", weights(aligner))
+    return weights(fit("dense", folder, callbacks=[Interrupt()] if rank else None))
 
 
 def _fit_until_one_exits(folder, rank):

@@ -47,26 +47,6 @@ def launched(folder):
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)], process.stderr
 
 
-@pytest.fixture(scope="module")
-def failed(folder):
-    """Exit codes and standard errors of two ranks, one of which fails."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), "fail", str(folder)],
-            env={**SINGLE_THREADED, "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], errors
-
-
 @pytest.mark.parametrize("name", script.CASES)
 def test_two_ranks_equal_one_process_with_the_joint_batch(launched, folder, name):
     """Losses and weights are equal within rounding, and both ranks are bitwise identical."""
@@ -87,24 +67,39 @@ def test_only_rank_0_shows_progress(launched):
 
 
 @pytest.mark.exhaustive
-def test_exit_of_a_rank_ends_the_others_with_a_message(failed):
-    codes, errors = failed
-    assert codes == [1, 3]
+def test_exit_of_a_rank_ends_the_others_with_a_message(folder):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), "fail", str(folder)],
+            env={**SINGLE_THREADED, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 3]
     assert "Rank 0 of 2 got no answer from the other ranks" in errors[0]
 
 
-def test_ranks_with_different_pairs_raise(failed):
-    for error in failed[1]:
+def test_ranks_with_different_pairs_raise(launched):
+    for results in launched[0]:
+        error = results["errors"][1]
         assert "Ranks 1 got different data or parameters than rank 0" in error
 
 
-def test_interrupting_a_rank_stops_all_and_keeps_the_best_epoch(failed, folder):
-    first, second = (np.load(folder / f"interrupted{rank}.npy") for rank in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert "stopped after 1 of 4 epochs" in failed[1][0]
+def test_interrupting_a_rank_stops_all_and_keeps_the_best_epoch(launched):
+    (first, second), stderr = launched
+    np.testing.assert_array_equal(first["interrupted"], second["interrupted"])
+    assert "stopped after 1 of 4 epochs" in stderr
 
 
-def test_lit_aligner_raises_in_distributed_training(failed):
-    for error in failed[1]:
+def test_lit_aligner_raises_in_distributed_training(launched):
+    for results in launched[0]:
+        error = results["errors"][0]
         assert "LiTAligner does not support distributed training" in error
         assert "set up for 2 ranks" in error
