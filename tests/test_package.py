@@ -44,29 +44,19 @@ def test_version_is_that_of_the_metadata():
     assert sklearn_ape.__version__ == version("sklearn-ape")
 
 
-def test_app_can_be_imported_without_gradio():
-    """`sklearn_ape.app` is available without gradio, which is imported when it serves."""
-    code = (
-        "import sys, sklearn_ape; assert 'sklearn_ape.app' not in sys.modules; "
-        "build = sklearn_ape.app.build_app; print(build.__name__, 'gradio' in sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == ["build_app", "False"]
-
-
 def test_every_public_submodule_is_an_attribute():
-    """Public modules can be used without a separate import."""
+    """Public modules can be used without a separate import, and `app` without gradio."""
     names = {module.split(".")[1] for module in MODULES}
     code = (
-        f"import sklearn_ape; assert {names} <= set(dir(sklearn_ape)); "
-        f"print(all(getattr(sklearn_ape, name) for name in {names}))"
+        "import sys, sklearn_ape; assert 'sklearn_ape.app' not in sys.modules; "
+        f"assert {names} <= set(dir(sklearn_ape)); "
+        f"print(all(getattr(sklearn_ape, name) for name in {names})); "
+        "print(sklearn_ape.app.build_app.__name__, 'gradio' in sys.modules)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == "True"
+    assert result.stdout.split() == ["True", "build_app", "False"]
 
 
 def test_public_names_resolve():

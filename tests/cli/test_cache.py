@@ -1,7 +1,6 @@
 """The commands `cache info`, `cache prune` and `cache verify`."""
 
 import json
-import os
 import re
 import sqlite3
 import subprocess
@@ -25,12 +24,11 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def test_home_that_cannot_be_written_is_not_used(small_folder, shell, tmp_path):
+def test_home_that_cannot_be_written_is_not_used(small_folder, run, tmp_path, monkeypatch):
     """Services often have no home folder. Commands work without a cache on disk there."""
     (tmp_path / "file").write_text("x")
-    environment = {**os.environ, "SKLEARN_APE_DATA": str(tmp_path / "file" / "home")}
-    result = shell("classify", small_folder, "--labels", "an animal,food", env=environment)
-    assert result.returncode == 0
+    monkeypatch.setenv("SKLEARN_APE_DATA", str(tmp_path / "file" / "home"))
+    result = run("classify", small_folder, "--labels", "an animal,food")
     assert result.stderr.count("Features are not stored, because") == 1
     assert len(result.stdout.splitlines()) == 13
 

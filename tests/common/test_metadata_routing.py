@@ -46,7 +46,7 @@ def test_captions_reach_the_aligner_through_all_meta_estimators(
     search = GridSearchCV(pipeline, {"zeroshotclassifier__templates": ["none"]}, cv=2)
     results = cross_validate(
         search,
-        features.image[:80],
+        features.image[:80, :256],
         captioned_images.categories[:80],
         cv=2,
         params={"captions": captioned_images.captions[:80]},
