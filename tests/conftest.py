@@ -1,5 +1,6 @@
 """Shared fixtures: real images and encoders, and generated features."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from sklearn_ape import CCAAligner
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
+# Tests that import OpenVINO themselves must not send usage data either.
+sys.modules["openvino_telemetry"] = None
 ROOT = Path(__file__).parents[1]
 # Files and folders whose tests run only in `make test-all`, not in `make test`.
 EXHAUSTIVE = (

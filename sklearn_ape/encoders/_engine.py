@@ -344,9 +344,25 @@ def _round_kernels(weights: np.ndarray) -> np.ndarray:
     return kernels.reshape(weights.shape).astype(np.float32)
 
 
-def export_to_openvino(workload: Workload, folder: Path) -> None:
+def _import_openvino() -> Any:
+    """Import OpenVINO without `openvino_telemetry`, whose absence it supports.
+
+    It would send usage data when it is imported and at each conversion, each time from a fork of
+    this process, for which all engines stop.
+    """
+    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # import raises
+        try:
+            import openvino
+        finally:
+            del sys.modules["openvino_telemetry"]
     import openvino
 
+    return openvino
+
+
+def export_to_openvino(workload: Workload, folder: Path) -> None:
+    openvino = _import_openvino()
     example = workload.examples()[0]
     try:
         with warnings.catch_warnings(), torch.inference_mode():
@@ -365,9 +381,7 @@ def export_to_openvino(workload: Workload, folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _get_core() -> Any:
-    import openvino
-
-    core = openvino.Core()
+    core = _import_openvino().Core()
     # Reading a truncated file that is mapped into memory would crash the process.
     core.set_property({"ENABLE_MMAP": False})
     return core

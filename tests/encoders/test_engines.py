@@ -175,6 +175,21 @@ def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
     assert encoder._engine(5).name == "openvino"
 
 
+def test_openvino_is_imported_without_telemetry(tmp_path, monkeypatch):
+    (tmp_path / "openvino_telemetry.py").touch()
+    (tmp_path / "openvino.py").write_text(
+        "try:\n    import openvino_telemetry\nexcept ImportError:\n    openvino_telemetry = None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("openvino", "openvino_telemetry"):
+        monkeypatch.setitem(sys.modules, name, None)  # is restored at the end
+        del sys.modules[name]
+    assert _engine._import_openvino().openvino_telemetry is None
+    import openvino_telemetry  # can be used by other packages
+
+    assert Path(openvino_telemetry.__file__).parent == tmp_path
+
+
 @pytest.mark.exhaustive
 def test_auto_exports_only_for_many_items(tiny, paths, tmp_path, monkeypatch):
     """A few images are computed by torch without an export."""
