@@ -42,14 +42,19 @@ def aligner_of(image_encoder, text_encoder, captioned_images, rows=slice(0, 60))
     return aligner.fit(captioned_images.images[rows], captioned_images.captions[rows])
 
 
+@pytest.fixture(scope="module")
+def real(captioned_images, image_encoder, text_encoder):
+    """Return an aligner that is fitted on the first 60 images."""
+    return aligner_of(image_encoder, text_encoder, captioned_images)
+
+
 class TestCollapsedEncoders:
     @pytest.mark.parametrize("n_values", [1, 2, 5])
     def test_image_encoder_with_few_values_scores_at_most_chance(
-        self, captioned_images, image_encoder, text_encoder, n_values
+        self, captioned_images, real, text_encoder, n_values
     ):
         test = captioned_images.images[60:100], captioned_images.captions[60:100]
         coarse = aligner_of(CoarseEncoder(n_values), text_encoder, captioned_images)
-        real = aligner_of(image_encoder, text_encoder, captioned_images)
         assert coarse.score(*test) <= 1 / 40
         assert real.score(*test) > coarse.score(*test)
         assert {way: len(ranks) for way, ranks in coarse.retrieval_ranks(*test).items()} == {
@@ -118,16 +123,13 @@ class TestIdentity:
         by_features = aligner.score(features.image[:6], text_encoder.transform(twins))
         assert by_captions == by_features == 0
 
-    def test_same_image_under_two_paths_is_one_item(
-        self, captioned_images, image_encoder, text_encoder, tmp_path
-    ):
+    def test_same_image_under_two_paths_is_one_item(self, captioned_images, real, tmp_path):
         copies = [shutil.copy(path, tmp_path / f"{i}.png") for i, path in
                   enumerate(captioned_images.images[:20])]  # fmt: skip
-        aligner = aligner_of(image_encoder, text_encoder, captioned_images)
         captions = captioned_images.captions[:20]
         several = [[caption, f"a {caption}"] for caption in captions]
-        one_row = aligner.retrieval_ranks(captioned_images.images[:20], several)
-        two_rows = aligner.retrieval_ranks(
+        one_row = real.retrieval_ranks(captioned_images.images[:20], several)
+        two_rows = real.retrieval_ranks(
             [*captioned_images.images[:20], *copies],
             [*captions, *(f"a {text}" for text in captions)],
         )
@@ -197,11 +199,8 @@ class TestGroups:
 
 
 class TestFittedImages:
-    def test_images_are_recognized_by_content_after_saving(
-        self, captioned_images, image_encoder, text_encoder, tmp_path
-    ):
-        aligner = aligner_of(image_encoder, text_encoder, captioned_images)
-        aligner.save_pretrained(tmp_path / "model")
+    def test_images_are_recognized_by_content_after_saving(self, captioned_images, real, tmp_path):
+        real.save_pretrained(tmp_path / "model")
         loaded = sklearn_ape.load_pretrained(tmp_path / "model")
         copy = shutil.copy(captioned_images.images[0], tmp_path / "copy.png")
         queries = [
@@ -210,16 +209,13 @@ class TestFittedImages:
             captioned_images.images[60],
             captioned_images.images[61],
         ]
-        for model in (aligner, loaded):
+        for model in (real, loaded):
             assert model.was_fitted_on(queries).tolist() == [True, True, False, False]
 
-    def test_features_in_place_of_images_raise(
-        self, captioned_images, image_encoder, text_encoder, features
-    ):
+    def test_features_in_place_of_images_raise(self, real, features):
         """They would all be reported as new, and training images would remain in a test set."""
-        aligner = aligner_of(image_encoder, text_encoder, captioned_images)
         with pytest.raises(ValueError, match="a sequence of images is expected"):
-            aligner.was_fitted_on(features.image[:60])
+            real.was_fitted_on(features.image[:60])
 
     def test_rows_of_an_encoder_of_tables_are_compared_by_features(self):
         X = np.random.default_rng(0).standard_normal((40, 80)).astype(np.float32)
@@ -278,12 +274,11 @@ class TestFittedImages:
             assert aligner.was_fitted_on(X).sum() == 19
             assert not aligner.was_fitted_on(queries).any()
 
-    def test_invalid_images_raise(self, captioned_images, image_encoder, text_encoder):
-        aligner = aligner_of(image_encoder, text_encoder, captioned_images)
+    def test_invalid_images_raise(self, captioned_images, real):
         with pytest.raises(ValueError, match="X is a single image"):
-            aligner.was_fitted_on(captioned_images.images[0])
+            real.was_fitted_on(captioned_images.images[0])
         with pytest.raises(ValueError, match="X is empty"):
-            aligner.was_fitted_on([])
+            real.was_fitted_on([])
 
     def test_refit_replaces_the_record(self, concepts):
         aligner = CCAAligner().fit(concepts.image[:100], concepts.text[:100])

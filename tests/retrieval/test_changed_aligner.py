@@ -108,14 +108,17 @@ def test_options_that_do_not_change_embeddings_may_be_set_after_fit(retriever, c
     retriever.search(concepts.image[:3])
 
 
+@pytest.fixture(scope="module")
+def text_aligner(features, captioned_images, text_encoder):
+    """Return an aligner of features of images and of captions."""
+    return CCAAligner(text_encoder=text_encoder).fit(features.image, captioned_images.captions)
+
+
 @pytest.mark.parametrize(
     "parameters", [{"crop": "pad"}, {"views": 2}, {"pooling": "mean"}, {"dtype": "bfloat16"}]
 )
-def test_changed_image_encoder_raises(
-    parameters, image_encoder, text_encoder, captioned_images, features
-):
-    aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, captioned_images.captions)
-    pipeline = make_pipeline(copy.copy(image_encoder), aligner)
+def test_changed_image_encoder_raises(parameters, image_encoder, text_aligner, captioned_images):
+    pipeline = make_pipeline(copy.copy(image_encoder), text_aligner)
     images = captioned_images.images[:4]
     retriever = CrossModalRetriever(pipeline).fit(images)
     pipeline[0].set_params(n_jobs=1, batch_size=2, on_error="nan", verbose=0, engine="torch")

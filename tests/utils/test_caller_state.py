@@ -294,32 +294,38 @@ class TestEncoders:
         np.testing.assert_array_equal(pairs.weights, expected.weights)
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_clip_and_its_open_clip_model_are_same_in_any_state(state, tmp_path_factory):
-    """CLIP_benchmark runs models under autocast, which must not change the embeddings."""
+def compute_clip(aligner):
+    model, transform, tokenizer = as_open_clip(aligner)
+    pixels = torch.stack([transform(input_image) for input_image in IMAGES])
+    image = model.encode_image(pixels)
+    text = model.encode_text(tokenizer(TEXTS))
+    return {
+        "transform": aligner.transform(IMAGES),
+        "transform_text": aligner.transform_text(TEXTS),
+        "similarity": aligner.similarity(IMAGES, TEXTS),
+        "scale": aligner.logit_scale_,
+        "pixels": pixels.numpy(),
+        "image": image.numpy(),
+        "text": text.numpy(),
+        "open_clip scale": model.logit_scale.numpy(),
+    }
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Return an aligner, and its results with the default settings."""
     folder = tmp_path_factory.mktemp("clip")
     saved_clip(folder)
     aligner = CLIPAligner(str(folder), cache=None, device="cpu")
+    return aligner, compute_clip(aligner)
 
-    def compute():
-        model, transform, tokenizer = as_open_clip(aligner)
-        pixels = torch.stack([transform(input_image) for input_image in IMAGES])
-        image = model.encode_image(pixels)
-        text = model.encode_text(tokenizer(TEXTS))
-        return {
-            "transform": aligner.transform(IMAGES),
-            "transform_text": aligner.transform_text(TEXTS),
-            "similarity": aligner.similarity(IMAGES, TEXTS),
-            "scale": aligner.logit_scale_,
-            "pixels": pixels.numpy(),
-            "image": image.numpy(),
-            "text": text.numpy(),
-            "open_clip scale": model.logit_scale.numpy(),
-        }
 
-    expected = compute()
+@pytest.mark.parametrize("state", STATES)
+def test_clip_and_its_open_clip_model_are_same_in_any_state(state, clip):
+    """CLIP_benchmark runs models under autocast, which must not change the embeddings."""
+    aligner, expected = clip
     with STATES[state]():
-        results = compute()
+        results = compute_clip(aligner)
     assert_same(results, expected)
 
 
@@ -360,12 +366,18 @@ def compute_results(aligner, X, y):
     }
 
 
+@pytest.fixture(scope="module")
+def expected_results(labelled_features):
+    return compute_results(*labelled_features)
+
+
 @pytest.mark.parametrize("state", STATES)
-def test_predictions_metrics_and_searches_are_same_in_any_state(labelled_features, state):
-    expected = compute_results(*labelled_features)
+def test_predictions_metrics_and_searches_are_same_in_any_state(
+    labelled_features, expected_results, state
+):
     with STATES[state]():
         results = compute_results(*labelled_features)
-    assert_same(results, expected)
+    assert_same(results, expected_results)
 
 
 @pytest.mark.parametrize("state", STATES)
