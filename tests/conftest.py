@@ -1,4 +1,8 @@
-"""Shared fixtures: real images and encoders, and generated features."""
+"""Shared fixtures: real images and encoders, and generated features.
+
+Fixtures import the package, because pytest-xdist reads this file also in the process that only
+distributes the tests, before it starts the others.
+"""
 
 import sys
 from collections import Counter
@@ -7,11 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import HashingVectorizer
-
-from sklearn_ape import CCAAligner
-from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 # Tests that import OpenVINO themselves must not send usage data either.
 sys.modules["openvino_telemetry"] = None
@@ -57,17 +56,23 @@ def feature_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image_encoder(feature_cache):
+    from sklearn_ape.encoders import TimmImageEncoder
+
     return TimmImageEncoder("efficientnet_lite0", cache=feature_cache)
 
 
 @pytest.fixture(scope="session")
 def text_encoder(feature_cache):
+    from sklearn_ape.encoders import TransformersTextEncoder
+
     return TransformersTextEncoder("all-MiniLM-L6-v2", cache=feature_cache)
 
 
 @pytest.fixture(scope="session")
 def captioned_images():
     """Return 300 images of animals, food and vehicles with captions and categories."""
+    from sklearn_ape.datasets import load_openmoji
+
     data = load_openmoji()
     wanted = {"Animals & Nature": "animal", "Food & Drink": "food", "Travel & Places": "travel"}
     rows = [i for i, category in enumerate(data.categories) if category in wanted]
@@ -102,6 +107,10 @@ def concepts():
 @pytest.fixture
 def numbered():
     """Return features that are sums of one vector per label, and labels that are numbers."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    from sklearn_ape import CCAAligner
+
     rng = np.random.default_rng(0)
     labels = {10: "a cat", 20: "a dog", 0: "a house", 1: "a tree"}
     Y = (rng.random((160, 4)) < [0.2, 0.5, 0.35, 0.6]).astype(int)
