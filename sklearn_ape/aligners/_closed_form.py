@@ -19,7 +19,14 @@ from ..heads import BaseMap, ClosedFormHead, KernelMap, LinearMap, TwoTower, Whi
 from ..training.callbacks import mean_recall
 from ..training.data import PairDataset, Split, split_pairs, subset
 from ..training.net import embed, embed_pairs
-from ..utils.linalg import choose_evenly_spaced, covariance, mean, normalize_rows, sum_by_group
+from ..utils.linalg import (
+    choose_evenly_spaced,
+    covariance,
+    eigh_of_covariance,
+    mean,
+    normalize_rows,
+    sum_by_group,
+)
 from ._kernel_ridge import (
     choose_anchors,
     count_default_anchors,
@@ -350,7 +357,8 @@ def whiten_images(data: PairDataset, whitening: float, n_components: int | None)
     total = covariance(features, features, (rows, rows), (image_mean, image_mean))
     style, weight = _compute_style_covariance(total, features, pairs, image_mean)
     whitening /= 1 + weight * (_STYLE_DIVISOR - 1)
-    variances, directions = np.linalg.eigh((1 - weight) * total + weight * style)
+    mixed = (1 - weight) * total + weight * style
+    variances, directions = eigh_of_covariance(mixed, features, rows, image_mean)
     variances, directions = variances[::-1], directions[:, ::-1]
     is_varying = variances > _MIN_VARIANCE * max(variances[0], _MIN_VARIANCE)
     if not is_varying.any():  # all images are equal: every embedding is zero

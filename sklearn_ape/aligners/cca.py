@@ -12,7 +12,7 @@ from torch import nn
 
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
-from ..utils.linalg import covariance, fingerprint, mean, normalize_rows
+from ..utils.linalg import covariance, eigh_of_covariance, fingerprint, mean, normalize_rows
 from ..utils.validation import check_integer, check_number
 from ._closed_form import fit_held_out_logit_scale
 from ._trained import ClosedFormAligner
@@ -232,10 +232,9 @@ def _whitening(
     features: np.ndarray, rows: np.ndarray, center: np.ndarray, ridge: float
 ) -> np.ndarray:
     """Return a matrix of shape (n_features, rank) that whitens the features."""
-    variances, directions = np.linalg.eigh(
-        covariance(features, features, (rows, rows), (center, center))
-    )
-    mean_variance = variances.clip(min=0).mean()
+    total = covariance(features, features, (rows, rows), (center, center))
+    variances, directions = eigh_of_covariance(total, features, rows, center)
+    mean_variance = total.trace() / len(total)
     smallest = max(_MIN_VARIANCE * variances[-1], _MIN_VARIANCE_TO_MEAN * float(center @ center))
     is_varying = variances > smallest
     if not is_varying.any():

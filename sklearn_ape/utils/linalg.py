@@ -102,6 +102,22 @@ def iter_centered(features: Any, rows: np.ndarray, center: np.ndarray) -> Iterat
         yield features[rows[block]] - center
 
 
+def eigh_of_covariance(
+    matrix: np.ndarray, features: Any, rows: np.ndarray, center: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues, ascending, and eigenvectors of a covariance of rows minus a center.
+
+    The eigenvalues that are zero because there are fewer rows than features are left out.
+    """
+    if 2 * len(rows) > len(matrix):
+        return np.linalg.eigh(matrix)
+    # The other eigenvectors are in the space of the rows: with 300 rows of 1,280 features, this
+    # takes an eighth of the time.
+    basis, _ = np.linalg.qr((features[rows] - center).T)
+    variances, directions = np.linalg.eigh(basis.T @ matrix @ basis)
+    return variances, basis @ directions
+
+
 def sum_by_group(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return the sums of the rows of each group, in double precision.
 
