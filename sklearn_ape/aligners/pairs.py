@@ -77,6 +77,8 @@ def holds_images(X: Any) -> bool:
     is_table = hasattr(X, "columns") or issparse(X) or getattr(X, "ndim", 1) == 2
     if is_table or not is_indexed or not len(X):
         return False
+    if getattr(X, "ndim", 1) == 3 and X.dtype != np.uint8:  # features with a dimension too many
+        return False
     if is_row(first := get_first(X)):
         return False
     # A column of pandas has the accessor `str` only if it holds texts, which are paths here.

@@ -59,8 +59,7 @@ def check_captions(captions: Any) -> Captions:
 def as_float_features(features: Any, name: str, check_conditioning: bool = False) -> np.ndarray:
     """Return features as float32; they may contain NaN."""
     check_sequence(features, name, "row", "rows of features")
-    is_cube = getattr(features, "ndim", 0) == 3  # grey images or, more often, a dimension too many
-    if (holds_images(features) and not is_cube) or holds_texts(features):
+    if holds_images(features) or holds_texts(features):
         raise ValueError(
             f"{name} holds images or texts. Encode them first, for example with "
             "TimmImageEncoder().transform(images)."
