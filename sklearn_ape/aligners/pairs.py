@@ -46,7 +46,7 @@ def as_sequence(y: Any, name: str = "y") -> Any:
         kinds = {getattr(dtype, "kind", "O") for dtype in getattr(y, "dtypes", "O")}
         if kinds <= set("fiub") or np.asarray(y).dtype.kind in "fiub":
             return y
-        columns = list(getattr(y, "column_names", y.columns))
+        columns = list(y.columns if hasattr(y, "dtypes") else y.column_names)
         raise ValueError(
             f"{name} is a table with the columns {columns}. Pass the column that holds captions."
         )

@@ -282,9 +282,10 @@ def _read_labels(file: Path) -> Any:
     if suffix != ".json":
         lines = [line.rstrip(",;").strip() for line in read_lines(file)]
         return [line for line in lines if line and not line.startswith("# ")]
+    from ..datasets.base import read_text
     from ..utils.validation import parse_json
 
-    names = parse_json(file.expanduser().read_bytes(), repr(str(file)))
+    names = parse_json(read_text(file.expanduser()), repr(str(file)))
     if not isinstance(names, list | dict):
         raise ValueError(
             f"{str(file)!r} contains a {type(names).__name__}, not a list or an object. Write a "

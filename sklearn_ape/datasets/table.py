@@ -113,7 +113,8 @@ def _read_parquet(file: Path) -> Table:
 
 def _split_columns(frame: Any, where: str) -> Table:
     """Return the columns of a pandas, polars or pyarrow table."""
-    names = list(getattr(frame, "column_names", frame.columns))
+    # Not `column_names` of any table: it may be a column of a data frame.
+    names = list(frame.columns if hasattr(frame, "to_dict") else frame.column_names)
     _check_distinct(names, where)
     return {str(name): frame[name] for name in names}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -37,6 +38,8 @@ def parse_json(text: str | bytes, what: str, remedy: str = "", **options: Any) -
     `what` is the name of the text for error messages, and the options are those of `json.loads`.
     """
     try:
+        if isinstance(text, bytes):  # `json.loads` would accept lone surrogates
+            text = text.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_reject_repeated_keys, **options)
     except RecursionError:
         problem = "is nested too deeply."
@@ -50,8 +53,8 @@ def parse_json(text: str | bytes, what: str, remedy: str = "", **options: Any) -
 def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        repeated = [key for key, count in counts.items() if count > 1]
         raise _RepeatedKeyError(f"has the key {format_list(repeated)} more than once.")
     return values
 

@@ -141,6 +141,9 @@ class TestParseLabels:
         (tmp_path / "labels.json").write_text("7")
         with pytest.raises(ValueError, match="not a list or an object"):
             parse_labels(None, tmp_path / "labels.json")
+        (tmp_path / "labels.json").write_bytes('["Käse"]'.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"is not UTF-8 text.* Save it as UTF-8"):
+            parse_labels(None, tmp_path / "labels.json")
 
     def test_files_are_split_only_at_line_ends(self, tmp_path):
         file = tmp_path / "labels.txt"

@@ -133,6 +133,13 @@ def test_rows_without_image_raise(cell):
         load_pairs(pd.DataFrame({"image": [cell], "caption": ["a"]}))
 
 
+@pytest.mark.parametrize("library", [pd, pl])
+def test_column_may_be_named_like_an_attribute_of_pyarrow(library, frame, folder):
+    columns = {**frame.to_dict("list"), "column_names": ["a"] * len(frame)}
+    data = load_pairs(library.DataFrame(columns), root=folder)
+    assert data.captions == load_pairs(frame, root=folder).captions
+
+
 def test_pyarrow_table_is_read(frame, folder):
     """A pyarrow table gives the same pairs as a data frame."""
     data, expected = (load_pairs(t, root=folder) for t in (pa.Table.from_pandas(frame), frame))

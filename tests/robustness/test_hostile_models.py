@@ -8,12 +8,19 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from sklearn_ape import load_pretrained
-from sklearn_ape.persistence.files import read_metadata, read_model, read_tensors, write_model
+from sklearn_ape.persistence.files import (
+    load_json,
+    read_metadata,
+    read_model,
+    read_tensors,
+    write_model,
+)
 
 
 @pytest.fixture
@@ -167,16 +174,26 @@ class TestFormat:
         (b'{"format": NaN}', "NaN"),
         (b'{"format": 1e999}', "too large"),
         (b'{"format": 1, "format": 1}', "has the key 'format' more than once"),
+        (b'{"a": "\xed\xa0\x80"}', "not valid JSON"),
         (b'{"format": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
         (b'{"a": "' + b"x" * 2**26 + b'"}', "longer than 64 MiB"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_invalid_json_raises(text, message, folder):
     (folder / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match=message):
         load_pretrained(folder)
+
+
+def test_many_repeated_keys_are_found_quickly():
+    """Counting each key in all of them would take a quarter of an hour."""
+    text = ", ".join(f'"{number}": 0' for number in range(300_000))
+    start = time.process_time()
+    with pytest.raises(ValueError, match="has the key '0' more than once"):
+        load_json(f'{{{text}, "0": 0}}', "config.json")
+    assert time.process_time() - start < 20
 
 
 def header(entries, data=b""):
