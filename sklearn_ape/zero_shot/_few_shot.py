@@ -85,9 +85,9 @@ class FewShotClassifier(ZeroShotClassifier):
         Accuracy in this cross-validation, in which each fold is predicted from the names and from
         the labelled images of the other folds. NaN if no class has two labelled images. Copies of
         an image are in one fold. Near-copies, such as frames of a video, are not, and raise it.
-        If some classes have no labelled image, it is the expected accuracy for images of all
-        classes in equal numbers: images of these classes are represented by those of other
-        classes, all of which are held out.
+        If some classes have no labelled image, and at least two have one, it is the expected
+        accuracy for images of all classes in equal numbers: images of the former are represented
+        by those of other classes, all of which are held out.
     cv_calibration_error_ : float
         Expected calibration error in this cross-validation.
     aligner_ : estimator
@@ -118,10 +118,12 @@ class FewShotClassifier(ZeroShotClassifier):
     640 principal directions of r.
 
     As long as a class has no labelled image, the constant feature is 0, and what the embeddings of
-    the labelled images have in common is subtracted from a in r: the James-Stein estimate of the
-    mean of the classes. Still, these images say that no image belongs to another class. As
+    the labelled images have in common is subtracted from a: the James-Stein estimate of the mean
+    of the classes. Still, these images say that no image belongs to another class. As
     compensation, the calibrated logit of a class with n labelled images is reduced by
-    ``log(1 + 0.006 * q * n / alpha)``, where q is the share of the classes without any [2]_.
+    ``log(1 + 0.006 * q * n / alpha)``, where q is the share of the classes without any [2]_. If
+    more than a tenth of the labelled images would be predicted wrongly for this reason, as may
+    happen with a small alpha or high weights, all reductions are multiplied by a smaller factor.
 
     The weight w is 1 unless the labelled images contradict the names. Let u be the weight with
     which the names alone predict the labelled images best. If u is below 0.5, w is u if that is

@@ -48,6 +48,8 @@ _DEFAULT_ALPHA = 0.006
 # Largest share of the images that are expected to belong to classes without examples, if most
 # classes have none.
 _MAX_NEW_SHARE = 0.9
+# Largest weighted share of the examples predicted right that the adjustments may lose.
+_MAX_LOST_SHARE = 0.1
 
 
 class Examples(NamedTuple):
@@ -144,23 +146,47 @@ def fit_probe(
     vector of the image with a constant feature. With w the weight of the names, the residual
     minimizes the sum of the weighted cross entropies of w times the logits, plus ``alpha / 2``
     times the squared norm of w times the residual. The logits are divided by ``temperature / w``.
-    If some classes have no examples, those of the others are adjusted; see `FewShotClassifier`.
+    If some classes have no examples, what the embeddings share is subtracted from a and r, and the
+    logits of the other classes are adjusted; see `FewShotClassifier`.
     """
     problem = _Problem(examples, vectors, text, scale, alpha)
     name_weight, validation = _choose_name_weight(problem)
     residual = problem.solve(name_weight) / name_weight
     n_components = text.shape[1]
-    coef = residual[:-1].T
+    coef = residual[:-1].T.copy()
     coef[:, :n_components] += scale * text
-    intercept = _INTERCEPT_FEATURE * residual[-1] - problem.center @ residual[:-1]
-    intercept -= problem.compute_adjustments() * validation.temperature / name_weight
+    intercept = _INTERCEPT_FEATURE * residual[-1] - coef @ problem.center
+    temperature = validation.temperature / name_weight
+    logits = (problem.base + problem.features @ residual) / temperature
+    adjustments = _limit_adjustments(
+        problem.compute_adjustments(), logits, examples.codes, problem.weights
+    )
+    intercept -= adjustments * temperature
     return Probe(
         coef.astype(np.float32),
         intercept.astype(np.float32),
-        validation.temperature / name_weight,
+        temperature,
         validation.accuracy,
         validation.calibration_error,
     )
+
+
+def _limit_adjustments(
+    adjustments: np.ndarray, logits: np.ndarray, codes: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return adjustments multiplied by a factor with which most examples are predicted as before.
+
+    With a small alpha or high weights, adjustments may exceed what the examples change. Corrected
+    images would be predicted wrongly again.
+    """
+
+    def score(factor: float) -> float:
+        is_right = (logits - factor * adjustments).argmax(axis=1) == codes
+        return float(np.sum(weights * is_right))
+
+    least = (1 - _MAX_LOST_SHARE) * score(0)
+    factor = next(factor for factor in np.linspace(1, 0, 21) if score(factor) >= least)
+    return factor * adjustments
 
 
 class _Problem:
@@ -182,10 +208,11 @@ class _Problem:
         self.weights, self.alpha = examples.weights / mean_weight, alpha / mean_weight
         tolerance = _TOLERANCE_PER_ALPHA * self.alpha * min(1, n / _MANY_EXAMPLES)
         self.tolerance = np.clip(tolerance, _MIN_TOLERANCE, _MAX_TOLERANCE)
-        self.base = np.float32(scale) * (examples.embeddings @ text.T)
         self.has_all_classes = len(np.unique(examples.codes)) == self.n_classes
         constant = np.full((n, 1), _INTERCEPT_FEATURE if self.has_all_classes else 0, np.float32)
         self.center = self._find_shared_part(vectors, text.shape[1])
+        embeddings = examples.embeddings - self.center[: text.shape[1]]
+        self.base = np.float32(scale) * (embeddings @ text.T)
         self.features = np.hstack([vectors - self.center, constant])
         # The residual is a linear combination of the features (representer theorem), so the
         # smaller one of the two Gram matrices yields all its coordinates.
@@ -262,6 +289,10 @@ class _Problem:
         # two threads: 0.70 instead of 0.92 s for a fit of 1,600 examples.
         options = {"maxiter": 200, "gtol": self.tolerance * np.abs(loss(start)[1]).max()}
         result = minimize(loss, start, jac=True, method="CG", options=options)
+        if result.status == 2:  # the line search failed
+            # It rejects steps far beyond the minimum, even if they are descents. With few examples
+            # of a high weight, it rejected the first step, and the result was the start.
+            result = minimize(loss, result.x, jac=True, method="L-BFGS-B", options=options)
         return result.x.reshape(shape)
 
 

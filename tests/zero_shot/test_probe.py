@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_ape.utils.linalg import normalize_rows
-from sklearn_ape.zero_shot._probe import Examples, fit_probe
+from sklearn_ape.zero_shot._probe import Examples, _Problem, fit_probe
 
 N_CLASSES, N_COMPONENTS = 10, 40
 SCALE = 20.0
@@ -114,3 +115,38 @@ def test_adjustments_vanish_with_high_alpha(centers):
     text = centers.astype(np.float32)
     probe = fit_probe(examples, examples.embeddings, text, SCALE, 1e6)
     np.testing.assert_array_equal(predict(probe, test), (test.embeddings @ text.T).argmax(axis=1))
+
+
+@pytest.mark.parametrize("alpha", [1e-9, 6e-5, 6e-4, 0.006])
+@pytest.mark.parametrize("n_per_class", [1, 8])
+def test_examples_are_predicted_right(centers, n_per_class, alpha):
+    """With a small alpha, adjustments exceeded what the examples changed."""
+    text = normalize_rows(np.roll(centers, 1, axis=0) + 2 * centers.mean(axis=0))
+    examples = draw(centers[:5] + 2 * centers.mean(axis=0), n_per_class, 0.3, 2)
+    probe = fit_probe(examples, examples.embeddings, text.astype(np.float32), SCALE, alpha)
+    assert (predict(probe, examples) == examples.codes).mean() >= 0.9
+
+
+@pytest.mark.parametrize("weight", [1, 30, 1000, 1e6])
+def test_single_example_of_any_weight_is_predicted_right(weight):
+    """With weights from 30, the optimization stopped at the start without an error."""
+    centers = make_centers(12)
+    for seed in range(5):
+        examples = draw(centers[:1], 1, 0.3, seed)
+        examples = examples._replace(weights=np.full(1, float(weight)))
+        assert predict(fit(examples, np.roll(centers, 1, axis=0)), examples) == [0]
+
+
+def test_probe_is_the_solution_if_some_classes_have_no_examples():
+    """The gradient is zero. The shared part was subtracted for the names only after training."""
+    centers = make_centers(20) + make_centers(1)
+    examples, text = draw(centers[:12], 16, 0.2, 2), normalize_rows(centers).astype(np.float32)
+    probe = fit(examples, text)
+    problem = _Problem(examples, examples.embeddings, text, SCALE, 0.006)
+    assert np.linalg.norm(problem.center) > 0.3
+    logits = examples.embeddings @ probe.coef.T + probe.intercept
+    logits += problem.compute_adjustments() * probe.temperature
+    errors = np.eye(20)[examples.codes] - softmax(logits, axis=1)
+    expected = errors.T @ (examples.embeddings - problem.center) / 0.006
+    residual = probe.coef - SCALE * text
+    assert np.linalg.norm(residual - expected) < 0.1 * np.linalg.norm(residual)
