@@ -411,7 +411,8 @@ class _Predictions(NamedTuple):
         return _Predictions._make(map(np.concatenate, zip(self, other, strict=True)))
 
     def scale_weights(self, total: float) -> _Predictions:
-        return self._replace(weights=self.weights * total / self.weights.sum())
+        # The ratio first: products of tiny or huge weights would underflow or overflow.
+        return self._replace(weights=self.weights * (total / self.weights.sum()))
 
 
 def _predict_held_out(problem: _Problem, name_weight: float, folds: np.ndarray) -> _Predictions:

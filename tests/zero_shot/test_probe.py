@@ -150,3 +150,15 @@ def test_probe_is_the_solution_if_some_classes_have_no_examples():
     expected = errors.T @ (examples.embeddings - problem.center) / 0.006
     residual = probe.coef - SCALE * text
     assert np.linalg.norm(residual - expected) < 0.1 * np.linalg.norm(residual)
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_weights_may_be_tiny_or_huge(centers, factor):
+    """Products of two weights underflow or overflow."""
+    examples = draw(centers[:5], 4, 0.15, 0)
+    scaled = examples._replace(weights=examples.weights * factor)
+    text = centers.astype(np.float32)
+    probe = fit_probe(scaled, scaled.embeddings, text, SCALE, 0.006 * factor)
+    np.testing.assert_allclose(probe.coef, fit(examples, centers).coef, rtol=1e-4, atol=1e-4)
+    assert 0.5 < probe.accuracy <= 1
+    assert 0.1 < probe.temperature < 10
