@@ -187,8 +187,8 @@ def write_model(
         # Name the folder that the user passed, not a temporary file.
         message = f"{error.strerror}; the model is not saved"
         if error.errno == errno.ENOSPC:
-            size = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
-            message += f". It needs about {size:,.0f} MiB. Free some disk space, or choose another"
+            size = math.ceil(sum(tensor.nbytes for tensor in tensors.values()) / 2**20)
+            message += f". It needs about {size:,} MiB. Free some disk space, or choose another"
             message += " folder"
         raise OSError(error.errno, message, str(folder)) from error
 

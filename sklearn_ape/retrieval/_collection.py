@@ -340,7 +340,9 @@ def resolve_mask(where: Any, collection: Collection) -> np.ndarray | None:
     else:
         mask = np.asarray(where)
         if mask.dtype != bool or mask.shape != (collection.n_rows,):
-            hint = " Replace missing values, mask.fillna(False)." if mask.dtype == object else ""
+            hint = ""
+            if mask.dtype == object:  # a column of pandas may keep this type after fillna
+                hint = " Replace missing values, mask.fillna(False).astype(bool)."
             raise ValueError(
                 f"where must be a function of an item, or a mask of {collection.n_rows} booleans, "
                 f"one per image, not an array of shape {mask.shape} and type {mask.dtype}.{hint}"

@@ -33,8 +33,11 @@ def test_error_of_filter_names_the_item():
     with pytest.raises(TypeError) as error:
         retriever.search(FEATURES[:1], k=1, where=lambda record: record["price"] < 2)
     assert error.value.__notes__ == ["`where` was called with item 1, {'price': None}."]
-    with pytest.raises(ValueError, match=r"type object\. Replace missing values"):
-        retriever.search(FEATURES[:1], k=1, where=records["price"] < 2)
+    for mask in (records["price"] < 2, pd.Series([True, None, False], dtype=object)):
+        with pytest.raises(ValueError, match=r"object\. .* mask\.fillna\(False\)\.astype\(bool\)"):
+            retriever.search(FEATURES[:1], k=1, where=mask)
+        mask = mask.fillna(False).astype(bool)
+        assert retriever.search(FEATURES[:1], k=1, where=mask).indices == [[0]]
 
 
 class CollectionMachine(RuleBasedStateMachine):
