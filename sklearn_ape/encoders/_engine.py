@@ -348,7 +348,7 @@ def _import_openvino() -> Any:
     """Import OpenVINO without `openvino_telemetry`, whose absence it supports.
 
     It would send usage data when it is imported and at each conversion, each time from a fork of
-    this process, for which all engines stop.
+    this process, for which all engines stop. If other code has imported either before, it does.
     """
     if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # import raises
