@@ -33,13 +33,12 @@ def read_table(file: Path) -> Table:
     """Return the columns of a file, without converting texts."""
     kind = file.suffix.lower()
     if kind not in _FORMATS:
-        is_excel = kind in (".xlsx", ".xls")
-        excel = (
-            ", such as 'CSV UTF-8' of Excel, or pass pandas.read_excel(...)" if is_excel else ""
-        )
+        excel = ""
+        if kind in (".xlsx", ".xls"):
+            excel = " Save it in Excel as 'CSV UTF-8', or pass pandas.read_excel(...)."
         raise ValueError(
             f"{str(file)!r} has an unknown format. Pass a file whose name ends in "
-            f"{', '.join(_FORMATS)}{excel}."
+            f"{', '.join(_FORMATS)}.{excel}"
         )
     if not file.is_file():
         raise FileNotFoundError(f"File {str(file)!r} does not exist. Check the path.")

@@ -68,9 +68,11 @@ FLOATS = [np.float64, np.float32, np.float16]
 def as_numeric(features: Any, name: str) -> Any:
     """Return features; raise ValueError for masked values, dates and durations.
 
-    NumPy would convert these to unintended numbers. A masked array without masked values, a tensor
+    NumPy would convert these to unintended numbers. A masked array without masked values, tensors
     of torch, and a column whose cells are arrays or lists are returned as plain arrays.
     """
+    if isinstance(features, list | tuple) and features and hasattr(features[0], "detach"):
+        return [as_numeric(row, name) for row in features]
     if hasattr(features, "detach"):
         features = features.detach().cpu()
         # NumPy has no bfloat16.
@@ -98,7 +100,7 @@ def _stack_cells(features: Any, name: str) -> Any:
     if not len(features) or not is_row(get_first(features)):
         return features
     cells = features.to_pylist() if hasattr(features, "to_pylist") else features
-    rows = [np.asarray(cell) for cell in cells]
+    rows = [np.asarray(as_numeric(cell, name)) for cell in cells]
     if len({row.shape for row in rows}) > 1:
         lengths = format_list(sorted({row.size for row in rows}), str)
         raise ValueError(

@@ -12,7 +12,14 @@ from sklearn.base import clone
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner, ZeroShotClassifier
+from sklearn_ape import (
+    APEAligner,
+    ASIFAligner,
+    CCAAligner,
+    CrossModalRetriever,
+    KernelAligner,
+    ZeroShotClassifier,
+)
 
 ALIGNERS = [
     CCAAligner(),
@@ -110,8 +117,11 @@ def test_tensors_in_bfloat16_are_features(concepts):
         torch.from_numpy(rows[:100]).bfloat16() for rows in (concepts.image, concepts.text)
     )
     expected = KernelAligner().fit(image.float(), text.float()).transform(image.float())
-    embeddings = KernelAligner().fit(image, text).transform(image)
-    np.testing.assert_array_equal(embeddings, expected)
+    aligner = KernelAligner().fit(image, text)
+    for rows in (image, list(image), pd.Series(list(image)), image.requires_grad_()):
+        np.testing.assert_array_equal(aligner.transform(rows), expected)
+    found = CrossModalRetriever(aligner).fit(image).search(image[:3], k=1)
+    assert np.ravel(found.indices).tolist() == [0, 1, 2]
 
 
 def test_column_of_arrays_of_different_lengths_raises():
