@@ -172,7 +172,7 @@ def digest_image(item: Any) -> bytes:
         if not len(item):
             raise ItemError("is empty (0 bytes). Pass the content of an image file.")
         content = bytes(item)  # a memoryview may have strides
-        digest = _new_digest(content[:4])
+        digest = _new_digest(content[:4], io.BytesIO(content))
         digest.update(content)
         return digest.digest()
     pixels = _to_pixels(item)
@@ -278,7 +278,7 @@ def _digest_file(path: str) -> bytes:
         check_image(path)
     try:
         with open(path, "rb") as file:
-            sha256 = _new_digest(file.read(4))
+            sha256 = _new_digest(file.read(4), path)
             file.seek(0)
             digest = hashlib.file_digest(file, lambda: sha256).digest()
     except OSError as error:
@@ -288,14 +288,19 @@ def _digest_file(path: str) -> bytes:
     return digest
 
 
-def _new_digest(start: bytes) -> Any:
+def _new_digest(start: bytes, file: str | io.BytesIO) -> Any:
     """Return a digest object for a file that starts with some bytes.
 
-    TIFF files have a different prefix than other files. The first versions of the package read
-    some rotated TIFF files wrongly (see `_without_memory_map`), and their features in a cache must
-    not be used.
+    Earlier versions of the package read rotated (see `_without_memory_map`) and some grey TIFF
+    files wrongly. These have other prefixes, so that their features in a cache are not used.
     """
-    return hashlib.sha256(b"tiff" if start in _TIFF_STARTS else b"file")
+    if start not in _TIFF_STARTS:
+        return hashlib.sha256(b"file")
+    with suppress(Exception), Image.open(file) as image:  # a damaged file fails when it is read
+        tags = getattr(image, "tag_v2", {})
+        if _has_sign_by_mistake(image, tags) or _is_white_zero(image, tags):
+            return hashlib.sha256(b"grey tiff")
+    return hashlib.sha256(b"tiff")
 
 
 def _describe_missing_file(path: str) -> str:
@@ -427,11 +432,20 @@ _MAX_FRACTION = 1.5
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 
 
+def _has_sign_by_mistake(image: Image.Image, tags: Mapping[int, Any]) -> bool:
+    """Return whether Pillow reads numbers of 32 bits as signed, although they are unsigned."""
+    return (image.mode, tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))) == ("I", (32,), (1,))
+
+
+def _is_white_zero(image: Image.Image, tags: Mapping[int, Any]) -> bool:
+    """Return whether white is 0 in 16 bits. Pillow inverts such images of 8 bits only."""
+    return image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0
+
+
 def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
     values = np.asarray(image)
-    # Pillow reads unsigned numbers of 32 bits as signed.
-    if image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+    if _has_sign_by_mistake(image, tags):
         values = values.view(np.uint32)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -447,8 +461,7 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         block = slice(start, start + _PIXELS_AT_ONCE)
         scaled = values.reshape(-1)[block].astype(np.float64) * (255.0 / white)
         grey.reshape(-1)[block] = np.clip(scaled, 0, 255).round()
-    # Pillow inverts images of 8 bits whose white is 0, but not of 16 bits.
-    if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0:
+    if _is_white_zero(image, tags):
         grey = 255 - grey
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

@@ -146,7 +146,12 @@ def test_grey_tiff_is_read_as_its_tags_say(dtype, values, tag, expected, tmp_pat
     field = struct.pack("<HHI", number, 3, 1)
     content = file.read_bytes()
     assert content.count(field + bytes([before])) == 1
-    file.write_bytes(content.replace(field + bytes([before]), field + bytes([after])))
+    changed = content.replace(field + bytes([before]), field + bytes([after]))
+    file.write_bytes(changed)
+    # Features that earlier versions stored are not used. Other files keep their digests.
+    assert digest_image(content) == hashlib.sha256(b"tiff" + content).digest()
+    earlier = hashlib.sha256(b"tiff" + changed).digest()
+    assert digest_image(file) == digest_image(changed) != earlier
     with Image.open(file) as image:
         for item in (file, file.read_bytes(), image):
             assert pixels(item)[0, :, 0].tolist() == expected
