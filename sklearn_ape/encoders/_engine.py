@@ -355,7 +355,7 @@ def _import_openvino() -> Any:
         try:
             import openvino
         finally:
-            del sys.modules["openvino_telemetry"]
+            sys.modules.pop("openvino_telemetry", None)  # another thread may be first
     import openvino
 
     return openvino
