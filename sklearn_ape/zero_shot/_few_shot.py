@@ -79,15 +79,15 @@ class FewShotClassifier(ZeroShotClassifier):
         Intercept of each class.
     temperature_ : float
         Temperature that the logits are divided by, so that probabilities are calibrated. It is
-        fitted on predictions of a cross-validation. If no class has two labelled images, it
-        depends on the predictions from the names alone.
+        fitted on predictions of a cross-validation. If no class has two labelled images, or only
+        one class has any, it depends on the predictions from the names alone.
     cv_accuracy_ : float
         Accuracy in this cross-validation, in which each fold is predicted from the names and from
-        the labelled images of the other folds. NaN if no class has two labelled images. Copies of
-        an image are in one fold. Near-copies, such as frames of a video, are not, and raise it.
-        If some classes have no labelled image, and at least two have one, it is the expected
-        accuracy for images of all classes in equal numbers: images of the former are represented
-        by those of other classes, all of which are held out.
+        the labelled images of the other folds. NaN in the cases without it. Copies of an image are
+        in one fold. Near-copies, such as frames of a video, are not, and raise it. If some classes
+        have no labelled image, it is the expected accuracy for images of all classes in equal
+        numbers: images of these classes are represented by those of other classes, all of which
+        are held out.
     cv_calibration_error_ : float
         Expected calibration error in this cross-validation.
     aligner_ : estimator

@@ -359,8 +359,9 @@ def _make_folds(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
         problem.examples.find_copies(), return_index=True, return_inverse=True
     )
     counts = np.bincount(codes[first], minlength=problem.n_classes)
-    # Classes with one example would be predicted from their names alone.
-    is_tested = (counts[codes] >= 2) & (problem.n_classes > 1)
+    # Classes with one example would be predicted from their names alone. Examples of a single
+    # class are nearly always predicted as it, which would make probabilities extreme.
+    is_tested = (counts[codes] >= 2) & (np.count_nonzero(counts) > 1)
     n_folds = min(_N_FOLDS, int(counts.max(initial=1)))
     # Examples of each class are distributed in turns. Classes begin at different folds, so that
     # the folds have about the same size.

@@ -109,6 +109,18 @@ def test_examples_do_not_attract_images_of_classes_without_examples(n_with_examp
     assert probe.accuracy == pytest.approx(few.mean(), abs=0.15)
 
 
+def test_images_of_one_class_leave_probabilities_as_they_are():
+    """They are predicted as it nearly always, which says nothing about the other classes."""
+    centers = make_centers(10)
+    text = normalize_rows(centers + 0.2 * np.random.default_rng(1).standard_normal(centers.shape))
+    examples, test = draw(centers[:1], 16, 0.2, 2), draw(centers, 50, 0.2, 9)
+    probe = fit(examples, text)
+    assert np.isnan(probe.accuracy)
+    assert probe.temperature == pytest.approx(1, abs=0.1)
+    names = (test.embeddings @ text.T).argmax(axis=1) == test.codes
+    assert (predict(probe, test) == test.codes).mean() > names.mean() - 0.02
+
+
 def test_adjustments_vanish_with_high_alpha(centers):
     """Examples without influence must not move images to classes without examples."""
     examples, test = draw(centers[:5], 16, 0.2, 2), draw(centers, 20, 0.2, 9)
