@@ -118,7 +118,10 @@ def test_tensors_in_bfloat16_are_features(concepts):
     )
     expected = KernelAligner().fit(image.float(), text.float()).transform(image.float())
     aligner = KernelAligner().fit(image, text)
-    for rows in (image, list(image), pd.Series(list(image)), image.requires_grad_()):
+    cells = np.empty(len(image), dtype=object)
+    for number, row in enumerate(image):  # NumPy may convert a list of tensors
+        cells[number] = row
+    for rows in (image, list(image), pd.Series(cells), image.requires_grad_()):
         np.testing.assert_array_equal(aligner.transform(rows), expected)
     found = CrossModalRetriever(aligner).fit(image).search(image[:3], k=1)
     assert np.ravel(found.indices).tolist() == [0, 1, 2]
