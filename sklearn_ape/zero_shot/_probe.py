@@ -126,8 +126,8 @@ class Probe(NamedTuple):
     """Fitted softmax regression, whose logits are ``vectors @ coef.T + intercept``.
 
     `temperature` calibrates the logits. It is fitted, and `accuracy` and `calibration_error` are
-    measured, on predictions of a cross-validation. If no class has two examples, the measures are
-    NaN, and the temperature is based on the predictions from the names alone.
+    measured, on predictions of a cross-validation. If no class has two examples, or only one class
+    has any, the measures are NaN, and the temperature is based on the names alone.
     """
 
     coef: np.ndarray
