@@ -144,3 +144,15 @@ class TestFlatTrainingParameters:
         again = load_pretrained(tmp_path / "again")
         assert again.get_params() == aligner.get_params()
         assert again.fingerprint_ == aligner.fingerprint_
+
+
+def test_few_shot_model_without_features_can_be_corrected():
+    """Models of earlier versions hold embeddings only."""
+    folder = FIXTURES / "format_1"
+    few = load_pretrained(folder / "few_shot")
+    X = np.array(json.loads((folder / "answers.json").read_text())["image"], np.float32)
+    before, n_examples = few.coef_.copy(), few.class_count_.sum()
+    few.partial_fit(X[-1:], few.classes_[:1])
+    assert few.coef_.shape == before.shape
+    assert np.abs(few.coef_ - before).max() > 0
+    assert few.class_count_.sum() == n_examples + 1

@@ -1,10 +1,8 @@
 """FewShotClassifier: accuracy beside names and labels, exact updates, contradictory labels."""
 
 import copy
-import json
 import pickle
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -476,17 +474,6 @@ class TestConventions:
             model.partial_fit(X[20:25], y[20:25])
         np.testing.assert_array_equal(loaded.coef_, few.coef_)
         assert "labelled images | 20" in (tmp_path / "model" / "README.md").read_text()
-
-    def test_model_without_features_can_be_corrected(self):
-        """Models of earlier versions hold embeddings only."""
-        fixtures = Path(__file__).parents[1] / "fixtures" / "format_1"
-        few = load_pretrained(fixtures / "few_shot")
-        X = np.array(json.loads((fixtures / "answers.json").read_text())["image"], np.float32)
-        before, n_examples = few.coef_.copy(), few.class_count_.sum()
-        few.partial_fit(X[-1:], few.classes_[:1])
-        assert few.coef_.shape == before.shape
-        assert np.abs(few.coef_ - before).max() > 0
-        assert few.class_count_.sum() == n_examples + 1
 
     def test_unfitted_model_with_labels_is_saved(self, aligner, pool, tmp_path):
         FewShotClassifier(LABELS, aligner=aligner).save_pretrained(tmp_path / "model")
