@@ -1,16 +1,22 @@
-"""Recall of the starter model, and of each of the two parts that it blends.
+"""Accuracy of the starter model on the Tux Paint stamps and OpenMoji, which it has not seen.
 
     python -m benchmarks.studies.starter [--cache FOLDER]
 
-The images are the Tux Paint stamps and OpenMoji, which the starter model was not trained on.
-Prints recall@1 in % with its 95 % confidence interval, and recall@5, among all captions of a
-collection.
+Prints three tables: recall among all captions of a collection, for the model and for each of the
+two parts that it blends, with 95 % confidence intervals; accuracy with all captions as names of
+classes, by prompt templates; recall after the model was extended by some of the stamps, with the
+standard deviation over random choices of these.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+import numpy as np
+from sklearn.utils import Bunch
+
+from sklearn_ape import APEAligner, KernelAligner, ZeroShotClassifier
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_openmoji, load_tuxpaint_stamps
 
@@ -18,6 +24,60 @@ from ..build_starter import HEAD_WEIGHT, measure_starter
 
 # Weights of the trained head in the blend.
 PARTS = (("closed form alone", 0), ("trained head alone", 1), ("starter model", HEAD_WEIGHT))
+N_OWN_PAIRS = (50, 200, 500)
+N_DRAWS = 5
+
+
+def print_parts(aligner: APEAligner, collections: dict[str, Bunch]) -> None:
+    print("| images | direction | text head | recall@1 | recall@5 |\n|---|---|---|---|---|")
+    for name, data in collections.items():
+        for part, weight in PARTS:
+            aligner.module_.text_head.weight.fill_(weight)
+            for direction, cells in measure_starter(aligner, data.images, data.captions).items():
+                print(f"| {name} | {direction} | {part} | {cells} |", flush=True)
+
+
+def print_templates(aligner: APEAligner, collections: dict[str, Bunch]) -> None:
+    print("\n| images | names | templates | accuracy |\n|---|---|---|---|")
+    for name, data in collections.items():
+        names = sorted(set(data.captions))
+        for templates in ("simple", "none"):
+            classifier = ZeroShotClassifier(names, aligner=aligner, templates=templates)
+            accuracy = 100 * classifier.score(data.images, data.captions)
+            print(f"| {name} | {len(names):,} | {templates} | {accuracy:.1f} |", flush=True)
+
+
+def print_extensions(aligner: APEAligner, stamps: Bunch) -> None:
+    """Print recall@1 on the stamps whose captions are not among the own pairs."""
+    encoders = {
+        "image_encoder": aligner.image_encoder_,
+        "text_encoder": aligner.text_encoder_,
+    }
+    print("\n| own pairs | starter model | own pairs alone | starter model, extended |")
+    print("|---|---|---|---|")
+    for n_pairs in N_OWN_PAIRS:
+        recalls: list[list[list[float]]] = []
+        for draw in range(N_DRAWS):
+            order = np.random.default_rng(draw).permutation(len(stamps.images))
+            images = [stamps.images[row] for row in order]
+            captions = [stamps.captions[row] for row in order]
+            own = images[:n_pairs], captions[:n_pairs]
+            seen = set(own[1])
+            rows = [row for row, caption in enumerate(captions) if caption not in seen]
+            test = [images[row] for row in rows], [captions[row] for row in rows]
+            aligners: tuple[Any, ...] = (
+                aligner,
+                KernelAligner(**encoders).fit(*own),
+                APEAligner(init=aligner).fit(*own),
+            )
+            reports = [aligner.retrieval_report(*test, ks=(1,)) for aligner in aligners]
+            recalls.append([[100 * recall[1] for recall in report.values()] for report in reports])
+        means, stds = np.mean(recalls, axis=0), np.std(recalls, axis=0)
+        cells = [
+            " / ".join(f"{mean:.1f} ± {std:.1f}" for mean, std in zip(*values, strict=True))
+            for values in zip(means, stds, strict=True)
+        ]
+        print(f"| {n_pairs} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -30,12 +90,10 @@ def main() -> None:
     aligner.image_encoder_, aligner.text_encoder_ = make_starter_encoders(
         cache=options.cache, engine="torch"
     )
-    print("| images | direction | text head | recall@1 | recall@5 |\n|---|---|---|---|---|")
-    for name, data in (("stamps", load_tuxpaint_stamps()), ("OpenMoji", load_openmoji())):
-        for part, weight in PARTS:
-            aligner.module_.text_head.weight.fill_(weight)
-            for direction, cells in measure_starter(aligner, data.images, data.captions).items():
-                print(f"| {name} | {direction} | {part} | {cells} |", flush=True)
+    collections = {"stamps": load_tuxpaint_stamps(), "OpenMoji": load_openmoji()}
+    print_parts(aligner, collections)
+    print_templates(aligner, collections)
+    print_extensions(aligner, collections["stamps"])
 
 
 if __name__ == "__main__":
