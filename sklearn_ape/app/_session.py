@@ -176,7 +176,8 @@ class Session:
     """Data of one visitor: own aligner, its zip file, own images, and the embedded images.
 
     The items of `index` are the paths and the names of the images. `few_shot` has learned from the
-    visitor's corrections of classifications.
+    visitor's corrections of classifications, and `previous_few_shot` from all but the last one. If
+    `can_undo`, the last correction can be undone.
     """
 
     alignment: Alignment | None = None
@@ -184,6 +185,12 @@ class Session:
     images: ImageCollection | None = None
     index: CrossModalRetriever | None = None
     few_shot: FewShotClassifier | None = None
+    previous_few_shot: FewShotClassifier | None = None
+    can_undo: bool = False
+
+    def set_few_shot(self, few_shot: FewShotClassifier | None) -> Session:
+        """Return a session with another few-shot classifier, and no correction to undo."""
+        return replace(self, few_shot=few_shot, previous_few_shot=None, can_undo=False)
 
 
 class AppService:
@@ -270,7 +277,15 @@ class AppService:
             few_shot = copy.copy(few_shot).partial_fit([path], [correct_label])
         except ValueError as error:  # about the labels, since the image was checked above
             raise UserError(str(error).replace(path, "The image")) from error
-        return replace(session, few_shot=few_shot)
+        return replace(
+            session, few_shot=few_shot, previous_few_shot=session.few_shot, can_undo=True
+        )
+
+    def undo_correction(self, session: Session) -> Session:
+        """Forget the last correction. Those that it replaced are used again."""
+        if not session.can_undo:
+            raise UserError("There is no correction to undo. Only the last one can be undone.")
+        return session.set_few_shot(session.previous_few_shot)
 
     def _check_request(
         self, session: Session, image: Any, labels: str, templates: str
@@ -325,7 +340,8 @@ class AppService:
             raise UserError("There is no zip yet. Drop the zip of a downloaded aligner.")
         with create_temporary_folder("saved-") as folder:
             alignment = load_zip(archive, folder, self.model.aligner, self.limits)
-        return replace(session, alignment=alignment, download=None, index=None, few_shot=None)
+        session = replace(session, alignment=alignment, download=None, index=None)
+        return session.set_few_shot(None)
 
     def load_images(self, session: Session, archive: Any, progress: Progress) -> Session:
         """Use the images of a zip file for searches."""
@@ -375,13 +391,13 @@ class AppService:
             )
         remark = f"The captions are from {data.source}. {describe_problems(problems)}"
         download = save_zip(alignment)
-        session = replace(session, alignment=alignment, download=download)
-        return replace(session, index=None, few_shot=None), remark
+        session = replace(session, alignment=alignment, download=download, index=None)
+        return session.set_few_shot(None), remark
 
     def reset_aligner(self, session: Session) -> Session:
         """Use the aligner of the server again."""
-        few_shot = self.model.few_shot
-        return replace(session, alignment=None, download=None, index=None, few_shot=few_shot)
+        session = replace(session, alignment=None, download=None, index=None)
+        return session.set_few_shot(self.model.few_shot)
 
     def _get_index(
         self, session: Session, progress: Progress

@@ -232,6 +232,9 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                     elem_id="classify-correct-label",
                 )
                 correct_button = gr.Button("Correct", elem_id="classify-correct")
+                undo_button = gr.Button(
+                    "Undo the last correction", visible=False, elem_id="classify-undo"
+                )
 
     def classify(
         session: Session, image: Any, names: str, templates: str, threshold: float
@@ -252,9 +255,18 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             return None, _CLASSIFY_EXPLANATION
         return classify(session, image, *options)
 
-    def list_choices(image: Any, names: str) -> tuple[Any, Any]:
+    def undo(session: Session, *request: Any) -> tuple[Any, ...]:
+        with show_errors(gr):
+            session = service.undo_correction(session)
+        return session, *classify_new_image(session, *request)
+
+    def update_correction(session: Session, image: Any, names: str) -> tuple[Any, Any, Any]:
         choices = service.parse_labels(names)
-        return gr.Dropdown(choices=choices, value=None), gr.Column(visible=image is not None)
+        return (
+            gr.Dropdown(choices=choices, value=None),
+            gr.Column(visible=image is not None),
+            gr.Button(visible=session.can_undo),
+        )
 
     inputs, outputs = [session, image, names, templates, threshold], [probabilities, summary]
     options: dict[str, Any] = {"show_progress_on": probabilities}
@@ -263,12 +275,16 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     corrected = correct_button.click(
         correct, [*inputs, label], [session, *outputs], api_name="correct", **options
     )
+    undone = undo_button.click(
+        undo, inputs, [session, *outputs], api_name="undo_correction", **options
+    )
     options["api_visibility"] = "private"
     submitted = names.submit(classify, inputs, outputs, **options)
     changed = image.change(classify_new_image, inputs, outputs, **options)
-    for event in (clicked, submitted, changed, corrected):
-        event.success(list_choices, [image, names], [label, correction], **options)
-    names.blur(list_choices, [image, names], [label, correction], **options)
+    shown = [session, image, names], [label, correction, undo_button]
+    for event in (clicked, submitted, changed, corrected, undone):
+        event.success(update_correction, *shown, **options)
+    names.blur(update_correction, *shown, **options)
     if service.examples:
 
         def select_example(event: Any) -> Any:

@@ -166,6 +166,8 @@ class TestFirstVisit:
         browser.click("#classify-correct")
         browser.wait(lambda: "Labelled images used: 1." in browser.text("classify-verdict"))
         assert browser.text("classify-verdict").startswith("tuba, ")
+        browser.click("#classify-undo")
+        browser.wait(lambda: browser.text("classify-verdict").startswith(f"{name}, "))
 
         browser.tab("Search")
         browser.write("search-words", captioned_images.captions[3])

@@ -80,7 +80,33 @@ class TestCorrect:
         session = service.correct(
             Session(), captioned_images.images[0], "cat, tuba", "simple", "tuba"
         )
-        assert service.reset_aligner(session).few_shot is None
+        session = service.reset_aligner(session)
+        assert session.few_shot is None
+        with pytest.raises(UserError, match="no correction to undo"):
+            service.undo_correction(session)
+
+    def test_last_correction_is_undone(self, service, captioned_images):
+        """The predictions are those before the correction. It can be undone only once."""
+        images, names = captioned_images.images[:2], "a stone, a cloud, a tuba"
+        first = service.correct(Session(), images[0], names, "simple", "a tuba")
+        second = service.correct(first, images[1], names, "simple", "a cloud")
+        undone = service.undo_correction(second)
+        expected, wrong, results = (
+            service.classify(session, images[1], names, "simple", 0)
+            for session in (first, second, undone)
+        )
+        assert results == expected
+        assert results.probabilities != wrong.probabilities
+        assert undone.few_shot.class_count_.tolist() == [0, 0, 1]
+        with pytest.raises(UserError, match="Only the last one can be undone"):
+            service.undo_correction(undone)
+
+    def test_undo_restores_corrections_that_were_replaced(self, service, captioned_images):
+        """A correction with other labels replaces the earlier ones until it is undone."""
+        image = captioned_images.images[0]
+        first = service.correct(Session(), image, "cat, tuba", "simple", "tuba")
+        second = service.correct(first, image, "cat, tuba, rose", "simple", "rose")
+        assert service.undo_correction(second).few_shot is first.few_shot
 
     def test_other_templates_are_reported(self, service, captioned_images):
         """The labelled images are used with the texts of the first correction."""
