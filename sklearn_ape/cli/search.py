@@ -91,7 +91,10 @@ def search(
 def index(
     images: option.Images,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder in which the index is saved.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder for the index, which contains the model (88 MB)."
+        ),
     ],
     aligner: option.Aligner = None,
     kind: Annotated[
