@@ -97,7 +97,10 @@ def load_collection(images: Any) -> ImageCollection:
         names = [text if isinstance(text, str) else text[0] for text in data.captions or []]
         title = f"{len(data.images)} images of {Path(images).name!r}"
         names = names or get_file_names(data.images)
-        folders = sorted({split_words(label) for label in data.get("labels", ())} - {""})
+        # Numbers at the end are kept, unlike in file names: they can distinguish classes.
+        folders = sorted(
+            {label.replace("_", " ").strip() for label in data.get("labels", ())} - {""}
+        )
         labels = folders if len(folders) > 1 else None
         return ImageCollection(data.images, names, cache, title, labels=labels)
     if not isinstance(images, Sequence) or not len(images):

@@ -149,10 +149,11 @@ class TestCorrect:
         assert service.reset_aligner(session).few_shot is model.few_shot
 
     def test_names_of_subfolders_are_labels(self, captioned_images, tmp_path):
-        for row, name in enumerate(("house_cat", "tuba")):
+        """Underscores are spaces, and classes that differ by a number remain different."""
+        for row, name in enumerate(("house_cat", "tuba", "type_1", "type_2")):
             (tmp_path / name).mkdir()
             shutil.copy(captioned_images.images[row], tmp_path / name)
-        assert load_collection(tmp_path).labels == ["house cat", "tuba"]
+        assert load_collection(tmp_path).labels == ["house cat", "tuba", "type 1", "type 2"]
         assert load_collection(tmp_path / "tuba").labels is None
 
 
