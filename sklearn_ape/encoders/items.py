@@ -298,7 +298,7 @@ def _new_digest(start: bytes, file: str | io.BytesIO) -> Any:
         return hashlib.sha256(b"file")
     with suppress(Exception), Image.open(file) as image:  # a damaged file fails when it is read
         tags = getattr(image, "tag_v2", {})
-        if _has_sign_by_mistake(image, tags) or _is_white_zero(image, tags):
+        if _get_kind(image, tags) in (_UINT32, _INT16) or _is_white_zero(image, tags):
             return hashlib.sha256(b"grey tiff")
     return hashlib.sha256(b"tiff")
 
@@ -423,18 +423,17 @@ def _to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.
 
 # Values of white in grey images of 8, 10, 12 and 16 bits.
 _WHITE_VALUES = (255, 1023, 4095, 65535)
-
 # Largest value of a floating point image whose white is 1.
 _MAX_FRACTION = 1.5
 
-
-# Tags of TIFF files.
+# Tags of TIFF files, and kinds of grey images. Pillow reads both kinds as signed 32-bit integers.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_UINT32, _INT16 = ("I", (32,), (1,)), ("I", (16,), (2,))
 
 
-def _has_sign_by_mistake(image: Image.Image, tags: Mapping[int, Any]) -> bool:
-    """Return whether Pillow reads numbers of 32 bits as signed, although they are unsigned."""
-    return (image.mode, tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))) == ("I", (32,), (1,))
+def _get_kind(image: Image.Image, tags: Mapping[int, Any]) -> tuple[str, Any, Any]:
+    """Return the mode, the number of bits and the sample format (1: unsigned, 2: signed)."""
+    return image.mode, tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))
 
 
 def _is_white_zero(image: Image.Image, tags: Mapping[int, Any]) -> bool:
@@ -444,8 +443,8 @@ def _is_white_zero(image: Image.Image, tags: Mapping[int, Any]) -> bool:
 
 def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
-    values = np.asarray(image)
-    if _has_sign_by_mistake(image, tags):
+    values, kind = np.asarray(image), _get_kind(image, tags)
+    if kind == _UINT32:
         values = values.view(np.uint32)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -455,7 +454,8 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if image.mode == "F" and high <= _MAX_FRACTION:
         white = 1.0
     else:
-        white = next((float(value) for value in _WHITE_VALUES if high <= value), high)
+        white_values = (*_WHITE_VALUES[:-1], 32767) if kind == _INT16 else _WHITE_VALUES
+        white = next((float(value) for value in white_values if high <= value), high)
     grey = np.empty(values.shape, np.uint8)
     for start in range(0, values.size, _PIXELS_AT_ONCE):  # bounds the memory of float64 copies
         block = slice(start, start + _PIXELS_AT_ONCE)

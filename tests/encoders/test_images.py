@@ -149,6 +149,22 @@ def test_grey_tiff_is_read_as_its_tags_say(dtype, values, tag, expected, tmp_pat
             assert pixels(item)[0, :, 0].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([-9, 0, 2**14, 2**15 - 1], [0, 0, 128, 255]), ([-9, 0, 2048, 4095], [0, 0, 128, 255])],
+)
+def test_white_of_a_signed_16_bit_tiff_is_32767(values, expected, tmp_path):
+    """Its features that earlier versions stored are not used, because it was too dark."""
+    file = tmp_path / "signed.tif"
+    image = Image.fromarray(np.array([values], dtype=np.int16).view(np.uint16))
+    image.save(file, tiffinfo={339: 2})
+    earlier = hashlib.sha256(b"tiff" + file.read_bytes()).digest()
+    assert digest_image(file) == digest_image(file.read_bytes()) != earlier
+    with Image.open(file) as opened:
+        for item in (file, file.read_bytes(), opened):
+            assert pixels(item)[0, :, 0].tolist() == expected
+
+
 def test_16_bit_rgb_png_is_scaled():
     """Channels of 16 bits are reduced to their upper 8 bits."""
     raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
