@@ -138,8 +138,9 @@ class Collection(NamedTuple):
             )
         return cls(readable, rows, len(embeddings), items, make_index(index, readable), {})
 
-    def extend(self, embeddings: np.ndarray, items: list[Any] | None) -> Self:
-        """Return a collection of these images followed by new ones."""
+    def extend(self, embeddings: np.ndarray, items: list[Any] | None, has_y: bool) -> Self:
+        """Return a collection of these images followed by new ones, with a warning of copies."""
+        self._warn_about_copies(embeddings, items or [], has_y)
         readable, rows = _drop_unreadable(embeddings, self.n_rows, self.embeddings.dtype.name)
         all_embeddings = np.concatenate([self.embeddings, readable])
         return self._replace(
@@ -150,6 +151,32 @@ class Collection(NamedTuple):
             search_index=self.search_index.extend(all_embeddings, len(self.embeddings)),
             cache={},
         )
+
+    def _warn_about_copies(self, embeddings: np.ndarray, items: list[Any], has_y: bool) -> None:
+        """Warn about new images with items of the collection and, if these are from y, embeddings.
+
+        Different images may have the same entry of y, such as a caption.
+        """
+        try:
+            keys = list(map(_to_key, items))
+            row_of = dict.fromkeys(keys, -1)
+            for row, item in enumerate(self.items or []):
+                if row_of.get(key := _to_key(item)) == -1:
+                    row_of[key] = row
+        except TypeError:  # images in memory, which cannot be compared
+            return
+        copies = [row for row, key in enumerate(keys) if row_of[key] >= 0]
+        if has_y and copies:
+            positions = np.searchsorted(self.rows, [row_of[keys[row]] for row in copies])
+            indexed = self.embeddings[positions.clip(max=len(self.rows) - 1)]
+            are_equal = np.isclose(indexed, embeddings[copies], atol=1e-3).all(axis=1)
+            copies = [row for row, is_equal in zip(copies, are_equal, strict=True) if is_equal]
+        if copies:
+            listed = format_list((items[row] for row in copies), lambda item: repr(item)[:200])
+            warn(
+                f"{len(copies)} of {len(items)} images were already in the collection and are "
+                f"found twice now: {listed}. Call remove with these items and add them again."
+            )
 
     def remove(self, rows: np.ndarray) -> Self:
         """Return a collection without these rows, as if they had never been in it."""

@@ -9,12 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.similarity import (
-    Standardizer,
-    check_standardize,
-    resolve_bank,
-    warn_unreadable,
-)
+from ..aligners.similarity import Standardizer, check_standardize, resolve_bank, warn_unreadable
 from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap_aligner
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
@@ -179,6 +174,11 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         ------
         ValueError
             If the images or y are invalid, or y does not correspond to that of `fit`.
+
+        Warns
+        -----
+        UserWarning
+            If images with the same items are in the collection. They are added again.
         """
         collection = self._check_ready()
         check_sequence(images, "images", "image", "images or features")
@@ -193,7 +193,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         if (items is None) != (collection.items is None):
             kinds = ("images", "features") if items is None else ("features", "images")
             raise ValueError(f"images must be {kinds[0]} as in fit, not {kinds[1]}.")
-        self._collection = collection.extend(embeddings, items)
+        self._collection = collection.extend(embeddings, items, self._has_y)
         return self
 
     def remove(self, items: Any) -> Self:

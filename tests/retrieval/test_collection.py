@@ -76,6 +76,25 @@ class TestAdd:
         with pytest.raises(ValueError, match="y has 2 entries, and there are 3 images"):
             retriever.add(concepts.image[:3], ["a", "b"])
 
+    def test_copies_are_reported(self, aligner, concepts):
+        """Images with equal captions are no copies, unless their embeddings are equal."""
+        X, captions = concepts.image, ["a cat", "a dog", "a cat", "a bird"]
+        retriever = CrossModalRetriever(aligner).fit(X[:4], captions)
+        with pytest.warns(UserWarning, match=r"^2 of 3 images were already .*: 'a cat', 'a bird'"):
+            retriever.add(X[[0, 3, 5]], ["a cat", "a bird", "a dog"])
+        retriever.add(X[6:8], ["a cat", "a bird"])
+        retriever.remove(["a cat", "a bird"]).add(X[:1], ["a cat"])
+        assert retriever.items_ == ["a dog", "a dog", "a cat"]
+
+    def test_copied_paths_are_reported(self, real_aligner, captioned_images, tmp_path):
+        """A file that has changed has the same path, but another embedding."""
+        file = tmp_path / "a.png"
+        file.write_bytes(Path(captioned_images.images[0]).read_bytes())
+        retriever = CrossModalRetriever(real_aligner).fit([file, captioned_images.images[1]])
+        file.write_bytes(Path(captioned_images.images[2]).read_bytes())
+        with pytest.warns(UserWarning, match=r"^1 of 1 images were already .*a\.png"):
+            retriever.add([file])
+
 
 class TestUnreadableImages:
     def test_rows_of_nan_are_not_in_results(self, aligner, concepts):

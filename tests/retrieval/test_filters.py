@@ -1,6 +1,7 @@
 """Removal, filters, minimum scores and combined queries of `CrossModalRetriever`."""
 
 import copy
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,9 @@ class CollectionMachine(RuleBasedStateMachine):
     @rule(rows=st.lists(st.integers(0, 59), min_size=1, max_size=5))
     def add(self, rows):
         self.rows += rows
-        self.retriever.add(FEATURES[rows], rows)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* already in the collection")
+            self.retriever.add(FEATURES[rows], rows)
 
     @precondition(lambda self: len(set(self.rows)) > 1)
     @rule(data=st.data())
