@@ -402,7 +402,7 @@ class BaseAligner(
     def _make_feature_rows(self, X: Any, y: Any, reset: bool) -> Rows:
         takes_items = self._get_encoder("image") is not None or holds_images(X)
         takes_texts = takes_items or self._get_encoder("text") is not None
-        if takes_texts and not issparse(y) and np.ndim(y) == 1:
+        if takes_texts and not issparse(y) and np.ndim(as_numeric(y, "y")) == 1:
             raise ValueError(
                 "y holds values that are not texts or lists of texts. Pass captions, or features "
                 "of shape (n_samples, n_features). For class labels use FewShotClassifier."
@@ -415,6 +415,11 @@ class BaseAligner(
             image = self._get_image_features(X, reset, n_min=2 if reset else 1)
             text = as_floats(y, "y", ensure_2d=False)
             check_consistent_length(image, text)
+            if reset and text.ndim == 1:  # not an error, since check_estimator passes labels
+                warn(
+                    "y has one number per image, used as a single text feature. Pass captions, or "
+                    "features of shape (n_samples, n_features). For labels use FewShotClassifier."
+                )
             text = self._get_text_features(text.reshape(len(text), -1), reset)
         every_row = np.arange(len(image))
         return Rows(image, text, every_row, every_row)

@@ -1,6 +1,7 @@
 """Common tests of aligners: scikit-learn's checks, valid embeddings, errors for bad input."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,7 @@ def fit_and_check(aligner, image, text):
     return aligner
 
 
+@pytest.mark.filterwarnings("ignore:y has one number per image")
 def test_passes_all_estimator_checks(aligner):
     """The number of checks is asserted because an estimator tag could disable most of them."""
     results = check_estimator(aligner, on_skip=None, on_fail="raise")
@@ -106,9 +108,20 @@ def test_columns_of_arrays_are_features(concepts, name):
     image, text = concepts.image[:100], concepts.text[:100]
     expected = KernelAligner().fit(image, text)
     aligner = KernelAligner().fit(convert(image), convert(text))
+    KernelAligner(text_encoder=HashingVectorizer()).fit(convert(image), convert(text))
     np.testing.assert_array_equal(aligner.transform(convert(image)), expected.transform(image))
     similarity = aligner.similarity(convert(image), convert(text))
     np.testing.assert_array_equal(similarity, expected.similarity(image, text))
+
+
+def test_class_labels_as_y_cause_a_warning(aligner, concepts):
+    """They are accepted, because scikit-learn's checks of estimators pass them."""
+    X, y = concepts.image[:60], np.arange(60) % 3
+    with pytest.warns(UserWarning, match="^y has one number per image.* use FewShotClassifier"):
+        aligner.fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aligner.score(X, concepts.text[:60, :1])
 
 
 def test_tensors_in_bfloat16_are_features(concepts):
@@ -282,6 +295,7 @@ def n_passed(estimator):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CHECKED_ALIGNERS)
+@pytest.mark.filterwarnings("ignore:y has one number per image")
 def test_aligners_pass_all_checks(name):
     """The number of checks is asserted because an estimator tag could disable most of them."""
     assert n_passed(CHECKED_ALIGNERS[name]) >= 47
