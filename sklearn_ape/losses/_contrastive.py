@@ -78,6 +78,8 @@ class InfoNCELoss(ScaledLoss):
         self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None
     ) -> torch.Tensor:
         logits = self.logit_scale * image @ text.T
+        # In float16, the sum of the losses of all rows may overflow.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if positive is None:
             image_target = text_target = torch.arange(len(image), device=image.device)
         else:
@@ -89,7 +91,7 @@ class InfoNCELoss(ScaledLoss):
             text_target = weights.T / text_counts[:, None]
         by_image = nn.functional.cross_entropy(logits, image_target)
         by_text = nn.functional.cross_entropy(logits.T, text_target)
-        return (by_image + by_text) / 2
+        return ((by_image + by_text) / 2).to(image.dtype)
 
     def _share(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
@@ -256,20 +258,22 @@ class _TiledSigmoid(torch.autograd.Function):
         size: int,
     ) -> torch.Tensor:
         scaled = scale * image
-        loss, bias_gradient = image.new_zeros(()), image.new_zeros(())
+        # In float16, the sums would overflow or be lost to rounding.
+        dtype = torch.promote_types(image.dtype, torch.float32)
+        loss, bias_gradient = image.new_zeros((), dtype=dtype), image.new_zeros((), dtype=dtype)
         image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)
         needs_gradients = any(ctx.needs_input_grad)
         for rows, columns, positive in Tiles(pairs, len(image), len(text), size):
             # The loss of a positive is that of a negative with the opposite logit.
             logits = scaled[rows] @ text[columns].T + bias
             logits[positive] *= -1
-            loss -= nn.functional.logsigmoid(-logits).sum()
+            loss -= nn.functional.logsigmoid(-logits).sum(dtype=dtype)
             if needs_gradients:
                 slope = logits.sigmoid_()
                 slope[positive] *= -1
                 image_gradient[rows] += slope @ text[columns]
                 text_gradient[columns] += slope.T @ scaled[rows]
-                bias_gradient += slope.sum()
+                bias_gradient += slope.sum(dtype=dtype)
         if needs_gradients:
             scale_gradient = (image_gradient * image).sum()
             image_gradient *= scale
