@@ -198,7 +198,7 @@ class BaseAligner(
             Images or features, as in `fit`.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
             Captions or features, as in `fit`.
-        ks : tuple of int, default=(1, 5, 10)
+        ks : sequence of int, default=(1, 5, 10)
             Numbers of results at which recall is computed.
         groups : array-like of shape (n_samples,) or None, default=None
             Group of every row, such as the file name of its image; see `retrieval_ranks`.
@@ -209,10 +209,9 @@ class BaseAligner(
             ``{"image_to_text": {k: recall}, "text_to_image": {k: recall}}``. A query is a hit
             if any of its correct results is among the first k.
         """
-        return {
-            direction: {k: recall_at_k(ranks, k) for k in ks}
-            for direction, ranks in self.retrieval_ranks(X, y, groups).items()
-        }
+        check_sequence(ks, "ks", "integer")
+        ranks = self.retrieval_ranks(X, y, groups)
+        return {side: {k: recall_at_k(ranks[side], k) for k in ks} for side in ranks}
 
     @ignores_underflow
     def retrieval_ranks(self, X: Any, y: Any, groups: Any = None) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils import column_or_1d
 from threadpoolctl import ThreadpoolController
 
-from ..utils.validation import as_floats, as_numeric, check_integer, format_list
+from ..utils.validation import as_floats, as_numeric, check_integer, check_sequence, format_list
 
 # A tile of scores fits into the processor's cache.
 _TILE_ROWS, _TILE_COLUMNS = 480, 1024
@@ -394,6 +394,7 @@ def rank_report(
     """
     images = _check_embeddings(image_embeddings, "image_embeddings")
     texts = _check_embeddings(text_embeddings, "text_embeddings")
+    check_sequence(ks, "ks", "integer")
     report = {}
     both_ranks = compute_both_ranks(images, texts, pairs)
     for name, ranks in zip(("image_to_text", "text_to_image"), both_ranks, strict=True):

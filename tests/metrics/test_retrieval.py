@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sklearn_ape import CCAAligner
 from sklearn_ape.metrics import (
     rank_report,
     recall_at_k,
@@ -76,6 +77,20 @@ def test_k_must_be_a_positive_integer(k):
     for report in (retrieval_report, rank_report):
         with pytest.raises(ValueError, match="k must be an integer >= 1, not"):
             report(np.eye(3), np.eye(3), pairs, ks=[k])
+
+
+@pytest.mark.parametrize("ks", [5, None, "15", (k for k in (1, 2))])
+def test_ks_must_be_a_sequence(ks):
+    """A generator gave recalls of the first direction only."""
+    aligner = CCAAligner(n_components=1).fit(np.eye(3), np.eye(3))
+    pairs = np.column_stack([np.arange(3), np.arange(3)])
+    for report, arguments in (
+        (retrieval_report, (np.eye(3), np.eye(3), pairs)),
+        (rank_report, (np.eye(3), np.eye(3), pairs)),
+        (aligner.retrieval_report, (np.eye(3), np.eye(3))),
+    ):
+        with pytest.raises(ValueError, match=r"^ks (is a single|must be a sequence of) integer"):
+            report(*arguments, ks=ks)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.uint8, np.float32, pd.Series])
