@@ -62,9 +62,8 @@ class FaissIndex(Index):
     name = "faiss"
 
     def __init__(self, n_components: int, index: Any = None) -> None:
-        faiss = import_optional(
-            "faiss", package="faiss-cpu", extra="index", purpose="index='faiss'"
-        )
+        purpose = "index='faiss', unlike 'exact',"
+        faiss = import_optional("faiss", package="faiss-cpu", extra="index", purpose=purpose)
         self.index = faiss.IndexFlatIP(n_components) if index is None else index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
@@ -86,8 +85,9 @@ class UsearchIndex(Index):
     name = "usearch"
 
     def __init__(self, n_components: int, dtype: str, index: Any = None) -> None:
+        purpose = "index='usearch', unlike 'exact',"
         usearch = import_optional(
-            "usearch.index", package="usearch", extra="index", purpose="index='usearch'"
+            "usearch.index", package="usearch", extra="index", purpose=purpose
         )
         self.dtype = dtype
         self.index = index
