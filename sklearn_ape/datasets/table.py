@@ -33,12 +33,14 @@ def read_table(file: Path) -> Table:
     """Return the columns of a file, without converting texts."""
     kind = file.suffix.lower()
     if kind not in _FORMATS:
-        excel = ""
+        hint = ""
         if kind in (".xlsx", ".xls"):
-            excel = " Save it in Excel as 'CSV UTF-8', or pass pandas.read_excel(...)."
+            hint = " Save it in Excel as 'CSV UTF-8', or pass pandas.read_excel(...)."
+        if kind == ".json":
+            hint = " Save it as .jsonl, with one object per line, or pass pandas.read_json(...)."
         raise ValueError(
             f"{str(file)!r} has an unknown format. Pass a file whose name ends in "
-            f"{', '.join(_FORMATS)}.{excel}"
+            f"{', '.join(_FORMATS)}.{hint}"
         )
     if not file.is_file():
         raise FileNotFoundError(f"File {str(file)!r} does not exist. Check the path.")
@@ -307,6 +309,8 @@ def load_pairs(
         hint = ""
         if hasattr(source, "column_names"):
             hint = " Columns of a dataset need no loader. Pass dataset['image'] to fit."
+        elif isinstance(source, list | dict):
+            hint = " Pass pandas.DataFrame(source)."
         raise TypeError(
             "source must be the path of a table, a pyarrow Table, or a pandas or polars "
             f"DataFrame, not {type(source).__name__}.{hint}"

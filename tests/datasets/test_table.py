@@ -157,7 +157,7 @@ def test_dataset_with_columns_suggests_its_columns():
 
 def test_invalid_types_raise(frame):
     """Invalid tables and images raise a TypeError."""
-    with pytest.raises(TypeError, match="DataFrame, not list"):
+    with pytest.raises(TypeError, match=r"DataFrame, not list\. Pass pandas\.DataFrame\(source\)"):
         load_pairs([("a.jpg", "a")])
     with pytest.raises(TypeError, match=r"Row 0 .* has an image of type int"):
         load_pairs(frame, image="kind")
@@ -188,6 +188,7 @@ def test_empty_table_raises(tmp_path, empty):
         ("t.jsonl", "[1]\n", "line 1 is not an object"),
         ("t.parquet", "no parquet", "as parquet"),
         ("t.xlsx", "", r"name ends in \.csv.*pandas\.read_excel"),
+        ("t.json", "[]", r"name ends in \.csv.* Save it as \.jsonl.*pandas\.read_json"),
     ],
 )
 def test_malformed_table_raises(tmp_path, name, text, message):
