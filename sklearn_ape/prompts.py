@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -257,10 +258,11 @@ def _list_classes(labels: Any) -> list[Any]:
             f"labels must be a sequence of names or a mapping, not {labels!r}. Pass a list, such "
             "as ['cat', 'dog']."
         )
-    if isinstance(labels, Iterator | MappingView):
+    if isinstance(labels, Iterator | MappingView | MappingProxyType):
+        kind = "dict" if isinstance(labels, Mapping) else "list"
         raise ValueError(
             f"labels is a {type(labels).__name__}, which cannot be copied or read twice. Pass a "
-            "list: list(labels)."
+            f"{kind}: {kind}(labels)."
         )
     if hasattr(labels, "columns"):
         raise ValueError(

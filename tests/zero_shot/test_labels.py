@@ -4,6 +4,7 @@ import datetime
 import decimal
 import enum
 import pickle
+import types
 
 import numpy as np
 import pandas as pd
@@ -104,6 +105,7 @@ class Size(enum.IntEnum):
         ((name for name in ("cat", "dog")), "labels is a generator, which cannot be copied"),
         (map(str, [1, 2]), "labels is a map, .* Pass a list"),
         ({"cat": 0, "dog": 1}.keys(), "labels is a dict_keys, .* Pass a list"),
+        (types.MappingProxyType({"cat": ["tabby"]}), "labels is a mappingproxy, .* Pass a dict"),
         ([Color.RED], "of type Color. Pass its name or its value"),
         ([datetime.date(2020, 1, 1)], "of type date. Convert it to text"),
         (np.array(["2020-01-01"], dtype="datetime64[D]"), "of type datetime64. Convert it"),
