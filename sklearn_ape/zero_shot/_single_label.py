@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 from sklearn.utils import check_consistent_length
 
 from ..aligners.similarity import (
@@ -78,6 +79,25 @@ class SingleLabelClassifier(ZeroShotBase):
         probabilities = to_probabilities(self._prepare_logits().collect(X))
         _warn_if_unreadable(probabilities)
         return probabilities
+
+    @ignores_underflow
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Compute the logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n_samples, n_classes)
+            Natural logarithms of the results of `predict_proba`. They are finite also for
+            probabilities that are rounded to 0.
+        """
+        log_probabilities = log_softmax(self._prepare_logits().collect(X), axis=1)
+        _warn_if_unreadable(log_probabilities)
+        return log_probabilities
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the class of each image.

@@ -49,6 +49,16 @@ class TestFittedAligner:
         np.testing.assert_allclose(
             classifier.predict_proba(images), expected, rtol=1e-3, atol=1e-6
         )
+        np.testing.assert_allclose(
+            classifier.predict_log_proba(images), np.log(expected), rtol=1e-3, atol=1e-6
+        )
+
+    def test_log_proba_is_finite_for_probabilities_of_zero(self, model, held_out):
+        classifier = ZeroShotClassifier(["cat", "bus", "egg"], aligner=model, logit_scale=1e5)
+        assert classifier.predict_proba(held_out[0][:5]).min() == 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.isfinite(classifier.predict_log_proba(held_out[0][:5])).all()
 
     def test_templates_are_averaged(self, model, held_out):
         images = held_out[0][:5]
