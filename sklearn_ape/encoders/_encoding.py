@@ -86,7 +86,6 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
         else:
             if first_rows.setdefault(key, row) != row:
                 duplicates.setdefault(key, []).append(row)
-    encoder._raise_for(errors)
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
     with _registry_lock:
@@ -99,10 +98,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
             if key not in cached
         }
         _count(identity, hits=len(items) - len(errors) - len(missing))
-        computed: dict[bytes, np.ndarray] = {}
-        if missing:
-            computed, failed = _encode_missing(encoder, items, missing, cache, identity)
-            errors |= failed
+        computed = _encode_missing(encoder, items, missing, cache, identity, errors)
 
     if features is None:
         width = len(next(iter(computed.values()))) if computed else encoder._n_features_out
@@ -140,9 +136,9 @@ def _encode_missing(
     rows: Mapping[bytes, list[int]],
     cache: FeatureCache,
     identity: bytes,
-) -> tuple[dict[bytes, np.ndarray], dict[int, str]]:
-    """Encode the first item of every key; return features by key, and errors by row."""
-    errors: dict[int, str] = {}
+    errors: dict[int, str],
+) -> dict[bytes, np.ndarray]:
+    """Encode the first item of every key; return features by key, and add errors by row."""
 
     def report(failures: Mapping[bytes, ItemError]) -> None:
         for key, error in failures.items():
@@ -158,7 +154,9 @@ def _encode_missing(
             failures[key] = error
         else:
             valid[key] = items[row]
-    report(failures)
+    report(failures)  # together with the errors of items that have no digest
+    if not valid:
+        return {}
 
     keys = list(valid)
     keys = [keys[position] for position in encoder._order(list(valid.values()))]
@@ -173,7 +171,7 @@ def _encode_missing(
             _count(identity, misses=len(computed))
             progress.update(len(computed) + len(failures))
             report(failures)
-    return features, errors
+    return features
 
 
 def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -> tqdm:

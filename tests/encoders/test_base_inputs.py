@@ -148,6 +148,16 @@ def test_common_reason_is_reported_once(make, message, no_weights):
     assert list(caught.value.errors) == list(range(100))
 
 
+@pytest.mark.parametrize("n_valid", [0, 1])
+def test_missing_and_unreadable_files_are_in_one_error(paths, tmp_path, n_valid, no_weights):
+    """A missing file is found when digests are computed, and a file of text by its header."""
+    (tmp_path / "text.png").write_text("not an image")
+    items = [*paths[:n_valid], tmp_path / "text.png", "none.png", tmp_path / "text.png"]
+    with pytest.raises(EncodingError, match="3 images cannot be encoded") as caught:
+        TimmImageEncoder(cache=None).transform(items)
+    assert [row - n_valid for row in caught.value.errors] == [0, 1, 2]
+
+
 def test_each_reason_has_its_own_line(tmp_path, no_weights):
     """Rows with the same reason share a line, also after pickling."""
     for name in ("a.png", "b.png"):
