@@ -155,6 +155,12 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
         if max(os.stat(path).st_mtime, os.stat(path).st_ctime) > indexed_at
     }
     removed = indexed.difference(paths)
+    if existing := sorted(filter(os.path.exists, removed)):
+        raise ValueError(
+            f"IMAGES lacks {len(existing):,} indexed images that still exist, such as "
+            f"{existing[0]!r}. Pass all folders of the collection, or create the index again "
+            "without --update to drop these images."
+        )
     kept = indexed - removed - changed
     new = [path for path in paths if path not in kept]
     if new:
@@ -169,11 +175,6 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
         if new:
             retriever.add(new)
     print_message(f"{len(new):,} images embedded, {len(removed):,} removed.", options.quiet)
-    if n_existing := sum(map(os.path.exists, removed)):
-        print_message(
-            f"sklearn-ape: Warning: {n_existing:,} of the removed images still exist, but are not "
-            "in IMAGES. Pass all folders of the collection to keep them."
-        )
     return retriever
 
 

@@ -96,13 +96,22 @@ class TestUpdate:
             assert f"{n_embedded} images embedded, 0 removed." in again
 
     def test_all_images_replaced(self, photos, run, tmp_path):
-        run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
-        result = run("index", photos / "animal", "-o", tmp_path / "index", "--update", "--quiet")
-        n_food = len(list((photos / "food").iterdir()))
-        assert f"{n_food} of the removed images still exist" in result.stderr
+        shutil.copytree(photos / "food", tmp_path / "food")
+        run("index", tmp_path / "food", "-o", tmp_path / "index", "--quiet")
+        shutil.rmtree(tmp_path / "food")
+        run("index", photos / "animal", "-o", tmp_path / "index", "--update", "--quiet")
         items = load_pretrained(tmp_path / "index").items_
         assert len(items) == len(list((photos / "animal").iterdir()))
         assert all("animal" in item for item in items)
+
+    def test_images_that_exist_are_not_dropped(self, photos, run, tmp_path):
+        run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
+        before = (tmp_path / "index" / "config.json").stat().st_mtime_ns
+        n_food = len(list((photos / "food").iterdir()))
+        arguments = ("index", photos / "animal", "-o", tmp_path / "index", "--update")
+        error = run(*arguments, code=1).stderr
+        assert f"IMAGES lacks {n_food} indexed images that still exist" in error
+        assert (tmp_path / "index" / "config.json").stat().st_mtime_ns == before
 
     def test_update_without_index_creates_it(self, photos, run, tmp_path):
         run("index", photos / "food", "-o", tmp_path / "index", "--update", "--quiet")
