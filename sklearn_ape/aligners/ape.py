@@ -188,7 +188,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     n_parameters_ : int
         Number of parameters that were trained or computed in closed form.
     n_components_ : int
-        Size of the embeddings.
+        Size of the embeddings: `n_components`, or fewer if the images vary in fewer directions.
     n_features_in_ : int
         Number of image features.
     feature_names_in_ : ndarray of shape (n_features_in_,)

@@ -101,7 +101,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     n_parameters_ : int
         Number of stored parameters.
     n_components_ : int
-        Size of the embeddings.
+        Size of the embeddings: `n_components`, or fewer if the images vary in fewer directions.
     n_features_in_ : int
         Number of image features.
     feature_names_in_ : ndarray of shape (n_features_in_,)
