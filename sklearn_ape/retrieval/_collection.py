@@ -384,13 +384,14 @@ def find_items(collection: Collection, items: Any) -> np.ndarray:
     try:
         for row, item in enumerate(collection.get_items(np.arange(collection.n_rows))):
             rows_of.setdefault(_to_key(item), []).append(row)
-        keys = [_to_key(item) for item in to_list(_to_records(items))]
+        items = to_list(_to_records(items))
+        keys = list(map(_to_key, items))
     except TypeError:
         raise ValueError(
             "items are objects that cannot be compared, such as images. Pass y to fit, with an id "
             "for each image."
         ) from None
-    missing = [key for key in keys if key not in rows_of]
+    missing = [item for item, key in zip(items, keys, strict=True) if key not in rows_of]
     if missing:
         raise ValueError(
             f"items has {format_list(missing)}, which are not in the collection. Pass members of "
@@ -415,10 +416,9 @@ def _to_key(item: Any) -> Any:
         return tuple(
             sorted((key, None if is_missing(value) else value) for key, value in item.items())
         )
-    if isinstance(item, np.generic):
-        item = item.item()
+    item = item.item() if isinstance(item, np.generic) else item
     hash(item)
-    return item
+    return (bool, item) if isinstance(item, bool) else item  # True is equal to 1, a row number
 
 
 def _drop_unreadable(

@@ -87,6 +87,15 @@ class TestAdd:
         retriever.remove(["a cat", "a bird"]).add(X[:1], ["a cat"])
         assert retriever.items_ == ["a dog", "a dog", "a cat"]
 
+    def test_mask_is_not_a_list_of_row_numbers(self, aligner, concepts):
+        """True and False are equal to 1 and 0, the numbers of the first rows."""
+        retriever = CrossModalRetriever(aligner).fit(concepts.image[:4])
+        with pytest.raises(ValueError, match=r"^items has .*True.* Pass members of items_"):
+            retriever.remove(np.array([False, True, True, False]))
+        assert retriever.items_ == [0, 1, 2, 3]
+        retriever.fit(concepts.image[:3], [True, False, True]).remove([True])
+        assert retriever.items_ == [False]
+
     def test_copied_paths_are_reported(self, real_aligner, captioned_images, tmp_path):
         """A file that has changed has the same path, but another embedding."""
         file = tmp_path / "a.png"
