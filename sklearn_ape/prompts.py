@@ -346,6 +346,18 @@ def _format_path(path: Sequence[Any]) -> str:
     return " > ".join(map(str, path))
 
 
+def check_classes(classes: Any, names: Mapping[Any, list[str]] | None) -> None:
+    """Raise ValueError if `classes` are not in `names`; None stands for any classes."""
+    if classes is None or names is None:
+        return
+    unknown = [label for label in resolve_names(classes) if label not in names]
+    if unknown:
+        raise ValueError(
+            "classes holds values that are neither in labels nor in the classes of the first "
+            f"call: {format_list(unknown)}. Call fit with labels that include them."
+        )
+
+
 def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
     """Raise ValueError if y has values that are not labels; the message gives their rows."""
     unknown = {value: None for value in y if value not in names}

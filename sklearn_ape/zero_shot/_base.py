@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from numbers import Real
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -99,6 +100,11 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         aligner = resolve_aligner(self.aligner)
         check_is_fitted(aligner)
         if captions is not None:
+            if isinstance(next(iter(captions)), Real):
+                raise ValueError(
+                    "captions holds no texts. Pass texts; to pass weights to FewShotClassifier, "
+                    "use sample_weight=..."
+                )
             reason = "None, the starter model" if self.aligner is None else "fitted already"
             warn(
                 f"captions are not used: aligner is {reason}, and fit keeps it. "

@@ -17,6 +17,7 @@ from ..features.memmap import is_table
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
 from ..prompts import (
+    check_classes,
     check_in_labels,
     resolve_names,
     resolve_templates,
@@ -239,7 +240,7 @@ class FewShotClassifier(ZeroShotClassifier):
         y : sequence of length n_samples
             Label of each image. In the first call, as in `fit`; later, a member of `classes_`.
         classes : sequence or None, default=None
-            All classes. It has an effect in the first call only, and only if `labels` is None.
+            All classes, if `labels` is None. Otherwise, and in later calls, some of the classes.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the images. None gives each image the weight 1.
 
@@ -253,6 +254,7 @@ class FewShotClassifier(ZeroShotClassifier):
         ValueError
             If y holds values that are not in `classes_`, or different labels for the same image.
         """
+        check_classes(classes, self._resolve_names())
         if not hasattr(self, "coef_"):
             return self._fit(X, y, sample_weight, classes=classes)
         self._check_ready()

@@ -292,6 +292,22 @@ class TestPartialFit:
         with pytest.raises(ValueError, match="not in labels"):
             FewShotClassifier(aligner=aligner).partial_fit(X[:9], y[:9], classes=["food"])
 
+    def test_classes_that_are_not_in_labels_or_of_the_first_call_raise(self, aligner, pool):
+        """The classifier would not have them; the argument was ignored."""
+        X, y = pool
+        fitted = FewShotClassifier(aligner=aligner).partial_fit(X[:2], y[:2], list(LABELS))
+        fitted.partial_fit(X[2:4], y[2:4], np.array(list(LABELS)[:2]))
+        for few in (fitted, FewShotClassifier(LABELS, aligner=aligner)):
+            with pytest.raises(ValueError, match=r"^classes holds values .* call: 'rocket'\."):
+                few.partial_fit(X[:2], y[:2], [*LABELS, "rocket"])
+        assert fitted.class_count_.sum() == 4
+
+    def test_weights_in_place_of_captions_raise(self, aligner, pool):
+        """Classifiers of scikit-learn have sample_weight as the third argument of fit."""
+        X, y = pool
+        with pytest.raises(ValueError, match=r"^captions holds no texts\. .* sample_weight="):
+            FewShotClassifier(LABELS, aligner=aligner).fit(X, y, np.ones(len(y)))
+
     def test_new_class_raises(self, aligner, pool):
         X, y = pool
         few = FewShotClassifier(aligner=aligner).fit(X[:20], y[:20])
