@@ -437,8 +437,11 @@ class FrozenEncoder(
         check_choice(self.engine, "engine", ENGINES)
         check_choice(self.on_error, "on_error", ("raise", "nan"))
         check_choice(self.dtype, "dtype", ("auto", "float32", "bfloat16", "float16"))
-        if self.n_jobs == 0:
-            raise ValueError("n_jobs must be None, a positive integer or -1 (all cores), not 0.")
+        is_count = isinstance(self.n_jobs, int | np.integer) and not isinstance(self.n_jobs, bool)
+        if self.n_jobs is not None and not (is_count and self.n_jobs):
+            raise ValueError(
+                f"n_jobs must be None, a positive integer or -1 (all cores), not {self.n_jobs!r}."
+            )
         self._resolve_engine_name()
 
     # Saving: the record holds the fingerprint of the weights, not the weights themselves

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..utils.validation import check_number
+
 # With tile_size="auto", up to this batch size all logits are computed at once, which is faster.
 # The matrix takes 64 MiB. Larger batches are computed in tiles of 4 MiB.
 MAX_DENSE_ROWS = 4096
@@ -176,6 +178,8 @@ class ScaledLoss(nn.Module):
         tile_size: int | str | None = "auto",
     ) -> None:
         super().__init__()
+        check_number(logit_scale, "logit_scale", 0, closed="neither")
+        check_number(max_logit_scale, "max_logit_scale", 0, closed="neither")
         is_size = isinstance(tile_size, Integral) and tile_size >= 1
         if not (tile_size is None or tile_size == "auto" or is_size):
             raise ValueError(

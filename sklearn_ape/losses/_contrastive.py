@@ -43,7 +43,7 @@ class InfoNCELoss(ScaledLoss):
     Raises
     ------
     ValueError
-        If `tile_size` is invalid.
+        If `tile_size` or a logit scale is invalid.
 
     See Also
     --------
@@ -183,7 +183,7 @@ class SigmoidLoss(ScaledLoss):
     Raises
     ------
     ValueError
-        If `tile_size` is invalid.
+        If `tile_size` or a logit scale is invalid.
 
     See Also
     --------

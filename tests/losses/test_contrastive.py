@@ -218,6 +218,13 @@ class TestInvalidInput:
         with pytest.raises(ValueError, match="tile_size must be None, 'auto' or an integer"):
             InfoNCELoss(tile_size=tile_size)
 
+    @pytest.mark.parametrize("name", ["logit_scale", "max_logit_scale"])
+    def test_scale_of_zero_raises(self, name):
+        """The scale is learned as a logarithm."""
+        for loss_class in (InfoNCELoss, SigmoidLoss):
+            with pytest.raises(ValueError, match=rf"^{name} must be a number in \(0, inf\)"):
+                loss_class(**{name: 0})
+
     @pytest.mark.parametrize("tile_size", [None, 5])
     def test_row_without_positive_raises(self, embeddings, tile_size):
         """Its target would be 0 / 0 and the loss NaN."""
