@@ -167,10 +167,9 @@ class Collection(NamedTuple):
             return
         copies = [row for row, key in enumerate(keys) if row_of[key] >= 0]
         if has_y and copies:
-            positions = np.searchsorted(self.rows, [row_of[keys[row]] for row in copies])
-            indexed = self.embeddings[positions.clip(max=len(self.rows) - 1)]
-            are_equal = np.isclose(indexed, embeddings[copies], atol=1e-3).all(axis=1)
-            copies = [row for row, is_equal in zip(copies, are_equal, strict=True) if is_equal]
+            rows = np.searchsorted(self.rows[:-1], [row_of[keys[row]] for row in copies])
+            is_copy = np.isclose(self.embeddings[rows], embeddings[copies], atol=1e-3).all(axis=1)
+            copies = np.array(copies)[is_copy].tolist()
         if copies:
             listed = format_list((items[row] for row in copies), lambda item: repr(item)[:200])
             warn(
@@ -417,6 +416,7 @@ def _to_key(item: Any) -> Any:
             sorted((key, None if is_missing(value) else value) for key, value in item.items())
         )
     item = item.item() if isinstance(item, np.generic) else item
+    item = os.fspath(item) if isinstance(item, PathLike) else item  # saved paths are loaded as str
     hash(item)
     return (bool, item) if isinstance(item, bool) else item  # True is equal to 1, a row number
 

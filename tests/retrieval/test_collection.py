@@ -96,6 +96,15 @@ class TestAdd:
         retriever.fit(concepts.image[:3], [True, False, True]).remove([True])
         assert retriever.items_ == [False]
 
+    def test_paths_of_any_type_are_the_same_item(self, real_aligner, captioned_images, tmp_path):
+        """Saved paths are loaded as str."""
+        paths = [Path(image) for image in captioned_images.images[:3]]
+        CrossModalRetriever(real_aligner).fit(paths).save_pretrained(tmp_path / "index")
+        retriever = load_pretrained(tmp_path / "index")
+        assert retriever.remove(paths[:2]).items_ == captioned_images.images[2:3]
+        with pytest.warns(UserWarning, match="1 of 2 images were already in the collection"):
+            retriever.add(paths[1:])
+
     def test_copied_paths_are_reported(self, real_aligner, captioned_images, tmp_path):
         """A file that has changed has the same path, but another embedding."""
         file = tmp_path / "a.png"
