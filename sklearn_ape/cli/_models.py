@@ -44,12 +44,6 @@ _RECALL_KS = (1, 5, 10)
 _DIRECTIONS = {"image_to_text": "image to caption", "text_to_image": "caption to image"}
 
 
-UNUSED_EXAMPLES = (
-    "The names of --labels are used without the labelled images of the model. Remove --labels to "
-    "use its classes."
-)
-
-
 class RuntimeOptions(NamedTuple):
     """Options that do not change results: cache, device, threads and verbosity."""
 
@@ -224,16 +218,25 @@ def _iter_estimators(model: Any) -> Iterator[Any]:
             yield from _iter_estimators(vars(model).get(name))
 
 
-def reject_multi_label(model: Any, source: str | None) -> None:
-    """Raise BadParameter for a multi-label classifier, which would be used as a mere aligner."""
-    from ..zero_shot import MultiLabelZeroShotClassifier
+def select_classifier(model: Any, names: Any, source: str | None, quiet: bool) -> Any:
+    """Return a loaded model if it is a classifier and --labels has no names, otherwise None."""
+    from ..zero_shot import FewShotClassifier, MultiLabelZeroShotClassifier, ZeroShotClassifier
 
-    if isinstance(model, MultiLabelZeroShotClassifier):
+    if names is not None:
+        if isinstance(model, FewShotClassifier):
+            print_message(
+                "The names of --labels are used without the labelled images of the model. Remove "
+                "--labels to use its classes.",
+                quiet,
+            )
+        return None
+    if isinstance(model, MultiLabelZeroShotClassifier):  # not to be used as a mere aligner
         raise typer.BadParameter(
             f"{source!r} is a multi-label classifier, which commands cannot use. Use Python: "
             f"load_pretrained({source!r}).predict_sets(images).",
             param_hint="--aligner",
         )
+    return model if isinstance(model, ZeroShotClassifier) else None
 
 
 def iter_probabilities(

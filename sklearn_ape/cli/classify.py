@@ -63,8 +63,6 @@ def classify(
     names = parse_labels(labels, labels_file, required=aligner is None)
     paths = list_images(images, quiet)
 
-    import numpy as np
-
     from ._models import RuntimeOptions, iter_probabilities, report_unreadable
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
@@ -75,24 +73,18 @@ def classify(
             f"{top_k} is larger than the number of labels, {len(classes)}.", param_hint="--top-k"
         )
     errors: dict[int, str] = {}
-    with Table(_columns(classes, top_k, probabilities), output, file_format) as table:
+    columns = _make_columns(classes, top_k, probabilities)
+    with Table(columns, output, file_format) as table:
         for rows, batch, batch_errors in iter_probabilities(classifier, paths, options, together):
             errors |= {rows.start + row: problem for row, problem in batch_errors.items()}
-            top = np.argsort(-batch, axis=1, kind="stable")[:, :top_k]
-            labels, label_probabilities = classifier._choose_labels(batch)
+            names, name_probabilities = classifier._choose_labels(batch)
             for row, path in enumerate(paths[rows]):
                 if row in batch_errors:
-                    empty = [None] * (len(table.columns) - 2)
-                    table.write([FileName(path), *empty, batch_errors[row]])
-                    continue
-                values = [float(f"{value:.6g}") for value in batch[row]]
-                label_probability = float(f"{label_probabilities[row]:.6g}")
-                cells: list[Any] = [str(labels[row]), label_probability]
-                if top_k > 1:
-                    cells += [cell for i in top[row] for cell in (classes[i], values[i])]
-                if probabilities:
-                    cells += values
-                table.write([FileName(path), *cells, None])
+                    cells: list[Any] = [None] * (len(columns) - 2)
+                else:
+                    cells = [str(names[row]), _round(name_probabilities[row])]
+                    cells += _make_cells(classes, batch[row], top_k, probabilities)
+                table.write([FileName(path), *cells, batch_errors.get(row)])
             table.flush()
     report_unreadable(errors, len(paths))
     n_classified = len(paths) - len(errors)
@@ -107,18 +99,16 @@ def _make_classifier(
     names: Any, source: str | None, templates: str, threshold: float | None, options: Any
 ) -> Any:
     """Return the classifier of a saved model, or one of the names."""
-    from ..zero_shot import FewShotClassifier, ZeroShotClassifier
-    from ._models import UNUSED_EXAMPLES, extract_aligner, load_model, reject_multi_label
+    from ..zero_shot import ZeroShotClassifier
+    from ._models import extract_aligner, load_model, select_classifier
 
     model = load_model(source, options)
-    if isinstance(model, FewShotClassifier) and names is not None:
-        print_message(UNUSED_EXAMPLES, options.quiet)
-    if isinstance(model, ZeroShotClassifier) and names is None:
-        if not hasattr(model, "aligner_"):  # its aligner is a name or the starter model
-            model.set_params(aligner=extract_aligner(model, options))
-        return model if threshold is None else model.set_params(threshold=threshold)
+    classifier = select_classifier(model, names, source, options.quiet)
+    if classifier is not None:
+        if not hasattr(classifier, "aligner_"):  # its aligner is a name or the starter model
+            classifier.set_params(aligner=extract_aligner(classifier, options))
+        return classifier if threshold is None else classifier.set_params(threshold=threshold)
     if names is None:
-        reject_multi_label(model, source)
         raise typer.BadParameter(
             f"{source!r} has no labels, because it is not a classifier. Set --labels 'cat,dog'.",
             param_hint="--aligner",
@@ -127,7 +117,7 @@ def _make_classifier(
     return ZeroShotClassifier(names, aligner=aligner, templates=templates, threshold=threshold)
 
 
-def _columns(classes: list[str], top_k: int, probabilities: bool) -> list[str]:
+def _make_columns(classes: list[str], top_k: int, probabilities: bool) -> list[str]:
     columns = ["path", "label", "probability"]
     if top_k > 1:
         for rank in range(1, top_k + 1):
@@ -135,3 +125,18 @@ def _columns(classes: list[str], top_k: int, probabilities: bool) -> list[str]:
     if probabilities:
         columns += [f"probability:{name}" for name in classes]
     return [*columns, "error"]
+
+
+def _make_cells(classes: list[str], row: Any, top_k: int, probabilities: bool) -> list[Any]:
+    """Return the cells of an image's row of probabilities for --top-k and --probabilities."""
+    cells: list[Any] = []
+    if top_k > 1:
+        for code in (-row).argsort(kind="stable")[:top_k]:
+            cells += [classes[code], _round(row[code])]
+    if probabilities:
+        cells += map(_round, row)
+    return cells
+
+
+def _round(probability: float) -> float:
+    return float(f"{probability:.6g}")

@@ -63,25 +63,19 @@ def evaluate(
             "subfolders named by their labels, or write captions (photo.txt next to photo.jpg)."
         )
 
-    from sklearn.pipeline import Pipeline
-
-    from ..aligners.wrapper import unwrap_aligner
-    from ..zero_shot import FewShotClassifier, ZeroShotClassifier
+    from ..aligners.wrapper import unwrap
+    from ..zero_shot import ZeroShotClassifier
     from . import _models
 
     options = _models.RuntimeOptions(cache, device, n_jobs, quiet)
     saved = _models.load_model(aligner, options)
     model = _models.extract_aligner(saved, options)
-    classifier: Any = None
-    if isinstance(saved, ZeroShotClassifier) and names is None:
-        classifier, names = saved, list(saved.classes_)
-    if names is None:
-        _models.reject_multi_label(saved, aligner)
-    if isinstance(saved, FewShotClassifier) and classifier is None:
-        print_message(_models.UNUSED_EXAMPLES, quiet)
-    # With captions and a single label, only recall can be computed.
-    are_equal = labels_true is not None and len(set(labels_true)) == 1
-    if labels_true is not None and not (are_equal and names is None and bunch.captions):
+    classifier = _models.select_classifier(saved, names, aligner, quiet)
+    if classifier is not None:
+        names = list(classifier.classes_)
+    if names is None and bunch.captions and labels_true is not None and len(set(labels_true)) == 1:
+        labels_true = None  # no accuracy can be computed, but recall
+    if labels_true is not None:
         names = resolve_label_names(names, labels_true)
     encoder = _models.get_image_encoder(model)
     if strict:
@@ -89,13 +83,13 @@ def evaluate(
     encoded = _models.encode_images(encoder, bunch.images, options)
     rows = encoded.readable_rows
     images = [bunch.images[row] for row in rows]
-    inner = unwrap_aligner(model)
+    preprocessing, inner = unwrap(model)
     # In a Pipeline, the aligner expects features.
-    inputs = model[:-1].transform(images) if isinstance(model, Pipeline) else images
+    inputs = images if preprocessing is None else preprocessing.transform(images)
     n_fitted = _count_fitted(inner, inputs, classifier, images)
     scores: list[_models.Score] = []
     y_true = y_pred = texts = None
-    if labels_true is not None and names is not None:
+    if labels_true is not None:
         y_true = [str(labels_true[row]) for row in rows]
         if classifier is None:
             classifier = ZeroShotClassifier(names, aligner=model, templates=templates)
@@ -112,8 +106,11 @@ def evaluate(
             "images": len(bunch.images),
             "used_for_fitting": n_fitted,
             "unreadable": [encoded.errors[row] for row in sorted(encoded.errors)],
+            "confidence": 0.95,
+            "scores": [_replace_nan(score._asdict()) for score in scores],
         }
-        _write_report(output, report, scores)
+        with write_atomically(output) as path:
+            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print_message(f"Wrote the report to {str(output)!r}.", quiet)
     if figure is not None:
         _draw(figure, inner, inputs, images, y_true, y_pred, texts)
@@ -165,12 +162,6 @@ def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str])
         Score("accuracy", f"level {level}", accuracy, nan, nan, len(images))
         for level, accuracy in enumerate(classifier.score_levels(images, y_true), start=1)
     ]
-
-
-def _write_report(output: Path, report: dict[str, Any], scores: Sequence[Any]) -> None:
-    report |= {"confidence": 0.95, "scores": [_replace_nan(score._asdict()) for score in scores]}
-    with write_atomically(output) as path:
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _replace_nan(values: dict[str, Any]) -> dict[str, Any]:
