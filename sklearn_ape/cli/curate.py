@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,8 +94,6 @@ def curate(
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption)
     _check_images_and_captions(bunch, data)
 
-    import numpy as np
-
     from ..aligners.pairs import flatten_captions
     from ..curation import select_relevant
     from ._models import RuntimeOptions, encode_images, make_image_encoder, make_text_encoder
@@ -106,12 +105,13 @@ def curate(
     texts, rows = flatten_captions(bunch.captions)
     paths = [bunch.images[row] for row in rows]
     encoded = encode_images(encoder, bunch.images, options)
-    is_unreadable = np.isin(rows, list(encoded.errors))
+    # The text before the first colon is the kind of reason.
     reasons = {
-        pair: f"cannot be read: {encoded.errors[rows[pair]]}"
-        for pair in np.flatnonzero(is_unreadable).tolist()
+        pair: f"cannot be read: {encoded.errors[row]}"
+        for pair, row in enumerate(rows.tolist())
+        if row in encoded.errors
     }
-    readable = np.flatnonzero(~is_unreadable).tolist()
+    readable = [pair for pair in range(len(texts)) if pair not in reasons]
     readable_texts = [texts[pair] for pair in readable]
     with note_on_interrupt(options.resume_note):
         text_features = caption_encoder.transform(readable_texts)
@@ -143,16 +143,20 @@ def curate(
         with Table(["image", "caption", "reason"], dropped) as table:
             for pair, reason in sorted(reasons.items()):
                 table.write([FileName(paths[pair]), texts[pair], reason])
-    results = zip(selected, selection.labels, selection.similarity, strict=True)
+    names_of_selected = list(map(str, selection.labels))
+    results = zip(selected, names_of_selected, selection.similarity.tolist(), strict=True)
     with Table(["image", "caption", "label", "similarity"], output, file_format) as table:
         for pair, name, similarity in results:
-            score = round(float(similarity), 4)
-            table.write([FileName(paths[pair]), texts[pair], str(name), score])
+            table.write([FileName(paths[pair]), texts[pair], name, round(similarity, 4)])
     print_message(f"Selected {len(selected):,} of {len(texts):,} pairs. Dropped:", quiet)
-    for kind, count in Counter(reason.split(":")[0] for reason in reasons.values()).most_common():
+    _print_counts(reasons.values(), names_of_selected, quiet)
+
+
+def _print_counts(reasons: Iterable[str], names: Iterable[str], quiet: bool) -> None:
+    """Print the numbers of dropped pairs by reason, and of selected pairs by label."""
+    for kind, count in Counter(reason.split(":")[0] for reason in reasons).most_common():
         print_message(f"  {count:,} {kind}", quiet)
-    counts = Counter(map(str, selection.labels))
-    by_label = ", ".join(f"{count} {name!r}" for name, count in counts.items())
+    by_label = ", ".join(f"{count} {name!r}" for name, count in Counter(names).items())
     print_message(f"Selected pairs by label: {by_label}.", quiet)
 
 
@@ -182,7 +186,7 @@ def _find_bad_pairs(
 ) -> dict[int, str]:
     """Find noisy captions and near-duplicate images, of which the best pair is kept.
 
-    Return the reasons by row. The text before the first colon is the kind of reason.
+    Return the reasons by row.
     """
     import numpy as np
 

@@ -98,7 +98,7 @@ def fit(
         "--image-encoder": image_encoder != _IMAGE_ENCODER,
         "--text-encoder": text_encoder != _TEXT_ENCODER,
     }
-    set_options = [name for name in is_set if is_set[name]]
+    set_options = [name for name, value in is_set.items() if value]
     if method != "auto":  # before the data are loaded
         _check_options(method, set_options)
     if checkpoint is not None:
