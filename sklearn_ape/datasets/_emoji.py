@@ -349,25 +349,12 @@ def load_noto_emoji(
     groups = _read_groups("load_noto_emoji")
     digest = sha256(file.read_bytes()).hexdigest()[:16]
     folder = get_data_home(data_home) / f"noto-emoji-{digest}"
-    captions = {c: names[c] for c in sorted(qualified) if not _SKIN_TONES & set(c)}
-    paths = {}
-    placeholder = _draw(font, _NO_CHARACTER)
-    with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        existing = set(os.listdir(folder))
-        for character in captions:
-            name = "-".join(f"{ord(c):X}" for c in character) + ".png"
-            if name not in existing:
-                image = _draw(font, qualified[character])
-                if image in (None, placeholder):
-                    continue
-                write_bytes_atomically(folder / name, image)
-            paths[character] = str(folder / name)
+    paths = _draw_missing(font, qualified, folder)
     if not paths:
         raise ValueError(f"{str(file)!r} is a font without emoji. Pass NotoColorEmoji.ttf.")
     bunch = Bunch(
         images=list(paths.values()),
-        captions=[captions[character] for character in paths],
+        captions=[names[character] for character in paths],
         **_group_fields(paths, groups),
         DESCR=_NOTO_DESCR.format(
             n=len(paths), width=_WIDTH, height=_HEIGHT, font=file, uncategorized=_UNCATEGORIZED
@@ -399,6 +386,26 @@ def _open_font(file: Path) -> Any:
             f"{str(file)!r} is not a font with bitmaps of {_PIXELS} pixels ({error}). Pass "
             "NotoColorEmoji.ttf as packaged by Debian."
         ) from error
+
+
+def _draw_missing(font: Any, qualified: dict[str, str], folder: Path) -> dict[str, str]:
+    """Draw emoji without skin tones that have no file yet; return the paths by emoji, sorted."""
+    paths = {}
+    placeholder = _draw(font, _NO_CHARACTER)
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        existing = set(os.listdir(folder))
+        for character in sorted(qualified):
+            if _SKIN_TONES & set(character):
+                continue
+            name = "-".join(f"{ord(c):X}" for c in character) + ".png"
+            if name not in existing:
+                image = _draw(font, qualified[character])
+                if image is None or image == placeholder:
+                    continue
+                write_bytes_atomically(folder / name, image)
+            paths[character] = str(folder / name)
+    return paths
 
 
 def _draw(font: Any, text: str) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +134,7 @@ def load_image_folder(
     >>> data.captions, data.labels.tolist()
     (['black cat', 'old dog'], ['cats', 'dogs'])
     """
-    sources = ("auto", "sidecar", "table", "folder", "filename", None)
+    sources = ("auto", *_CAPTION_READERS, None)
     if captions not in sources:
         raise ValueError(f"captions must be one of {sources}, not {captions!r}.")
     folder = check_folder(path, "a folder with images")
@@ -149,36 +149,40 @@ def load_image_folder(
         )
     if captions == "auto":
         captions = _detect_source(folder, names, others)
-    texts: list[str] | list[list[str]] | None = None
-    if captions == "sidecar":
-        texts = flatten_single_captions(_read_sidecars(folder, names))
-    elif captions == "table":
-        texts = flatten_single_captions(_read_table(folder, names))
-    elif captions == "folder":
-        texts = _name_by_folder(folder, names)
-    elif captions == "filename":
-        texts = _name_by_file(names)
-    images = [str(folder / name) for name in names]
-    description = _DESCR.format(n=len(names), folder=folder, captions=captions)
-    skipped = dict(others.most_common())
-    bunch = Bunch(images=images, captions=texts, other_files=skipped, DESCR=description)
+    texts = None if captions is None else _CAPTION_READERS[captions](folder, names)
+    bunch = Bunch(
+        images=[str(folder / name) for name in names],
+        captions=texts,
+        other_files=dict(others.most_common()),
+        DESCR=_DESCR.format(n=len(names), folder=folder, captions=captions),
+    )
+    labels = _find_labels(folder, names, has_captions=texts is not None)
+    if labels is not None:
+        bunch.labels = np.array(labels)
+    return make_result(bunch, return_X_y)
+
+
+def _find_labels(folder: Path, names: list[Path], has_captions: bool) -> list[str] | None:
+    """Return the subfolders of the images if they are labels, or None, with a possible warning."""
     loose = [name.as_posix() for name in names if len(name.parts) == 1]
-    parts = {name.parts[0] for name in names}
-    if not loose and parts <= _SPLITS and min(len(name.parts) for name in names) > 2:
+    if loose:
+        if not has_captions and len(loose) <= _MAX_LOOSE_SHARE * len(names):
+            warn(
+                f"There are no labels, because {len(loose)} of {len(names)} images are not in a "
+                f"subfolder of {str(folder)!r}: {format_list(loose)}. Move them if the names of "
+                "the subfolders are labels."
+            )
+        return None
+    subfolders = [name.parts[0] for name in names]
+    if _SPLITS.issuperset(subfolders) and min(len(name.parts) for name in names) > 2:
+        splits = sorted(set(subfolders))
         warn(
             f"There are no labels, because the subfolders of {str(folder)!r} are the parts of a "
-            f"split: {format_list(sorted(parts))}. Pass one of them, such as "
-            f"{str(folder / sorted(parts)[0])!r}."
+            f"split: {format_list(splits)}. Pass one of them, such as "
+            f"{str(folder / splits[0])!r}."
         )
-    elif not loose:
-        bunch.labels = np.array([name.parts[0] for name in names])
-    elif texts is None and len(loose) <= _MAX_LOOSE_SHARE * len(names):
-        warn(
-            f"There are no labels, because {len(loose)} of {len(names)} images are not in a "
-            f"subfolder of {str(folder)!r}: {format_list(loose)}. Move them if the names of the "
-            "subfolders are labels."
-        )
-    return make_result(bunch, return_X_y)
+        return None
+    return subfolders
 
 
 def _as_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
@@ -264,7 +268,7 @@ def _detect_source(folder: Path, names: list[Path], others: Counter[str]) -> Cap
     return "table" if _find_tables(folder) else None
 
 
-def _read_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
+def _read_sidecars(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
     files = {name: _find_sidecar(folder / name) for name in names}
     missing = [name.as_posix() for name, file in files.items() if file is None]
     if missing:
@@ -280,10 +284,10 @@ def _read_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
         captions.append([" ".join(line.split()) for line in lines if line.strip()])
         if not captions[-1]:
             raise ValueError(f"{str(file)!r} is empty. Write the caption of the image into it.")
-    return captions
+    return flatten_single_captions(captions)
 
 
-def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
+def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
     tables = _find_tables(folder)
     if not tables:
         raise FileNotFoundError(
@@ -326,7 +330,7 @@ def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
             f"{where} has no row for {len(missing)} of {len(names)} images: "
             f"{format_list(missing)}. Add rows, or read only the table with load_pairs."
         )
-    return list(captions.values())
+    return flatten_single_captions(list(captions.values()))
 
 
 def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:
@@ -340,7 +344,7 @@ def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:
     return [name.parent.name.replace("_", " ").strip() for name in names]
 
 
-def _name_by_file(names: list[Path]) -> list[str]:
+def _name_by_file(_: Path, names: list[Path]) -> list[str]:
     captions = [split_words(name.stem) for name in names]
     empty = [name.as_posix() for name, text in zip(names, captions, strict=True) if not text]
     if empty:
@@ -349,3 +353,11 @@ def _name_by_file(names: list[Path]) -> list[str]:
             f"have none: {format_list(empty)}. Pass another source of captions."
         )
     return captions
+
+
+_CAPTION_READERS: dict[str, Callable[[Path, list[Path]], list[str] | list[list[str]]]] = {
+    "sidecar": _read_sidecars,
+    "table": _read_table,
+    "folder": _name_by_folder,
+    "filename": _name_by_file,
+}

@@ -8,7 +8,8 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import escape, glob
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,31 +55,31 @@ def _describe_sample(key: str, shard: str) -> str:
 
 def count_samples(shard: str, check: Callable[[set[str], str], None]) -> int:
     """Count the samples in the headers of a shard; call `check(extensions, sample)` for each."""
-    samples = 0
-    key: str | None = None
-    extensions: set[str] = set()
+    n_samples = 0
+    key = None
     try:
         with tarfile.open(shard) as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # bounds memory; tarfile keeps all
-                name = _NAME.fullmatch(member.name)
-                if not member.isreg() or name is None or _META.match(member.name):
-                    continue
-                if name[1] != key:
-                    if key is not None:
-                        check(extensions, _describe_sample(key, shard))
-                    samples, key, extensions = samples + 1, name[1], set()
-                extensions.add(name[2].lower())
-            # tarfile treats an unreadable header as the end, but the end is a block of zeros.
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("no end of the archive")
+            for key, names in groupby(_iter_names(tar), key=itemgetter(0)):
+                check({extension for _, extension in names}, _describe_sample(key, shard))
+                n_samples += 1
     except (tarfile.TarError, EOFError, OSError) as error:
         raise _make_damage_error(shard, key, error) from error
-    if key is None:
+    if not n_samples:
         raise ValueError(f"Shard {shard!r} has no samples. Remove it.")
-    check(extensions, _describe_sample(key, shard))
-    return samples
+    return n_samples
+
+
+def _iter_names(tar: Any) -> Iterator[tuple[str, str]]:
+    """Yield the key and the extension of each file of a sample, from its header."""
+    while (member := tar.next()) is not None:
+        tar.members = []  # bounds memory; tarfile keeps all
+        name = _NAME.fullmatch(member.name)
+        if member.isreg() and name is not None and not _META.match(member.name):
+            yield name[1], name[2].lower()
+    # tarfile treats an unreadable header as the end, but the end is a block of zeros.
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end of the archive")
 
 
 def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -97,15 +98,12 @@ def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[di
         source = [{"url": shard, "stream": stream}]
         files = wds.tariterators.tar_file_expander(source, select_files=is_selected)
         samples = wds.tariterators.group_by_keys(files)
-        while True:
-            try:
-                sample = next(samples, None)
-            except _DAMAGE_ERRORS as error:
-                raise _make_damage_error(shard, key, error) from error
-            if sample is None:
-                return
-            key = sample["__key__"]
-            yield sample
+        try:
+            for sample in samples:
+                key = sample["__key__"]
+                yield sample
+        except _DAMAGE_ERRORS as error:
+            raise _make_damage_error(shard, key, error) from error
 
 
 def _make_damage_error(shard: str, key: str | None, error: Exception) -> ValueError:
@@ -375,14 +373,15 @@ def write_webdataset(
         shards.append(os.path.join(folder, f"{len(shards):05d}.tar"))
         with wds.TarWriter(shards[-1]) as writer:
             for number, (image, caption) in chunk:
-                name, content = _read_image(image, number, extension)
-                if not isinstance(caption, str):
-                    raise TypeError(
-                        f"Caption {number} (the first is 0) is not a str: {caption!r}."
-                    )
-                sample = {"__key__": f"{number:09d}", name: content, "txt": caption.encode()}
-                writer.write(sample)
+                writer.write(_make_sample(number, image, caption, extension))
     return shards
+
+
+def _make_sample(number: int, image: Any, caption: Any, extension: str | None) -> dict[str, Any]:
+    name, content = _read_image(image, number, extension)
+    if not isinstance(caption, str):
+        raise TypeError(f"Caption {number} (the first is 0) is not a str: {caption!r}.")
+    return {"__key__": f"{number:09d}", name: content, "txt": caption.encode()}
 
 
 def _read_image(

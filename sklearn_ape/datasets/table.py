@@ -296,25 +296,7 @@ def load_pairs(
     >>> data.captions
     ['a black cat']
     """
-    if isinstance(source, (str, os.PathLike)):
-        file = Path(source).expanduser().absolute()
-        table, where, base = read_table(file), repr(str(file)), file.parent
-    elif hasattr(source, "columns") and hasattr(source, "to_dict"):
-        where, base = "the data frame", Path.cwd()
-        table = _split_columns(source, where)
-    elif hasattr(source, "to_pydict"):  # pyarrow
-        where, base = "the table", Path.cwd()
-        table = _split_columns(source, where)
-    else:
-        hint = ""
-        if hasattr(source, "column_names"):
-            hint = " Columns of a dataset need no loader. Pass dataset['image'] to fit."
-        elif isinstance(source, list | dict):
-            hint = " Pass pandas.DataFrame(source)."
-        raise TypeError(
-            "source must be the path of a table, a pyarrow Table, or a pandas or polars "
-            f"DataFrame, not {type(source).__name__}.{hint}"
-        )
+    table, where, base = _resolve_source(source)
     if root is not None:
         base = Path(root).expanduser().absolute()
     cells = get_column(table, image, where)
@@ -342,6 +324,26 @@ def load_pairs(
     if check_files:  # last, because it is slow for many files
         _check_files(bunch.images, base, where)
     return make_result(bunch, return_X_y)
+
+
+def _resolve_source(source: Any) -> tuple[Table, str, Path]:
+    """Return the columns of a table, its name for messages, and the folder of relative paths."""
+    if isinstance(source, (str, os.PathLike)):
+        file = Path(source).expanduser().absolute()
+        return read_table(file), repr(str(file)), file.parent
+    is_frame = hasattr(source, "columns") and hasattr(source, "to_dict")
+    if is_frame or hasattr(source, "to_pydict"):  # pyarrow
+        where = "the data frame" if is_frame else "the table"
+        return _split_columns(source, where), where, Path.cwd()
+    hint = ""
+    if hasattr(source, "column_names"):
+        hint = " Columns of a dataset need no loader. Pass dataset['image'] to fit."
+    elif isinstance(source, list | dict):
+        hint = " Pass pandas.DataFrame(source)."
+    raise TypeError(
+        "source must be the path of a table, a pyarrow Table, or a pandas or polars DataFrame, "
+        f"not {type(source).__name__}.{hint}"
+    )
 
 
 def _check_not_swapped(
