@@ -196,34 +196,38 @@ def read_image(
     """
     item = unwrap_image(item)
     if isinstance(item, str | os.PathLike | _BYTES):
-        image = _open(item)
-        try:
-            with image:
-                if min_side is not None:
-                    side = max(image.size) if use_longer_side else min(image.size)
-                    width, height = (math.ceil(n * min_side / side) for n in image.size)
-                    image.draft(None, (width, height))  # has no effect on formats except JPEG
-                with _without_memory_map(image):
-                    image.load()
-                return _to_rgb(image)
-        except MemoryError:
-            raise ItemError(
-                f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
-            ) from None
-        except Exception as error:  # plugins raise many exception types for damaged files
-            raise ItemError(
-                f"is damaged or cut short ({_describe_error(error)}). Replace the file."
-            ) from error
-    if isinstance(item, Image.Image):
-        try:
-            with _without_memory_map(item):
-                copy = item.copy()
-            return _to_rgb(copy, getattr(item, "tag_v2", {}))  # a copy has no tags
-        except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
-            raise ItemError(
-                f"cannot be read ({_describe_error(error)}). Replace the image."
-            ) from error
-    return _to_rgb(Image.fromarray(_to_pixels(item)))
+        return _read_file(_open(item), min_side, use_longer_side)
+    if not isinstance(item, Image.Image):
+        return _to_rgb(Image.fromarray(_to_pixels(item)))
+    try:
+        with _without_memory_map(item):
+            copy = item.copy()
+        return _to_rgb(copy, getattr(item, "tag_v2", {}))  # a copy has no tags
+    except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
+        raise ItemError(
+            f"cannot be read ({_describe_error(error)}). Replace the image."
+        ) from error
+
+
+def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) -> Image.Image:
+    """Return the RGB image of an open file, and close the file."""
+    try:
+        with image:
+            if min_side is not None:
+                side = max(image.size) if use_longer_side else min(image.size)
+                width, height = (math.ceil(n * min_side / side) for n in image.size)
+                image.draft(None, (width, height))  # has no effect on formats except JPEG
+            with _without_memory_map(image):
+                image.load()
+            return _to_rgb(image)
+    except MemoryError:
+        raise ItemError(
+            f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
+        ) from None
+    except Exception as error:  # plugins raise many exception types for damaged files
+        raise ItemError(
+            f"is damaged or cut short ({_describe_error(error)}). Replace the file."
+        ) from error
 
 
 @contextmanager

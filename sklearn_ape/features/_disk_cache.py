@@ -302,25 +302,8 @@ class DiskFeatureCache:
             yield entries
         if table not in self._readable:
             return
-        stored = {key for key in keys if key not in unwritten}
         try:
-            # In a transaction, so that no other process changes rowids between the queries.
-            connection.execute("BEGIN")
-            try:
-                rows = _select(connection, f"SELECT rowid FROM {table} WHERE key", sorted(stored))
-                # In the order of the file, so that each page with several entries is read once.
-                rowids = sorted({rowid for batch in rows for (rowid,) in batch})
-                n_entries = 0
-                for entries in _select(
-                    connection, f"SELECT key, value FROM {table} WHERE rowid", rowids
-                ):
-                    n_entries += len(entries)
-                    # A damaged index may return entries of different keys.
-                    yield [entry for entry in entries if entry[0] in stored]
-                if n_entries < len(rowids):
-                    raise sqlite3.DatabaseError("the index contains rows that do not exist")
-            finally:
-                connection.rollback()
+            yield from _read_stored(connection, table, set(keys).difference(unwritten))
         except sqlite3.DatabaseError as error:
             if is_damage(error, self.path):
                 self._replace_damaged_file(error)
@@ -455,6 +438,27 @@ def _leave_connections() -> None:
 
 
 at_fork(in_child=_leave_connections)
+
+
+def _read_stored(
+    connection: sqlite3.Connection, table: str, keys: set[bytes]
+) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Yield lists of the entries of a table with some keys."""
+    # In a transaction, so that no other process changes rowids between the queries.
+    connection.execute("BEGIN")
+    try:
+        rows = _select(connection, f"SELECT rowid FROM {table} WHERE key", sorted(keys))
+        # In the order of the file, so that each page with several entries is read once.
+        rowids = sorted({rowid for batch in rows for (rowid,) in batch})
+        n_entries = 0
+        for entries in _select(connection, f"SELECT key, value FROM {table} WHERE rowid", rowids):
+            n_entries += len(entries)
+            # A damaged index may return entries of different keys.
+            yield [entry for entry in entries if entry[0] in keys]
+        if n_entries < len(rowids):
+            raise sqlite3.DatabaseError("the index contains rows that do not exist")
+    finally:
+        connection.rollback()
 
 
 def _select(

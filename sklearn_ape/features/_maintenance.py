@@ -94,17 +94,12 @@ def inspect_file(path: Path) -> DiskCacheInfo:
 
 def verify_file(path: Path) -> DiskCacheReport:
     """Check all entries of a file and its structure; see `DiskFeatureCache.verify`."""
-    n_features = n_damaged = 0
+    n_features = n_valid = 0
     problems: list[str] = []
     try:
-        with _open(path) as connection:
-            for table in _list_feature_tables(connection):
-                rows = connection.execute(f"SELECT key, value FROM {table}")
-                while entries := rows.fetchmany(_ROWS_PER_FETCH):
-                    n_features += len(entries)
-                    n_damaged += len(entries) - sum(
-                        len(keys) for keys, _ in unpack(table, entries)
-                    )
+        for table, entries in _iter_entries(path):
+            n_features += len(entries)
+            n_valid += sum(len(keys) for keys, _ in unpack(table, entries))
     except _DamagedFileError as error:
         problems.append(str(error.__cause__))
     try:
@@ -114,7 +109,16 @@ def verify_file(path: Path) -> DiskCacheReport:
             problems += [line for line in lines if line != "ok"]
     except _DamagedFileError as error:
         problems.append(str(error.__cause__))
-    return DiskCacheReport(n_features, n_damaged, list(dict.fromkeys(problems)))
+    return DiskCacheReport(n_features, n_features - n_valid, list(dict.fromkeys(problems)))
+
+
+def _iter_entries(path: Path) -> Iterator[tuple[str, list[tuple[bytes, bytes]]]]:
+    """Yield the name of a table and up to 1,000 of its entries, for all entries of a file."""
+    with _open(path) as connection:
+        for table in _list_feature_tables(connection):
+            rows = connection.execute(f"SELECT key, value FROM {table}")
+            while entries := rows.fetchmany(_ROWS_PER_FETCH):
+                yield table, entries
 
 
 def prune_file(path: Path, max_bytes: int | None, dimension: int | None) -> int:
