@@ -15,17 +15,12 @@ from scipy.sparse import csr_array
 from sklearn.utils import check_random_state, gen_batches
 
 from ..encoders.resolve import resolve_encoder
+from ..features.memmap import iter_row_tiles
 from ..features.validation import to_dense
 from ..prompts import prompts_of, resolve_names, resolve_templates
 from ..utils.messages import warn
 from ..utils.validation import check_integer, check_number
-from ._quality import (
-    Captions,
-    check_captions,
-    check_groups,
-    iter_row_tiles,
-    normalize_valid_rows,
-)
+from ._quality import Captions, check_captions, check_groups, normalize_valid_rows
 
 _ARTICLES = {"a", "an", "the"}
 _MAX_NAME_WORDS = 8
@@ -381,12 +376,11 @@ def select_relevant(
     n_rows = relevance.n_pairs
     numbers = np.arange(n_rows) if groups is None else check_groups(groups, n_rows)
     order = check_random_state(random_state).permutation(n_rows)
-    max_pairs = n_rows if n_pairs is None else n_pairs
-    max_per_label = n_rows if per_label is None else per_label
-    if balance and min(max_pairs, max_per_label) < n_rows:
-        chosen = choose_round_robin(relevance, order, numbers, max_pairs, max_per_label)
+    limits = n_rows if n_pairs is None else n_pairs, n_rows if per_label is None else per_label
+    if balance and min(limits) < n_rows:
+        chosen = choose_round_robin(relevance, order, numbers, *limits)
     else:
-        chosen = choose_best_first(relevance, order, numbers, max_pairs, max_per_label)
+        chosen = choose_best_first(relevance, order, numbers, *limits)
         # All matching pairs are selected, so the rounds determine only the order.
         chosen = order_by_rounds(chosen) if balance else chosen
     if not chosen:
@@ -416,35 +410,17 @@ def _compute_relevance(
 ) -> _Relevance:
     """Return the features and word matches that `select_relevant` compares."""
     are_texts = texts.texts is not None
+    _check_sources(are_texts, text_encoder, label_features, min_similarity)
     shares = None if texts.texts is None else compute_name_shares(texts.texts, names)
     caption_features = texts.features
     if text_encoder is not None:
-        if label_features is not None:
-            raise ValueError("text_encoder and label_features are both set. Pass one of them.")
-        prompts = [prompts_of(label, names[label], templates) for label in names]
-        flat = [prompt for label_prompts in prompts for prompt in label_prompts]
         encoder = resolve_encoder(text_encoder, "text")
         if are_texts:
             encoder.fit(texts.texts, None)
+            caption_features = to_dense(encoder.transform(texts.texts))
         elif not isinstance(text_encoder, str):
             encoder = text_encoder  # another fit would change the space of the given features
-        prompt_features, _ = normalize_valid_rows(to_dense(encoder.transform(flat)), "labels")
-        starts = np.cumsum([0, *map(len, prompts[:-1])])
-        label_features = np.add.reduceat(prompt_features, starts, axis=0)
-        if are_texts:
-            caption_features = to_dense(encoder.transform(texts.texts))
-    elif are_texts and label_features is not None:
-        raise ValueError(
-            "label_features is set, and captions are texts. Pass features of the captions, or "
-            "text_encoder instead of label_features."
-        )
-    elif not are_texts and label_features is None:
-        raise ValueError(
-            "captions are features, and label_features is None. Pass label_features, or the "
-            "text_encoder that the features come from."
-        )
-    elif are_texts and min_similarity is not None:
-        raise ValueError("min_similarity needs text_encoder. Without it only words are compared.")
+        label_features = _encode_labels(encoder, names, templates)
     if caption_features is not None:
         caption_features, is_valid = normalize_valid_rows(caption_features, "captions")
         caption_features[~is_valid] = np.nan  # never selected
@@ -459,3 +435,35 @@ def _compute_relevance(
     return _Relevance(
         texts, len(names), shares, caption_features, label_features, threshold, word_bonus
     )
+
+
+def _check_sources(
+    are_texts: bool, text_encoder: Any, label_features: Any, min_similarity: float | None
+) -> None:
+    """Raise ValueError unless captions and labels can be compared by the given features."""
+    if text_encoder is not None:
+        if label_features is not None:
+            raise ValueError("text_encoder and label_features are both set. Pass one of them.")
+        return
+    if are_texts and label_features is not None:
+        raise ValueError(
+            "label_features is set, and captions are texts. Pass features of the captions, or "
+            "text_encoder instead of label_features."
+        )
+    if not are_texts and label_features is None:
+        raise ValueError(
+            "captions are features, and label_features is None. Pass label_features, or the "
+            "text_encoder that the features come from."
+        )
+    if are_texts and min_similarity is not None:
+        raise ValueError("min_similarity needs text_encoder. Without it only words are compared.")
+
+
+def _encode_labels(
+    encoder: Any, names: dict[Any, list[str]], templates: tuple[str, ...]
+) -> np.ndarray:
+    """Return the sum of the L2-normalized features of the prompts of each label."""
+    prompts = [prompts_of(label, names[label], templates) for label in names]
+    flat = [prompt for label_prompts in prompts for prompt in label_prompts]
+    features, _ = normalize_valid_rows(to_dense(encoder.transform(flat)), "labels")
+    return np.add.reduceat(features, np.cumsum([0, *map(len, prompts[:-1])]), axis=0)

@@ -250,25 +250,34 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
         raise ValueError("queries is empty. Pass at least one query.")
     if are_features:
         return items, modality == "text"
-    is_text = [isinstance(item, str) for item in items]
-    if modality == "image" or (modality == "auto" and not any(is_text)):
+    if modality == "image" or (modality == "auto" and not any(map(_is_text, items))):
         return items, False
-    if not all(is_text):
-        row = is_text.index(False)
-        if modality == "auto":
-            raise ValueError(
-                f"queries mixes texts (query {is_text.index(True)}) with images (query {row}). "
-                "Search for each type separately, or pass modality='image' if the texts are paths."
-            )
-        if not isinstance(items[row], list | tuple):
-            raise ValueError(
-                f"queries has an object of type {type(items[row]).__name__} in row {row}, and "
-                "modality is 'text'. Pass str."
-            )
+    _check_are_texts(items, modality)
     _check_not_blank(items)
     if modality == "auto":
         _warn_about_paths(items)
     return items, True
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, str)
+
+
+def _check_are_texts(items: list[Any], modality: str) -> None:
+    row = next((row for row, item in enumerate(items) if not _is_text(item)), None)
+    if row is None:
+        return
+    if modality == "auto":
+        text_row = next(row for row, item in enumerate(items) if _is_text(item))
+        raise ValueError(
+            f"queries mixes texts (query {text_row}) with images (query {row}). Search for each "
+            "type separately, or pass modality='image' if the texts are paths."
+        )
+    if not isinstance(items[row], list | tuple):  # lists may hold features of texts
+        raise ValueError(
+            f"queries has an object of type {type(items[row]).__name__} in row {row}, and "
+            "modality is 'text'. Pass str."
+        )
 
 
 def separate_pairs(queries: Any) -> tuple[list[Any], list[str]] | None:

@@ -58,29 +58,11 @@ def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | N
     if class_prior is None:
         return None
     labels = classes.tolist()
-    if hasattr(class_prior, "to_dict"):  # a pandas Series, such as the result of value_counts
-        class_prior = class_prior.to_dict()
-    elif hasattr(class_prior, "to_list") or hasattr(class_prior, "to_pylist"):  # polars, pyarrow
-        class_prior = to_list(class_prior)
-    if isinstance(class_prior, Mapping):
-        unknown = [label for label in class_prior if label not in labels]
-        missing = [label for label in labels if label not in class_prior]
-        if unknown or missing:
-            kind, names = ("unknown", unknown) if unknown else ("no share for the", missing)
-            raise ValueError(
-                f"class_prior has {kind} classes {format_list(names)}. Pass one share for each of "
-                f"the {len(labels)} classes."
-            )
-        class_prior = [class_prior[label] for label in labels]
-    if isinstance(class_prior, str) or not isinstance(class_prior, Sequence | np.ndarray):
-        raise ValueError(
-            "class_prior must be a mapping from classes to shares, or a sequence of shares in the "
-            f"order of classes_, not {class_prior!r}."
-        )
+    values = _list_shares(class_prior, labels)
     try:
-        shares = np.asarray(class_prior, dtype=np.float64)
+        shares = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"class_prior must be numbers, not {class_prior!r}.") from None
+        raise ValueError(f"class_prior must be numbers, not {values!r}.") from None
     if shares.shape != (len(labels),):
         raise ValueError(
             f"class_prior has the shape {shares.shape}, and there are {len(labels)} classes. Pass "
@@ -92,6 +74,30 @@ def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | N
             f"{shares.sum():.4g}, and the smallest share is {shares.min():.4g}."
         )
     return np.maximum(shares / shares.sum(), _MIN_SHARE)
+
+
+def _list_shares(class_prior: Any, labels: list[Any]) -> Sequence[Any] | np.ndarray:
+    """Return the values of a ``class_prior`` parameter in the order of the labels."""
+    if hasattr(class_prior, "to_dict"):  # a pandas Series, such as the result of value_counts
+        class_prior = class_prior.to_dict()
+    elif hasattr(class_prior, "to_list") or hasattr(class_prior, "to_pylist"):  # polars, pyarrow
+        return to_list(class_prior)
+    if isinstance(class_prior, Mapping):
+        unknown = [label for label in class_prior if label not in labels]
+        missing = [label for label in labels if label not in class_prior]
+        if unknown or missing:
+            kind, names = ("unknown", unknown) if unknown else ("no share for the", missing)
+            raise ValueError(
+                f"class_prior has {kind} classes {format_list(names)}. Pass one share for each of "
+                f"the {len(labels)} classes."
+            )
+        return [class_prior[label] for label in labels]
+    if isinstance(class_prior, str) or not isinstance(class_prior, Sequence | np.ndarray):
+        raise ValueError(
+            "class_prior must be a mapping from classes to shares, or a sequence of shares in the "
+            f"order of classes_, not {class_prior!r}."
+        )
+    return class_prior
 
 
 def match_shares(logits: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -145,29 +151,38 @@ def propagate_labels(
     if shares is not None:
         scaled += match_shares(scaled, shares).astype(np.float32)
     initial = softmax(scaled, axis=1)
-    means = np.maximum(initial.mean(axis=0), _MIN_SHARE)
-    # The exponential of the entropy is the number of classes if all are equally frequent.
-    coverage = np.exp(-(means * np.log(means)).sum()) / n_classes
+    coverage = _compute_coverage(initial)
+    if examples is not None:  # further nodes of the graph, whose classes are certain
+        embeddings = np.vstack([embeddings, examples[0]])
+        initial = np.vstack([initial, np.eye(n_classes, dtype=initial.dtype)[examples[1]]])
     alpha = _ALPHA
     if shares is None:
-        n_nodes = n_images + (0 if examples is None else len(examples[1]))
-        images_per_class = n_nodes / (coverage * n_classes)
+        images_per_class = len(initial) / (coverage * n_classes)
         alpha *= float(np.interp(images_per_class, _IMAGES_PER_CLASS_RANGE, (0, 1)))
         if alpha == 0:
             return probabilities
     coverage_level = np.interp(coverage, _COVERAGE_RANGE, (0, 1))
     confidence_level = np.interp(relative_confidence, _CONFIDENCE_RANGE, (0, 1))
-    if examples is not None:  # further nodes of the graph, whose classes are certain
-        embeddings = np.vstack([embeddings, examples[0]])
-        initial = np.vstack([initial, np.eye(n_classes, dtype=initial.dtype)[examples[1]]])
     graph = _make_graph(embeddings, _MAX_DAMPING * float(coverage_level * (1 - confidence_level)))
-    propagated = initial
-    for _ in range(_MAX_STEPS):
-        previous, propagated = propagated, initial + np.float32(alpha) * (graph @ propagated)
-        if np.abs(propagated - previous).max() < 1e-3:
-            break
-    propagated = np.maximum(propagated[:n_images], _MIN_SHARE)
+    propagated = np.maximum(_propagate(graph, initial, alpha)[:n_images], _MIN_SHARE)
     return _set_confidence(np.log(propagated), confidence)
+
+
+def _compute_coverage(probabilities: np.ndarray) -> float:
+    """Return the share of the classes that occur, 1 if all are equally frequent."""
+    means = np.maximum(probabilities.mean(axis=0), _MIN_SHARE)
+    # The exponential of the entropy is the number of classes if all are equally frequent.
+    return np.exp(-(means * np.log(means)).sum()) / len(means)
+
+
+def _propagate(graph: csr_array, initial: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the fixed point of ``initial + alpha * graph @ labels``, one row per node."""
+    labels = initial
+    for _ in range(_MAX_STEPS):
+        previous, labels = labels, initial + np.float32(alpha) * (graph @ labels)
+        if np.abs(labels - previous).max() < 1e-3:
+            break
+    return labels
 
 
 def _set_confidence(logits: np.ndarray, confidence: float) -> np.ndarray:
