@@ -194,21 +194,18 @@ class RetrievalGridDisplay:
                 f"and there are {len(queries)} queries. Pass the result of a search for these "
                 "queries."
             )
-        if images is None and items is None:
-            raise ValueError("images is None. Pass the images that were searched.")
-        flat = [item for row in items or () for item in row]
-        if images is None and _are_texts(items) and not any(map(os.path.isfile, flat)):
-            example = flat[0] if flat else None
-            raise ValueError(
-                f"result has items such as {example!r}, which are not files. Pass the images that "
-                "were searched as images."
-            )
-        texts = None if captions is None else _select_items(captions, indices, "captions")
-        if texts is None and images is not None and items is not None and _are_texts(items):
-            texts = items
+        texts: Any = None
+        if images is None:
+            _check_are_images(items)
+            shown = items
+        else:
+            shown = _select_items(images, indices, "images")
+            texts = items if items is not None and _are_texts(items) else None
+        if captions is not None:
+            texts = _select_items(captions, indices, "captions")
         display = cls(
             queries,
-            items if images is None else _select_items(images, indices, "images"),
+            shown,
             scores,
             captions=texts,
             relevant=None if relevant is None else _mark_relevant(indices, relevant),
@@ -308,6 +305,19 @@ def _mark_relevant(indices: np.ndarray, relevant: Any) -> np.ndarray:
 
 def _are_texts(items: Any) -> bool:
     return all(isinstance(item, str) for row in items for item in row)
+
+
+def _check_are_images(items: Any) -> None:
+    """Raise ValueError unless the items of a result can be shown as images."""
+    if items is None:
+        raise ValueError("images is None. Pass the images that were searched.")
+    flat = [item for row in items for item in row]
+    if _are_texts(items) and not any(map(os.path.isfile, flat)):
+        example = flat[0] if flat else None
+        raise ValueError(
+            f"result has items such as {example!r}, which are not files. Pass the images that "
+            "were searched as images."
+        )
 
 
 def _check_queries(queries: Any) -> None:

@@ -209,8 +209,6 @@ class SimilarityMatrixDisplay:
         -------
         display : SimilarityMatrixDisplay
         """
-        from matplotlib.patches import Rectangle
-
         n_images, n_texts = self.similarity.shape
         names = None
         if self.captions is not None and n_texts <= _MAX_LABELED:
@@ -226,26 +224,32 @@ class SimilarityMatrixDisplay:
         if include_values is None:
             include_values = max(n_images, n_texts) <= _MAX_VALUES
         self.text_ = self._write_values(values_format, cell) if include_values else None
-        for row, column in () if self.pairs is None else self.pairs:
-            corner = column - 0.5, row - 0.5
-            frame = Rectangle(corner, 1, 1, fill=False, ec=frame_color, clip_on=False)
-            frame.set_linewidth(min(2, 12.5 * cell))
-            ax.add_patch(frame)
+        self._draw_frames(frame_color, min(2, 12.5 * cell))
         self.thumbnails_ = []
-        if images is not None:
-            ax.set_yticks([])
-            for row, image in enumerate(images):
-                self.thumbnails_.append(draw_thumbnail(ax, image, (-1.1, row), 0.92))
-        else:
+        if images is None:
             ax.set_ylabel("image")
-        if names is not None:
-            ax.set_xticks(range(n_texts), names, rotation=90, fontsize=min(10, 46 * cell))
         else:
+            ax.set_yticks([])
+            self.thumbnails_ = [
+                draw_thumbnail(ax, image, (-1.1, row), 0.92) for row, image in enumerate(images)
+            ]
+        if names is None:
             ax.set_xlabel("caption")
+        else:
+            ax.set_xticks(range(n_texts), names, rotation=90, fontsize=min(10, 46 * cell))
         if colorbar:
             bar = self.figure_.colorbar(self.im_, ax=ax, shrink=0.8)
             bar.set_label("similarity")
         return self
+
+    def _draw_frames(self, color: str, linewidth: float) -> None:
+        """Draw a frame around the cell of each pair."""
+        from matplotlib.patches import Rectangle
+
+        for row, column in () if self.pairs is None else self.pairs:
+            frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=color, lw=linewidth)
+            frame.set_clip_on(False)
+            self.ax_.add_patch(frame)
 
     def _write_values(self, values_format: str, cell_size: float) -> np.ndarray:
         fontsize = min(9, 22 * cell_size)

@@ -173,27 +173,24 @@ class ZeroShotConfusionDisplay:
         true_labels = set(truth)
         rows = [label for label in (*shown, unknown_label) if label in true_labels]
         columns = [*shown, unknown_label] if unknown_label in {*truth, *predicted} else shown
-        row_of = {label: row for row, label in enumerate(rows)}
-        column_of = {label: column for column, label in enumerate(columns)}
-        has_others = any(true in row_of and pred not in column_of for true, pred in counts)
-        matrix = np.zeros((len(rows), len(columns) + has_others), dtype=int)
+        cells = _find_cells(truth, predicted, rows, columns)
+        if any(column == len(columns) for _, column in cells.values()):
+            columns = [*columns, OTHERS]
+        matrix = np.zeros((len(rows), len(columns)), dtype=int)
         examples: dict[tuple[int, int], Any] = {}
-        for sample, (true, pred) in enumerate(zip(truth, predicted, strict=True)):
-            if true not in row_of:
-                continue
-            cell = row_of[true], column_of.get(pred, len(columns))
+        for sample, cell in cells.items():
             matrix[cell] += 1
             if sample_images is not None:
                 examples.setdefault(cell, sample_images[sample])
-        hits = [true == pred for true, pred in zip(truth, predicted, strict=True)]
-        title = f"accuracy {np.mean(hits):.1%}"
+        n_hits = sum(count for (true, pred), count in counts.items() if true == pred)
+        title = f"accuracy {n_hits / len(truth):.1%}"
         if len(shown) < len(classes):
             title += f" on all; the {len(shown)} most confused of {len(classes):,} classes"
         display = cls(
             matrix,
             row_labels=rows,
-            column_labels=[*columns, OTHERS] if has_others else columns,
-            examples=examples if sample_images is not None else None,
+            column_labels=columns,
+            examples=None if sample_images is None else examples,
             title=title,
         )
         return display.plot(ax=ax, **plot_options)
@@ -264,6 +261,20 @@ class ZeroShotConfusionDisplay:
 def _as_list(labels: Any) -> list[Any]:
     """Return labels as built-in types."""
     return as_labels(labels).tolist()
+
+
+def _find_cells(
+    truth: list[Any], predicted: list[Any], rows: list[Any], columns: list[Any]
+) -> dict[int, tuple[int, int]]:
+    """Return the cell of each sample whose row is shown; the column after the last is `OTHERS`."""
+    row_of = {label: row for row, label in enumerate(rows)}
+    column_of = {label: column for column, label in enumerate(columns)}
+    pairs = enumerate(zip(truth, predicted, strict=True))
+    return {
+        sample: (row_of[true], column_of.get(pred, len(columns)))
+        for sample, (true, pred) in pairs
+        if true in row_of
+    }
 
 
 def _sort_labels(labels: Iterable[Any]) -> list[Any]:
