@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from ..encoders.base import FrozenEncoder
 from ..heads import ExtendedHead, KernelMap, TwoTower
 from ..training.data import PairDataset
 from ..training.net import embed_pairs
@@ -51,20 +52,12 @@ def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
     if expected is None:
         return encoder
     encoder = unfreeze(encoder)
-    learns = not hasattr(expected, "_runtime_params")
-    if encoder is not None:
-        is_same = type(encoder) is type(expected) and (
-            # The shown parameters of other encoders determine what they compute.
-            repr(encoder) == repr(expected)
-            if learns
-            else encoder.model_name == expected.model_name
+    if encoder is not None and not _are_same_model(encoder, expected):
+        raise ValueError(
+            f"{side}_encoder is {encoder!r}, and init was fitted with {expected!r}. Pass "
+            f"{side}_encoder=None to use the encoder of init."
         )
-        if not is_same:
-            raise ValueError(
-                f"{side}_encoder is {encoder!r}, and init was fitted with {expected!r}. Pass "
-                f"{side}_encoder=None to use the encoder of init."
-            )
-    if learns:
+    if not isinstance(expected, FrozenEncoder):  # it learns, such as TfidfVectorizer
         return FrozenEstimator(expected)
     if encoder is None:
         return expected
@@ -82,6 +75,15 @@ def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
             f"other settings would not fit. Pass {side}_encoder=None to use the encoder of init."
         )
     return adapted
+
+
+def _are_same_model(encoder: Any, expected: Any) -> bool:
+    if type(encoder) is not type(expected):
+        return False
+    if isinstance(expected, FrozenEncoder):
+        return encoder.model_name == expected.model_name
+    # The shown parameters of other encoders determine what they compute.
+    return repr(encoder) == repr(expected)
 
 
 def extend(

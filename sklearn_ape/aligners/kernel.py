@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from ..devices import resolve_device
 from ..heads import KernelMap, TwoTower
 from ..training.data import PairDataset, subset
+from ..training.net import embed
 from ..utils.validation import check_integer, check_number
 from ._closed_form import (
     RIDGE,
@@ -203,22 +204,21 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         if split.valid is not None and has_stable_whitening(data):
             held_out_texts = np.unique(data.pairs[split.valid, 1])
         maps = solve(data, image_map, held_out_texts=held_out_texts)
-        module, held_out_text = maps.make_module(), maps.held_out_text
-        if held_out_text is None:
-            n_anchors = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
-
-            def fit(pairs: PairDataset) -> tuple[Callable, Callable]:
-                maps = solve(pairs, whiten(pairs), max_anchors=n_anchors)
-                return make_embedders(maps.make_module())
-
-            logit_scale = fit_held_out_logit_scale(data, fit)
-        else:
-            embed_image, _ = make_embedders(module)
+        module = maps.make_module()
+        if maps.held_out_text is not None:
             rows = choose_scale_pairs(data, split)
             part, texts = subset(data, rows), np.unique(data.pairs[rows, 1])
-            text = held_out_text[np.searchsorted(held_out_texts, texts)]
-            logit_scale = fit_logit_scale(embed_image(part.image), text, part.pairs)
-        self._set_module(module, logit_scale)
+            image = embed(module, "image", part.image, "cpu")
+            text = maps.held_out_text[np.searchsorted(held_out_texts, texts)]
+            self._set_module(module, fit_logit_scale(image, text, part.pairs))
+            return
+        n_anchors = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
+
+        def fit(pairs: PairDataset) -> tuple[Callable, Callable]:
+            maps = solve(pairs, whiten(pairs), max_anchors=n_anchors)
+            return make_embedders(maps.make_module())
+
+        self._set_module(module, fit_held_out_logit_scale(data, fit))
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
         kernel_map = getattr(module.text_head, "base", None)
