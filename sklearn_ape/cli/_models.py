@@ -23,8 +23,11 @@ from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import get_wrapped_aligner, resolve_aligner
 from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
+from ..encoders.base import FrozenEncoder
+from ..encoders.image_encoder import ImageEncoder
 from ..encoders.items import group_images
 from ..encoders.resolve import split_class_and_model
+from ..encoders.text_encoder import TextEncoder
 from ..features import DiskFeatureCache
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
@@ -182,7 +185,7 @@ def load_model(source: str | None, options: RuntimeOptions) -> Any:
 def get_image_encoder(model: Any) -> Any:
     """Return the image encoder of a fitted model."""
     for estimator in _iter_estimators(model):
-        if getattr(estimator, "_modality", None) == "image":
+        if isinstance(estimator, ImageEncoder):
             return estimator
     raise ValueError(
         "The model has no image encoder, because its aligner was fitted on features. Save the "
@@ -194,8 +197,8 @@ def _set_options(model: Any, options: RuntimeOptions) -> Any:
     """Set the options of all encoders and CLIP models in a model, in place."""
     for estimator in _iter_estimators(model):
         parameters = estimator.get_params(deep=False)
-        if hasattr(estimator, "_modality") or "cache" in parameters:
-            is_text = getattr(estimator, "_modality", "image") == "text"
+        if isinstance(estimator, FrozenEncoder | CLIPAligner):
+            is_text = isinstance(estimator, TextEncoder)
             params = options.get_encoder_params("raise" if is_text else "nan")
             if is_text:  # a few labels do not need a progress bar
                 params["verbose"] = 0

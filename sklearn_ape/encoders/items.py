@@ -333,7 +333,8 @@ def _open(item: Any) -> Image.Image:
     try:
         image = Image.open(item if is_path else io.BytesIO(item))
     except UnidentifiedImageError:
-        raise ItemError(_describe_unknown_format(item, is_path)) from None
+        with open(item, "rb") if is_path else io.BytesIO(item) as file:
+            raise ItemError(_describe_unknown_format(file.read(64))) from None
     except Image.DecompressionBombError as error:
         raise ItemError(f"is rejected: {error} Shrink it.") from None
     except Exception as error:  # plugins raise many exception types for damaged files
@@ -354,12 +355,7 @@ def _open(item: Any) -> Image.Image:
     return image
 
 
-def _describe_unknown_format(item: Any, is_path: bool) -> str:
-    if is_path:
-        with open(item, "rb") as file:
-            start = file.read(64)
-    else:
-        start = bytes(item[:64])
+def _describe_unknown_format(start: bytes) -> str:
     if start.lstrip().startswith(_SVG_STARTS):
         return "is a vector drawing (SVG or XML). Render it to PNG first."
     if start.isascii() and b"\0" not in start:
