@@ -29,6 +29,7 @@ from ..utils.validation import (
 from ._base import NOT_FITTED, ZeroShotBase, warn_about_numbers
 from ._multilabel_targets import (
     as_table_or_rows,
+    check_prevalence,
     collect_labels,
     find_f1_thresholds,
     get_column_names,
@@ -183,16 +184,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     def _fit(self, X: Any, Y: Any, captions: Any) -> Self:
         self._check_fit_parameters()
         Y = as_table_or_rows(Y)
-        names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
-        if self.labels is None:
-            warn_about_numbers("Y", names)
-        table = to_indicator(Y, list(names))
-        columns = None if isinstance(Y, list) else get_column_names(Y)
-        if columns is not None and columns != list(names):
-            warn(
-                "Y has the columns in another order than labels. They are matched by name here, "
-                "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
-            )
+        names, table = self._read_targets(Y)
         check_consistent_length(X, table, captions)
         if captions is not None and holds_texts(captions):
             flatten_captions(captions)  # an error names the row of a missing or empty caption
@@ -206,11 +198,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             progress = FitContext(self, self.cv + 1, X, Y)
             if captions is None:
                 self._warn_if_fit_was_lost()
-                prompts = list(self._make_prompts().values())
-                captions = [
-                    [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
-                    for row in table
-                ]
+                captions = self._make_captions(table)
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
             X, captions = indexable(X, captions)
@@ -220,6 +208,28 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self._note_fit()
         progress.end()
         return self
+
+    def _read_targets(self, Y: Any) -> tuple[dict[Any, list[str]], np.ndarray]:
+        """Return the names of the labels, and Y as zeros and ones."""
+        names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
+        if self.labels is None:
+            warn_about_numbers("Y", names)
+        table = to_indicator(Y, list(names))
+        columns = None if isinstance(Y, list) else get_column_names(Y)
+        if columns is not None and columns != list(names):
+            warn(
+                "Y has the columns in another order than labels. They are matched by name here, "
+                "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
+            )
+        return names, table
+
+    def _make_captions(self, table: np.ndarray) -> list[list[str]]:
+        """Return the prompts of the labels of each image."""
+        prompts = list(self._make_prompts().values())
+        return [
+            [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
+            for row in table
+        ]
 
     def fit_thresholds(self, X: Any, Y: Any) -> Self:
         """Fit the thresholds only; the aligner must be fitted and stays unchanged.
@@ -425,9 +435,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
                 f"labels has {format_list(unfitted)}, for which no threshold was fitted. Call fit "
                 "or fit_thresholds again after changing labels."
             )
-        prompts = self._make_prompts()
-        # Pickles of earlier versions have no prompts.
-        fitted_prompts = getattr(self, "_prompts_of_thresholds", prompts)
+        prompts, fitted_prompts = self._make_prompts(), self._prompts_of_thresholds
         changed = [label for label in labels if prompts[label] != fitted_prompts[label]]
         if changed:
             raise ValueError(
@@ -468,11 +476,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        fractions: Any = {"prevalence": self.prevalence}
-        if isinstance(self.prevalence, Mapping):
-            fractions = {f"prevalence[{k!r}]": value for k, value in self.prevalence.items()}
-        for name, fraction in fractions.items():
-            check_number(fraction, name, 0, 1, closed="neither")
+        check_prevalence(self.prevalence)
         check_number(self.shrinkage, "shrinkage", 0, closed="both")
         check_integer(self.cv, "cv", 2)
         if is_hierarchy(self.labels):

@@ -12,7 +12,7 @@ from scipy.sparse import issparse
 from sklearn.metrics import precision_recall_curve
 
 from ..prompts import describe_similar_label, to_builtin
-from ..utils.validation import as_numeric, format_list
+from ..utils.validation import as_numeric, check_number, format_list
 
 _EXPECTED = (
     "expected a table of zeros and ones with a column for each label, or a list of the labels of "
@@ -266,6 +266,15 @@ def find_f1_thresholds(truth: np.ndarray, scores: np.ndarray, shrinkage: float) 
     # 1e-12 avoids 0 / 0 for a label without positive examples and shrinkage 0.
     weight = n_positive / np.maximum(n_positive + shrinkage, 1e-12)
     return weight * best + (1 - weight) * common
+
+
+def check_prevalence(prevalence: Any) -> None:
+    """Raise ValueError unless a ``prevalence`` parameter is a fraction or a mapping to some."""
+    fractions = {"prevalence": prevalence}
+    if isinstance(prevalence, Mapping):
+        fractions = {f"prevalence[{label!r}]": value for label, value in prevalence.items()}
+    for name, fraction in fractions.items():
+        check_number(fraction, name, 0, 1, closed="neither")
 
 
 def resolve_prevalence(
