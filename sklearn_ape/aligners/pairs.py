@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,10 +22,10 @@ from ..features.validation import to_dense
 from ..training.data import PairDataset, drop_repeated_pairs
 from ..utils.linalg import covariance, iter_centered, mean
 from ..utils.messages import warn
-from ..utils.validation import check_sequence, format_list, get_first, is_missing, is_row
+from ..utils.validation import check_sequence, format_list, get_first, is_row, number_groups
 
 _MAX_SHOWN = 5
-_BLOCK_SIZE = 1024
+_BLOCK_SIZE = 1024  # rows of features that are digested together
 
 # Smallest share of items with the same features as another item that is reported. A few images
 # that are stored twice hardly change a score.
@@ -43,13 +42,8 @@ def as_sequence(y: Any, name: str = "y") -> Any:
     if getattr(y, "ndim", 1) == 1 and hasattr(y, "__len__") and len(y) == 0:
         raise ValueError(f"{name} is empty. Pass a list with at least one text, ['a cat'].")
     if hasattr(y, "columns"):
-        kinds = {getattr(dtype, "kind", "O") for dtype in getattr(y, "dtypes", "O")}
-        if kinds <= set("fiub") or np.asarray(y).dtype.kind in "fiub":
-            return y
-        columns = list(y.columns if hasattr(y, "dtypes") else y.column_names)
-        raise ValueError(
-            f"{name} is a table with the columns {columns}. Pass the column that holds captions."
-        )
+        _check_numeric_table(y, name)
+        return y
     if hasattr(y, "to_pylist"):  # a column of pyarrow
         return y.to_pylist()
     if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # a column of polars
@@ -58,6 +52,17 @@ def as_sequence(y: Any, name: str = "y") -> Any:
     if is_table and any(isinstance(text, str) for text in y.flat):
         return y.tolist()
     return y
+
+
+def _check_numeric_table(table: Any, name: str) -> None:
+    """Raise ValueError for a table of captions and other columns; features are numbers."""
+    kinds = {getattr(dtype, "kind", "O") for dtype in getattr(table, "dtypes", "O")}
+    if kinds <= set("fiub") or np.asarray(table).dtype.kind in "fiub":
+        return
+    columns = list(table.columns if hasattr(table, "dtypes") else table.column_names)
+    raise ValueError(
+        f"{name} is a table with the columns {columns}. Pass the column that holds captions."
+    )
 
 
 def holds_texts(y: Any) -> bool:
@@ -216,7 +221,7 @@ def make_item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
     """
     group = None
     if groups is not None:
-        group = _group_numbers(groups, len(rows.image))[rows.image_rows]
+        group = number_groups(groups, len(rows.image))[rows.image_rows]
     rows, group = _drop_missing(rows, group)
     image_items, text_items = rows.image_items, rows.text_rows
     are_images = rows.image_digests is not None
@@ -287,28 +292,6 @@ def _digest_distinct_rows(features: Any, rows: np.ndarray) -> np.ndarray:
         joined = b"".join(hashlib.blake2b(blob, digest_size=16).digest() for blob in blobs)
         digests[block] = np.frombuffer(joined, dtype="V16")
     return digests
-
-
-def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
-    """Return the group of each row of X as an integer."""
-    values = groups.tolist() if isinstance(groups, np.ndarray) else groups
-    check_sequence(values, "groups", "group")
-    columns = getattr(values, "column_names", getattr(values, "columns", None))
-    if columns is not None:  # iterating would yield the columns
-        raise ValueError(f"groups is a table with the columns {list(columns)}. Pass one of them.")
-    if (n := len(values)) != n_rows:
-        raise ValueError(f"groups has {n} entries, and X has {n_rows} rows. Pass one per row.")
-    numbers: dict[Any, int] = {}
-    for row, value in enumerate(values):
-        if isinstance(value, list | np.ndarray):
-            raise ValueError(
-                f"groups must have one dimension, and row {row} is {reprlib.repr(value)}. Pass "
-                "one text or number per row."
-            )
-        if is_missing(value):
-            raise ValueError(f"groups has a missing value in row {row}. Give every row a group.")
-        numbers.setdefault(value, len(numbers))
-    return np.array([numbers[value] for value in values], dtype=np.intp)
 
 
 def _list_items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
@@ -435,18 +418,27 @@ def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.nd
             "head_pairs has texts, and y holds features. Pass captions with a text_encoder, or "
             "HeadPairs(weights, texts, owners) whose texts are features."
         )
-    lists = [[texts] if isinstance(texts, str) else texts for texts in head.texts]
-    texts = [(text, owner) for owner, class_texts in enumerate(lists) for text in class_texts]
-    for text, owner in texts:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"head_pairs has the text {text!r} for class {owner}. Pass a non-empty str."
-            )
+    texts, owners = _list_head_texts(head.texts)
+    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    features = aligner._encode_texts(list(row_of), reset=False)
+    return features[[row_of[text] for text in texts]], np.array(owners)
+
+
+def _list_head_texts(texts_by_class: Any) -> tuple[list[str], list[int]]:
+    """Return the texts of all classes, of which there is at least one, and the class of each."""
+    texts: list[str] = []
+    owners: list[int] = []
+    for owner, class_texts in enumerate(texts_by_class):
+        for text in [class_texts] if isinstance(class_texts, str) else class_texts:
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"head_pairs has the text {text!r} for class {owner}. Pass a non-empty str."
+                )
+            texts.append(text)
+            owners.append(owner)
     if not texts:
         raise ValueError("head_pairs has no texts. Pass at least one text.")
-    row_of = {text: row for row, text in enumerate(dict.fromkeys(text for text, _ in texts))}
-    features = aligner._encode_texts(list(row_of), reset=False)
-    return features[[row_of[text] for text, _ in texts]], np.array([owner for _, owner in texts])
+    return texts, owners
 
 
 def _check_head_features(

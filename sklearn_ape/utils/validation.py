@@ -273,6 +273,28 @@ def list_distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
         ) from None
 
 
+def number_groups(groups: Any, n_rows: int) -> np.ndarray:
+    """Return the group of each row of X as a number from 0, in order of appearance."""
+    values = groups.tolist() if isinstance(groups, np.ndarray) else groups
+    check_sequence(values, "groups", "group")
+    columns = getattr(values, "column_names", getattr(values, "columns", None))
+    if columns is not None:  # iterating would yield the columns
+        raise ValueError(f"groups is a table with the columns {list(columns)}. Pass one of them.")
+    if (n := len(values)) != n_rows:
+        raise ValueError(f"groups has {n} entries, and X has {n_rows} rows. Pass one per row.")
+    numbers: dict[Any, int] = {}
+    for row, value in enumerate(values):
+        if isinstance(value, list | np.ndarray):
+            raise ValueError(
+                f"groups must have one dimension, and row {row} is {reprlib.repr(value)}. Pass "
+                "one text or number per row."
+            )
+        if is_missing(value):
+            raise ValueError(f"groups has a missing value in row {row}. Give every row a group.")
+        numbers.setdefault(value, len(numbers))
+    return np.array([numbers[value] for value in values], dtype=np.intp)
+
+
 def validate_weights(sample_weight: Any, n_samples: int) -> np.ndarray:
     """Return sample weights as floats, which are ones for None; errors name the invalid weight."""
     if sample_weight is None:
