@@ -200,6 +200,20 @@ def validate_y(y: Any) -> list[Any]:
         )
     if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
         _check_no_missing(y)
+    array = _to_label_column(y)
+    values = array.tolist()
+    if not values:
+        raise ValueError("y is empty. Pass the label of at least one image.")
+    if array.dtype.kind not in "biufcU":
+        _check_no_missing(values)
+        values = [to_builtin(value) for value in values]
+        for value in values:
+            _check_type(value, "y")
+    return values
+
+
+def _to_label_column(y: Any) -> np.ndarray:
+    """Return y as an array of one dimension, without NaN, fractions, dates and durations."""
     try:
         array = column_or_1d(as_label_array(y), warn=True)
     except ValueError as error:
@@ -214,15 +228,7 @@ def validate_y(y: Any) -> list[Any]:
             f"y must hold texts or numbers, not values of type {array.dtype.name}. Convert them "
             "to texts, for example with y.astype(str)."
         )
-    values = array.tolist()
-    if not values:
-        raise ValueError("y is empty. Pass the label of at least one image.")
-    if array.dtype.kind not in "biufcU":
-        _check_no_missing(values)
-        values = [to_builtin(value) for value in values]
-        for value in values:
-            _check_type(value, "y")
-    return values
+    return array
 
 
 def resolve_names(labels: Any) -> dict[Any, list[str]]:
@@ -252,6 +258,25 @@ def resolve_names(labels: Any) -> dict[Any, list[str]]:
 
 def _list_classes(labels: Any) -> list[Any]:
     """Return the classes of a ``labels`` parameter; raise ValueError if they are not valid."""
+    _check_collection(labels)
+    classes = [to_builtin(label) for label in to_list(labels)]
+    if not classes:
+        raise ValueError("labels is empty. Pass at least one class.")
+    for label in classes:
+        if is_missing(label):
+            raise ValueError(f"labels holds {label!r}, which is a missing value. Leave it out.")
+        _check_type(label, "labels")
+    repeated = sorted(str(label) for label, count in Counter(classes).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"labels repeat: {format_list(repeated)}. Pass each class once. To give a class "
+            "several names, pass a mapping {label: [names]}."
+        )
+    return classes
+
+
+def _check_collection(labels: Any) -> None:
+    """Raise ValueError unless a ``labels`` parameter is a sequence or a mapping."""
     is_single = isinstance(labels, str | bytes | bytearray | memoryview)
     if is_single or not isinstance(labels, Iterable):
         raise ValueError(
@@ -269,20 +294,6 @@ def _list_classes(labels: Any) -> list[Any]:
             "labels is a table. Pass the column with the names, such as table['name'], or a "
             "mapping {label: name}."
         )
-    classes = [to_builtin(label) for label in to_list(labels)]
-    if not classes:
-        raise ValueError("labels is empty. Pass at least one class.")
-    for label in classes:
-        if is_missing(label):
-            raise ValueError(f"labels holds {label!r}, which is a missing value. Leave it out.")
-        _check_type(label, "labels")
-    repeated = sorted(str(label) for label, count in Counter(classes).items() if count > 1)
-    if repeated:
-        raise ValueError(
-            f"labels repeat: {format_list(repeated)}. Pass each class once. To give a class "
-            "several names, pass a mapping {label: [names]}."
-        )
-    return classes
 
 
 def resolve_class_names(labels: Any) -> dict[Any, list[str]]:

@@ -70,24 +70,29 @@ class SavedAlignerMixin(PretrainedMixin):
                 "fingerprint does not match the parameters in the file. The model is damaged, or "
                 "the weights of its text encoder have changed."
             )
-        if "feature_names_in" in state:
-            self.feature_names_in_ = np.array(state.texts("feature_names_in"), dtype=object)
-            if len(self.feature_names_in_) != n_image:
-                raise ValueError(f"feature_names_in must hold {n_image} names.")
-        has_names = "text_feature_names" in state
-        self._text_feature_names = state.texts("text_feature_names") if has_names else []
+        self._set_feature_names(state)
         if "n_pairs" in state:
             self._n_pairs = state.integer("n_pairs")
         for name in ("image_encoder", "text_encoder"):
             encoder = state.optional(name)
-            if encoder is not None:
-                if not hasattr(encoder, "transform"):
-                    raise ValueError(f"{name} must be an encoder.")
-                setattr(self, f"{name}_", encoder)
+            if encoder is None:
+                continue
+            if not hasattr(encoder, "transform"):
+                raise ValueError(f"{name} must be an encoder.")
+            setattr(self, f"{name}_", encoder)
         if "bank" in state:
             self.bank_ = Bank.from_state(state.part("bank"), self.n_components_)
         if "fitted_images" in state:
             self._fitted_images = FittedImages.from_state(state.part("fitted_images"), n_image)
+
+    def _set_feature_names(self: Any, state: FittedState) -> None:
+        """Set the names of the columns of X and y, if `fit` was given tables."""
+        if "feature_names_in" in state:
+            self.feature_names_in_ = np.array(state.texts("feature_names_in"), dtype=object)
+            if len(self.feature_names_in_) != self.n_features_in_:
+                raise ValueError(f"feature_names_in must hold {self.n_features_in_} names.")
+        has_names = "text_feature_names" in state
+        self._text_feature_names = state.texts("text_feature_names") if has_names else []
 
     def _get_card_facts(self: Any) -> Facts:
         takes_images = getattr(self, "image_encoder_", None) is not None

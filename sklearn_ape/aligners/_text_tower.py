@@ -202,7 +202,7 @@ class TextTower(nn.Module):
     def _layers(self, n_layers: int) -> nn.ModuleList:
         used = self._used_ids()
         for module in self.tower.modules():
-            if isinstance(module, nn.ModuleList) and _ids(module) & used:
+            if isinstance(module, nn.ModuleList) and _list_weight_ids(module) & used:
                 return module
         raise ValueError(
             f"unlocked_layers={n_layers}, but {type(self.tower).__name__} has no list of layers. "
@@ -217,6 +217,19 @@ class TextTower(nn.Module):
 
         Return the names of the weights that texts use, which are the weights with a gradient.
         """
+        called_ids, used = self._trace_text()
+        children = dict(self.tower.named_children())
+        for name, child in children.items():
+            # What two children share is not removed with one of them.
+            siblings = [sibling for other, sibling in children.items() if other != name]
+            modules = _list_module_ids(child).difference(*map(_list_module_ids, siblings))
+            weights = _list_weight_ids(child).difference(*map(_list_weight_ids, siblings))
+            if weights and modules.isdisjoint(called_ids) and weights.isdisjoint(used.values()):
+                delattr(self.tower, name)
+        return frozenset(used)
+
+    def _trace_text(self) -> tuple[set[int], dict[str, int]]:
+        """Return the ids of the modules that a text passes, and of the weights it uses by name."""
         called_ids: set[int] = set()
         hooks = [
             module.register_forward_pre_hook(lambda module, _: called_ids.add(id(module)))
@@ -229,18 +242,14 @@ class TextTower(nn.Module):
             hook.remove()
         used = {name: id(p) for name, p in self.tower.named_parameters() if p.grad is not None}
         self.tower.zero_grad()
-        children = dict(self.tower.named_children())
-        for name, child in children.items():
-            siblings = [sibling for other, sibling in children.items() if other != name]
-            shared = {id(module) for sibling in siblings for module in sibling.modules()}
-            was_called = called_ids & ({id(module) for module in child.modules()} - shared)
-            weights = _ids(child).difference(*map(_ids, siblings))
-            if weights and not was_called and weights.isdisjoint(used.values()):
-                delattr(self.tower, name)
-        return frozenset(used)
+        return called_ids, used
 
 
-def _ids(module: nn.Module) -> set[int]:
+def _list_module_ids(module: nn.Module) -> set[int]:
+    return {id(submodule) for submodule in module.modules()}
+
+
+def _list_weight_ids(module: nn.Module) -> set[int]:
     return {id(parameter) for parameter in module.parameters()}
 
 

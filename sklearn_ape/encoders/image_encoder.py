@@ -66,23 +66,21 @@ class Preprocessing(NamedTuple):
             return None
         resize, crop, normalize = steps
         interpolation = resize.interpolation.value
+        has_other_options = resize.max_size is not None or not resize.antialias
+        if interpolation not in ("bicubic", "bilinear") or has_other_options:
+            return None
         size = resize.size
         if isinstance(size, list | tuple):
             size = size[0] if len(size) == 1 else tuple(size)
         height, width = (size, size) if isinstance(size, int) else size
-        if (
-            interpolation not in ("bicubic", "bilinear")
-            or resize.max_size is not None
-            or not resize.antialias
-            or height < crop.size[0]
-            or width < crop.size[1]
-        ):
+        crop_height, crop_width = map(int, crop.size)
+        if height < crop_height or width < crop_width:  # the crop would be padded
             return None
         mean, std = (
             tuple(np.broadcast_to(np.asarray(values, dtype=float), 3).tolist())
             for values in (normalize.mean, normalize.std)
         )
-        return cls(size, (int(crop.size[0]), int(crop.size[1])), interpolation, mean, std)
+        return cls(size, (crop_height, crop_width), interpolation, mean, std)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels of an RGB image as bytes, (height, width, 3)."""
