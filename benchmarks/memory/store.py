@@ -70,7 +70,9 @@ def _fill_cache(folder: str, n: int) -> None:
     with encoder.cache as cache:
         for start in range(0, n, 8192):
             block = captions[start : start + 8192]
-            keys = [hashlib.sha256(identity + encoder._digest(text)).digest() for text in block]
+            keys = [
+                hashlib.sha256(identity + encoder._digest_item(text)).digest() for text in block
+            ]
             cache.put_many(
                 dict(zip(keys, rng.random((len(block), WIDTH), np.float32), strict=True))
             )

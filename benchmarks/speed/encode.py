@@ -174,7 +174,7 @@ def load_timm_model(pretrained_name: str = "efficientnet_lite0") -> tuple[Any, A
     from sklearn_ape.encoders import TimmImageEncoder
     from sklearn_ape.encoders.weights import PACKAGED
 
-    network = TimmImageEncoder(pretrained_name, engine="torch", cache=None)._network().model
+    network = TimmImageEncoder(pretrained_name, engine="torch", cache=None)._get_network().model
     model = timm.create_model(PACKAGED[pretrained_name].architecture, num_classes=0).eval()
     names = model.state_dict().keys()
     model.load_state_dict({k: v for k, v in network.state_dict().items() if k in names})

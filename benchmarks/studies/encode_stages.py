@@ -30,14 +30,14 @@ N_ROUNDS = 5
 
 def measure_stages(encoder: Any, files: list[str], n_threads: int) -> dict[str, float]:
     """Return the milliseconds per image of each stage, of their sum and of `transform`."""
-    network, engine = encoder._network(), encoder._engine(len(files))
-    preprocessing = encoder._preprocessing(network.prepare)
-    min_side = encoder._min_side(preprocessing)
+    network, engine = encoder._get_network(), encoder._get_engine(len(files))
+    preprocessing = encoder._get_preprocessing(network.prepare)
+    min_side = encoder._compute_min_side(preprocessing)
     images = [read_image(file, min_side) for file in files]
     pixels = [preprocessing(image) for image in images]
     size = encoder._choose_batch_size(network.device)
     batches = [
-        encoder._tensors(network, pixels[start : start + size])
+        encoder._make_tensors(network, pixels[start : start + size])
         for start in range(0, len(pixels), size)
     ]
     stages: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {

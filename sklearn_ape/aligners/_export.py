@@ -231,7 +231,7 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
             "captions, with a text_encoder."
         )
     encoder._check_parameters()
-    encoder._pixel_network(encoder._network())  # raises an error if there is none
+    encoder._make_pixel_network(encoder._get_network())  # raises an error if there is none
     return OpenCLIPShape(_Model(inner, encoder), _Transform(encoder), _tokenize)
 
 
@@ -258,8 +258,8 @@ class _Model(nn.Module):
         pass it.
         """
         pixels = image if isinstance(image, torch.Tensor) else torch.stack(list(image))
-        network = self._encoder._network()
-        module = OnPixels(self._encoder._pixel_network(network), None, self._encoder.views)
+        network = self._encoder._get_network()
+        module = OnPixels(self._encoder._make_pixel_network(network), None, self._encoder.views)
         features = module(pixels.to(network.device, torch.float32)).float()
         embeddings = self._aligner._embed_valid("image", features.cpu().numpy())
         return torch.from_numpy(embeddings).to(pixels.device)
@@ -291,12 +291,12 @@ class _Transform:
 
     def __init__(self, encoder: ImageEncoder) -> None:
         self._encoder = encoder
-        network = encoder._network()
-        self._preprocessing = encoder._preprocessing(network.prepare)
+        network = encoder._get_network()
+        self._preprocessing = encoder._get_preprocessing(network.prepare)
 
     @default_state()
     def __call__(self, image: Any) -> torch.Tensor:
-        prepared = self._encoder._prepare(self._encoder._network().prepare, image)
+        prepared = self._encoder._prepare_item(self._encoder._get_network().prepare, image)
         normalize = OnPixels(nn.Identity(), self._preprocessing).normalize
         if self._encoder.views == 1:
             return normalize(prepared.unsqueeze(0))[0].contiguous()

@@ -42,10 +42,11 @@ class TextTower(nn.Module):
     def __init__(self, text_encoder: Any, max_length: int | None) -> None:
         super().__init__()
         self.encoder = _copy_encoder(text_encoder, max_length)
-        # `_load` makes a new network. `_network` would return the network that encoders share.
+        # `_load_network` makes a new network. `_get_network` would return the one that encoders
+        # share.
         with default_state():
             with torch.random.fork_rng(devices=[]):
-                network = self.encoder._load(torch.device("cpu"))
+                network = self.encoder._load_network(torch.device("cpu"))
             self.tower = network.model.float().eval()
             self.pipeline = network.prepare
             self.precision = "float32"

@@ -207,10 +207,10 @@ class _Anchors(NamedTuple):
         """Return L2-normalized powers of the similarities to the k nearest anchors."""
         size = max(1, _TILE_BYTES // (8 * len(self.rows)))
         tiles = gen_batches(max(len(features), 1), size)
-        parts = [self._nearest(features[rows]) for rows in tiles]
+        parts = [self._find_nearest(features[rows]) for rows in tiles]
         return SparseRows(csr_array(vstack(parts)))
 
-    def _nearest(self, features: np.ndarray) -> csr_array:
+    def _find_nearest(self, features: np.ndarray) -> csr_array:
         centered = normalize_rows(normalize_rows(features) - self.mean, _MIN_NORM)
         similarity = (centered @ self.unit.T)[:, self.rows]
         nearest = np.argpartition(similarity, -self.k, axis=1)[:, -self.k :]

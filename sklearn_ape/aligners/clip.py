@@ -168,15 +168,15 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def image_encoder(self) -> OpenCLIPImageEncoder:
         """Encoder of images."""
         names = ("crop", "batch_size", "n_jobs", "on_error")
-        options = {name: getattr(self, name) for name in names}
-        return OpenCLIPImageEncoder(self._name(), **options, **self._get_shared_options())
+        options = {name: getattr(self, name) for name in names} | self._get_shared_options()
+        return OpenCLIPImageEncoder(self._get_model_name(), **options)
 
     @property
     def text_encoder(self) -> OpenCLIPTextEncoder:
         """Encoder of texts."""
         size = self.batch_size if isinstance(self.batch_size, str) else 4 * self.batch_size
         options = {"batch_size": size, **self._get_shared_options()}
-        return OpenCLIPTextEncoder(self._name(), **options)
+        return OpenCLIPTextEncoder(self._get_model_name(), **options)
 
     def _get_shared_options(self) -> dict[str, Any]:
         """Return the parameters that both encoders have."""
@@ -187,7 +187,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def logit_scale_(self) -> float:  # type: ignore[override]
         """Logit scale of the trained model."""
         self.text_encoder._check_parameters()
-        return float(self.text_encoder._network().model.logit_scale.exp().item())
+        return float(self.text_encoder._get_network().model.logit_scale.exp().item())
 
     @property
     def n_components_(self) -> int:
@@ -220,13 +220,13 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         self.text_encoder._check_parameters()
 
     def _get_card_facts(self) -> Facts:
+        name = escape_markdown(repr(self._get_model_name()))
         return Facts(
-            what=f"The name of the OpenCLIP model {escape_markdown(repr(self._name()))}, without "
-            "its weights.",
+            what=f"The name of the OpenCLIP model {name}, without its weights.",
             usage="print(model.similarity(['image.jpg'], ['a cat', 'a dog']))",
         )
 
-    def _name(self) -> str:
+    def _get_model_name(self) -> str:
         return self.model if self.pretrained is None else f"{self.model}/{self.pretrained}"
 
     def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> np.ndarray:
@@ -237,7 +237,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
             raise ValueError(
                 f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
                 f"{self.n_features_in_} features as input. Pass images, or features of "
-                f"OpenCLIPImageEncoder({self._name()!r})."
+                f"OpenCLIPImageEncoder({self._get_model_name()!r})."
             )
         return as_float32(features, "X", check_conditioning=False)
 

@@ -255,7 +255,7 @@ class LiTAligner(TrainedAligner):
                 f"which have no projection, not {n_out}."
             )
         tower.unlock(self.unlocked_layers)
-        tower.precision = self._precision(self.device_)
+        tower.precision = self._choose_precision(self.device_)
         sample = torch.randperm(len(train.text))[:_N_STATISTICS]
         tower.to(self.device_).reset_projection(train.text[sample].to(self.device_), n_out)
         module = TwoTower(FrozenHead(n_image, n_out), tower)
@@ -329,10 +329,10 @@ class LiTAligner(TrainedAligner):
         tokens, rows = np.unique(features, axis=0, return_inverse=True)
         device = resolve_device(self.device)
         module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)
-        module.text_head.precision = self._precision(device)
+        module.text_head.precision = self._choose_precision(device)
         return embed(module, "text", torch.from_numpy(tokens), device)[rows.ravel()]
 
-    def _precision(self, device: torch.device) -> str:
+    def _choose_precision(self, device: torch.device) -> str:
         if self.dtype != "auto":
             return self.dtype
         is_supported = device.type == "cuda" and torch.cuda.is_bf16_supported()

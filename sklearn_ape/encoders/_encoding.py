@@ -127,7 +127,7 @@ def _read_cached(
 
 
 def _compute_key(encoder: FrozenEncoder, identity: bytes, item: Any) -> bytes:
-    return hashlib.sha256(identity + encoder._digest(item)).digest()
+    return hashlib.sha256(identity + encoder._digest_item(item)).digest()
 
 
 def _encode_missing(
@@ -149,7 +149,7 @@ def _encode_missing(
     failures = {}
     for key, (row, *_) in rows.items():
         try:
-            encoder._check(items[row])
+            encoder._check_item(items[row])
         except ItemError as error:
             failures[key] = error
         else:
@@ -159,7 +159,7 @@ def _encode_missing(
         return {}
 
     keys = list(valid)
-    keys = [keys[position] for position in encoder._order(list(valid.values()))]
+    keys = [keys[position] for position in encoder._sort_rows(list(valid.values()))]
     features: dict[bytes, np.ndarray] = {}
     with _make_encoder_bar(encoder, len(keys), encoder.verbose) as progress:
         for computed, failures in _iter_batches(encoder, valid, keys, identity):
@@ -196,7 +196,7 @@ def _iter_batches(
     encoder: FrozenEncoder, items: Mapping[bytes, Any], keys: list[bytes], identity: bytes
 ) -> Iterator[tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]]:
     """Yield the features of each batch and the errors of items without features."""
-    network, engine = encoder._network(), encoder._engine(len(keys))
+    network, engine = encoder._get_network(), encoder._get_engine(len(keys))
     n_threads = encoder._count_threads()
     size = encoder._choose_batch_size(network.device)
     if encoder.batch_size == "auto":  # smaller batches for few items keep all threads busy
@@ -211,14 +211,14 @@ def _iter_batches(
         for key in keys[start : start + size]:
             item = items[key]
             try:
-                inputs = encoder._prepare(network.prepare, item)
+                inputs = encoder._prepare_item(network.prepare, item)
                 # The key belongs to the content at the start. A file may have changed since then.
                 if encoder._may_change(item) and _compute_key(encoder, identity, item) != key:
                     raise ItemError("changed while it was read. Encode it again.")
                 prepared[key] = inputs
             except ItemError as error:
                 failures[key] = error
-        tensors = encoder._tensors(network, list(prepared.values())) if prepared else ()
+        tensors = encoder._make_tensors(network, list(prepared.values())) if prepared else ()
         return _Batch(list(prepared), tensors, failures)
 
     def compute(batch: _Batch) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
@@ -358,7 +358,7 @@ def _encode_chunk(
     digest = hashlib.sha256()
     for item in items:
         try:
-            digest.update(encoder._digest(item))
+            digest.update(encoder._digest_item(item))
         except ItemError as error:
             digest.update(f"bad: {error}".encode(errors="replace"))
     if is_finished:

@@ -169,10 +169,10 @@ class TorchEngine:
                 torch.cuda.empty_cache()
 
     def _compute(self, inputs: Inputs) -> np.ndarray:
-        with torch.inference_mode(), self._precision():
+        with torch.inference_mode(), self._autocast():
             return self.module(*(self._to_device(x) for x in inputs)).float().cpu().numpy()
 
-    def _precision(self) -> Any:
+    def _autocast(self) -> Any:
         """Return the context in which the network computes in `dtype`."""
         if self.dtype == "float32":
             return nullcontext()

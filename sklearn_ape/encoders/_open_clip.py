@@ -59,7 +59,7 @@ class _OpenCLIPTower(FrozenEncoder):
         commit = find_hub_commit(self.model_name, self.revision, _CONFIG)
         return f"{self.model_name}@{commit}" if commit else None
 
-    def _load(self, device: torch.device) -> Network:
+    def _load_network(self, device: torch.device) -> Network:
         import open_clip
 
         with explain_load_errors(self.model_name, _list_pretrained()):
@@ -157,10 +157,10 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
 
     _feature_params = ("crop",)
 
-    def _preprocessing(self, prepare: Any) -> Any:
+    def _get_preprocessing(self, prepare: Any) -> Any:
         return prepare["image"]
 
-    def _pixel_network(self, network: Network) -> torch.nn.Module:
+    def _make_pixel_network(self, network: Network) -> torch.nn.Module:
         return _Tower(network.model, "encode_image")
 
 
@@ -231,10 +231,10 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
     on_error: str = "raise"
     verbose: int | None = None
 
-    def _module(self, network: Network) -> torch.nn.Module:
+    def _make_module(self, network: Network) -> torch.nn.Module:
         return _Tower(network.model, "encode_text")
 
-    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+    def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         with TOKENIZING:
             return (network.prepare["text"](batch),)
 

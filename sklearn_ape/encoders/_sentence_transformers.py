@@ -45,7 +45,7 @@ class _SentenceTransformerModel(FrozenEncoder):
         elif not os.path.isfile(os.path.join(self.model_name, "modules.json")):
             check_source(self.model_name, self)
 
-    def _load(self, device: torch.device) -> Network:
+    def _load_network(self, device: torch.device) -> Network:
         name = "sentence-transformers"
         library = import_optional(
             "sentence_transformers", package=name, extra=name, purpose=type(self).__name__
@@ -55,18 +55,18 @@ class _SentenceTransformerModel(FrozenEncoder):
         )
         return Network(model, None, device)
 
-    def _tensors(self, network: Network, batch: list[Any]) -> tuple[Any, ...]:
+    def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[Any, ...]:
         return (batch,)  # the model tokenizes texts and resizes images itself
 
-    def _module(self, network: Network) -> nn.Module:
+    def _make_module(self, network: Network) -> nn.Module:
         return network.model
 
     def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
-        engine: Any = self._engine(len(batch))
+        engine: Any = self._get_engine(len(batch))
         return torch.from_numpy(engine((batch,)))
 
-    def _engine(self, n_items: int) -> Engine:
-        model = self._network().model
+    def _get_engine(self, n_items: int) -> Engine:
+        model = self._get_network().model
         return _SentenceTransformerEngine(model, self._options(model), self.dtype_)
 
     def _options(self, model: Any) -> dict[str, Any]:
@@ -274,14 +274,14 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
             )
         return super()._options(model)
 
-    def _min_side(self, preprocessing: Any) -> int:
+    def _compute_min_side(self, preprocessing: Any) -> int:
         return _MAX_SIDE
 
     def _preprocess(self, preprocessing: Any, image: Any) -> Any:
         factor = min(image.size) // _MAX_SIDE
         return image.reduce(factor) if factor > 1 else image
 
-    def _pixel_network(self, network: Network) -> nn.Module:
+    def _make_pixel_network(self, network: Network) -> nn.Module:
         raise ValueError(
             "SentenceTransformerImageEncoder cannot be exported, because the model prepares "
             "images itself. Use TransformersImageEncoder."
@@ -303,7 +303,7 @@ class _SentenceTransformerEngine(TorchEngine):
     def _compute(self, inputs: Any) -> np.ndarray:
         """Return the features of a tuple with a list of texts or images."""
         (items,) = inputs
-        with self._precision():
+        with self._autocast():
             features = self.model.encode(
                 items, batch_size=len(items), show_progress_bar=False, **self.options
             )

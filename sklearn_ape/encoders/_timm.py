@@ -160,7 +160,7 @@ class TimmImageEncoder(ImageEncoder):
         """
         from timm.data import ImageNetInfo, infer_imagenet_subset
 
-        model = self._network().model
+        model = self._get_network().model
         names = (model.pretrained_cfg or {}).get("label_names")
         if names:
             return list(names)
@@ -216,18 +216,18 @@ class TimmImageEncoder(ImageEncoder):
         self._check_parameters()
         if self.views != 1 or self.output != "features":
             raise ValueError("transform_grid requires views=1 and output='features'.")
-        network = self._network()
-        module: Any = self._module(network)
+        network = self._get_network()
+        module: Any = self._make_module(network)
         grids, pixels, errors = [], [], {}
         with default_state(), torch.inference_mode():
             for row, item in enumerate(self._as_list(X)):
                 try:
-                    self._check(item)
-                    prepared = self._prepare(network.prepare, item)
+                    self._check_item(item)
+                    prepared = self._prepare_item(network.prepare, item)
                 except ItemError as error:
                     errors[row] = describe_item(item, error)
                     continue
-                (tensor,) = self._tensors(network, [prepared])
+                (tensor,) = self._make_tensors(network, [prepared])
                 normalized = module.normalize(tensor.to(network.device))
                 last = network.model.forward_features(normalized)
                 grid = module.network.split_pooling(last)
@@ -267,10 +267,10 @@ class TimmImageEncoder(ImageEncoder):
     def _get_weights_key(self) -> str:
         return f"{self.model_name}@{self.revision} {self.crop}"
 
-    def _identity(self) -> dict[str, Any]:
+    def _get_identity(self) -> dict[str, Any]:
         # Omitted for one view, so that caches from before the parameter existed remain valid.
         views = {} if self.views == 1 else {"views": int(self.views)}
-        return super()._identity() | views
+        return super()._get_identity() | views
 
     def _compute_weights_fingerprint(self) -> str | None:
         if self.model_name in PACKAGED or os.path.isdir(self.model_name):
@@ -298,7 +298,7 @@ class TimmImageEncoder(ImageEncoder):
             return f"hf-hub:{self._get_hub_id()}{suffix}"
         return self.model_name
 
-    def _load(self, device: torch.device) -> Network:
+    def _load_network(self, device: torch.device) -> Network:
         import timm
 
         model: Any
@@ -322,7 +322,7 @@ class TimmImageEncoder(ImageEncoder):
             device,
         )
 
-    def _pixel_network(self, network: Network) -> torch.nn.Module:
+    def _make_pixel_network(self, network: Network) -> torch.nn.Module:
         return _Features(network.model, self.pooling, self.output)
 
 

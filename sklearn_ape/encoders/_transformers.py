@@ -140,12 +140,12 @@ class TransformersTextEncoder(TextEncoder):
         check_integer(self.max_length, "max_length", 1, optional=True)
         check_source(self.model_name, self)
 
-    def _identity(self) -> dict[str, Any]:
-        identity = super()._identity()
+    def _get_identity(self) -> dict[str, Any]:
+        identity = super()._get_identity()
         preparation = read_preparation(self.model_name, self.revision, identity["weights"])
         return identity | preparation.identity()
 
-    def _load(self, device: torch.device) -> Network:
+    def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
 
         tokenizer = load_from_source(AutoTokenizer.from_pretrained, self.model_name, self.revision)
@@ -181,7 +181,7 @@ class TransformersTextEncoder(TextEncoder):
         limit = sentence.get("max_seq_length") or limit
         return _TextPipeline(tokenizer, limit, pooling, "Normalize" in kinds, preparation)
 
-    def _module(self, network: Network) -> torch.nn.Module:
+    def _make_module(self, network: Network) -> torch.nn.Module:
         pipeline: _TextPipeline = network.prepare
         pooling = pipeline.pooling if self.pooling == "auto" else self.pooling
         normalize = pipeline.normalize if self.normalize == "auto" else bool(self.normalize)
@@ -193,10 +193,10 @@ class TransformersTextEncoder(TextEncoder):
             )
         return _TextFeatures(network.model, pooling, normalize)
 
-    def _order(self, items: list[Any]) -> list[int]:
-        pipeline: _TextPipeline = self._network().prepare
+    def _sort_rows(self, items: list[Any]) -> list[int]:
+        pipeline: _TextPipeline = self._get_network().prepare
         if not getattr(pipeline.tokenize, "is_fast", False):
-            return super()._order(items)
+            return super()._sort_rows(items)
         # Sort by the number of tokens: in batches sorted by letters, one eighth is padding.
         lengths: list[int] = []
         for rows in gen_batches(len(items), _TOKENIZED_AT_ONCE):
@@ -205,7 +205,7 @@ class TransformersTextEncoder(TextEncoder):
             lengths += map(len, tokens)
         return sorted(range(len(items)), key=lambda row: (lengths[row], items[row]), reverse=True)
 
-    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+    def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         # SigLIP was trained with texts padded to a fixed length, and attends to the padding.
         padding = "max_length" if _is_siglip(network.model) else True
         options = {"padding": padding, "return_attention_mask": True, "return_tensors": "pt"}
@@ -375,7 +375,7 @@ class TransformersImageEncoder(ImageEncoder):
         check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
 
-    def _load(self, device: torch.device) -> Network:
+    def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel
 
         prepare = load_from_source(
@@ -391,7 +391,7 @@ class TransformersImageEncoder(ImageEncoder):
     def _preprocess(self, preprocessing: Any, image: Any) -> torch.Tensor:
         return preprocessing(images=image, return_tensors="pt")["pixel_values"][0]
 
-    def _pixel_network(self, network: Network) -> torch.nn.Module:
+    def _make_pixel_network(self, network: Network) -> torch.nn.Module:
         return _ImageFeatures(network.model, self.pooling)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -82,7 +83,7 @@ class FrozenEncoder(
     # Methods of subclasses: weights and identity
 
     @abstractmethod
-    def _load(self, device: torch.device) -> Network:
+    def _load_network(self, device: torch.device) -> Network:
         """Load the weights."""
 
     def _get_weights_key(self) -> str:
@@ -93,11 +94,11 @@ class FrozenEncoder(
         """Return a digest or commit of the weights, or None if the model must be loaded first."""
         return compute_fingerprint(self.model_name, self.revision)
 
-    def _identity(self) -> dict[str, Any]:
+    def _get_identity(self) -> dict[str, Any]:
         """Return everything except the item that a feature depends on, without loading weights."""
         weights = self._compute_weights_fingerprint()
         if weights is None:
-            self._network()  # downloads the weights
+            self._get_network()  # downloads the weights
             weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
         library = format_library_version(self._library)
         params = {name: getattr(self, name) for name in self._feature_params}
@@ -106,30 +107,30 @@ class FrozenEncoder(
     # Methods of subclasses: items
 
     @abstractmethod
-    def _digest(self, item: Any) -> bytes:
+    def _digest_item(self, item: Any) -> bytes:
         """Return a digest of an item's content, or raise ItemError."""
 
     @abstractmethod
-    def _check(self, item: Any) -> None:
+    def _check_item(self, item: Any) -> None:
         """Raise ItemError for an item whose defects can be found cheaply."""
 
     @abstractmethod
-    def _prepare(self, prepare: Any, item: Any) -> Any:
-        """Convert an item for `_tensors`; called in threads."""
+    def _prepare_item(self, prepare: Any, item: Any) -> Any:
+        """Convert an item for `_make_tensors`; called in threads."""
 
     @abstractmethod
-    def _blank(self) -> Any:
+    def _make_blank(self) -> Any:
         """Return a valid item, used to find the number of features."""
 
     @abstractmethod
-    def _examples(self) -> list[list[Any]]:
+    def _make_examples(self) -> list[list[Any]]:
         """Return batches of varied items, used to trace a network and to compare engines."""
 
     def _may_change(self, item: Any) -> bool:
         """Return whether an item's content may change while it is read, because it is a file."""
         return False
 
-    def _order(self, items: list[Any]) -> list[int]:
+    def _sort_rows(self, items: list[Any]) -> list[int]:
         """Return the order in which items are encoded."""
         return list(range(len(items)))
 
@@ -139,11 +140,11 @@ class FrozenEncoder(
     # Methods of subclasses: batches
 
     @abstractmethod
-    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+    def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         """Return prepared items as tensors on the CPU, each with one row per item."""
 
     @abstractmethod
-    def _module(self, network: Network) -> torch.nn.Module:
+    def _make_module(self, network: Network) -> torch.nn.Module:
         """Return the module that maps tensors of a batch to features, (n_items, n_features)."""
 
     @reports_fit
@@ -271,7 +272,9 @@ class FrozenEncoder(
     @property
     def dtype_(self) -> str:
         """Precision in which the network is computed; the choice made for ``dtype="auto"``."""
-        return choose_dtype(self.engine, self._device()) if self.dtype == "auto" else self.dtype
+        if self.dtype != "auto":
+            return self.dtype
+        return choose_dtype(self.engine, self._resolve_device())
 
     def cache_info(self) -> CacheInfo:
         """Return how many features came from the cache and from the network in this process.
@@ -285,22 +288,23 @@ class FrozenEncoder(
 
     def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
         """Return the features of a batch, (n_items, n_features), computed by torch."""
-        tensors = (x.to(network.device) for x in self._tensors(network, batch))
-        return self._module(network)(*tensors)
+        tensors = (x.to(network.device) for x in self._make_tensors(network, batch))
+        return self._make_module(network)(*tensors)
 
-    def _engine(self, n_items: int) -> Engine:
+    def _get_engine(self, n_items: int) -> Engine:
         """Return the engine that computes features of some number of items.
 
         Engines are shared within the process. With ``engine="auto"``, torch computes a few items,
         for which the start of another engine takes longer than it saves.
         """
-        network = self._network()
-        identity = {"encoder": type(self).__name__, **self._identity()}
+        network = self._get_network()
+        identity = {"encoder": type(self).__name__, **self._get_identity()}
+        prepare = partial(self._prepare_item, network.prepare)
         workload = Workload(
-            module=self._module(network),
+            module=self._make_module(network),
             examples=lambda: [
-                self._tensors(network, [self._prepare(network.prepare, item) for item in batch])
-                for batch in self._examples()
+                self._make_tensors(network, list(map(prepare, batch)))
+                for batch in self._make_examples()
             ],
             key=json.dumps(identity, sort_keys=True),
             device=network.device,
@@ -323,9 +327,9 @@ class FrozenEncoder(
         )
 
     def _resolve_engine_name(self) -> str:
-        return choose_engine(self.engine, self._device(), self.dtype_)
+        return choose_engine(self.engine, self._resolve_device(), self.dtype_)
 
-    def _device(self) -> torch.device:
+    def _resolve_device(self) -> torch.device:
         """Return the device; engines other than torch compute on the CPU, even beside a GPU."""
         if self.engine in ("onnx", "openvino") and self.device in (None, "auto"):
             return torch.device("cpu")
@@ -341,10 +345,10 @@ class FrozenEncoder(
             return int(self.batch_size)
         return self._cpu_batch_size if device.type == "cpu" else self._gpu_batch_size
 
-    def _network(self) -> Network:
+    def _get_network(self) -> Network:
         """Return the network that all encoders with the same weights and loader share."""
         loader = self._loader or type(self).__name__
-        device = self._device()
+        device = self._resolve_device()
         weights = self._get_weights_key()
         if os.path.isdir(self.model_name):  # the files of the folder may have been replaced
             weights += digest_folder(Path(self.model_name))
@@ -353,7 +357,7 @@ class FrozenEncoder(
             # Libraries initialize weights at random before they read them. The fork keeps the
             # state of the user's generator.
             with default_state(), torch.random.fork_rng(devices=[]):
-                network = self._load(device)
+                network = self._load_network(device)
                 network.model.requires_grad_(False).eval()
             return network
 
@@ -369,16 +373,16 @@ class FrozenEncoder(
         identity = self._digest_identity()
         width = widths.get(identity)
         if width is None:
-            network = self._network()
+            network = self._get_network()
             with default_state(), torch.inference_mode():
-                blank = self._prepare(network.prepare, self._blank())
+                blank = self._prepare_item(network.prepare, self._make_blank())
                 width = self._forward(network, [blank]).shape[1]
             widths.put(identity, width)
         return width
 
     def _digest_identity(self) -> bytes:
-        """Return a digest of `_identity` and the precision, a part of the keys of caches."""
-        parts = self._get_precision_parts() | self._identity()
+        """Return a digest of `_get_identity` and the precision, a part of the keys of caches."""
+        parts = self._get_precision_parts() | self._get_identity()
         identity = {"encoder": type(self).__name__, **parts}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 

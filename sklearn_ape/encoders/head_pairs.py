@@ -158,7 +158,7 @@ class _Head(NamedTuple):
 
 
 def _find_timm_head(encoder: TimmImageEncoder) -> _Head:
-    network = encoder._network()
+    network = encoder._get_network()
     layer = network.model.get_classifier()
     if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
         heads = "several heads" if isinstance(layer, tuple) else "no linear classification head"
@@ -169,7 +169,7 @@ def _find_timm_head(encoder: TimmImageEncoder) -> _Head:
     # channels of the mean, which is compared with the logits below.
     pooling = "mean" if encoder.pooling == "gem" else encoder.pooling
     plain = clone(encoder).set_params(pooling=pooling, views=1)
-    blank = [plain._prepare(network.prepare, plain._blank())]
+    blank = [plain._prepare_item(network.prepare, plain._make_blank())]
     with torch.inference_mode():
         features = plain._forward(network, blank)
         logits = clone(plain).set_params(output="logits")._forward(network, blank)
@@ -180,7 +180,7 @@ def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, l
     """Load a network again, with its head, and return the head and the class names."""
     from transformers import AutoModelForImageClassification
 
-    network = encoder._network()
+    network = encoder._get_network()
     no_head = (
         f"model_name={encoder.model_name!r} is a network with no linear classification head. Use "
         "a network with one."
@@ -207,7 +207,7 @@ def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, l
     if layer is None or any(key.startswith(name) for key in loaded["missing_keys"]):
         raise ValueError(no_head)
     model = model.eval().to(network.device)
-    blank = [encoder._prepare(network.prepare, encoder._blank())]
+    blank = [encoder._prepare_item(network.prepare, encoder._make_blank())]
     with torch.inference_mode():
         features = encoder._forward(network, blank)
         logits = model(pixel_values=torch.stack(blank).to(network.device)).logits

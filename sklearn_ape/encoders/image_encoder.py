@@ -168,35 +168,35 @@ class ImageEncoder(FrozenEncoder):
     crop: str
     views: int = 1
 
-    def _digest(self, item: Any) -> bytes:
+    def _digest_item(self, item: Any) -> bytes:
         return digest_image(item)
 
-    def _check(self, item: Any) -> None:
+    def _check_item(self, item: Any) -> None:
         check_image(item)
 
     def _may_change(self, item: Any) -> bool:
         return isinstance(item, str | os.PathLike)
 
     @abstractmethod
-    def _pixel_network(self, network: Network) -> torch.nn.Module:
+    def _make_pixel_network(self, network: Network) -> torch.nn.Module:
         """Return the module that maps normalized pixels, (n, 3, height, width), to features."""
 
-    def _preprocessing(self, prepare: Any) -> Any:
+    def _get_preprocessing(self, prepare: Any) -> Any:
         return prepare
 
-    def _module(self, network: Network) -> torch.nn.Module:
-        preprocessing = self._preprocessing(network.prepare)
-        return OnPixels(self._pixel_network(network), preprocessing, self.views).eval()
+    def _make_module(self, network: Network) -> torch.nn.Module:
+        preprocessing = self._get_preprocessing(network.prepare)
+        return OnPixels(self._make_pixel_network(network), preprocessing, self.views).eval()
 
-    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+    def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         return (torch.stack(batch),)
 
     def _choose_batch_size(self, device: torch.device) -> int:
         return max(1, super()._choose_batch_size(device) // self.views)
 
-    def _prepare(self, prepare: Any, item: Any) -> Any:
-        preprocessing = self._preprocessing(prepare)
-        image = read_image(item, self._min_side(preprocessing), self.crop == "pad")
+    def _prepare_item(self, prepare: Any, item: Any) -> Any:
+        preprocessing = self._get_preprocessing(prepare)
+        image = read_image(item, self._compute_min_side(preprocessing), self.crop == "pad")
         if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
             raise ItemError(f"is too narrow ({image.width} x {image.height} pixels). Crop it.")
         if self.crop == "pad" and image.width != image.height:
@@ -209,7 +209,7 @@ class ImageEncoder(FrozenEncoder):
     def _preprocess(self, preprocessing: Any, image: Any) -> torch.Tensor:
         return preprocessing(image)
 
-    def _min_side(self, preprocessing: Any) -> int | None:
+    def _compute_min_side(self, preprocessing: Any) -> int | None:
         """Return the smallest side at which images are decoded without a loss of detail."""
         if not isinstance(preprocessing, Preprocessing):
             return None
@@ -217,16 +217,16 @@ class ImageEncoder(FrozenEncoder):
         side = _REDUCING_GAP * (resize if isinstance(resize, int) else max(resize))
         return math.ceil(side * (_MAX_ZOOM if self.views > 2 else 1))
 
-    def _blank(self) -> Any:
+    def _make_blank(self) -> Any:
         return Image.new("RGB", (32, 32), "white")
 
-    def _examples(self) -> list[list[Any]]:
+    def _make_examples(self) -> list[list[Any]]:
         rng = np.random.default_rng(0)
         images = [
             Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).resize((96, 64))
             for size in (2, 8, 32)
         ]
-        return [images, [self._blank()]]
+        return [images, [self._make_blank()]]
 
     def _as_list(self, X: Any) -> list[Any]:
         is_array = isinstance(X, np.ndarray) and X.dtype.kind in "buif"

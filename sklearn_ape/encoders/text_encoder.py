@@ -101,10 +101,10 @@ class TextEncoder(FrozenEncoder):
 
     n_jobs = None  # tokenizers are fast, or use several threads on their own
 
-    def _digest(self, item: Any) -> bytes:
+    def _digest_item(self, item: Any) -> bytes:
         return hashlib.sha256(b"text" + _validate_text(item).encode()).digest()
 
-    def _check(self, item: Any) -> None:
+    def _check_item(self, item: Any) -> None:
         if Path(item).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(item):
             raise ItemError(
                 "is an image file, not a text. Pass captions to the text encoder and images to "
@@ -126,20 +126,20 @@ class TextEncoder(FrozenEncoder):
             "text encoder."
         )
 
-    def _prepare(self, prepare: Any, item: Any) -> str:
+    def _prepare_item(self, prepare: Any, item: Any) -> str:
         return str(item)
 
-    def _blank(self) -> str:
+    def _make_blank(self) -> str:
         return "a"
 
-    def _examples(self) -> list[list[Any]]:
+    def _make_examples(self) -> list[list[Any]]:
         return [
             ["a cat", "a photograph of two dogs that run along a beach", "rain"],
             ["a"],
             ["many words " * 20, "a b"],
         ]
 
-    def _order(self, items: list[Any]) -> list[int]:
+    def _sort_rows(self, items: list[Any]) -> list[int]:
         # Batches of similar lengths need the least padding. Equal lengths are sorted by text, so
         # that batches, and thus the rounding of features, do not depend on the order of items.
         return sorted(

@@ -88,8 +88,8 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
     values = FittedState(state, "the state of the training")
     callbacks: dict[str, Any] = dict(net.callbacks_)
     try:
-        _load(net.module_, values.value("module"))
-        _load(net.criterion_, values.value("criterion"))
+        _load_weights(net.module_, values.value("module"))
+        _load_weights(net.criterion_, values.value("criterion"))
         _restore_optimizer(net.optimizer_, values.value("optimizer"))
         scheduler = callbacks["schedule"].lr_scheduler_
         schedule = values.value("schedules")["schedule"]
@@ -130,7 +130,7 @@ def _to_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _load(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
+def _load_weights(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
     expected = _drop_frozen(module, module.state_dict())
     if arrays.keys() != expected.keys():
         raise KeyError(min(arrays.keys() ^ expected.keys()))

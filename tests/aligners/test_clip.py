@@ -55,9 +55,9 @@ def test_embeddings_equal_open_clip(tmp_path):
     model = save_model(tmp_path)
     aligner = CLIPAligner(str(tmp_path))
     encoder = aligner.image_encoder
-    network = encoder._network()
-    batch = [encoder._prepare(network.prepare, input_image) for input_image in IMAGES]
-    pixels = encoder._module(network).normalize(*encoder._tensors(network, batch))
+    network = encoder._get_network()
+    batch = [encoder._prepare_item(network.prepare, input_image) for input_image in IMAGES]
+    pixels = encoder._make_module(network).normalize(*encoder._make_tensors(network, batch))
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     with torch.inference_mode():
         image, text, scale = model(pixels, tokens)[:3]
@@ -135,7 +135,7 @@ def test_batches_of_texts_are_four_times_larger(size, text_size, folder):
 
 
 def test_pretrained_parameter_equals_open_clip():
-    assert CLIPAligner("ViT-B-32", "openai")._name() == CLIPAligner()._name()
+    assert CLIPAligner("ViT-B-32", "openai")._get_model_name() == CLIPAligner()._get_model_name()
     with pytest.raises(ValueError, match="model_name='ViT-B-32/opnai' is not a pretrained CLIP"):
         CLIPAligner("ViT-B-32", "opnai").fit(IMAGES)
     with pytest.raises(ValueError, match="model_name='ViT-B-32' is not a pretrained CLIP"):

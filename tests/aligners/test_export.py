@@ -203,9 +203,9 @@ class TestOpenClip:
         aligner = KernelAligner(image_encoder=encoder, text_encoder=text_encoder).fit(X, y)
         exported = as_open_clip(aligner)
         pixels = [exported.transform(image) for image in X]
-        network = encoder._network()
-        prepared = torch.stack([encoder._prepare(network.prepare, image) for image in X])
-        module = encoder._module(network)
+        network = encoder._get_network()
+        prepared = torch.stack([encoder._prepare_item(network.prepare, image) for image in X])
+        module = encoder._make_module(network)
         expected = module.normalize(prepared.flatten(0, 1) if encoder.views > 1 else prepared)
         torch.testing.assert_close(
             torch.stack(pixels).reshape(expected.shape),

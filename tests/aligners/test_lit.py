@@ -94,7 +94,7 @@ def weights(module):
 
 def find_changed(encoder, aligner):
     """Return the names of the tower's weights that differ from those of the encoder."""
-    initial = dict(encoder._load(torch.device("cpu")).model.named_parameters())
+    initial = dict(encoder._load_network(torch.device("cpu")).model.named_parameters())
     tuned = aligner.module_.text_head.tower.named_parameters()
     return {name for name, parameter in tuned if not torch.equal(parameter, initial[name])}
 
@@ -103,10 +103,10 @@ class TestWhatIsTrained:
     def test_fit_does_not_change_the_encoder(self, encoder, pairs):
         """Other aligners in the process use the same network."""
         before = encoder.transform(pairs[1][:5])
-        network = encoder._network().model
+        network = encoder._get_network().model
         initial = weights(network)
         aligner = small(encoder).fit(*pairs)
-        assert encoder._network().model is network
+        assert encoder._get_network().model is network
         assert all(torch.equal(initial[name], p) for name, p in weights(network).items())
         assert not any(p.requires_grad for p in network.parameters())
         after = TransformersTextEncoder(encoder.model_name, cache=None).transform(pairs[1][:5])
@@ -266,7 +266,7 @@ class TestScikitLearn:
         aligner = small(encoder).fit(*pairs)
         stored = pickle.dumps(aligner)
         monkeypatch.setattr(
-            TransformersTextEncoder, "_load", None
+            TransformersTextEncoder, "_load_network", None
         )  # loading the encoder would fail
         restored = pickle.loads(stored)
         np.testing.assert_array_equal(

@@ -132,7 +132,7 @@ class TestHostileZips:
         loaded_names = []
         monkeypatch.setattr(
             TransformersTextEncoder,
-            "_load",
+            "_load_network",
             lambda self, device: loaded_names.append(self.model_name),
         )
         archive = packed(folder, tmp_path / "changed.zip")

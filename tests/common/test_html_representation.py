@@ -80,7 +80,7 @@ class TestDocumentationLinks:
     def test_model_of_hub_is_not_downloaded(self, encoder, monkeypatch):
         """scikit-learn catches errors of names of columns, so that an error would not be seen."""
         loaded = []
-        monkeypatch.setattr(encoder, "_network", lambda self: loaded.append(self.model_name))
+        monkeypatch.setattr(encoder, "_get_network", lambda self: loaded.append(self.model_name))
         assert len(links(encoder("owner/model"))) == 1
         assert loaded == []
 

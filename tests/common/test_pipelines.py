@@ -14,7 +14,7 @@ class RowCount:
 
     def __init__(self, encoder):
         self.rows = 0
-        self._handle = encoder._network().model.register_forward_pre_hook(
+        self._handle = encoder._get_network().model.register_forward_pre_hook(
             self._count, with_kwargs=True
         )
 

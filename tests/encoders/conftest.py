@@ -37,4 +37,4 @@ def no_weights(monkeypatch):
     def fails(self, *args):
         raise AssertionError("the network was called for")
 
-    monkeypatch.setattr(FrozenEncoder, "_network", fails)
+    monkeypatch.setattr(FrozenEncoder, "_get_network", fails)

@@ -57,7 +57,7 @@ def test_clones_share_one_network(paths):
     """The candidates of a search share the loaded weights."""
     first = TimmImageEncoder()
     first.transform(paths[:1])
-    assert clone(first)._network().model is first._network().model
+    assert clone(first)._get_network().model is first._get_network().model
 
 
 def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):

@@ -50,7 +50,7 @@ def test_file_changed_during_reading_fails(tmp_path, monkeypatch, on_error):
         Image.new("RGB", (40, 40), "red" if path == paths[0] else "green").save(path)
         os.utime(path, (10**9, 10**9))
     green = Image.open(paths[1]).copy()
-    prepare = TimmImageEncoder._prepare
+    prepare = TimmImageEncoder._prepare_item
 
     def replaced_before(self, network, item):
         if item == paths[0]:
@@ -59,7 +59,7 @@ def test_file_changed_during_reading_fails(tmp_path, monkeypatch, on_error):
         return prepare(self, network, item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TimmImageEncoder, "_prepare", replaced_before)
+        patch.setattr(TimmImageEncoder, "_prepare_item", replaced_before)
         if on_error == "raise":
             with pytest.raises(
                 EncodingError, match=r"row 0: .*a\.bmp.* changed while it was read"

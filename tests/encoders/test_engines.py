@@ -70,7 +70,7 @@ def test_engine_features_equal_torch(engine, paths, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             features = encoder.transform(items)
-        assert encoder._engine(len(items)).name == engine
+        assert encoder._get_engine(len(items)).name == engine
         assert cosine_distances(features, expected).max() < 1e-5
         np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max())
     assert len(exports(tmp_path / engine)) == 2
@@ -172,7 +172,7 @@ def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
     encoder = TimmImageEncoder(tiny, engine="openvino", cache=tmp_path)
     expected = TimmImageEncoder(tiny, engine="torch", cache=None).transform(paths)
     np.testing.assert_allclose(encoder.transform(paths), expected, atol=1e-4)
-    assert encoder._engine(5).name == "openvino"
+    assert encoder._get_engine(5).name == "openvino"
 
 
 def test_openvino_is_imported_without_telemetry(tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ class TestPrecision:
                 RuntimeWarning, match=r"engine='openvino', which .* in float32: its"
             ):
                 features = encoder.transform(paths)
-            assert encoder._engine(len(paths)).name == "openvino"
+            assert encoder._get_engine(len(paths)).name == "openvino"
             np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
 
     def test_auto_is_bfloat16_where_it_is_fast(self, tiny, monkeypatch):

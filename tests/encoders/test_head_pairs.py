@@ -85,7 +85,7 @@ def test_imagenet_head_gives_weights_and_texts(image_encoder, captioned_images):
     assert pairs.weights.dtype == np.float32
     features = image_encoder.transform(captioned_images.images[:5])
     logits = TimmImageEncoder(output="logits", cache=None).transform(captioned_images.images[:5])
-    bias = image_encoder._network().model.get_classifier().bias.numpy()
+    bias = image_encoder._get_network().model.get_classifier().bias.numpy()
     np.testing.assert_allclose(features @ pairs.weights.T + bias, logits, atol=1e-3)
     assert pairs.texts[0] == [
         "tench",

@@ -93,7 +93,7 @@ class TestLargeImages:
     def test_reduced_image_has_nearly_equal_features(self, crop):
         """The cosine distance is below 3e-4 for drawings and noise."""
         encoder = TimmImageEncoder(crop=crop, cache=None, engine="torch")
-        network = encoder._network()
+        network = encoder._get_network()
         reference = timm.data.create_transform(
             224,
             is_training=False,
@@ -114,7 +114,7 @@ class TestLargeImages:
 
                 image = _pad_to_square(image)
             with torch.inference_mode():
-                expected = encoder._pixel_network(network)(reference(image)[None]).numpy()[0]
+                expected = encoder._make_pixel_network(network)(reference(image)[None]).numpy()[0]
             features = encoder.transform([file])[0]
             cosine = features @ expected / np.linalg.norm(features) / np.linalg.norm(expected)
             assert 1 - cosine < 3e-4

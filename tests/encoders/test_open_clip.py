@@ -41,12 +41,12 @@ def test_towers_share_one_network(tmp_path):
     model = save_model(tmp_path)
     images, texts = OpenCLIPImageEncoder(str(tmp_path)), OpenCLIPTextEncoder(str(tmp_path))
     features = images.transform(IMAGES), texts.transform(TEXTS)
-    network = images._network()
-    assert network.model is texts._network().model
+    network = images._get_network()
+    assert network.model is texts._get_network().model
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     assert tokens.shape == (3, 16)
-    batch = [images._prepare(network.prepare, image) for image in IMAGES]
-    pixels = images._module(network).normalize(*images._tensors(network, batch))
+    batch = [images._prepare_item(network.prepare, image) for image in IMAGES]
+    pixels = images._make_module(network).normalize(*images._make_tensors(network, batch))
     with torch.inference_mode():
         np.testing.assert_allclose(features[0], model.encode_image(pixels), atol=1e-5)
         np.testing.assert_allclose(features[1], model.encode_text(tokens), atol=1e-5)

@@ -134,7 +134,7 @@ class TestImages:
         encoder = SentenceTransformerImageEncoder(clip_folder, cache=None)
         gradient = np.linspace(0, 255, 4100, dtype=np.uint8)
         large = np.broadcast_to(gradient[:, None, None], (4100, 4200, 3))
-        prepared = encoder._prepare(None, large)
+        prepared = encoder._prepare_item(None, large)
         assert prepared.size == (2100, 2050)
         expected = st.SentenceTransformer(clip_folder, device="cpu").encode(
             [Image.fromarray(large)]
@@ -146,7 +146,7 @@ class TestImages:
             "image_encoder": SentenceTransformerImageEncoder(clip_folder),
             "text_encoder": SentenceTransformerEncoder(clip_folder),
         }
-        models = {id(encoder._network().model) for encoder in both.values()}
+        models = {id(encoder._get_network().model) for encoder in both.values()}
         assert len(models) == 1
         aligner = KernelAligner(**both).fit(images, TEXTS[:4])
         aligner.save_pretrained(tmp_path / "model")

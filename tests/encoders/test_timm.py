@@ -22,9 +22,9 @@ def paths():
 
 def prepared(encoder, paths):
     """Return the input of the network."""
-    network = encoder._network()
-    batch = [encoder._prepare(network.prepare, path) for path in paths]
-    return encoder._module(network).normalize(*encoder._tensors(network, batch))
+    network = encoder._get_network()
+    batch = [encoder._prepare_item(network.prepare, path) for path in paths]
+    return encoder._make_module(network).normalize(*encoder._make_tensors(network, batch))
 
 
 def test_logits_equal_reference_implementation(paths):
@@ -229,7 +229,7 @@ def test_gem_is_between_mean_and_maximum(paths):
     )
     encoder = TimmImageEncoder()
     with torch.inference_mode():
-        maps = encoder._network().model.forward_features(prepared(encoder, paths[:3]))
+        maps = encoder._get_network().model.forward_features(prepared(encoder, paths[:3]))
     highest = maps.amax(dim=(2, 3)).numpy()
     assert np.all(gem >= mean - 1e-5)
     assert np.all(gem <= np.maximum(highest, 1e-6) + 1e-5)
@@ -249,7 +249,7 @@ class TestViews:
         """Mirrored image, smaller copy on white, and enlarged center."""
         encoder = TimmImageEncoder(pooling=pooling, cache=None)
         with Image.open(asymmetric[0]) as file:
-            image = encoder._prepare(lambda image: image, file)
+            image = encoder._prepare_item(lambda image: image, file)
         side = image.width  # the images are square
         small = Image.new("RGB", (side + 2 * (side // 4),) * 2, "white")
         small.paste(image, (side // 4, side // 4))
@@ -287,7 +287,7 @@ class TestViews:
             for views in (1, 2)
         }
         assert np.abs(features[1] - features[2]).max() > 0.01
-        assert "views" not in TimmImageEncoder()._identity()
+        assert "views" not in TimmImageEncoder()._get_identity()
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 2), (90, 1), (64, 21)])
     def test_views_of_small_and_narrow_images(self, size):

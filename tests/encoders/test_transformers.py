@@ -278,14 +278,14 @@ def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
     save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), batch_size=2, cache=None)
     shapes = []
-    tensors = TransformersTextEncoder._tensors
+    tensors = TransformersTextEncoder._make_tensors
 
     def record(self, network, batch):
         inputs = tensors(self, network, batch)
         shapes.append((len(batch), inputs[0].shape[1], int(inputs[1].sum())))
         return inputs
 
-    monkeypatch.setattr(TransformersTextEncoder, "_tensors", record)
+    monkeypatch.setattr(TransformersTextEncoder, "_make_tensors", record)
     # Four words of one letter have more tokens than one word of five letters.
     texts = ["a a a a", "xxxxxxxxxx", "a a a cat", "yyyyyyyyyyyy"]
     together = encoder.fit(texts).transform(texts)
@@ -349,13 +349,13 @@ class TestSigLIP:
         np.testing.assert_array_equal(encoder.transform(LOUD), encoder.transform(TEXTS))
 
     def test_lower_case_changes_cache_key(self, siglip):
-        assert TransformersTextEncoder(str(siglip))._identity()["lower"] is True
+        assert TransformersTextEncoder(str(siglip))._get_identity()["lower"] is True
 
     @pytest.mark.parametrize("name", ["SiglipTokenizer", "Siglip2Tokenizer"])
     def test_lower_casing_tokenizer_keeps_cache_key(self, siglip, name):
         file = siglip / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": name}))
-        assert "lower" not in TransformersTextEncoder(str(siglip))._identity()
+        assert "lower" not in TransformersTextEncoder(str(siglip))._get_identity()
 
     def test_lit_tower_lower_cases(self, siglip):
         """LiT uses the encoder's preparation of texts."""
@@ -370,7 +370,7 @@ class TestSentenceTransformers:
         encoder = sentence_model(tmp_path, prompts={"query": "", "document": ""})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            identity = encoder._identity()
+            identity = encoder._get_identity()
         assert identity.keys() == {
             "weights", "library", "pooling", "normalize", "max_length"
         }  # fmt: skip
@@ -381,13 +381,13 @@ class TestSentenceTransformers:
         features = encoder.transform(LOUD)
         np.testing.assert_allclose(features, theirs(tmp_path, LOUD), atol=1e-5)
         np.testing.assert_array_equal(features, encoder.transform(TEXTS))
-        assert encoder._identity()["lower"] is True
+        assert encoder._get_identity()["lower"] is True
 
     def test_default_prompt_is_prepended(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog ", "other": "cat "}, "query")
         features = encoder.transform(TEXTS)
         np.testing.assert_allclose(features, theirs(tmp_path, TEXTS), atol=1e-5)
-        assert encoder._identity()["prompt"] == "the dog "
+        assert encoder._get_identity()["prompt"] == "the dog "
         (tmp_path / "config_sentence_transformers.json").unlink()
         prompted = encoder.transform([f"the dog {text}" for text in TEXTS])
         np.testing.assert_allclose(prompted, features, atol=1e-6)

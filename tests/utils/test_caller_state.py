@@ -260,7 +260,7 @@ class TestEncoders:
         before = later.cache_info()
         np.testing.assert_array_equal(later.transform(items), expected_features[side])
         assert later.cache_info().misses == before.misses
-        network = later._network().model
+        network = later._get_network().model
         assert all(p.dtype == torch.float32 and not p.is_inference() for p in network.parameters())
 
     @pytest.mark.exhaustive

@@ -37,13 +37,15 @@ class SharedInputs:
                     torch.nn.init.normal_(parameter, std=0.2)
         timm.models.save_for_hf(model, self.network, safe_serialization=True)
         encoder = self.encoder(None)
-        encoder._network()  # shared by all children
+        encoder._get_network()  # shared by all children
         self.text_encoder = TransformersTextEncoder(cache=None, engine="torch", device="cpu")
-        self.text_encoder._network()
+        self.text_encoder._get_network()
         self._choose(n_images, encoder)
         self.texts = run_in_child(lambda: self.text_encoder.transform(self.captions))
         identity = encoder._digest_identity()
-        keys = [hashlib.sha256(identity + encoder._digest(path)).digest() for path in self.paths]
+        keys = [
+            hashlib.sha256(identity + encoder._digest_item(path)).digest() for path in self.paths
+        ]
         self.numbers = {key: number for number, key in enumerate(keys)}
         for path in [self.folder, *self.folder.rglob("*")]:
             path.chmod(0o755)  # children may run as the user nobody
