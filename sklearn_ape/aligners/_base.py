@@ -312,12 +312,12 @@ class BaseAligner(
         if fitted_images is None:
             return None
         if not fitted_images.are_contents:
-            return fitted_images.contain_features(self._get_image_features(X, reset=False))
+            return fitted_images.match_features(self._get_image_features(X, reset=False))
         digests = digest_images(X)
         if digests is None:
             self._get_image_features(X, reset=False)  # encoders of this package name the problem
             raise ValueError("X holds features, and fit was given images. Pass images.")
-        return fitted_images.contain_contents(digests)
+        return fitted_images.match_digests(digests)
 
     def _embed_valid(self, side: str, features: Any) -> np.ndarray:
         """Return embeddings of features, in which missing rows are NaN."""

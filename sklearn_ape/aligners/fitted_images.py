@@ -83,11 +83,11 @@ class FittedImages(NamedTuple):
             mean = sample.mean(axis=0).astype(np.float32)
         return cls(np.unique(_make_feature_keys(features, mean)[rows]), False, mean)
 
-    def contain_contents(self, digests: np.ndarray) -> np.ndarray:
+    def match_digests(self, digests: np.ndarray) -> np.ndarray:
         """Return for each digest whether it is that of a training image."""
         return np.isin(_digest_keys(digests), self.keys)
 
-    def contain_features(self, features: Any) -> np.ndarray:
+    def match_features(self, features: Any) -> np.ndarray:
         """Return for each row whether it has the features of a training image."""
         is_key = np.isin(_make_feature_keys(features, self.mean), self.keys)
         return is_key & ~find_missing_rows(features)

@@ -329,8 +329,8 @@ class AppService:
             raise UserError(
                 "There is no query. Enter a text such as 'a red fruit', or drop an image."
             )
-        found = zip(result.items[0], result.scores[0], strict=True)
-        return session, [FoundImage(path, name, float(score)) for (path, name), score in found]
+        results = zip(result.items[0], result.scores[0], strict=True)
+        return session, [FoundImage(path, name, float(score)) for (path, name), score in results]
 
     def warm_up(self, progress: Progress) -> None:
         """Load the networks and embed the images before the first request."""

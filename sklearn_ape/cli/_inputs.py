@@ -233,8 +233,8 @@ def resolve_label_names(names: Any, y: Iterable[Any]) -> Any:
                 "the names of other classes."
             )
         return {label: name_label(label) for label in classes}
-    known = set(map(str, flatten_labels(names)[1] if is_hierarchy(names) else names))
-    if missing := [label for label in classes if label not in known]:
+    label_names = set(map(str, flatten_labels(names)[1] if is_hierarchy(names) else names))
+    if missing := [label for label in classes if label not in label_names]:
         raise ValueError(
             "--labels or the model does not contain labels of the images: "
             f"{format_list(missing)}. Add them to --labels, or remove it to use the labels as "

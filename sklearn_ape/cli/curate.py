@@ -211,7 +211,7 @@ def _find_bad_pairs(
     best = good[drop_near_duplicates(groups[good], None if scores is None else scores[good])]
     path_by_group = {int(groups[row]): paths[row] for row in best.tolist()}
     for row in good.tolist():
-        kept = path_by_group[int(groups[row])]
-        if kept != paths[row]:  # several captions of one image are not duplicates
-            reasons[row] = f"nearly the same image as another: {kept!r}"
+        best_path = path_by_group[int(groups[row])]
+        if best_path != paths[row]:  # several captions of one image are not duplicates
+            reasons[row] = f"nearly the same image as another: {best_path!r}"
     return reasons

@@ -161,20 +161,20 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             f"{existing[0]!r}. Pass all folders of the collection, or create the index again "
             "without --update to drop these images."
         )
-    kept = indexed - removed - changed
-    new = [path for path in paths if path not in kept]
-    if new:
+    unchanged = indexed - removed - changed
+    added = [path for path in paths if path not in unchanged]
+    if added:
         encoder = get_image_encoder(retriever)
-        encoded = encode_images(encoder, new, options, may_be_empty=bool(kept))
-        new = [new[row] for row in encoded.readable_rows]
-    if not kept:
-        retriever.fit(new)
+        encoded = encode_images(encoder, added, options, may_be_empty=bool(unchanged))
+        added = [added[row] for row in encoded.readable_rows]
+    if not unchanged:
+        retriever.fit(added)
     else:
         if removed or changed:
             retriever.remove(sorted(removed | changed))
-        if new:
-            retriever.add(new)
-    print_message(f"{len(new):,} images embedded, {len(removed):,} removed.", options.quiet)
+        if added:
+            retriever.add(added)
+    print_message(f"{len(added):,} images embedded, {len(removed):,} removed.", options.quiet)
     return retriever
 
 

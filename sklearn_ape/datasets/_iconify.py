@@ -167,8 +167,8 @@ def load_iconify(
     ['1st place medal', '2nd place medal']
     """
     check_integer(size, "size", 1)
-    package, found = find_sets(path)
-    selected = _select_sets(found, sets, categories, licenses, palette)
+    package, available = find_sets(path)
+    selected = _select_sets(available, sets, categories, licenses, palette)
     folder = get_data_home(data_home) / f"iconify-{size}"
     icons = _list_icons(selected, variants)
     _render_missing(icons, folder, int(size), n_jobs, verbose)

@@ -139,21 +139,23 @@ def load_image_folder(
         raise ValueError(f"captions must be one of {sources}, not {captions!r}.")
     folder = check_folder(path, "a folder with images")
     suffixes = _as_suffixes(extensions)
-    names, others = _find_images(folder, suffixes, recursive)
+    names, other_suffixes = _find_images(folder, suffixes, recursive)
     if not names:
-        counts = ", ".join(f"{count} {suffix!r}" for suffix, count in others.most_common(5))
+        counts = ", ".join(
+            f"{count} {suffix!r}" for suffix, count in other_suffixes.most_common(5)
+        )
         raise ValueError(
             f"{str(folder)!r} has no images ({counts or 'no files at all'}). Pass a folder of "
             f"files with the extensions {', '.join(suffixes)}"
             f"{'' if recursive else ', or recursive=True to include subfolders'}."
         )
     if captions == "auto":
-        captions = _detect_source(folder, names, others)
+        captions = _detect_source(folder, names, other_suffixes)
     texts = None if captions is None else _CAPTION_READERS[captions](folder, names)
     bunch = Bunch(
         images=[str(folder / name) for name in names],
         captions=texts,
-        other_files=dict(others.most_common()),
+        other_files=dict(other_suffixes.most_common()),
         DESCR=_DESCR.format(n=len(names), folder=folder, captions=captions),
     )
     labels = _find_labels(folder, names, has_captions=texts is not None)
@@ -222,13 +224,13 @@ def _find_images(
     folder: Path, suffixes: tuple[str, ...], recursive: bool
 ) -> tuple[list[Path], Counter[str]]:
     """Return sorted paths of images relative to ``folder``, and counts of other extensions."""
-    names, others = [], Counter[str]()
+    names, other_suffixes = [], Counter[str]()
     for file in _iter_files(folder, recursive):
         if file.suffix.lower() in suffixes:
             names.append(file.relative_to(folder))
         else:
-            others[file.suffix.lower()] += 1
-    return sorted(names), others
+            other_suffixes[file.suffix.lower()] += 1
+    return sorted(names), other_suffixes
 
 
 def _find_sidecar(image: Path) -> Path | None:
@@ -247,9 +249,9 @@ def _find_tables(folder: Path) -> list[Path]:
     return [folder / name for name in _TABLES if (folder / name).is_file()]
 
 
-def _detect_source(folder: Path, names: list[Path], others: Counter[str]) -> CaptionSource:
+def _detect_source(folder: Path, names: list[Path], other_suffixes: Counter[str]) -> CaptionSource:
     # Checking every image for a text file is slow, so it is skipped if there are no text files.
-    has_texts = any(others[suffix] for suffix in _SIDECARS)
+    has_texts = any(other_suffixes[suffix] for suffix in _SIDECARS)
     if has_texts:
         named = [name.as_posix() for name in names if _find_sidecar(folder / name)]
         if named and all(map(_holds_numbers, (folder / name for name in named[:_MAX_CHECKED]))):

@@ -362,10 +362,10 @@ def write_webdataset(
     if hasattr(images, "__len__") and hasattr(captions, "__len__"):
         check_consistent_length(images, captions)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if old := sorted(path.name for path in Path(folder).glob("*.tar")):
+    if existing := sorted(path.name for path in Path(folder).glob("*.tar")):
         raise FileExistsError(
-            f"{str(folder)!r} contains shards ({format_list(old, str)}), which would be mixed "
-            "with the new ones. Pass another folder, or delete them."
+            f"{str(folder)!r} contains shards ({format_list(existing, str)}), which would be "
+            "mixed with the new ones. Pass another folder, or delete them."
         )
     shards: list[str] = []
     pairs = enumerate(zip(images, captions, strict=True))

@@ -46,26 +46,26 @@ class CacheInfo(NamedTuple):
 
 
 # By identity. A parameter search creates many identities, so only the latest are kept.
-_counts: LRUCache[bytes, CacheInfo] = LRUCache(max_entries=1024)
+_cache_counts: LRUCache[bytes, CacheInfo] = LRUCache(max_entries=1024)
 # Numbers of features. Without them, a new encoder would have to compute its network.
-widths: LRUCache[bytes, int] = LRUCache(max_entries=1024)
+n_features_by_identity: LRUCache[bytes, int] = LRUCache(max_entries=1024)
 
 # Locks per weights. The weak reference drops a lock once no thread holds it or waits for it.
-_locks: WeakValueDictionary[str, ForkSafeLock] = WeakValueDictionary()
+_locks_by_weights: WeakValueDictionary[str, ForkSafeLock] = WeakValueDictionary()
 
-# Guards `_counts` and `_locks`.
+# Guards `_cache_counts` and `_locks_by_weights`.
 _registry_lock = ForkSafeLock()
 
 
 def cache_info(identity: bytes) -> CacheInfo:
     """Return the counts of all encoders with an identity."""
-    return _counts.get(identity) or CacheInfo(0, 0)
+    return _cache_counts.get(identity) or CacheInfo(0, 0)
 
 
 def _count(identity: bytes, hits: int = 0, misses: int = 0) -> None:
     with _registry_lock:
         counts = cache_info(identity)
-        _counts.put(identity, CacheInfo(counts.hits + hits, counts.misses + misses))
+        _cache_counts.put(identity, CacheInfo(counts.hits + hits, counts.misses + misses))
 
 
 def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[int, str]]:
@@ -89,7 +89,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
     with _registry_lock:
-        lock = _locks.setdefault(encoder._get_weights_key(), ForkSafeLock())
+        lock = _locks_by_weights.setdefault(encoder._get_weights_key(), ForkSafeLock())
     with default_state(), lock, open_cache(encoder.cache) as cache:
         features, cached = _read_cached(cache, first_rows, len(items))
         missing = {
@@ -103,7 +103,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     if features is None:
         width = len(next(iter(computed.values()))) if computed else encoder._n_features_out
         features = np.empty((len(items), width), dtype=np.float32)
-    widths.put(identity, features.shape[1])
+    n_features_by_identity.put(identity, features.shape[1])
     for key, feature in computed.items():
         features[first_rows[key]] = feature
     for key, rows in duplicates.items():

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..devices import has_fast_bfloat16
-from ..utils.concurrency import PATIENCE_S, at_fork, never_destroy
+from ..utils.concurrency import MAX_FORK_WAIT_S, at_fork, never_destroy
 
 ENGINES = ("auto", "torch", "onnx", "openvino")
 _PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
@@ -389,7 +389,7 @@ def _get_core() -> Any:
 
 def _wait_for_requests() -> None:
     """Take the inference requests of all engines, so that none computes during a fork."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + MAX_FORK_WAIT_S
     for engine in list(_engines):
         with suppress(Empty):
             while len(engine.held_requests) < engine.n_requests:

@@ -422,8 +422,8 @@ def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
             hook.remove()
         for conv, norm in pairs:
             folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
-            rest = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
-            folded.set_submodule(names[norm], torch.nn.Sequential(*rest))
+            remaining_layers = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
+            folded.set_submodule(names[norm], torch.nn.Sequential(*remaining_layers))
         tolerance = 1e-3 * float(expected.abs().max())
         features = folded.forward_features(pixels)
         is_same = torch.allclose(features, expected, rtol=1e-3, atol=tolerance)

@@ -25,7 +25,7 @@ from ..persistence.mixins import FittedState, SerializableMixin
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
 from ..utils.validation import check_choice
-from ._encoding import CacheInfo, cache_info, encode, encode_to_file, widths
+from ._encoding import CacheInfo, cache_info, encode, encode_to_file, n_features_by_identity
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choose_engine
 from ._engine_factory import get_exports_folder, is_export_worthwhile, make_engine
 from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
@@ -366,18 +366,18 @@ class FrozenEncoder(
     def _is_width_known(self) -> bool:
         # The identity of a model that is not in the hub's local cache would download it.
         has_weights = self._compute_weights_fingerprint() is not None
-        return has_weights and self._digest_identity() in widths
+        return has_weights and self._digest_identity() in n_features_by_identity
 
     @property
     def _n_features_out(self) -> int:
         identity = self._digest_identity()
-        width = widths.get(identity)
+        width = n_features_by_identity.get(identity)
         if width is None:
             network = self._get_network()
             with default_state(), torch.inference_mode():
                 blank = self._prepare_item(network.prepare, self._make_blank())
                 width = self._forward(network, [blank]).shape[1]
-            widths.put(identity, width)
+            n_features_by_identity.put(identity, width)
         return width
 
     def _digest_identity(self) -> bytes:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..features.memmap import is_table
 from ..utils.concurrency import LRUCache
-from ..utils.files import IMAGE_SUFFIXES, is_settled, read_stamp
+from ..utils.files import IMAGE_SUFFIXES, has_reliable_stamp, read_stamp
 from ..utils.messages import suggest_image_conversion, suggest_uint8_cast
 from ..utils.validation import check_sequence, format_list, to_list
 
@@ -287,7 +287,7 @@ def _digest_file(path: str) -> bytes:
             digest = hashlib.file_digest(file, lambda: sha256).digest()
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
-    if is_settled(status):
+    if has_reliable_stamp(status):
         _file_digests.put(key, (stamp, digest))
     return digest
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ..utils.concurrency import LRUCache
-from ..utils.files import is_settled, read_stamp
+from ..utils.files import has_reliable_stamp, read_stamp
 
 T = TypeVar("T")
 
@@ -204,7 +204,7 @@ def digest_folder(folder: Path) -> str:
             content = hashlib.file_digest(file, "sha256").digest()
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + content)
     # The stamps of recently changed files may not change with the next write.
-    if all(map(is_settled, statuses)):
+    if all(map(has_reliable_stamp, statuses)):
         _folder_digests[stamps] = digest.hexdigest()
     return digest.hexdigest()
 

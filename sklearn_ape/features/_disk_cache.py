@@ -186,14 +186,14 @@ class DiskFeatureCache:
             if not self._writable:
                 self._warn_once("cannot be written to")
                 return
-            new: dict[str, dict[bytes, bytes]] = {table: {} for table in self._tables}
+            numbers_by_table: dict[str, dict[bytes, bytes]] = {table: {} for table in self._tables}
             for key, feature in features.items():
                 table, numbers = FLOAT32_TABLE, np.asarray(feature)
                 if self.dtype == "float16":
                     half, fits = to_float16(numbers)
                     table, numbers = (FLOAT16_TABLE, half) if fits else (FLOAT32_TABLE, numbers)
-                new[table][key] = numbers.astype(DTYPES[table], copy=False).tobytes()
-            for table, numbers_by_key in new.items():
+                numbers_by_table[table][key] = numbers.astype(DTYPES[table], copy=False).tobytes()
+            for table, numbers_by_key in numbers_by_table.items():
                 values = pack(table, numbers_by_key)
                 self._unwritten[table] |= values
                 self._n_unwritten_bytes += sum(map(len, values.values()))

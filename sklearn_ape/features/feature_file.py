@@ -70,10 +70,10 @@ class FeatureFile:
         self.finished: dict[int, FinishedChunk] = {}
         sizes = {"n_rows": n_rows, "chunk_size": chunk_size}
         self._header = {"source": source, **sizes, "dtype": dtype}
-        self._partial = self.path.with_name(f"{self.path.name}.partial")
-        self._journal = self.path.with_name(f"{self.path.name}.journal")
-        self._file: BinaryIO | None = None
-        self._log: BinaryIO | None = None
+        self._partial_path = self.path.with_name(f"{self.path.name}.partial")
+        self._journal_path = self.path.with_name(f"{self.path.name}.journal")
+        self._rows_file: BinaryIO | None = None
+        self._journal_file: BinaryIO | None = None
         self._width = self._offset = 0
         self._next_sync = 0.0
 
@@ -84,13 +84,13 @@ class FeatureFile:
         self._close_files()
 
     def _close_files(self) -> None:
-        for file in (self._file, self._log):
+        for file in (self._rows_file, self._journal_file):
             if file is not None:
                 # Closing writes buffered data again, which fails on a full disk. The journal does
                 # not list the chunk, so the error can be ignored.
                 with suppress(OSError):
                     file.close()
-        self._file = self._log = None
+        self._rows_file = self._journal_file = None
 
     @property
     def is_complete(self) -> bool:
@@ -99,8 +99,8 @@ class FeatureFile:
 
     def resume(self) -> None:
         """Find the finished chunks of an existing file; raise OtherContentError if it differs."""
-        is_partial = self._partial.exists() and self._partial.stat().st_size > 0
-        self.existing_path = path = self._partial if is_partial else self.path
+        is_partial = self._partial_path.exists() and self._partial_path.stat().st_size > 0
+        self.existing_path = path = self._partial_path if is_partial else self.path
         if not path.exists():
             return
         header, chunks, n_bytes = self._read_journal()
@@ -117,10 +117,10 @@ class FeatureFile:
         if not is_partial and not self.is_complete:
             raise OtherContentError(f"{str(path)!r} was damaged or changed after it was written.")
         if is_partial and self.finished:
-            self._file = self._open_locked()
-            self._log = self._journal.open("r+b")
-            self._log.truncate(n_bytes)
-            self._log.seek(n_bytes)
+            self._rows_file = self._open_locked()
+            self._journal_file = self._journal_path.open("r+b")
+            self._journal_file.truncate(n_bytes)
+            self._journal_file.seek(n_bytes)
 
     def restart(self) -> None:
         """Discard finished chunks. A complete file stays until the new one replaces it."""
@@ -129,34 +129,34 @@ class FeatureFile:
 
     def write(self, number: int, rows: np.ndarray, items: str, errors: Mapping[int, str]) -> None:
         """Write a chunk, and add the digest of its items and its errors by row to the journal."""
-        if self._file is None:
+        if self._rows_file is None:
             with self._explain_errors():
                 self._create(rows.shape[1])
         if rows.shape[1] != self._width:
             raise ValueError(f"Chunk {number} has {rows.shape[1]} features, not {self._width}.")
-        assert self._file is not None
-        assert self._log is not None
+        assert self._rows_file is not None
+        assert self._journal_file is not None
         content = np.ascontiguousarray(rows, dtype=self.dtype).tobytes()
         chunk = FinishedChunk(items, _digest(content), dict(errors))
         with self._explain_errors():
-            self._file.seek(self._position(number))
-            self._file.write(content)
-            self._file.flush()
-            self._log.write(_format_line({"chunk": number, **chunk._asdict()}))
-            self._log.flush()
+            self._rows_file.seek(self._position(number))
+            self._rows_file.write(content)
+            self._rows_file.flush()
+            self._journal_file.write(_format_line({"chunk": number, **chunk._asdict()}))
+            self._journal_file.flush()
             if time.monotonic() > self._next_sync:
                 self._sync()
         self.finished[number] = chunk
 
     def finish(self) -> np.memmap:
         """Rename the partial file, and return the features as a memory map."""
-        if self._file is not None:
+        if self._rows_file is not None:
             with self._explain_errors():
                 self._sync()
-                self._file.truncate(self._offset + self.n_rows * self._row_bytes)
+                self._rows_file.truncate(self._offset + self.n_rows * self._row_bytes)
             if os.name == "nt":  # Windows cannot rename open files
                 self._close_files()
-            os.replace(self._partial, self.path)
+            os.replace(self._partial_path, self.path)
             sync(self.path.parent)
             self._close_files()
         return np.load(self.path, mmap_mode="r")
@@ -172,41 +172,41 @@ class FeatureFile:
                 error.errno,
                 f"The features cannot be written: {error.strerror}. {len(self.finished)} of "
                 f"{self.n_chunks} chunks are finished; fix the problem and run again to resume",
-                str(self._partial),
+                str(self._partial_path),
             ) from error
 
     def _create(self, width: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._width = width
-        self._file = self._open_locked()
-        self._file.truncate(0)
+        self._rows_file = self._open_locked()
+        self._rows_file.truncate(0)
         # The journal first, so that a partial file that is not empty has a journal.
-        self._log = self._journal.open("wb")
-        self._log.write(_format_line(self._header | {"width": width}))
-        self._log.flush()
+        self._journal_file = self._journal_path.open("wb")
+        self._journal_file.write(_format_line(self._header | {"width": width}))
+        self._journal_file.flush()
         npy_header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False}
-        npy.write_array_header_1_0(self._file, npy_header | {"shape": (self.n_rows, width)})
-        self._offset = self._file.tell()
+        npy.write_array_header_1_0(self._rows_file, npy_header | {"shape": (self.n_rows, width)})
+        self._offset = self._rows_file.tell()
 
     def _open_locked(self) -> BinaryIO:
         """Open the partial file and lock it against other processes."""
-        file = os.fdopen(os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        file = os.fdopen(os.open(self._partial_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
             lock_file(file.fileno())
             # Another process may have renamed the file between opening and locking.
-            if os.fstat(file.fileno()).st_ino == os.stat(self._partial).st_ino:
+            if os.fstat(file.fileno()).st_ino == os.stat(self._partial_path).st_ino:
                 return file
         except (BlockingIOError, FileNotFoundError):
             pass
         file.close()
         raise FileLockedError(
-            f"{str(self._partial)!r} is being written by another process. Wait until it has "
+            f"{str(self._partial_path)!r} is being written by another process. Wait until it has "
             "finished, or pass another path."
         )
 
     def _read_journal(self) -> tuple[dict[str, Any], dict[int, FinishedChunk], int]:
         """Return the header or {}, the chunks by number, and the length of the complete lines."""
-        content = self._journal.read_bytes() if self._journal.exists() else b""
+        content = self._journal_path.read_bytes() if self._journal_path.exists() else b""
         lines_end = content.rfind(b"\n") + 1  # an interrupted write leaves an incomplete line
         header, *lines = [_parse_line(line) for line in content[:lines_end].splitlines()] or [{}]
         chunks = {}
@@ -246,7 +246,7 @@ class FeatureFile:
 
     def _sync(self) -> None:
         # The order does not matter: rows that were lost do not have the digest in the journal.
-        for file in (self._file, self._log):
+        for file in (self._rows_file, self._journal_file):
             assert file is not None
             os.fsync(file.fileno())
         self._next_sync = time.monotonic() + _SYNC_EVERY_S

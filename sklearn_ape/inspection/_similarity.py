@@ -453,14 +453,14 @@ def compute_similarity_maps(
         )
     grid, pixels = encoder.transform_grid(images)
     embeddings = torch.from_numpy(np.asarray(aligner.transform_text(list(texts)), np.float32))
-    cells, whole = _map_cells(module.image_head, torch.from_numpy(grid).flatten(1, 2))
-    norm = whole.norm(dim=1)
-    if ((cells.mean(dim=1) - whole).norm(dim=1) > _TOLERANCE * norm).any():
+    cell_outputs, outputs = _map_cells(module.image_head, torch.from_numpy(grid).flatten(1, 2))
+    norm = outputs.norm(dim=1)
+    if ((cell_outputs.mean(dim=1) - outputs).norm(dim=1) > _TOLERANCE * norm).any():
         raise ValueError(
             "estimator maps images by a nonlinear head, so that the cosine is not a mean over the "
             "image. Use APEAligner() or KernelAligner, without init='starter' or a fitted aligner."
         )
-    maps = (cells / norm[:, None, None]) @ embeddings.T
+    maps = (cell_outputs / norm[:, None, None]) @ embeddings.T
     shape = (len(grid), *grid.shape[1:3], len(texts))
     maps = maps.reshape(shape).permute(0, 3, 1, 2).numpy()
     n_rows, n_columns = grid.shape[1:3]
@@ -478,11 +478,11 @@ def _map_cells(head: torch.nn.Module, cells: torch.Tensor) -> tuple[torch.Tensor
     cell, so that the cell's output is computed from that of its direction.
     """
     features = cells.mean(dim=1)
-    whole = head(features)
-    output = head(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
-    if (output.mean(dim=1) - whole).norm() <= _TOLERANCE * whole.norm():
-        return output, whole
+    outputs = head(features)
+    cell_outputs = head(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
+    if (cell_outputs.mean(dim=1) - outputs).norm() <= _TOLERANCE * outputs.norm():
+        return cell_outputs, outputs
     # The terms that depend on the direction cancel.
-    offset = ((whole + head(-features)) / 2)[:, None]
+    offset = ((outputs + head(-features)) / 2)[:, None]
     relative_norm = cells.norm(dim=2) / features.norm(dim=1, keepdim=True)
-    return offset + relative_norm[:, :, None] * (output - offset), whole
+    return offset + relative_norm[:, :, None] * (cell_outputs - offset), outputs

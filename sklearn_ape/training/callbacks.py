@@ -79,7 +79,7 @@ class BlendRecall(ValidationRecall):
     # on other kinds. The best weight for them is therefore too large for others, for which 0.3 to
     # 0.6 were best with 4,000 to 80,000 icons. Of the weights whose blends are better than both
     # parts, with at least this share of the best recall, the one nearest to 0.4 is chosen.
-    _usual_weight, _min_share = 0.4, 0.98
+    _preferred_weight, _min_relative_recall = 0.4, 0.98
 
     def __init__(self, dataset: PairDataset, text: np.ndarray, min_recall: float) -> None:
         super().__init__(dataset)
@@ -104,9 +104,9 @@ class BlendRecall(ValidationRecall):
         """Return the weight of the blend that is used, given the recall of every weight."""
         assert self.min_recall is not None
         best = max(recalls, key=recalls.__getitem__)
-        least = max(self._min_share * recalls[best], self.min_recall, recalls[1.0])
+        least = max(self._min_relative_recall * recalls[best], self.min_recall, recalls[1.0])
         good = [weight for weight, recall in recalls.items() if recall > least]
-        return min(good or [best], key=lambda weight: abs(weight - self._usual_weight))
+        return min(good or [best], key=lambda weight: abs(weight - self._preferred_weight))
 
 
 def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float:

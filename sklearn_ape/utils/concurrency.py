@@ -12,11 +12,11 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 # Seconds that a fork waits for a library that another thread is using, usually for one batch.
-PATIENCE_S = 5.0
+MAX_FORK_WAIT_S = 5.0
 
-_locks: WeakSet[ForkSafeLock] = WeakSet()
+_all_locks: WeakSet[ForkSafeLock] = WeakSet()
 # Library locks that the current thread holds during a fork. Several threads may fork at once.
-_held = threading.local()
+_held_during_fork = threading.local()
 
 
 class ForkSafeLock:
@@ -35,7 +35,7 @@ class ForkSafeLock:
         # child must release the parent's lock, not the new one.
         self._acquired = threading.local()
         self._guards_library = guards_library
-        _locks.add(self)
+        _all_locks.add(self)
 
     def __enter__(self) -> None:
         lock = self._lock
@@ -68,17 +68,17 @@ def never_destroy(value: Any) -> None:
 
 
 def _wait_for_libraries() -> None:
-    locks = [lock._lock for lock in list(_locks) if lock._guards_library]
-    _held.locks = [lock for lock in locks if lock.acquire(timeout=PATIENCE_S)]
+    locks = [lock._lock for lock in list(_all_locks) if lock._guards_library]
+    _held_during_fork.locks = [lock for lock in locks if lock.acquire(timeout=MAX_FORK_WAIT_S)]
 
 
 def _release_libraries() -> None:
-    while _held.locks:
-        _held.locks.pop().release()
+    while _held_during_fork.locks:
+        _held_during_fork.locks.pop().release()
 
 
 def _renew_locks() -> None:
-    for lock in list(_locks):
+    for lock in list(_all_locks):
         lock._lock = threading.RLock()
 
 

@@ -159,7 +159,7 @@ def _lock_folder(folder: Path) -> int | None:
 
 # A file that is changed twice within the resolution of the file system's clock keeps its time
 # stamps, so the digest of a recently changed file is not cached. The coarsest resolution is 2 s.
-_SETTLED_S = 3.0
+_MIN_STAMP_AGE_S = 3.0
 # Time stamps are not comparable after the clock was set back by more than this many seconds.
 _MIN_CLOCK_RESET_S = 0.9
 _max_clock_offset = float("-inf")
@@ -172,9 +172,9 @@ def read_stamp(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_size, *times, status.st_ino, status.st_dev, _count_clock_resets())
 
 
-def is_settled(status: os.stat_result) -> bool:
+def has_reliable_stamp(status: os.stat_result) -> bool:
     """Return whether the next change of a file will change its stamp."""
-    return time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_S
+    return time.time() - max(status.st_mtime, status.st_ctime) > _MIN_STAMP_AGE_S
 
 
 def _count_clock_resets() -> int:

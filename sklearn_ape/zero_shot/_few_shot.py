@@ -493,8 +493,8 @@ def _name_file(images: Any, row: int) -> str:
 def _drop_replaced(examples: Examples, added: Examples) -> Examples:
     """Return the examples without images that are added with another label."""
     groups = examples.extend(added).find_copies()
-    old, new = groups[: len(examples.codes)], groups[len(examples.codes) :]
-    new_codes = dict(zip(new.tolist(), added.codes.tolist(), strict=True))
-    own_codes = zip(old.tolist(), examples.codes, strict=True)
+    groups_before, groups_added = groups[: len(examples.codes)], groups[len(examples.codes) :]
+    new_codes = dict(zip(groups_added.tolist(), added.codes.tolist(), strict=True))
+    own_codes = zip(groups_before.tolist(), examples.codes, strict=True)
     is_kept = [new_codes.get(group, code) == code for group, code in own_codes]
     return examples.select(np.array(is_kept, dtype=bool))

@@ -222,12 +222,12 @@ def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
 
 
 def test_counts_and_locks_are_bounded(monkeypatch):
-    monkeypatch.setattr(_encoding, "_counts", LRUCache(max_entries=3))
+    monkeypatch.setattr(_encoding, "_cache_counts", LRUCache(max_entries=3))
     for length in range(4, 10):
         encoder = TransformersTextEncoder(max_length=length, cache=None)
         encoder.transform(["a cat"])
-    assert len(_encoding._counts) == 3
+    assert len(_encoding._cache_counts) == 3
     assert encoder.cache_info() == (0, 1)
     assert TransformersTextEncoder(max_length=4).cache_info() == (0, 0)
     gc.collect()
-    assert not _encoding._locks
+    assert not _encoding._locks_by_weights

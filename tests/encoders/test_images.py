@@ -365,7 +365,7 @@ def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
     """The digest of an unchanged file is cached."""
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
-    monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", -1.0)
+    monkeypatch.setattr("sklearn_ape.utils.files._MIN_STAMP_AGE_S", -1.0)
     first = digest_image(path)
 
     def fails(self):

@@ -124,7 +124,7 @@ def test_wrong_weights_raise(tmp_path):
 @pytest.mark.parametrize("settled", [-1.0, 2.0])
 def test_folder_digest_depends_on_content(tmp_path, monkeypatch, settled):
     """Equal content has the same digest; a changed file of equal size and time has another."""
-    monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", settled)
+    monkeypatch.setattr("sklearn_ape.utils.files._MIN_STAMP_AGE_S", settled)
     a, b = tmp_path / "a", tmp_path / "b"
     for folder in (a, b):
         folder.mkdir()

@@ -85,7 +85,7 @@ def encode_while_locked():
     """Encode and train in a child while another thread of the parent holds all locks."""
     from sklearn_ape import APEAligner
     from sklearn_ape.encoders.text_encoder import TOKENIZING
-    from sklearn_ape.utils.concurrency import _locks
+    from sklearn_ape.utils.concurrency import _all_locks
 
     expected = encoder().transform(TEXTS)
     rng = np.random.default_rng(0)
@@ -101,17 +101,17 @@ def encode_while_locked():
     is_held = threading.Event()
 
     def hold():
-        for lock in [lock for lock in _locks if lock is not encoder_lock]:
+        for lock in [lock for lock in _all_locks if lock is not encoder_lock]:
             lock.__enter__()
         is_held.set()
         time.sleep(10 * PATIENCE_S)
 
-    from sklearn_ape.encoders._encoding import _locks as encoder_locks
+    from sklearn_ape.encoders._encoding import _locks_by_weights as encoder_locks
 
     (encoder_lock,) = encoder_locks.values()
     threading.Thread(target=hold, daemon=True).start()
     is_held.wait()
-    assert TOKENIZING in _locks
+    assert TOKENIZING in _all_locks
 
     def compute():
         assert_close(encoder().transform(TEXTS), expected)
