@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import reprlib
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
 from types import MappingProxyType
@@ -15,7 +14,14 @@ import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from .utils.validation import as_label_array, check_sequence, format_list, is_missing, to_list
+from .utils.validation import (
+    as_label_array,
+    check_sequence,
+    find_repeated,
+    format_list,
+    is_missing,
+    to_list,
+)
 
 __all__ = ["TEMPLATES", "fill", "prompts_of", "resolve_templates"]
 
@@ -266,7 +272,7 @@ def _list_classes(labels: Any) -> list[Any]:
         if is_missing(label):
             raise ValueError(f"labels holds {label!r}, which is a missing value. Leave it out.")
         _check_type(label, "labels")
-    repeated = sorted(str(label) for label, count in Counter(classes).items() if count > 1)
+    repeated = sorted(map(str, find_repeated(classes)))
     if repeated:
         raise ValueError(
             f"labels repeat: {format_list(repeated)}. Pass each class once. To give a class "

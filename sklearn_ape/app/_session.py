@@ -84,25 +84,9 @@ def load_collection(images: Any) -> ImageCollection:
     """Return the images for the parameter ``images`` of `build_app`."""
     cache = get_data_home() / "features"
     if images is None:
-        data = load_openmoji()
-        rows = np.flatnonzero(np.isin(data.categories, _OPENMOJI_CATEGORIES)).tolist()
-        paths, names = ([column[row] for row in rows] for column in (data.images, data.captions))
-        title = f"{len(paths)} drawings of OpenMoji (CC BY-SA 4.0)"
-        return ImageCollection(paths, names, cache, title)
+        return _load_openmoji_collection(cache)
     if isinstance(images, str | os.PathLike):
-        try:
-            data = load_image_folder(images)
-        except ValueError:  # incomplete captions, which are needed as names only
-            data = load_image_folder(images, captions=None)
-        names = [text if isinstance(text, str) else text[0] for text in data.captions or []]
-        title = f"{len(data.images)} images of {Path(images).name!r}"
-        names = names or get_file_names(data.images)
-        # Numbers at the end are kept, unlike in file names: they can distinguish classes.
-        folders = sorted(
-            {label.replace("_", " ").strip() for label in data.get("labels", ())} - {""}
-        )
-        labels = folders if len(folders) > 1 else None
-        return ImageCollection(data.images, names, cache, title, labels=labels)
+        return _load_folder_collection(images, cache)
     if not isinstance(images, Sequence) or not len(images):
         raise ValueError(
             f"images must be a folder, a sequence of image paths or None, got {images!r}. None "
@@ -110,6 +94,28 @@ def load_collection(images: Any) -> ImageCollection:
         )
     paths = [os.fspath(image) for image in images]
     return ImageCollection(paths, get_file_names(paths), cache, f"{len(paths)} images")
+
+
+def _load_openmoji_collection(cache: Path) -> ImageCollection:
+    data = load_openmoji()
+    rows = np.flatnonzero(np.isin(data.categories, _OPENMOJI_CATEGORIES)).tolist()
+    paths, names = ([column[row] for row in rows] for column in (data.images, data.captions))
+    title = f"{len(paths)} drawings of OpenMoji (CC BY-SA 4.0)"
+    return ImageCollection(paths, names, cache, title)
+
+
+def _load_folder_collection(folder: str | os.PathLike[str], cache: Path) -> ImageCollection:
+    try:
+        data = load_image_folder(folder)
+    except ValueError:  # incomplete captions, which are needed as names only
+        data = load_image_folder(folder, captions=None)
+    names = [text if isinstance(text, str) else text[0] for text in data.captions or []]
+    names = names or get_file_names(data.images)
+    title = f"{len(data.images)} images of {Path(folder).name!r}"
+    # Numbers at the end are kept, unlike in file names: they can distinguish classes.
+    folders = sorted({label.replace("_", " ").strip() for label in data.get("labels", ())} - {""})
+    labels = folders if len(folders) > 1 else None
+    return ImageCollection(data.images, names, cache, title, labels=labels)
 
 
 def get_file_names(paths: Sequence[str]) -> list[str]:

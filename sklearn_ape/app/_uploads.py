@@ -303,28 +303,13 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
     folder = skip_single_folder(folder)
     _check_text_size(folder)
     try:
-        data = load_image_folder(folder)
-        images, captions, source = data.images, data.captions, "text files or the table"
-        if captions is None:
-            tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLE_SUFFIXES)
-            if len(tables) > 1:
-                raise UserError(
-                    "The zip contains several tables: "
-                    f"{format_list((table.name for table in tables), quote)}. Keep only the table "
-                    "with the captions."
-                )
-            if tables:
-                images, captions = _read_table(folder, tables[0], images)
-                source = f"the table {tables[0].name}"
-            else:
-                captions = load_image_folder(folder, captions="filename").captions
-                source = "the file names"
+        loaded = _find_captions(folder)
     except UserError:
         raise
     except (ValueError, OSError, RecursionError) as error:
         raise hide_folder(error, folder) from error
-    _check_image_count(len(images), limits)
-    texts, _ = flatten_captions(captions)
+    _check_image_count(len(loaded.images), limits)
+    texts, _ = flatten_captions(loaded.captions)
     for text in texts:
         check_text(text, limits, "caption")
     if len(texts) > 5 * limits.images:
@@ -332,7 +317,25 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
             f"The zip contains {len(texts):,} captions; the limit is {5 * limits.images:,}. "
             "Upload fewer captions."
         )
-    return CaptionedImages(images, captions, source)
+    return loaded
+
+
+def _find_captions(folder: Path) -> CaptionedImages:
+    data = load_image_folder(folder)
+    if data.captions is not None:
+        return CaptionedImages(data.images, data.captions, "text files or the table")
+    tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in _TABLE_SUFFIXES)
+    if len(tables) > 1:
+        raise UserError(
+            "The zip contains several tables: "
+            f"{format_list((table.name for table in tables), quote)}. Keep only the table with "
+            "the captions."
+        )
+    if tables:
+        images, captions = _read_table(folder, tables[0], data.images)
+        return CaptionedImages(images, captions, f"the table {tables[0].name}")
+    captions = load_image_folder(folder, captions="filename").captions
+    return CaptionedImages(data.images, captions, "the file names")
 
 
 def _check_text_size(folder: Path) -> None:

@@ -56,12 +56,8 @@ def evaluate(
     _check_figure(figure)
     names = parse_labels(labels, labels_file)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
+    _check_has_truth(bunch, data)
     labels_true = bunch.get("labels")
-    if labels_true is None and bunch.captions is None:
-        raise ValueError(
-            f"{str(data)!r} has neither labels nor captions to evaluate with. Put the images in "
-            "subfolders named by their labels, or write captions (photo.txt next to photo.jpg)."
-        )
 
     from ..aligners.wrapper import unwrap
     from ..zero_shot import ZeroShotClassifier
@@ -100,17 +96,14 @@ def evaluate(
         texts = [bunch.captions[row] for row in rows]
         scores += _models.score_recall(inner, inputs, texts, images)
     if output is not None:
-        report = {
+        facts = {
             "data": str(data),
             "aligner": aligner or "starter",
             "images": len(bunch.images),
             "used_for_fitting": n_fitted,
             "unreadable": [encoded.errors[row] for row in sorted(encoded.errors)],
-            "confidence": 0.95,
-            "scores": [_replace_nan(score._asdict()) for score in scores],
         }
-        with write_atomically(output) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _write_report(output, facts, scores)
         print_message(f"Wrote the report to {str(output)!r}.", quiet)
     if figure is not None:
         _draw(figure, inner, inputs, images, y_true, y_pred, texts)
@@ -122,6 +115,14 @@ def evaluate(
             "held out."
         )
     _models.print_scores(scores, file_format)  # last, because the reader may stop reading
+
+
+def _check_has_truth(bunch: Any, data: Path) -> None:
+    if bunch.get("labels") is None and bunch.captions is None:
+        raise ValueError(
+            f"{str(data)!r} has neither labels nor captions to evaluate with. Put the images in "
+            "subfolders named by their labels, or write captions (photo.txt next to photo.jpg)."
+        )
 
 
 def _count_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> int | None:
@@ -162,6 +163,13 @@ def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str])
         Score("accuracy", f"level {level}", accuracy, nan, nan, len(images))
         for level, accuracy in enumerate(classifier.score_levels(images, y_true), start=1)
     ]
+
+
+def _write_report(output: Path, facts: dict[str, Any], scores: list[Any]) -> None:
+    values = [_replace_nan(score._asdict()) for score in scores]
+    report = facts | {"confidence": 0.95, "scores": values}
+    with write_atomically(output) as path:
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _replace_nan(values: dict[str, Any]) -> dict[str, Any]:

@@ -113,11 +113,7 @@ def fit(
         _check_options(method, set_options)
     evaluation = _Evaluation(test_size, random_state, refit)
     if method == "few-shot":
-        if "labels" not in bunch:
-            raise ValueError(
-                f"{str(data)!r} has no labels. Put the images in subfolders named by their "
-                "labels, or pass a table and --label with its column of labels."
-            )
+        _check_has_labels(bunch, data)
         model, scores, n_fitted = _fit_few_shot(
             bunch, names, aligner, templates, evaluation, options
         )
@@ -127,9 +123,6 @@ def fit(
             note = f"Column {label!r} is not used. Set --method few-shot to learn labels."
             print_message(note, quiet)
         _use_labels_as_captions(bunch, data, names, quiet)
-
-        from ..zero_shot import ZeroShotClassifier
-
         params = _make_encoders(method, image_encoder, text_encoder, strict, options)
         if head_pairs:
             params["head_pairs"] = params["image_encoder"]
@@ -139,11 +132,9 @@ def fit(
         if depth is not None:
             params["depth"] = depth
         model, scores, n_fitted = _fit_aligner(
-            bunch, names, method, params, templates, evaluation, options
+            bunch, names, _make_aligner(method, params), templates, evaluation, options
         )
         card_scores = scores
-        if names is not None:
-            model = ZeroShotClassifier(names, aligner=model, templates=templates)
     model.save_pretrained(
         output.expanduser(), scores={make_card_label(score): score.value for score in card_scores}
     )
@@ -162,6 +153,14 @@ def _check_options(method: str, options: list[str]) -> None:
                 f"{methods}.",
                 param_hint=name,
             )
+
+
+def _check_has_labels(bunch: Any, data: Path) -> None:
+    if "labels" not in bunch:
+        raise ValueError(
+            f"{str(data)!r} has no labels. Put the images in subfolders named by their labels, or "
+            "pass a table and --label with its column of labels."
+        )
 
 
 class _Evaluation(NamedTuple):
@@ -215,22 +214,30 @@ def _make_encoders(
     return {"image_encoder": images, "text_encoder": texts}
 
 
+def _make_aligner(method: str, params: dict[str, Any]) -> Any:
+    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
+
+    aligners: dict[str, Any] = {"ape": APEAligner, "kernel": KernelAligner, "cca": CCAAligner}
+    aligners |= {"asif": ASIFAligner, "lit": LiTAligner}
+    return aligners[method](**params)
+
+
 def _fit_aligner(
     bunch: Any,
     names: Any,
-    method: str,
-    params: dict[str, Any],
+    aligner: Any,
     templates: str,
     evaluation: _Evaluation,
     options: Any,
 ) -> tuple[Any, list[Any], int]:
-    """Fit and evaluate an aligner; return it with its scores and number of images."""
-    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
+    """Fit and evaluate an aligner; return it with its scores and number of images.
+
+    With names, a classifier with the aligner is returned.
+    """
     from ..zero_shot import ZeroShotClassifier
     from ._models import encode_images, score_accuracy, score_recall, split_rows
 
-    encoder = params["image_encoder"]
-    encoded = encode_images(encoder, bunch.images, options)
+    encoded = encode_images(aligner.image_encoder, bunch.images, options)
     rows = encoded.readable_rows
     images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = None
@@ -246,21 +253,21 @@ def _fit_aligner(
             options.quiet,
         )
     # The features of all readable images are cached now.
-    encoder.set_params(on_error="raise", verbose=0)
-    aligners: dict[str, Any] = {"ape": APEAligner, "kernel": KernelAligner, "cca": CCAAligner}
-    aligners |= {"asif": ASIFAligner, "lit": LiTAligner}
-    model: Any = aligners[method](**params)
+    aligner.image_encoder.set_params(on_error="raise", verbose=0)
 
     def score(train: Any, test: Any) -> list[Any]:
         held_out = [images[row] for row in test]
         if classes is None:
-            return score_recall(model, held_out, [texts[row] for row in test], held_out)
+            return score_recall(aligner, held_out, [texts[row] for row in test], held_out)
         of_classes = sorted(set(classes)) if names is None else names
-        classifier = ZeroShotClassifier(of_classes, aligner=model, templates=templates)
+        classifier = ZeroShotClassifier(of_classes, aligner=aligner, templates=templates)
         predicted = [str(label) for label in classifier.predict(held_out)]
         return score_accuracy([classes[row] for row in test], predicted)
 
-    return evaluation.fit_and_score(model, images, texts, split, score)
+    model, scores, n_fitted = evaluation.fit_and_score(aligner, images, texts, split, score)
+    if names is not None:
+        model = ZeroShotClassifier(names, aligner=model, templates=templates)
+    return model, scores, n_fitted
 
 
 def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> None:

@@ -146,14 +146,8 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             "of images. Create it again without --update."
         )
     indexed = set(retriever.items_)
-    # An image that was written after the index may have changed. Copies may keep the time of the
-    # original, but the system records when they replaced the file.
     indexed_at = max(path.stat().st_mtime for path in folder.iterdir())
-    changed = {
-        path
-        for path in indexed.intersection(paths)
-        if max(os.stat(path).st_mtime, os.stat(path).st_ctime) > indexed_at
-    }
+    changed = {path for path in indexed.intersection(paths) if _may_be_newer(path, indexed_at)}
     removed = indexed.difference(paths)
     if existing := sorted(filter(os.path.exists, removed)):
         raise ValueError(
@@ -176,6 +170,15 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             retriever.add(added)
     print_message(f"{len(added):,} images embedded, {len(removed):,} removed.", options.quiet)
     return retriever
+
+
+def _may_be_newer(path: str, time: float) -> bool:
+    """Return whether an image may have changed after a time.
+
+    Copies may keep the time of the original, but the system records when they replaced the file.
+    """
+    status = os.stat(path)
+    return max(status.st_mtime, status.st_ctime) > time
 
 
 def _build_index(

@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -212,6 +211,7 @@ def _take_turns(
     n_pairs: int,
     per_label: int,
 ) -> list[tuple[int, int]]:
+    """Return pairs and labels, chosen in rounds among the candidates of each label."""
     used_groups: set[int] = set()
 
     def iterate_free_pairs(label: int) -> Iterator[tuple[float, int, int]]:
@@ -224,22 +224,27 @@ def _take_turns(
         if pairs.shape[1] < n_rows:
             raise _CandidatesExhaustedError
 
+    free_pairs = [iterate_free_pairs(label) for label in range(len(pairs))]
+    queue: list[tuple[float, int, int]] = []
+
+    def enqueue_best(label: int) -> None:
+        if entry := next(free_pairs[label], None):
+            heapq.heappush(queue, entry)
+
     chosen: list[tuple[int, int]] = []
     open_labels = list(range(len(pairs)))
-    free_pairs = [iterate_free_pairs(label) for label in open_labels]
     for _ in range(per_label):
-        queue = [entry for label in open_labels for entry in islice(free_pairs[label], 1)]
-        heapq.heapify(queue)
+        for label in open_labels:
+            enqueue_best(label)
         open_labels = []
         while queue and len(chosen) < n_pairs:
             _, label, pair = heapq.heappop(queue)
-            if groups[pair] not in used_groups:
-                used_groups.add(groups[pair])
-                chosen.append((pair, label))
-                open_labels.append(label)
+            if groups[pair] in used_groups:  # another label took the pair
+                enqueue_best(label)
                 continue
-            for entry in islice(free_pairs[label], 1):  # another label took the pair
-                heapq.heappush(queue, entry)
+            used_groups.add(groups[pair])
+            chosen.append((pair, label))
+            open_labels.append(label)
         if len(chosen) == n_pairs or not open_labels:
             break
     return chosen

@@ -289,7 +289,7 @@ def _read_sidecars(folder: Path, names: list[Path]) -> list[str] | list[list[str
     return flatten_single_captions(captions)
 
 
-def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
+def _find_single_table(folder: Path) -> Path:
     tables = _find_tables(folder)
     if not tables:
         raise FileNotFoundError(
@@ -301,8 +301,12 @@ def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
             f"{format_list(table.name for table in tables)}. Keep one of them, or read one with "
             "load_pairs."
         )
-    table = read_table(tables[0])
-    where = repr(str(tables[0]))
+    return tables[0]
+
+
+def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
+    file = _find_single_table(folder)
+    table, where = read_table(file), repr(str(file))
     if "label" in table and not set(_CAPTION_COLUMNS) & set(table):
         raise ValueError(
             f"{where} has labels and no captions. Read it with load_pairs({where}, "
@@ -313,10 +317,10 @@ def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
     texts = parse_captions(get_text_column(table, _CAPTION_COLUMNS, where), where)
     captions: dict[Path, list[str]] = {name: [] for name in names}
     unknown = []
-    for file, row_captions in zip(files, texts, strict=True):
-        image_captions = captions.get(Path(os.path.normpath(str(file))))
+    for name, row_captions in zip(map(str, files), texts, strict=True):
+        image_captions = captions.get(Path(os.path.normpath(name)))
         if image_captions is None:
-            unknown.append(str(file))
+            unknown.append(name)
         else:
             image_captions.extend(row_captions)
     if unknown:

@@ -6,7 +6,6 @@ import csv
 import difflib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from sklearn.utils import Bunch
 
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import import_optional, unescape_formula
-from ..utils.validation import format_list, parse_json
+from ..utils.validation import find_repeated, format_list, parse_json
 from .base import flatten_single_captions, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -121,7 +120,7 @@ def _split_columns(frame: Any, where: str) -> Table:
 
 
 def _check_distinct(names: list[Any], where: str) -> None:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
+    repeated = find_repeated(names)
     if repeated:
         raise ValueError(f"{where} has repeated columns: {format_list(repeated)}. Rename them.")
 

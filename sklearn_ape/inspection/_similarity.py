@@ -225,14 +225,7 @@ class SimilarityMatrixDisplay:
             include_values = max(n_images, n_texts) <= _MAX_VALUES
         self.text_ = self._write_values(values_format, cell) if include_values else None
         self._draw_frames(frame_color, min(2, 12.5 * cell))
-        self.thumbnails_ = []
-        if images is None:
-            ax.set_ylabel("image")
-        else:
-            ax.set_yticks([])
-            self.thumbnails_ = [
-                draw_thumbnail(ax, image, (-1.1, row), 0.92) for row, image in enumerate(images)
-            ]
+        self.thumbnails_ = self._draw_thumbnails(images)
         if names is None:
             ax.set_xlabel("caption")
         else:
@@ -250,6 +243,15 @@ class SimilarityMatrixDisplay:
             frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=color, lw=linewidth)
             frame.set_clip_on(False)
             self.ax_.add_patch(frame)
+
+    def _draw_thumbnails(self, images: Sequence[Any] | None) -> list[Any]:
+        if images is None:
+            self.ax_.set_ylabel("image")
+            return []
+        self.ax_.set_yticks([])
+        return [
+            draw_thumbnail(self.ax_, image, (-1.1, row), 0.92) for row, image in enumerate(images)
+        ]
 
     def _write_values(self, values_format: str, cell_size: float) -> np.ndarray:
         fontsize = min(9, 22 * cell_size)

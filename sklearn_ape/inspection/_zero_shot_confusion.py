@@ -220,8 +220,6 @@ class ZeroShotConfusionDisplay:
         -------
         display : ZeroShotConfusionDisplay
         """
-        from matplotlib.patches import Rectangle
-
         counts = np.asarray(self.counts)
         n_rows, n_columns = counts.shape
         examples = self.examples if thumbnails and self.examples is not None else {}
@@ -241,21 +239,30 @@ class ZeroShotConfusionDisplay:
             (row, column): draw_thumbnail(ax, image, (column, row - 0.1), 0.72)
             for (row, column), image in examples.items()
         }
-        for row, column in np.ndindex(counts.shape):
+        self._draw_frames_of_hits()
+        self._write_labels()
+        return self
+
+    def _draw_frames_of_hits(self) -> None:
+        from matplotlib.patches import Rectangle
+
+        for row, column in np.ndindex(np.shape(self.counts)):
             if self.row_labels[row] == self.column_labels[column]:
                 corner = column - 0.48, row - 0.48
                 frame = Rectangle(corner, 0.96, 0.96, fill=False, ec="tab:green", lw=1.5)
-                ax.add_patch(frame)
-        ax.set_xticks(range(n_columns), [format_text(label, 24) for label in self.column_labels])
-        ax.set_yticks(range(n_rows), [format_text(label, 16, 2) for label in self.row_labels])
-        if max(len(str(label)) for label in self.column_labels) > 6:
+                self.ax_.add_patch(frame)
+
+    def _write_labels(self) -> None:
+        ax, rows, columns = self.ax_, self.row_labels, self.column_labels
+        ax.set_xticks(range(len(columns)), [format_text(label, 24) for label in columns])
+        ax.set_yticks(range(len(rows)), [format_text(label, 16, 2) for label in rows])
+        if max(len(str(label)) for label in columns) > 6:
             ax.tick_params(axis="x", labelrotation=45)
             for label in ax.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
         ax.set(xlabel="predicted", ylabel="true")
         if self.title:
             ax.set_title(format_text(self.title, 60, 2), fontsize="medium")
-        return self
 
 
 def _as_list(labels: Any) -> list[Any]:

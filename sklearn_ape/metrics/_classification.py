@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from sklearn.utils.validation import _check_sample_weight
 from ..utils.validation import (
     as_labels,
     check_integer,
+    find_repeated,
     format_list,
     ignores_underflow,
     list_distinct_labels,
@@ -231,7 +231,7 @@ def _find_columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
         )
     column_of = {label: column for column, label in enumerate(classes.tolist())}
     if len(column_of) < len(classes):
-        repeated = [label for label, count in Counter(classes.tolist()).items() if count > 1]
+        repeated = find_repeated(classes.tolist())
         raise ValueError(
             f"labels has duplicates: {format_list(repeated)}. Pass one class per column."
         )

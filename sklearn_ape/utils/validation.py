@@ -53,14 +53,20 @@ def parse_json(text: str | bytes, what: str, remedy: str = "", **options: Any) -
 def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        repeated = [key for key, count in counts.items() if count > 1]
+        repeated = find_repeated(key for key, _ in pairs)
         raise _RepeatedKeyError(f"has the key {format_list(repeated)} more than once.")
     return values
 
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def find_repeated(values: Iterable[T]) -> list[T]:
+    """Return the values that occur more than once, in the order of their first occurrence."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
 FLOATS = [np.float64, np.float32, np.float16]
 """Types for `check_array`, which converts an array of any other type to the first of them."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -12,7 +11,7 @@ from scipy.sparse import issparse
 from sklearn.metrics import precision_recall_curve
 
 from ..prompts import describe_similar_label, to_builtin
-from ..utils.validation import as_numeric, check_number, format_list
+from ..utils.validation import as_numeric, check_number, find_repeated, format_list
 
 _EXPECTED = (
     "expected a table of zeros and ones with a column for each label, or a list of the labels of "
@@ -98,14 +97,7 @@ def _read_row(row: Any, index: int) -> Any:
         row = row._asdict()
     if isinstance(row, Mapping):
         return dict(row)
-    if hasattr(row, "iloc") and list(row.index) != list(range(len(row))):
-        raise ValueError(
-            f"Row {index} of Y is a {type(row).__name__} whose index is not 0, 1, ... Pass a "
-            "DataFrame to match columns by name, or row.tolist() for each row."
-        )
-    for method in ("tolist", "to_list"):  # numpy, pandas and torch; polars
-        if hasattr(row, method):
-            row = getattr(row, method)()
+    row = _to_builtin_row(row, index)
     if isinstance(row, str | bytes | bytearray) or not isinstance(row, Iterable):
         hint = " (a list also for one label: ['cat'])."
         if "," in str(row):
@@ -117,6 +109,19 @@ def _read_row(row: Any, index: int) -> Any:
         hash(tuple(row))
     except TypeError:
         raise ValueError(f"Y has {row!r} in row {index}: {_EXPECTED}.") from None
+    return row
+
+
+def _to_builtin_row(row: Any, index: int) -> Any:
+    """Return an array, tensor or Series as a list, and other rows as they are."""
+    if hasattr(row, "iloc") and list(row.index) != list(range(len(row))):
+        raise ValueError(
+            f"Row {index} of Y is a {type(row).__name__} whose index is not 0, 1, ... Pass a "
+            "DataFrame to match columns by name, or row.tolist() for each row."
+        )
+    for method in ("tolist", "to_list"):  # numpy, pandas and torch; polars
+        if hasattr(row, method):
+            row = getattr(row, method)()
     return row
 
 
@@ -187,7 +192,7 @@ def _find_positions(
 
 
 def _check_distinct(names: Iterable[Any], beginning: str) -> None:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
+    repeated = find_repeated(names)
     if repeated:
         raise ValueError(
             f"{beginning} {format_list(repeated)} more than once. Pass each label once. A table "
