@@ -60,15 +60,13 @@ def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+FLOATS = [np.float64, np.float32, np.float16]
+"""Types for `check_array`, which converts an array of any other type to the first of them."""
 
 
 def find_repeated(values: Iterable[T]) -> list[T]:
     """Return the values that occur more than once, in the order of their first occurrence."""
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-FLOATS = [np.float64, np.float32, np.float16]
-"""Types for `check_array`, which converts an array of any other type to the first of them."""
 
 
 def as_numeric(features: Any, name: str) -> Any:
