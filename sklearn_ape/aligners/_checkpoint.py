@@ -133,7 +133,7 @@ class TrainingFile:
         head = {
             "library": "sklearn-ape",
             "checkpoint_format": _FORMAT,
-            "versions": _versions(),
+            "versions": _list_versions(),
             "training": self.training,
         }
         try:
@@ -171,7 +171,7 @@ class TrainingFile:
             values = read_file(path)
         except ValueError as error:
             raise ValueError(f"{error} {_REMEDY}") from None
-        versions, installed_versions = head.get("versions"), _versions()
+        versions, installed_versions = head.get("versions"), _list_versions()
         if versions != installed_versions:
             warn(
                 f"{str(path)!r} was written with {versions}, and the installed versions are "
@@ -199,7 +199,7 @@ def _make_lock(path: Path) -> FileLock:
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
-def _versions() -> dict[str, str]:
+def _list_versions() -> dict[str, str]:
     return {name: version(name) for name in ("sklearn-ape", "torch")}
 
 
@@ -368,12 +368,12 @@ def _describe_callback(callback: Any) -> str:
     cls = callback if isinstance(callback, type) else type(callback)
     values = {} if isinstance(callback, type) else vars(callback)
     parameters = [
-        f"{name}={_hash(value)}" for name, value in sorted(values.items()) if name[-1] != "_"
+        f"{name}={_hash_value(value)}" for name, value in sorted(values.items()) if name[-1] != "_"
     ]
     return f"{cls.__module__}.{cls.__qualname__}({', '.join(parameters)})"
 
 
-def _hash(value: Any) -> str:
+def _hash_value(value: Any) -> str:
     """Return a hash that does not depend on the process, or the type if hashing fails."""
     try:
         return joblib.hash(value)

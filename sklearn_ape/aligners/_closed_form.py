@@ -186,7 +186,9 @@ def make_kernel_maps(
     are returned, too, if the matrix is decomposed with all texts as anchors.
     """
     targets = _Targets(data, image_map)
-    gamma = scale_gamma(targets.mean_text(np.float32)) if gamma == "scale" else float(gamma)
+    gamma = (
+        scale_gamma(targets.compute_mean_text(np.float32)) if gamma == "scale" else float(gamma)
+    )
     if max_anchors == "auto":
         max_anchors = count_default_anchors(len(targets.texts), device)
     limit = int(max_anchors)
@@ -194,7 +196,7 @@ def make_kernel_maps(
         is_held_out = np.isin(targets.texts, held_out_texts)
         order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
         n_held_out = int(is_held_out.sum())
-        anchors = targets.normalized_texts(order)
+        anchors = targets.normalize_texts(order)
         if not anchors.any():  # a single text of zeros with target zero: any anchor will do
             anchors[:, 0] = 1
         right = np.concatenate([block_targets for _, block_targets in targets])[order]
@@ -208,7 +210,7 @@ def make_kernel_maps(
         return Maps(image_map, text_map, normalize_rows(predictions))
     # Nyström approximation: some of the texts serve as anchors, and all are fitted.
     chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
-    anchors = targets.normalized_texts(chosen)
+    anchors = targets.normalize_texts(chosen)
     coefficients = _solve_nystroem(targets, anchors, ridge, gamma, device, verbose)
     return Maps(image_map, KernelMap(anchors, coefficients, gamma))
 
@@ -229,7 +231,7 @@ def _solve_nystroem(
     def iter_kernels(block: slice) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         for part in gen_batches(block.stop - block.start, _BLOCK_SIZE):
             rows = slice(block.start + part.start, block.start + part.stop)
-            texts = torch.as_tensor(targets.normalized_texts(rows)).to(device)
+            texts = torch.as_tensor(targets.normalize_texts(rows)).to(device)
             rows_kernel = kernel(texts, landmarks, gamma)
             yield part, rows_kernel, (rows_kernel * counts[rows, None]).T
 
@@ -254,11 +256,11 @@ def make_linear_maps(data: PairDataset, image_map: WhitenedMap, *, ridge: float)
     The ridge is relative to the mean variance of a text feature.
     """
     targets = _Targets(data, image_map)
-    text_mean, total = targets.mean_text(np.float64), targets.counts.sum()
+    text_mean, total = targets.compute_mean_text(np.float64), targets.counts.sum()
     matrix = np.zeros((len(text_mean), len(text_mean)))
     right = np.zeros((len(text_mean), targets.image.n_out))
     for block, block_targets in targets:
-        features = targets.normalized_texts(block) - text_mean
+        features = targets.normalize_texts(block) - text_mean
         weighted = (features * targets.counts[block, None]).T
         matrix += weighted @ features
         right += weighted @ block_targets
@@ -308,15 +310,14 @@ class _Targets:
             targets -= mean_target
             yield block, targets.astype(np.float32)
 
-    def normalized_texts(self, rows: Any) -> np.ndarray:
+    def normalize_texts(self, rows: Any) -> np.ndarray:
         """Return L2-normalized features of rows of `texts`."""
         return normalize_rows(self._data.text[self.texts[rows]])
 
-    def mean_text(self, dtype: Any) -> np.ndarray:
+    def compute_mean_text(self, dtype: Any) -> np.ndarray:
         """Return the mean of the normalized texts, weighted by their numbers of images."""
         sums = (
-            self.counts[block] @ self.normalized_texts(block).astype(dtype)
-            for block in self.blocks
+            self.counts[block] @ self.normalize_texts(block).astype(dtype) for block in self.blocks
         )
         return sum(sums) / self.counts.sum()
 

@@ -127,10 +127,10 @@ class TextTower(nn.Module):
 
     def unlock(self, n_layers: int | None) -> None:
         """Make the last layers and the modules behind them trainable; None is the whole tower."""
-        parameters, used = list(self.tower.parameters()), self._used_ids()
+        parameters, used = list(self.tower.parameters()), self._list_used_ids()
         first = len(parameters) if n_layers == 0 else 0
         if n_layers:
-            layers = self._layers(n_layers)
+            layers = self._find_layers(n_layers)
             if n_layers > len(layers):
                 raise ValueError(
                     f"unlocked_layers={n_layers}, but the text encoder has {len(layers)} layers. "
@@ -200,8 +200,8 @@ class TextTower(nn.Module):
         torch.clear_autocast_cache()
         return features.float()
 
-    def _layers(self, n_layers: int) -> nn.ModuleList:
-        used = self._used_ids()
+    def _find_layers(self, n_layers: int) -> nn.ModuleList:
+        used = self._list_used_ids()
         for module in self.tower.modules():
             if isinstance(module, nn.ModuleList) and _list_weight_ids(module) & used:
                 return module
@@ -210,7 +210,7 @@ class TextTower(nn.Module):
             "Pass None."
         )
 
-    def _used_ids(self) -> set[int]:
+    def _list_used_ids(self) -> set[int]:
         return {id(p) for name, p in self.tower.named_parameters() if name in self._used_names}
 
     def _remove_unused_modules(self) -> frozenset[str]:

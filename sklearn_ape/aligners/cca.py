@@ -202,8 +202,8 @@ class CCAAligner(ClosedFormAligner):
         """Return the projections of both sides and the correlations between them."""
         images, texts = data.pairs.T
         image_mean, text_mean = mean(data.image, images), mean(data.text, texts)
-        image = _whitening(data.image, images, image_mean, self.ridge)
-        text = _whitening(data.text, texts, text_mean, self.ridge)
+        image = _compute_whitening(data.image, images, image_mean, self.ridge)
+        text = _compute_whitening(data.text, texts, text_mean, self.ridge)
         cross = covariance(data.image, data.text, (images, texts), (image_mean, text_mean))
         left, correlations, right = np.linalg.svd(image.T @ cross @ text, full_matrices=False)
         left, right = svd_flip(left, right)
@@ -228,7 +228,7 @@ class CCAAligner(ClosedFormAligner):
         return _ProjectionNetwork(*getattr(self, f"_{side}_projection"))
 
 
-def _whitening(
+def _compute_whitening(
     features: np.ndarray, rows: np.ndarray, center: np.ndarray, ridge: float
 ) -> np.ndarray:
     """Return a matrix of shape (n_features, rank) that whitens the features."""

@@ -368,7 +368,7 @@ def append_head_pairs(aligner: Any, head: HeadPairs, data: PairDataset) -> PairD
     pairs = drop_repeated_pairs(len(data.image) + owners, rows, len(text))
     return replace(
         data,
-        image=_append(data.image, images),
+        image=_append_rows(data.image, images),
         text=text,
         pairs=np.concatenate([data.pairs, pairs]),
         n_prototypes=len(images),
@@ -470,7 +470,7 @@ def _append_texts(text: Any, features: np.ndarray) -> tuple[Any, np.ndarray]:
     distance = np.linalg.norm(distinct - text[nearest], axis=1)
     is_caption = distance <= _MAX_DISTANCE * np.linalg.norm(distinct, axis=1)
     rows = np.where(is_caption, nearest, len(text) - 1 + np.cumsum(~is_caption))
-    return _append(text, distinct[~is_caption]), rows[inverse.reshape(-1)]
+    return _append_rows(text, distinct[~is_caption]), rows[inverse.reshape(-1)]
 
 
 def _find_nearest_rows(queries: np.ndarray, text: Any) -> np.ndarray:
@@ -484,7 +484,7 @@ def _find_nearest_rows(queries: np.ndarray, text: Any) -> np.ndarray:
     return nearest
 
 
-def _append(features: Any, rows: np.ndarray) -> Any:
+def _append_rows(features: Any, rows: np.ndarray) -> Any:
     if isinstance(features, StoredRows):
         return features.append(rows)
     return np.concatenate([features, rows])

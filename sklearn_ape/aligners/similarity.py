@@ -262,7 +262,7 @@ class Standardizer:
         self.image_moments = image_moments
         self.mean, std = compute_moments(text, bank.image)
         self.scale = scale * (std.mean() if bank.text is None else bank.std / 2)
-        self.factor = self.scale / _divisor(std)
+        self.factor = self.scale / _replace_rounding_errors(std)
 
     def apply(self, cosines: np.ndarray, image: Any) -> None:
         """Standardize cosines of images with all texts in place. Rows of NaN stay NaN."""
@@ -295,7 +295,7 @@ class Standardizer:
         mean, factor = self.mean[texts].astype(dtype), self.factor[texts].astype(dtype)
         if moments is not None:
             image_mean = moments[0].astype(dtype)
-            image_factor = (self.scale / _divisor(moments[1])).astype(dtype)
+            image_factor = (self.scale / _replace_rounding_errors(moments[1])).astype(dtype)
         # In small tiles, so that the second term needs no array as large as the cosines.
         for rows in iter_row_tiles(*cosines.shape):
             tile = cosines[rows]
@@ -398,6 +398,6 @@ def compute_moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]
     return mean, std
 
 
-def _divisor(std: np.ndarray) -> np.ndarray:
+def _replace_rounding_errors(std: np.ndarray) -> np.ndarray:
     """Return standard deviations with infinity in place of rounding errors; NaN stays NaN."""
     return np.where(std <= _MIN_STD, np.inf, std)

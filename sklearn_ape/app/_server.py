@@ -393,7 +393,10 @@ def serve(
                 allowed_paths=[],
                 max_file_size=limits.upload_bytes,
                 state_session_capacity=limits.sessions,
-                app_kwargs={"middleware": _middleware(host, limits, folder), "docs_url": None},
+                app_kwargs={
+                    "middleware": _make_middleware(host, limits, folder),
+                    "docs_url": None,
+                },
             )
         except OSError as error:
             if port is None:
@@ -443,7 +446,7 @@ def _interrupt_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _middleware(host: str, limits: Limits, folder: str) -> list[Any]:
+def _make_middleware(host: str, limits: Limits, folder: str) -> list[Any]:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 

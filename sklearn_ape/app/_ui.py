@@ -97,7 +97,7 @@ def show_errors(gr: Any) -> Iterator[None]:
         raise gr.Error(message, **options) from error
 
 
-def image_input(gr: Any, label: str, elem_id: str) -> Any:
+def _add_image_input(gr: Any, label: str, elem_id: str) -> Any:
     """Return an image field that passes the path of the uploaded file."""
     field = gr.Image(
         label=label,
@@ -150,7 +150,7 @@ def describe_alignment(alignment: Alignment | None, remark: str) -> str:
             "",
             f"Your aligner was then fitted on all {alignment.n_pairs} images.",
             "",
-            _compare(alignment),
+            _compare_recalls(alignment),
         ]
     elif alignment.n_pairs:
         lines = [f"Your aligner was fitted on all {alignment.n_pairs} images."]
@@ -158,7 +158,7 @@ def describe_alignment(alignment: Alignment | None, remark: str) -> str:
     return "\n".join([*lines, "", alignment.remark, "", escape_markdown(remark)]).strip()
 
 
-def _compare(alignment: Alignment) -> str:
+def _compare_recalls(alignment: Alignment) -> str:
     """Compare the two aligners, if their difference is larger than its standard error."""
     initial, own = alignment.recall[0].at_1, alignment.recall[-1].at_1
     mean = (initial + own) / 200
@@ -180,7 +180,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     gr.Markdown("Drop an image and enter label names: the page shows the most probable labels.")
     with gr.Row():
         with gr.Column(min_width=300):
-            image = image_input(gr, "Image", "classify-image")
+            image = _add_image_input(gr, "Image", "classify-image")
             if service.examples:
                 gr.Markdown("Examples: click an image to classify it.")
                 examples = gr.Gallery(
@@ -310,10 +310,10 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             gr.Examples([[text] for text in _EXAMPLE_QUERIES], query, cache_examples=False)
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
-                image = image_input(gr, "Image", "search-image")
+                image = _add_image_input(gr, "Image", "search-image")
                 gr.Markdown("Empty the query above to search by this image.")
             with gr.Accordion("Search your own images", open=False):
-                archive = _zip_input(gr, service, "Images", "search-zip")
+                archive = _add_zip_input(gr, service, "Images", "search-zip")
                 load_button = gr.Button("Search these images", elem_id="search-take")
                 reset_button = gr.Button("Search the initial images", elem_id="search-reset")
         with gr.Column(min_width=300, scale=2):
@@ -381,7 +381,7 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
     )
     with gr.Row():
         with gr.Column(min_width=300):
-            archive = _zip_input(gr, service, "Captioned images", "align-zip")
+            archive = _add_zip_input(gr, service, "Captioned images", "align-zip")
             names = list_methods(service.model.aligner)
             methods = [(text, name) for text, name in _METHOD_CHOICES.items() if name in names]
             method = gr.Radio(methods, value=names[0], label="Method", elem_id="align-method")
@@ -403,7 +403,7 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
             )
             reset_button = gr.Button("Reset to the initial aligner", interactive=False)
             with gr.Accordion("Load a downloaded aligner", open=False):
-                saved = _zip_input(gr, service, "Aligner", "align-saved")
+                saved = _add_zip_input(gr, service, "Aligner", "align-saved")
                 load_button = gr.Button("Load")
 
     outputs = [session, model, result, download, reset_button]
@@ -453,7 +453,7 @@ def _join_labels(labels: Sequence[str]) -> str:
     return "\n".join(labels) if has_separators else ", ".join(labels)
 
 
-def _zip_input(gr: Any, service: AppService, label: str, elem_id: str) -> Any:
+def _add_zip_input(gr: Any, service: AppService, label: str, elem_id: str) -> Any:
     label = f"{label}: zip, up to {format_size(service.limits.upload_bytes)}"
     return gr.File(label=label, file_types=[".zip"], height=190, elem_id=elem_id)
 

@@ -104,7 +104,7 @@ class _Relevance(NamedTuple):
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """Return the scores of rows with all labels; -inf if they do not match."""
-        similarity, match = self._compare(rows)
+        similarity, match = self._compute_similarity(rows)
         if self.caption_features is None:
             return np.where(match, similarity, -np.inf).astype(np.float32)
         is_relevant = match | (similarity >= self.min_similarity)  # False for NaN
@@ -116,12 +116,12 @@ class _Relevance(NamedTuple):
         similarity = np.empty(len(rows), dtype=np.float32)
         match = np.empty(len(rows), dtype=bool)
         for block in gen_batches(len(rows), 1024):
-            tile_similarity, tile_match = self._compare(rows[block])
+            tile_similarity, tile_match = self._compute_similarity(rows[block])
             cells = np.arange(len(tile_match)), labels[block]
             similarity[block], match[block] = tile_similarity[cells], tile_match[cells]
         return similarity, match
 
-    def _compare(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _compute_similarity(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         flat, starts = self.texts.select_captions(rows)
         if self.shares is None:
             share = np.zeros((len(rows), 1), dtype=np.float32)

@@ -288,7 +288,7 @@ def _render_missing(
         rendered = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
             delayed(_render_icon)(f"{prefix}:{icon.name}", svg, folder / icon.stem, size)
             for prefix, absent in missing.items()
-            for icon, svg in _with_drawings(absent)
+            for icon, svg in _iter_drawings(absent)
         )
         n_missing = sum(map(len, missing.values()))
         with make_progress_bar(n_missing, verbose, desc="Rendering icons", unit="icon") as bar:
@@ -296,7 +296,7 @@ def _render_missing(
                 bar.update()
 
 
-def _with_drawings(icons: Sequence[Icon]) -> Iterator[tuple[Icon, str]]:
+def _iter_drawings(icons: Sequence[Icon]) -> Iterator[tuple[Icon, str]]:
     """Return icons of one set with their drawings, read again because all need much memory."""
     drawings = read_drawings(icons[0].icon_set)
     return ((icon, drawings[icon.name]) for icon in icons)

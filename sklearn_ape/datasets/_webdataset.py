@@ -233,7 +233,7 @@ class WebDatasetPairs:
         return self._n_samples
 
     def __iter__(self) -> Iterator[tuple[bytes, str]]:
-        for sample in self._samples():
+        for sample in self._iter_samples():
             yield self._read_image(sample), self._read_caption(sample)
 
     def __repr__(self) -> str:
@@ -247,7 +247,7 @@ class WebDatasetPairs:
         """Return the captions as a sized iterable of str."""
         return WebDatasetSide(self, self._caption, self._read_caption)
 
-    def _samples(self, keys: _Keys | None = None) -> Iterator[dict[str, Any]]:
+    def _iter_samples(self, keys: _Keys | None = None) -> Iterator[dict[str, Any]]:
         # Check that all samples are pairs: otherwise the rows of images and captions would differ.
         len(self)
         for shard in self.shards:
@@ -292,7 +292,7 @@ class WebDatasetSide:
         return len(self._pairs)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._read, self._pairs._samples(self._keys))
+        return map(self._read, self._pairs._iter_samples(self._keys))
 
     def __repr__(self) -> str:
         return f"{self._pairs!r}.{self._keys.side}s()"

@@ -117,7 +117,7 @@ def _load_or_export(name: str, workload: Workload) -> Engine:
 
     def load(folder: Path) -> Engine:
         engine = engine_class(workload, folder)
-        _compare(engine, expected, _TOLERANCE[workload.dtype])
+        _check_outputs(engine, expected, _TOLERANCE[workload.dtype])
         return engine
 
     target = _export_folder(name, workload)
@@ -148,7 +148,9 @@ def _load_or_export(name: str, workload: Workload) -> Engine:
         return engine
 
 
-def _compare(engine: Engine, expected: list[tuple[Inputs, np.ndarray]], tolerance: float) -> None:
+def _check_outputs(
+    engine: Engine, expected: list[tuple[Inputs, np.ndarray]], tolerance: float
+) -> None:
     """Raise WrongFeaturesError if an engine's features of the examples differ from torch's."""
     for inputs, reference in expected:
         features = engine(inputs)

@@ -67,9 +67,9 @@ class _SentenceTransformerModel(FrozenEncoder):
 
     def _get_engine(self, n_items: int) -> Engine:
         model = self._get_network().model
-        return _SentenceTransformerEngine(model, self._options(model), self.dtype_)
+        return _SentenceTransformerEngine(model, self._make_encode_options(model), self.dtype_)
 
-    def _options(self, model: Any) -> dict[str, Any]:
+    def _make_encode_options(self, model: Any) -> dict[str, Any]:
         """Return the arguments of ``encode``."""
         return {"truncate_dim": self.truncate_dim, "normalize_embeddings": self.normalize}
 
@@ -164,9 +164,11 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise ValueError(f"prompt must be None or a str, not {self.prompt!r}.")
 
-    def _options(self, model: Any) -> dict[str, Any]:
+    def _make_encode_options(self, model: Any) -> dict[str, Any]:
         prompts = getattr(model, "prompts", None) or {}
-        return super()._options(model) | {"prompt": prompts.get(self.prompt, self.prompt)}
+        return super()._make_encode_options(model) | {
+            "prompt": prompts.get(self.prompt, self.prompt)
+        }
 
 
 @dataclass(eq=False, repr=False)
@@ -264,7 +266,7 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
     _feature_params = ("crop", "truncate_dim", "normalize")
     _cpu_batch_size = 16
 
-    def _options(self, model: Any) -> dict[str, Any]:
+    def _make_encode_options(self, model: Any) -> dict[str, Any]:
         # Not checked when the model is loaded, because an encoder of texts may have loaded it.
         if "image" not in model.modalities:
             raise ValueError(
@@ -272,7 +274,7 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
                 f"{', '.join(model.modalities)}. Pass a multimodal model, such as "
                 "'sentence-transformers/clip-ViT-B-32'."
             )
-        return super()._options(model)
+        return super()._make_encode_options(model)
 
     def _compute_min_side(self, preprocessing: Any) -> int:
         return _MAX_SIDE

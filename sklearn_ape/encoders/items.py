@@ -172,7 +172,7 @@ def digest_image(item: Any) -> bytes:
         if not len(item):
             raise ItemError("is empty (0 bytes). Pass the content of an image file.")
         content = bytes(item)  # a memoryview may have strides
-        digest = _new_digest(content[:4], io.BytesIO(content))
+        digest = _start_digest(content[:4], io.BytesIO(content))
         digest.update(content)
         return digest.digest()
     pixels = _to_pixels(item)
@@ -282,7 +282,7 @@ def _digest_file(path: str) -> bytes:
         check_image(path)
     try:
         with open(path, "rb") as file:
-            sha256 = _new_digest(file.read(4), path)
+            sha256 = _start_digest(file.read(4), path)
             file.seek(0)
             digest = hashlib.file_digest(file, lambda: sha256).digest()
     except OSError as error:
@@ -292,7 +292,7 @@ def _digest_file(path: str) -> bytes:
     return digest
 
 
-def _new_digest(start: bytes, file: str | io.BytesIO) -> Any:
+def _start_digest(start: bytes, file: str | io.BytesIO) -> Any:
     """Return a digest object for a file that starts with some bytes.
 
     Earlier versions of the package read rotated (see `_without_memory_map`) and some grey TIFF

@@ -139,7 +139,7 @@ class FeatureFile:
         content = np.ascontiguousarray(rows, dtype=self.dtype).tobytes()
         chunk = FinishedChunk(items, _digest(content), dict(errors))
         with self._explain_errors():
-            self._rows_file.seek(self._position(number))
+            self._rows_file.seek(self._compute_position(number))
             self._rows_file.write(content)
             self._rows_file.flush()
             self._journal_file.write(_format_line({"chunk": number, **chunk._asdict()}))
@@ -232,7 +232,7 @@ class FeatureFile:
                 return f"exists with {header.get(key)} {name}, not {self._header[key]}"
         return "exists and was written with another encoder or other parameters"
 
-    def _position(self, number: int) -> int:
+    def _compute_position(self, number: int) -> int:
         return self._offset + number * self.chunk_size * self._row_bytes
 
     @property
@@ -240,7 +240,7 @@ class FeatureFile:
         return self._width * self.dtype.itemsize
 
     def _read(self, file: BinaryIO, number: int) -> bytes:
-        file.seek(self._position(number))
+        file.seek(self._compute_position(number))
         n_rows = min(self.chunk_size, self.n_rows - number * self.chunk_size)
         return file.read(n_rows * self._row_bytes)
 

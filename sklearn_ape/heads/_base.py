@@ -118,7 +118,7 @@ class Head(nn.Module):
         ValueError
             If the head has no parameters.
         """
-        layers = self._output_layers()
+        layers = self._list_output_layers()
         if not layers:
             raise ValueError(
                 f"{type(self).__name__} has no parameters and cannot start at zero. Pass another "
@@ -128,7 +128,7 @@ class Head(nn.Module):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def _output_layers(self) -> list[nn.Module]:
+    def _list_output_layers(self) -> list[nn.Module]:
         layers: list[nn.Module] = [m for m in self.modules() if isinstance(m, nn.Linear)]
         return layers[-1:]
 

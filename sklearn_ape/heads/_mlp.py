@@ -261,7 +261,7 @@ class SkipMLPHead(Head):
             *(_ResidualMLP(n_out, dropout) for _ in range(depth // 2 - 1))
         )
 
-    def _output_layers(self) -> list[nn.Module]:
+    def _list_output_layers(self) -> list[nn.Module]:
         if len(self.residuals):
             return [self.residuals[-1].get_submodule("norm")]
         return [self.linear, self.nonlinear[-1]]

@@ -135,24 +135,24 @@ class Softmax:
     def update(self, tile: Tile, logits: torch.Tensor) -> None:
         """Add the logits of a tile."""
         items, index = tile[self.side], tile.positive[self.side]
-        self.positive[items].index_add_(0, index, logits[tile.positive] * self.targets(tile))
+        self.positive[items].index_add_(0, index, logits[tile.positive] * self.get_targets(tile))
         logits = logits.T if self.side else logits
         largest = torch.maximum(self.largest[items], logits.amax(dim=1))
         total = self.total[items] * (self.largest[items] - largest).exp()
         self.total[items] = total + (logits - largest[:, None]).exp_().sum(dim=1)
         self.largest[items] = largest
 
-    def losses(self) -> torch.Tensor:
+    def compute_losses(self) -> torch.Tensor:
         """Return the cross-entropy of every item: log-denominator minus mean positive logit."""
         return self.total.log() + (self.largest - self.positive)
 
-    def probabilities(self, tile: Tile, logits: torch.Tensor) -> torch.Tensor:
+    def compute_probabilities(self, tile: Tile, logits: torch.Tensor) -> torch.Tensor:
         """Return the softmax of the logits of a tile, after all tiles were added."""
         items, axis = tile[self.side], 1 - self.side
         largest, total = self.largest[items].unsqueeze(axis), self.total[items].unsqueeze(axis)
         return (logits - largest).exp_().div_(total)
 
-    def targets(self, tile: Tile) -> torch.Tensor:
+    def get_targets(self, tile: Tile) -> torch.Tensor:
         """Return the target of each positive of a tile."""
         return self.weight[tile[self.side]][tile.positive[self.side]]
 
@@ -234,7 +234,7 @@ class ScaledLoss(nn.Module):
         check_embeddings(image, text)
         is_small = self.tile_size == "auto" and len(image) <= MAX_DENSE_ROWS
         if self.tile_size is None or is_small:
-            return self._dense(image, text, positive)
+            return self._compute_densely(image, text, positive)
         return self.share(image, text, positive, slice(0, len(image)))
 
     def share(
@@ -263,16 +263,16 @@ class ScaledLoss(nn.Module):
         pairs = as_pairs(positive, len(image), image.device)
         # Also tile small batches with "auto": ranks are used where memory is short.
         tile = AUTO_TILE if self.tile_size == "auto" else int(self.tile_size or len(image))
-        return self._share(image, text, pairs, rows, tile)
+        return self._compute_share(image, text, pairs, rows, tile)
 
     @abstractmethod
-    def _dense(
+    def _compute_densely(
         self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None
     ) -> torch.Tensor:
         """Return the result of `forward`, computed from all logits at once."""
 
     @abstractmethod
-    def _share(
+    def _compute_share(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
         """Return the result of `share` for distinct positive pairs and a tile size."""

@@ -74,7 +74,7 @@ class InfoNCELoss(ScaledLoss):
     0.7437
     """
 
-    def _dense(
+    def _compute_densely(
         self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None
     ) -> torch.Tensor:
         logits = self.logit_scale * image @ text.T
@@ -93,7 +93,7 @@ class InfoNCELoss(ScaledLoss):
         by_text = nn.functional.cross_entropy(logits.T, text_target)
         return ((by_image + by_text) / 2).to(image.dtype)
 
-    def _share(
+    def _compute_share(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
         n_pairs, scale = len(image), self.logit_scale
@@ -136,7 +136,9 @@ class _TiledInfoNCE(torch.autograd.Function):
                 softmax.update(tile, logits)
         # In float16, the sum would overflow for a few thousand rows.
         dtype = torch.promote_types(image.dtype, torch.float32)
-        return torch.stack([softmax.losses().sum(dtype=dtype) for softmax in ctx.softmaxes]).sum()
+        return torch.stack(
+            [softmax.compute_losses().sum(dtype=dtype) for softmax in ctx.softmaxes]
+        ).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -147,10 +149,12 @@ class _TiledInfoNCE(torch.autograd.Function):
         for tile in ctx.tiles:
             logits = scaled[tile.rows] @ text[tile.columns].T
             # Gradient of the logits: softmax minus target.
-            slope, *others = (softmax.probabilities(tile, logits) for softmax in ctx.softmaxes)
+            slope, *others = (
+                softmax.compute_probabilities(tile, logits) for softmax in ctx.softmaxes
+            )
             for other in others:
                 slope += other
-            slope[tile.positive] -= sum(softmax.targets(tile) for softmax in ctx.softmaxes)
+            slope[tile.positive] -= sum(softmax.get_targets(tile) for softmax in ctx.softmaxes)
             image_gradient[tile.rows] += slope @ text[tile.columns]
             text_gradient[tile.columns] += slope.T @ scaled[tile.rows]
         # Logits are linear in scale * image, so the gradient of the scale follows from that of the
@@ -220,7 +224,7 @@ class SigmoidLoss(ScaledLoss):
         else:
             self.register_buffer("bias", initial)
 
-    def _dense(
+    def _compute_densely(
         self, image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor | None
     ) -> torch.Tensor:
         self._initialize_bias(len(image))
@@ -230,7 +234,7 @@ class SigmoidLoss(ScaledLoss):
         sign = torch.where(as_matrix(positive, len(image)), 1.0, -1.0)
         return -nn.functional.logsigmoid(sign * logits).sum() / len(image)
 
-    def _share(
+    def _compute_share(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
         self._initialize_bias(len(image))

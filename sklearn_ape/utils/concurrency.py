@@ -129,7 +129,7 @@ class LRUCache(Generic[Key, Value]):
         with self._lock:
             self._discard(key)
             self._entries[key] = value
-            self._n_bytes += self._size(value)
+            self._n_bytes += self._measure_size(value)
             while len(self._entries) > int(self.keep_newest) and (
                 (self.max_entries is not None and len(self._entries) > self.max_entries)
                 or (self.max_bytes is not None and self._n_bytes > self.max_bytes)
@@ -156,9 +156,9 @@ class LRUCache(Generic[Key, Value]):
 
     def _discard(self, key: Key) -> None:
         if key in self._entries:
-            self._n_bytes -= self._size(self._entries.pop(key))
+            self._n_bytes -= self._measure_size(self._entries.pop(key))
 
-    def _size(self, value: Any) -> int:
+    def _measure_size(self, value: Any) -> int:
         return 0 if self.max_bytes is None else value.nbytes
 
 

@@ -47,11 +47,11 @@ def _find_caller() -> FrameType:
 
 
 def _list_internal_prefixes() -> tuple[str, ...]:
-    folders = (os.path.dirname(file) + os.sep for file in _files(_INTERNAL_PACKAGES))
-    return (*folders, *_files(_WRAPPERS), "<frozen ")
+    folders = (os.path.dirname(file) + os.sep for file in _list_files(_INTERNAL_PACKAGES))
+    return (*folders, *_list_files(_WRAPPERS), "<frozen ")
 
 
-def _files(names: tuple[str, ...]) -> list[str]:
+def _list_files(names: tuple[str, ...]) -> list[str]:
     modules = (sys.modules.get(name) for name in names)
     return [file for module in modules if (file := getattr(module, "__file__", None))]
 

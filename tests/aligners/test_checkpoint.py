@@ -423,7 +423,7 @@ class TestRejectedFiles:
     @pytest.mark.exhaustive
     def test_other_library_versions_warn(self, unfinished, whole, monkeypatch):
         aligner, _ = unfinished
-        monkeypatch.setattr(_checkpoint, "_versions", lambda: {"torch": "99"})
+        monkeypatch.setattr(_checkpoint, "_list_versions", lambda: {"torch": "99"})
         with pytest.warns(UserWarning, match="may differ in the last digits"):
             assert_same(clone(aligner).fit(X, Y), whole("plain"))
 
