@@ -1,6 +1,5 @@
 """CLIPAligner compared with open_clip on a tiny model in a folder."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -14,34 +13,10 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CLIPAligner, ZeroShotClassifier
 from sklearn_ape.encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
-
-open_clip = pytest.importorskip("open_clip")
+from tests.encoders.test_open_clip import open_clip, save_model
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(4, 40, 50, 3), dtype=np.uint8))
 TEXTS = ["a cat", "two dogs on a walk", "a rocket", "a tree"]
-MODEL = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 64},
-    "text_cfg": {
-        "context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1,
-    },
-}  # fmt: skip
-
-
-def save_model(folder, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = open_clip.CLIP(
-            MODEL["embed_dim"],
-            open_clip.CLIPVisionCfg(**MODEL["vision_cfg"]),
-            open_clip.CLIPTextCfg(**MODEL["text_cfg"]),
-        ).eval()
-        model.logit_scale.data.fill_(3.0)
-    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
-    config = {"model_cfg": MODEL, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return model
 
 
 @pytest.fixture(scope="module")

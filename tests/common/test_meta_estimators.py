@@ -319,9 +319,7 @@ def assert_predictions_equal(answers, expected):
 
 
 @pytest.mark.sampled(27)
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # scikit-learn warns about a perfect top-2 score of two classes
+@pytest.mark.filterwarnings("ignore")  # scikit-learn: a perfect top-2 score of two classes
 @pytest.mark.parametrize("aligner", ["frozen", "unfitted"])
 @pytest.mark.parametrize(("kind", "relation"), SITUATIONS)
 @pytest.mark.parametrize("meta", META)

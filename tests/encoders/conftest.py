@@ -4,9 +4,21 @@ import pytest
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import (
+    OpenCLIPImageEncoder,
+    OpenCLIPTextEncoder,
     TimmImageEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
 )
 from sklearn_ape.encoders.base import FrozenEncoder
+
+ALL = [
+    TimmImageEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+    OpenCLIPImageEncoder,
+    OpenCLIPTextEncoder,
+]
 
 
 def gained(encoder, X):

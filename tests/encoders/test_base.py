@@ -17,20 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_ape.encoders import (
     EncodingFailedWarning,
-    OpenCLIPImageEncoder,
     OpenCLIPTextEncoder,
     TimmImageEncoder,
-    TransformersImageEncoder,
     TransformersTextEncoder,
 )
+from tests.encoders.conftest import ALL
 
-ALL = [
-    TimmImageEncoder,
-    TransformersImageEncoder,
-    TransformersTextEncoder,
-    OpenCLIPImageEncoder,
-    OpenCLIPTextEncoder,
-]
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 

@@ -12,23 +12,13 @@ from PIL import Image
 
 from sklearn_ape.encoders import (
     EncodingError,
-    OpenCLIPImageEncoder,
-    OpenCLIPTextEncoder,
     TimmImageEncoder,
-    TransformersImageEncoder,
     TransformersTextEncoder,
 )
 from sklearn_ape.encoders._engine import TorchEngine
 from sklearn_ape.encoders.items import summarize_errors
-from tests.encoders.conftest import gained
+from tests.encoders.conftest import ALL, gained
 
-ALL = [
-    TimmImageEncoder,
-    TransformersImageEncoder,
-    TransformersTextEncoder,
-    OpenCLIPImageEncoder,
-    OpenCLIPTextEncoder,
-]
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 

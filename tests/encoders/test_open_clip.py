@@ -22,6 +22,7 @@ MODEL = {
 
 
 def save_model(folder, seed=0):
+    """Save a network with random weights as open_clip does, and return it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(
@@ -29,6 +30,7 @@ def save_model(folder, seed=0):
             open_clip.CLIPVisionCfg(**MODEL["vision_cfg"]),
             open_clip.CLIPTextCfg(**MODEL["text_cfg"]),
         ).eval()
+        model.logit_scale.data.fill_(3.0)
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
     config = {"model_cfg": MODEL, "preprocess_cfg": preprocess}

@@ -66,6 +66,15 @@ def _read_and_write(folder):
         return features, cache.get_many([b"new"])
 
 
+def _leave_log_of_killed_writer(writer, folder):
+    with writer:
+        writer.put_many(ENTRIES)
+        for file in folder.iterdir():
+            shutil.copy(file, folder / f"{file.name}.kept")
+    for file in folder.glob("*.kept"):
+        file.rename(file.with_suffix(""))
+
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -75,15 +84,11 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_read_only_folder_is_read(readable_folder, state):
     """Entries are read, writing is skipped with one warning, and no file changes."""
     writer = DiskFeatureCache(readable_folder)
-    if state != "empty":
+    if state == "log":
+        _leave_log_of_killed_writer(writer, readable_folder)
+    elif state != "empty":
         with writer:
             writer.put_many(ENTRIES)
-            if state == "log":  # as a killed writer leaves it behind
-                for file in readable_folder.iterdir():
-                    shutil.copy(file, readable_folder / f"{file.name}.kept")
-        if state == "log":
-            for file in readable_folder.glob("*.kept"):
-                file.rename(file.with_suffix(""))
     if state == "damaged":
         writer.path.write_bytes(b"garbage " * 5000)
     content = {
