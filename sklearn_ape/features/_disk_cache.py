@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 _KEYS_PER_QUERY = 500  # SQLite limits the parameters of a query, in older versions to 999
 # After a transaction, the next one waits for this multiple of its duration, so that writing takes
-# at most a fifth of the time.
+# at most a fifth of the time. A killed process loses the features of one pause, whose duration and
+# memory are bounded.
 _PAUSE_RATIO = 4
 _MAX_PAUSE_S = 0.25
 _MAX_UNWRITTEN_BYTES = 2**24

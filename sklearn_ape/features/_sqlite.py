@@ -24,6 +24,7 @@ _PAGE_BYTES = 16_384
 # 64 MB between checkpoints, so that a page of the index is copied once for many changes.
 _LOG_PAGES = 4_000
 
+# A process that waits longer for another one, such as one that prunes, does not store features.
 BUSY_TIMEOUT_S = 60
 
 # The tables of the file, and the types of the numbers in them.

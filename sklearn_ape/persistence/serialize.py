@@ -71,6 +71,7 @@ def is_serializable(value: object) -> bool:
 
 _NUMBER = re.compile(r"[<|][biuf][1248]")
 _STRING = re.compile(r"<U(\d{1,7})")
+# A short file could otherwise name strings that fill the memory.
 _MAX_STRING_BYTES = 2**27
 
 _REMEDIES = {
