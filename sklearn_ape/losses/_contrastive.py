@@ -159,7 +159,8 @@ class _TiledInfoNCE(torch.autograd.Function):
             text_gradient[tile.columns] += slope.T @ scaled[tile.rows]
         # Logits are linear in scale * image, so the gradient of the scale follows from that of the
         # images.
-        scale_gradient = (image_gradient * image).sum() * gradient
+        dtype = torch.promote_types(image.dtype, torch.float32)
+        scale_gradient = (image_gradient * image).sum(dtype=dtype) * gradient
         image_gradient *= scale * gradient
         text_gradient *= gradient
         return image_gradient, text_gradient, scale_gradient.to(scale.dtype), None, None, None
@@ -279,7 +280,7 @@ class _TiledSigmoid(torch.autograd.Function):
                 text_gradient[columns] += slope.T @ scaled[rows]
                 bias_gradient += slope.sum(dtype=dtype)
         if needs_gradients:
-            scale_gradient = (image_gradient * image).sum()
+            scale_gradient = (image_gradient * image).sum(dtype=dtype)
             image_gradient *= scale
             ctx.save_for_backward(
                 image_gradient,

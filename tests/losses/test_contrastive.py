@@ -62,6 +62,13 @@ class TestInfoNCE:
         actual = loss(image.half(), text.half())
         assert actual.dtype == (torch.float16 if kind is InfoNCELoss else torch.float32)
         torch.testing.assert_close(actual.float(), expected, rtol=5e-3, atol=0)
+        parameters = list(loss.parameters())
+        for gradient, expected_gradient in zip(
+            torch.autograd.grad(actual, parameters),
+            torch.autograd.grad(expected, parameters),
+            strict=True,
+        ):
+            torch.testing.assert_close(gradient, expected_gradient, rtol=5e-3, atol=0)
 
     def test_small_batches_are_dense_by_default(self, embeddings, positive):
         dense = InfoNCELoss(tile_size=None)(*embeddings, positive)
@@ -224,6 +231,10 @@ class TestInvalidInput:
         for loss_class in (InfoNCELoss, SigmoidLoss):
             with pytest.raises(ValueError, match=rf"^{name} must be a number in \(0, inf\)"):
                 loss_class(**{name: 0})
+
+    def test_infinite_bound_of_the_scale_is_no_bound(self, embeddings):
+        loss = InfoNCELoss(logit_scale=9.0, max_logit_scale=math.inf)
+        assert loss(*embeddings) == InfoNCELoss(logit_scale=9.0)(*embeddings)
 
     @pytest.mark.parametrize("tile_size", [None, 5])
     def test_row_without_positive_raises(self, embeddings, tile_size):
