@@ -364,10 +364,14 @@ def _format_path(path: Sequence[Any]) -> str:
 
 
 def check_classes(classes: Any, names: Mapping[Any, list[str]] | None) -> None:
-    """Raise ValueError if `classes` are not in `names`; None stands for any classes."""
-    if classes is None or names is None:
+    """Raise ValueError if `classes` are not valid or not in `names`; None stands for any."""
+    if classes is None:
         return
-    unknown = [label for label in resolve_names(classes) if label not in names]
+    try:
+        labels = resolve_names(classes)
+    except ValueError as error:
+        raise ValueError(f"classes must be as labels may be, but {error}") from None
+    unknown = [label for label in labels if names is not None and label not in names]
     if unknown:
         raise ValueError(
             "classes holds values that are neither in labels nor in the classes of the first "

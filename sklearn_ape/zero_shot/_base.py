@@ -26,7 +26,7 @@ from ..prompts import (
 )
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
-from ..utils.validation import check_number, to_list
+from ..utils.validation import check_number, is_missing, to_list
 from ._label_embeddings import embed_labels
 
 # Maximum number of classes that a model card lists.
@@ -100,7 +100,9 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         aligner = resolve_aligner(self.aligner)
         check_is_fitted(aligner)
         if captions is not None:
-            if isinstance(next(iter(captions)), Real):
+            first = next(iter(captions))  # of a table, a name of a column
+            is_table = len(getattr(captions, "shape", ())) == 2
+            if isinstance(first, Real) and not is_table and not is_missing(first):
                 raise ValueError(
                     "captions holds no texts. Pass texts; to pass weights to FewShotClassifier, "
                     "use sample_weight=..."

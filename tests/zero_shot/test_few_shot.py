@@ -5,6 +5,7 @@ import pickle
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn
 from scipy.special import log_softmax, softmax
@@ -307,6 +308,27 @@ class TestPartialFit:
         X, y = pool
         with pytest.raises(ValueError, match=r"^captions holds no texts\. .* sample_weight="):
             FewShotClassifier(LABELS, aligner=aligner).fit(X, y, np.ones(len(y)))
+
+    @pytest.mark.parametrize("kind", ["missing text", "table"])
+    def test_unused_captions_that_are_not_weights_warn(self, aligner, pool, kind):
+        """A missing text is NaN, and iterating over a table yields the names of its columns."""
+        X, y = pool
+        captions = [np.nan, *["a cat"] * (len(y) - 1)]
+        if kind == "table":
+            captions = pd.DataFrame(np.ones((len(y), 2)))
+        with pytest.warns(UserWarning, match="captions are not used"):
+            FewShotClassifier(LABELS, aligner=aligner).fit(X, y, captions)
+
+    @pytest.mark.parametrize("labels", [None, LABELS])
+    @pytest.mark.parametrize(
+        ("classes", "message"),
+        [("cat", "must be a sequence of names"), ([], "is empty"), (["cat", "cat"], "repeat")],
+    )
+    def test_error_about_classes_names_them(self, aligner, pool, labels, classes, message):
+        """The conditions are those of labels, whose errors name labels."""
+        X, y = pool
+        with pytest.raises(ValueError, match=f"^classes must be as labels may be, .*{message}"):
+            FewShotClassifier(labels, aligner=aligner).partial_fit(X[:2], y[:2], classes)
 
     def test_new_class_raises(self, aligner, pool):
         X, y = pool
