@@ -28,7 +28,7 @@ from ..prompts import to_builtin
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn
 from ..utils.validation import check_sequence, format_list, is_missing, to_list
-from ._index import Index, compute_pair_products, find_nearest, make_index
+from ._index import Index, compute_pair_products, find_copies, find_nearest, make_index
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,8 @@ class Collection(NamedTuple):
 
     def extend(self, embeddings: np.ndarray, items: list[Any] | None, has_y: bool) -> Self:
         """Return a collection of these images followed by new ones, with a warning of copies."""
-        self._warn_about_copies(embeddings, items or [], has_y)
+        if items is not None:
+            self._warn_about_copies(embeddings, items, has_y)
         readable, rows = _drop_unreadable(embeddings, self.n_rows, self.embeddings.dtype.name)
         all_embeddings = np.concatenate([self.embeddings, readable])
         return self._replace(
@@ -158,23 +159,19 @@ class Collection(NamedTuple):
         Different images may have the same entry of y, such as a caption.
         """
         try:
-            keys = list(map(_to_key, items))
-            row_of = dict.fromkeys(keys, -1)
-            for row, item in enumerate(self.items or []):
-                if row_of.get(key := _to_key(item)) == -1:
-                    row_of[key] = row
+            new_keys = list(map(_to_key, items))
+            keys = list(map(_to_key, self.get_items(self.rows)))
         except TypeError:  # images in memory, which cannot be compared
             return
-        copies = [row for row, key in enumerate(keys) if row_of[key] >= 0]
-        if has_y and copies:
-            rows = np.searchsorted(self.rows[:-1], [row_of[keys[row]] for row in copies])
-            is_copy = np.isclose(self.embeddings[rows], embeddings[copies], atol=1e-3).all(axis=1)
-            copies = np.array(copies)[is_copy].tolist()
+        # An unreadable image is not found, so it may be added again after it has been replaced.
+        copies = find_copies(self.embeddings, keys, embeddings, new_keys, has_y)
         if copies:
-            listed = format_list((items[row] for row in copies), lambda item: repr(item)[:200])
+            distinct = {new_keys[row]: items[row] for row in copies}.values()
+            listed = format_list(distinct, lambda item: repr(to_builtin(item))[:200])
             warn(
                 f"{len(copies)} of {len(items)} images were already in the collection and are "
-                f"found twice now: {listed}. Call remove with these items and add them again."
+                f"found twice now: {listed}. To undo this, call remove with these items, which "
+                "removes all images that have them, and add each of these images once."
             )
 
     def remove(self, rows: np.ndarray) -> Self:
@@ -409,14 +406,15 @@ def _to_records(items: Any) -> Any:
 
 
 def _to_key(item: Any) -> Any:
-    """Return an item as a hashable object that is equal for equal items."""
+    """Return an item as a hashable object that is equal for equal items, also after loading."""
+    if type(item) is str:  # faster
+        return item
+    item = item.item() if isinstance(item, np.generic) else _to_json_type(item)
     if isinstance(item, dict):
         # A missing value of a table is NaN, which is not equal to itself.
-        return tuple(
+        item = tuple(
             sorted((key, None if is_missing(value) else value) for key, value in item.items())
         )
-    item = item.item() if isinstance(item, np.generic) else item
-    item = os.fspath(item) if isinstance(item, PathLike) else item  # saved paths are loaded as str
     hash(item)
     return (bool, item) if isinstance(item, bool) else item  # True is equal to 1, a row number
 

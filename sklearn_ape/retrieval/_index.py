@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -35,6 +35,9 @@ _MERGE_RATIO = 16
 # Threads that add the first embeddings to a graph at the same time do not see each other's, and
 # leave some without neighbors: 2 to 3 % of the nearest of 300 images were missed.
 _N_SEQUENTIAL = 2048
+
+# Largest difference of two embeddings of the same image, if one of them is stored in float16.
+_ROUNDING = 1e-3
 
 Adjust = Callable[[np.ndarray, slice, slice], None]
 
@@ -217,6 +220,41 @@ def compute_pair_products(
         right = queries[query[block]].astype(np.float64)
         products[block] = np.einsum("ij,ij->i", left, right)
     return products.reshape(rows.shape)
+
+
+def find_copies(
+    embeddings: np.ndarray,
+    keys: Sequence[Any],
+    new_embeddings: np.ndarray,
+    new_keys: Sequence[Any],
+    compares_embeddings: bool,
+) -> list[int]:
+    """Return the rows of new embeddings that have a key of other embeddings.
+
+    If `compares_embeddings`, one of the embeddings with this key must be equal up to rounding.
+    Rows of NaN are not returned.
+    """
+    rows_of: dict[Any, list[int]] = {key: [] for key in new_keys}
+    for row, key in enumerate(keys):
+        if key in rows_of:
+            rows_of[key].append(row)
+    # Sorted by the first component, so that each new embedding is compared with few others.
+    first = embeddings[:, 0].astype(np.float32)
+    sorted_rows = {
+        key: np.array(rows)[np.argsort(first[rows])] for key, rows in rows_of.items() if rows
+    }
+    sorted_first = {key: first[rows] for key, rows in sorted_rows.items()}
+    copies = []
+    for row in np.flatnonzero(~np.isnan(new_embeddings[:, 0])).tolist():
+        rows = sorted_rows.get(new_keys[row])
+        if rows is not None and compares_embeddings:
+            bounds = new_embeddings[row, 0] + np.float32([-_ROUNDING, _ROUNDING])
+            rows = rows[slice(*np.searchsorted(sorted_first[new_keys[row]], bounds))]
+            differences = np.abs(embeddings[rows] - new_embeddings[row])
+            rows = rows[(differences <= _ROUNDING).all(axis=1)]
+        if rows is not None and rows.size:
+            copies.append(row)
+    return copies
 
 
 def _find_largest_columns(values: np.ndarray, k: int) -> np.ndarray:

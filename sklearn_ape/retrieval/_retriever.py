@@ -178,7 +178,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         Warns
         -----
         UserWarning
-            If images with the same items are in the collection. They are added again.
+            If images are in the collection already. They are added again.
         """
         collection = self._check_ready()
         check_sequence(images, "images", "image", "images or features")

@@ -87,6 +87,25 @@ class TestAdd:
         retriever.remove(["a cat", "a bird"]).add(X[:1], ["a cat"])
         assert retriever.items_ == ["a dog", "a dog", "a cat"]
 
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_all_copies_with_the_same_label_are_reported(self, aligner, concepts, dtype):
+        """The items are class labels, which many images share."""
+        X, labels = concepts.image, np.array(["cat", "dog"] * 150)
+        retriever = CrossModalRetriever(aligner, dtype=dtype).fit(X[:40], labels[:40])
+        message = r"^20 of 30 images were already .* now: 'cat', 'dog'\. .* removes all images"
+        with pytest.warns(UserWarning, match=message):
+            retriever.add(X[20:50], labels[20:50])
+
+    def test_unreadable_images_are_not_copies(self, aligner, concepts):
+        """The row that follows an unreadable image is that of another image."""
+        X = concepts.image[:3].copy()
+        X[0] = np.nan
+        with pytest.warns(UserWarning, match="1 of 3 images could not be read"):
+            retriever = CrossModalRetriever(aligner).fit(X, ["a", "b", "c"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            retriever.add(X[1:2], ["a"])
+
     def test_mask_is_not_a_list_of_row_numbers(self, aligner, concepts):
         """True and False are equal to 1 and 0, the numbers of the first rows."""
         retriever = CrossModalRetriever(aligner).fit(concepts.image[:4])
@@ -104,6 +123,10 @@ class TestAdd:
         assert retriever.remove(paths[:2]).items_ == captioned_images.images[2:3]
         with pytest.warns(UserWarning, match="1 of 2 images were already in the collection"):
             retriever.add(paths[1:])
+        records = [{"path": path} for path in paths]
+        CrossModalRetriever(real_aligner).fit(paths, records).save_pretrained(tmp_path / "records")
+        retriever = load_pretrained(tmp_path / "records")
+        assert len(retriever.remove(records[:2]).items_) == 1
 
     def test_copied_paths_are_reported(self, real_aligner, captioned_images, tmp_path):
         """A file that has changed has the same path, but another embedding."""
@@ -168,6 +191,10 @@ class TestUnreadableImages:
             pytest.raises(ValueError, match="1 images that could not be read: rows 0"),
         ):
             retriever.kneighbors(queries, 1)
+        broken.write_bytes(Path(captioned_images.images[0]).read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            retriever.add([broken])  # it could not be found so far, so it is not a copy
 
     def test_all_images_unreadable_raises(self, aligner, concepts):
         with (
