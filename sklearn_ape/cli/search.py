@@ -149,7 +149,11 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
     indexed_at = max(path.stat().st_mtime for path in folder.iterdir())
     changed = {path for path in indexed.intersection(paths) if _may_be_newer(path, indexed_at)}
     removed = indexed.difference(paths)
-    if existing := sorted(filter(os.path.exists, removed)):
+    existing = sorted(filter(os.path.isfile, removed))
+    if existing:  # unless an image was indexed by a link, and is passed by another path
+        real_paths = set(map(os.path.realpath, paths))
+        existing = [path for path in existing if os.path.realpath(path) not in real_paths]
+    if existing:
         raise ValueError(
             f"IMAGES lacks {len(existing):,} indexed images that still exist, such as "
             f"{existing[0]!r}. Pass all folders of the collection, or create the index again "

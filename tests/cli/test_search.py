@@ -104,6 +104,15 @@ class TestUpdate:
         assert len(items) == len(list((photos / "animal").iterdir()))
         assert all("animal" in item for item in items)
 
+    def test_images_of_a_link_may_be_passed_by_another_path(self, photos, run, tmp_path):
+        folder, link = tmp_path / "food", tmp_path / "link"
+        shutil.copytree(photos / "food", folder)
+        link.symlink_to(folder)
+        run("index", link, "-o", tmp_path / "index", "--quiet")
+        run("index", folder, "-o", tmp_path / "index", "--update", "--quiet")
+        items = load_pretrained(tmp_path / "index").items_
+        assert sorted(items) == sorted(map(str, folder.iterdir()))
+
     def test_images_that_exist_are_not_dropped(self, photos, run, tmp_path):
         run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
         before = (tmp_path / "index" / "config.json").stat().st_mtime_ns
