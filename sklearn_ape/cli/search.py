@@ -93,7 +93,9 @@ def index(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Folder for the index, which contains the model (88 MB)."
+            "--output",
+            "-o",
+            help="Folder for the index. It contains the aligner (88 MB for the starter model).",
         ),
     ],
     aligner: option.Aligner = None,
