@@ -246,14 +246,19 @@ def find_copies(
     sorted_first = {key: first[rows] for key, rows in sorted_rows.items()}
     copies = []
     for row in np.flatnonzero(~np.isnan(new_embeddings[:, 0])).tolist():
-        rows = sorted_rows.get(new_keys[row])
-        if rows is not None and compares_embeddings:
-            bounds = new_embeddings[row, 0] + np.float32([-_ROUNDING, _ROUNDING])
-            rows = rows[slice(*np.searchsorted(sorted_first[new_keys[row]], bounds))]
-            differences = np.abs(embeddings[rows] - new_embeddings[row])
-            rows = rows[(differences <= _ROUNDING).all(axis=1)]
-        if rows is not None and rows.size:
-            copies.append(row)
+        key = new_keys[row]
+        if key not in sorted_rows:
+            continue
+        if compares_embeddings:
+            embedding = new_embeddings[row]
+            bounds = [embedding[0] - _ROUNDING, embedding[0] + _ROUNDING]
+            rows = sorted_rows[key][slice(*np.searchsorted(sorted_first[key], bounds))]
+            for columns in (slice(8), slice(None)):  # a few components exclude most rows
+                differences = np.abs(embeddings[rows, columns] - embedding[columns])
+                rows = rows[(differences <= _ROUNDING).all(axis=1)]
+            if not rows.size:
+                continue
+        copies.append(row)
     return copies
 
 
