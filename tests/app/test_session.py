@@ -17,9 +17,8 @@ from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClas
 from sklearn_ape.app import Limits, _alignment
 from sklearn_ape.app._alignment import list_methods
 from sklearn_ape.app._limits import UserError, ignore_progress, make_visitor_message
-from sklearn_ape.app._model import Alignment, Model, Recall, load_model
+from sklearn_ape.app._model import Model, Recall, load_model
 from sklearn_ape.app._session import AppService, Session, load_collection, parse_labels
-from sklearn_ape.app._ui import describe_alignment, show_errors
 from sklearn_ape.encoders import EncodingFailedWarning
 from sklearn_ape.features import MemoryFeatureCache
 
@@ -462,58 +461,3 @@ class TestErrors:
         assert r"red" in caplog.text
         assert "\x1b" not in caplog.text
         assert "\u202e" not in caplog.text
-
-    def test_messages_are_escaped_for_html(self):
-        class Gradio:
-            class Error(Exception):
-                def __init__(self, message, **options):
-                    super().__init__(message)
-
-        with pytest.raises(Gradio.Error, match="&lt;img onerror=x&gt;'"), show_errors(Gradio):
-            raise UserError("'<img onerror=x>'")
-
-
-def alignment_text(before, after, n_held_out, with_head=False):
-    recall = [Recall("before", before, 90), Recall("after", after, 90)]
-    alignment = Alignment(None, "kernel", 500, n_held_out, recall, "", with_head)
-    return describe_alignment(alignment, "Captions come from files.")
-
-
-class TestDescribeAlignment:
-    @pytest.mark.parametrize(
-        ("before", "after", "n", "verdict"),
-        [
-            (57, 55, 22, "within the standard error"),
-            (57, 30, 100, "The initial aligner is better"),
-            (30, 57, 100, "Your aligner is better"),
-            (0, 0, 20, "within the standard error"),
-            (100, 100, 20, "within the standard error"),
-        ],
-    )
-    def test_difference_within_standard_error_is_not_reported(self, before, after, n, verdict):
-        assert verdict in alignment_text(before, after, n)
-
-    def test_table_contains_chance_level(self):
-        text = alignment_text(20, 40, 50)
-        for row in (
-            "| before | 20 % | 90 % |",
-            "| after | 40 % | 90 % |",
-            "| chance | 2 % | 10 % |",
-        ):
-            assert row in text
-        assert "fitted on all 500" in text
-
-    def test_class_names_are_advised_if_not_used(self):
-        assert "class names" in alignment_text(90, 10, 100)
-        assert "class names" not in alignment_text(90, 10, 100, with_head=True)
-
-    def test_reset_is_reported(self):
-        assert "in use again" in describe_alignment(None, "")
-
-    def test_file_names_are_escaped_in_remark(self):
-        remark = "1 image was left out: '![x](http://evil/x.png)<b>', is empty"
-        text = describe_alignment(None, "") + describe_alignment(
-            Alignment(None, "kernel", 5, 0, [], "", False), remark
-        )
-        assert r"\!" not in text
-        assert r"!\[x\](http\://evil/x\.png)\<b\>" in text

@@ -218,16 +218,6 @@ def softmax_free_mean(aligner, names):
     return mean / np.linalg.norm(mean)
 
 
-def test_many_examples_are_solved_on_principal_directions(aligner, pool, monkeypatch):
-    X, y = pool
-    expected = FewShotClassifier(LABELS, aligner=aligner).fit(X[:100], y[:100])
-    monkeypatch.setattr(_probe, "_MAX_DIRECTIONS", 60)
-    few = FewShotClassifier(LABELS, aligner=aligner).fit(X[:100], y[:100])
-    assert not np.array_equal(few.coef_, expected.coef_)
-    agreement = (few.predict(X[100:]) == expected.predict(X[100:])).mean()
-    assert agreement > 0.9
-
-
 class TestPartialFit:
     def test_equals_fit_on_all(self, aligner, pool):
         X, y = pool

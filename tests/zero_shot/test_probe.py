@@ -6,6 +6,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_ape.utils.linalg import normalize_rows
+from sklearn_ape.zero_shot import _probe
 from sklearn_ape.zero_shot._probe import Examples, _Problem, fit_probe
 
 N_CLASSES, N_COMPONENTS = 10, 40
@@ -48,6 +49,16 @@ def test_wrong_names_lose_their_influence(centers, n_per_class):
         regression = LogisticRegression().fit(examples.embeddings, examples.codes)
         labels.append(regression.score(test.embeddings, test.codes))
     assert np.mean(few) > np.mean(labels) - 0.02
+
+
+def test_many_examples_are_solved_on_principal_directions(centers, monkeypatch):
+    examples, test = draw(centers, 10, 0.15, 0), draw(centers, 30, 0.15, 9)
+    expected = fit(examples, centers)
+    monkeypatch.setattr(_probe, "_MAX_DIRECTIONS", 30)
+    few = fit(examples, centers)
+    assert not np.array_equal(few.coef, expected.coef)
+    agreement = (predict(few, test) == predict(expected, test)).mean()
+    assert agreement > 0.9
 
 
 def test_names_of_many_classes_gain_weight_if_logit_scale_is_too_low():
