@@ -198,7 +198,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             progress = FitContext(self, self.cv + 1, X, Y)
             if captions is None:
                 self._warn_if_fit_was_lost()
-                captions = self._make_captions(table)
+                prompts = list(self._make_prompts().values())
+                captions = [
+                    [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
+                    for row in table
+                ]
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
             X, captions = indexable(X, captions)
@@ -222,14 +226,6 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
                 "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
             )
         return names, table
-
-    def _make_captions(self, table: np.ndarray) -> list[list[str]]:
-        """Return the prompts of the labels of each image."""
-        prompts = list(self._make_prompts().values())
-        return [
-            [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
-            for row in table
-        ]
 
     def fit_thresholds(self, X: Any, Y: Any) -> Self:
         """Fit the thresholds only; the aligner must be fitted and stays unchanged.
@@ -435,7 +431,9 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
                 f"labels has {format_list(unfitted)}, for which no threshold was fitted. Call fit "
                 "or fit_thresholds again after changing labels."
             )
-        prompts, fitted_prompts = self._make_prompts(), self._prompts_of_thresholds
+        prompts = self._make_prompts()
+        # Pickles of earlier versions have no prompts.
+        fitted_prompts = getattr(self, "_prompts_of_thresholds", prompts)
         changed = [label for label in labels if prompts[label] != fitted_prompts[label]]
         if changed:
             raise ValueError(
