@@ -433,10 +433,11 @@ def _compute_relevance(
         encoder = resolve_encoder(text_encoder, "text")
         if are_texts:
             encoder.fit(texts.texts, None)
-            caption_features = to_dense(encoder.transform(texts.texts))
         elif not isinstance(text_encoder, str):
             encoder = text_encoder  # another fit would change the space of the given features
         label_features = _encode_labels(encoder, names, templates)
+        if are_texts:
+            caption_features = to_dense(encoder.transform(texts.texts))
     if caption_features is not None:
         caption_features, is_valid = normalize_valid_rows(caption_features, "captions")
         caption_features[~is_valid] = np.nan  # never selected
