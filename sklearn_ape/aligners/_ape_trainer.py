@@ -362,95 +362,79 @@ def train_blend(
     logit scale, fitted on held-out pairs, and the history, in which epoch 0 is the closed form
     alone.
     """
+    config = run.config
     # Images are held out, not captions: a head learns the captions of many images better than the
     # closed form does, and with new captions only this would not count.
     train, valid = run.split(data, by_image=True)
     # Without held-out pairs, nothing shows whether a head improves the closed form. With one text
     # there is nothing to learn.
-    is_untested = run.config.early_stopping and (valid is None or len(data.text) == 1)
+    is_untested = config.early_stopping and (valid is None or len(data.text) == 1)
     if heads.side != "text" and not is_untested:  # only a text head can be blended
         return train_heads(heads._replace(init="kernel"), data, run)
+
     full_map = heads.whiten(data)
-    blending = _Blending(heads, data, run, full_map, choose_kernel(run, data, full_map))
+    smoothness = choose_kernel(run, data, full_map)
+
+    def solve(pairs: PairDataset, image_map: WhitenedMap) -> TwoTower:
+        maps = solve_kernel(run, image_map, pairs, **smoothness)
+        return make_closed_form(maps, run.ranks)
+
     if valid is None or is_untested:
-        return blending.blend_by_default(has_head=not is_untested)
-    return blending.blend_by_recall(train, valid)
-
-
-class _Blending(NamedTuple):
-    """The parts of `train_blend`, given the whitening of all images and the kernel."""
-
-    heads: HeadConfig
-    data: PairDataset
-    run: TrainingRun
-    full_map: WhitenedMap
-    smoothness: dict[str, Any]
-
-    def blend_by_default(self, has_head: bool) -> tuple[TwoTower, float, TrainingResult]:
-        """Return the closed form, blended by the default weight if it has a head."""
         # The scale of the closed form is used: that of a head would suit its training pairs only.
         scale = fit_held_out_logit_scale(
-            self.data,
-            lambda pairs: make_embedders(self._solve(pairs, self.heads.whiten(pairs))),
-            self.run.config.max_logit_scale,
+            data,
+            lambda pairs: make_embedders(solve(pairs, heads.whiten(pairs))),
+            config.max_logit_scale,
         )
-        closed_form = self._solve(self.data, self.full_map)
-        if not has_head:
+        closed_form = solve(data, full_map)
+        if is_untested:
             return closed_form, scale, TrainingResult([], 0, 0)
-        training = self._make_text_training(self.full_map, self.data)
-        result = self._train_text_head(training, closed_form, ValidationRecall(None))
+        training = _make_text_training(heads, full_map, data, run)
+        result = _train_text_head(training, closed_form, ValidationRecall(None), run)
         return _make_blend(closed_form, training.module.text_head, _DEFAULT_WEIGHT), scale, result
 
-    def blend_by_recall(
-        self, train: PairDataset, valid: PairDataset
-    ) -> tuple[TwoTower, float, TrainingResult]:
-        """Return the blend with the best recall on held-out pairs."""
-        config = self.run.config
-        has_full_map = has_stable_whitening(self.data)
-        image_map = self.full_map if has_full_map else self.heads.whiten(train)
-        closed_form = self._solve(train, image_map)
-        training = self._make_text_training(image_map, train)
-        items = valid.expand_items()
-        image, text = embed_pairs(closed_form, items)
-        baseline = broadcast(self.run.ranks, mean_recall(image, text, items.pairs))
-        min_recall = _compute_min_recall(baseline, len(valid.pairs))
-        recall_callback = BlendRecall(training.make_inputs(items), text, min_recall)
-        result = self._train_text_head(training, closed_form, recall_callback)
-        closed_form_row = {"valid_recall": baseline, "blend_weight": 0.0}
-        result = _add_closed_form(result, closed_form_row, min_recall)
-        weight = result.history[result.best_epoch]["blend_weight"]
-        # The head is on the device of the training.
-        blend = _make_blend(closed_form, training.module.text_head, weight).to("cpu").eval()
-        scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
-        if config.refit and weight < 1:
-            closed_form = self._solve(self.data, self.full_map if weight == 0 else image_map)
-        return _make_blend(closed_form, training.module.text_head, weight), scale, result
+    image_map = full_map if has_stable_whitening(data) else heads.whiten(train)
+    closed_form = solve(train, image_map)
+    training = _make_text_training(heads, image_map, train, run)
+    items = valid.expand_items()
+    image, text = embed_pairs(closed_form, items)
+    baseline = broadcast(run.ranks, mean_recall(image, text, items.pairs))
+    min_recall = _compute_min_recall(baseline, len(valid.pairs))
+    recall_callback = BlendRecall(training.make_inputs(items), text, min_recall)
+    result = _train_text_head(training, closed_form, recall_callback, run)
+    closed_form_row = {"valid_recall": baseline, "blend_weight": 0.0}
+    result = _add_closed_form(result, closed_form_row, min_recall)
+    weight = result.history[result.best_epoch]["blend_weight"]
+    # The head is on the device of the training.
+    blend = _make_blend(closed_form, training.module.text_head, weight).to("cpu").eval()
+    scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
+    if config.refit and weight < 1:
+        closed_form = solve(data, full_map if weight == 0 else image_map)
+    return _make_blend(closed_form, training.module.text_head, weight), scale, result
 
-    def _solve(self, pairs: PairDataset, image_map: WhitenedMap) -> TwoTower:
-        maps = solve_kernel(self.run, image_map, pairs, **self.smoothness)
-        return make_closed_form(maps, self.run.ranks)
 
-    def _make_text_training(self, image_map: WhitenedMap, data: PairDataset) -> HeadTraining:
-        """Return the training of a text head against whitened images."""
-        heads = self.heads
-        text_head = make_head(heads.head, data.text.shape[1], image_map.n_out, **heads.shape)
-        return HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, self.run)
+def _make_text_training(
+    heads: HeadConfig, image_map: WhitenedMap, data: PairDataset, run: TrainingRun
+) -> HeadTraining:
+    """Return the training of a text head against whitened images."""
+    text_head = make_head(heads.head, data.text.shape[1], image_map.n_out, **heads.shape)
+    return HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, run)
 
-    def _train_text_head(
-        self, training: HeadTraining, closed_form: TwoTower, recall: ValidationRecall
-    ) -> TrainingResult:
-        """Train the text head of a blend, and return the result."""
-        run = self.run
-        callbacks = run.make_callbacks(
-            recall,
-            lambda net: _make_blend(closed_form, training.module.text_head, _DEFAULT_WEIGHT),
-            "align",
-        )
-        net = training.train(callbacks, run.config.max_epochs)
-        result = collect_result(net, run.config.max_epochs)
-        if result.was_stopped:
-            run.checkpoint.stop()
-        return result
+
+def _train_text_head(
+    training: HeadTraining, closed_form: TwoTower, recall: ValidationRecall, run: TrainingRun
+) -> TrainingResult:
+    """Train the text head of a blend, and return the result."""
+    callbacks = run.make_callbacks(
+        recall,
+        lambda net: _make_blend(closed_form, training.module.text_head, _DEFAULT_WEIGHT),
+        "align",
+    )
+    net = training.train(callbacks, run.config.max_epochs)
+    result = collect_result(net, run.config.max_epochs)
+    if result.was_stopped:
+        run.checkpoint.stop()
+    return result
 
 
 def _make_blend(closed_form: TwoTower, text_head: Head, weight: float) -> TwoTower:
