@@ -173,15 +173,22 @@ class ZeroShotConfusionDisplay:
         true_labels = set(truth)
         rows = [label for label in (*shown, unknown_label) if label in true_labels]
         columns = [*shown, unknown_label] if unknown_label in {*truth, *predicted} else shown
-        cells = _find_cells(truth, predicted, rows, columns)
-        if any(column == len(columns) for _, column in cells.values()):
+        row_of = {label: row for row, label in enumerate(rows)}
+        column_of = {label: column for column, label in enumerate(columns)}
+        if any(true in row_of and pred not in column_of for true, pred in counts):
             columns = [*columns, OTHERS]
+        cell_of = {
+            (true, pred): (row_of[true], column_of.get(pred, len(columns) - 1))
+            for true, pred in counts
+            if true in row_of
+        }
         matrix = np.zeros((len(rows), len(columns)), dtype=int)
         examples: dict[tuple[int, int], Any] = {}
-        for sample, cell in cells.items():
-            matrix[cell] += 1
-            if sample_images is not None:
-                examples.setdefault(cell, sample_images[sample])
+        for sample, pair in enumerate(zip(truth, predicted, strict=True)):
+            if pair in cell_of:
+                matrix[cell_of[pair]] += 1
+                if sample_images is not None:
+                    examples.setdefault(cell_of[pair], sample_images[sample])
         n_hits = sum(count for (true, pred), count in counts.items() if true == pred)
         title = f"accuracy {n_hits / len(truth):.1%}"
         if len(shown) < len(classes):
@@ -268,20 +275,6 @@ class ZeroShotConfusionDisplay:
 def _as_list(labels: Any) -> list[Any]:
     """Return labels as built-in types."""
     return as_labels(labels).tolist()
-
-
-def _find_cells(
-    truth: list[Any], predicted: list[Any], rows: list[Any], columns: list[Any]
-) -> dict[int, tuple[int, int]]:
-    """Return the cell of each sample whose row is shown; the column after the last is `OTHERS`."""
-    row_of = {label: row for row, label in enumerate(rows)}
-    column_of = {label: column for column, label in enumerate(columns)}
-    pairs = enumerate(zip(truth, predicted, strict=True))
-    return {
-        sample: (row_of[true], column_of.get(pred, len(columns)))
-        for sample, (true, pred) in pairs
-        if true in row_of
-    }
 
 
 def _sort_labels(labels: Iterable[Any]) -> list[Any]:
