@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape.curation import _relevance, select_relevant
@@ -158,6 +158,19 @@ def test_encoder_selects_by_meaning(text_encoder):
     )
     assert dict(zip(chosen.labels, chosen.indices, strict=True))["vehicle"] == 2
     assert set(chosen.indices.tolist()) < {0, 2, 3}
+
+
+def test_labels_are_encoded_before_captions():
+    """An error of the labels does not wait until all captions are encoded."""
+    encoded = []
+
+    class Encoder(HashingVectorizer):
+        def transform(self, X):
+            encoded.extend(X)
+            return super().transform(X)
+
+    select_relevant(CAPTIONS, ["cat"], text_encoder=Encoder(), n_pairs=1, templates="none")
+    assert encoded == ["cat", *CAPTIONS]
 
 
 def test_word_match_overrides_min_similarity(text_encoder):
