@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,16 +213,23 @@ def _take_turns(
 ) -> list[tuple[int, int]]:
     """Return pairs and labels, chosen in rounds among the candidates of each label."""
     used_groups: set[int] = set()
-    has_all_pairs = pairs.shape[1] == n_rows
-    free_pairs = [
-        _iter_free_pairs(label_pairs, label_values, groups, used_groups, has_all_pairs)
-        for label_pairs, label_values in zip(pairs.tolist(), values.tolist(), strict=True)
-    ]
+
+    def iter_free_pairs(label: int) -> Iterator[tuple[float, int, int]]:
+        """Yield (-score, label, pair) for pairs that are free at that time, best first."""
+        for value, pair in zip(values[label].tolist(), pairs[label].tolist(), strict=True):
+            if value == -np.inf:
+                return
+            if groups[pair] not in used_groups:
+                yield -value, label, pair
+        if pairs.shape[1] < n_rows:
+            raise _CandidatesExhaustedError
+
+    free_pairs = [iter_free_pairs(label) for label in range(len(pairs))]
     queue: list[tuple[float, int, int]] = []
 
     def enqueue_best(label: int) -> None:
-        for value, pair in islice(free_pairs[label], 1):
-            heapq.heappush(queue, (-value, label, pair))
+        if entry := next(free_pairs[label], None):
+            heapq.heappush(queue, entry)
 
     chosen: list[tuple[int, int]] = []
     open_labels = list(range(len(pairs)))
@@ -242,23 +248,6 @@ def _take_turns(
         if len(chosen) == n_pairs or not open_labels:
             break
     return chosen
-
-
-def _iter_free_pairs(
-    pairs: list[int],
-    values: list[float],
-    groups: np.ndarray,
-    used_groups: set[int],
-    has_all_pairs: bool,
-) -> Iterator[tuple[float, int]]:
-    """Yield the scores and pairs of a label that are free at that time, best first."""
-    for value, pair in zip(values, pairs, strict=True):
-        if value == -np.inf:
-            return
-        if groups[pair] not in used_groups:
-            yield value, pair
-    if not has_all_pairs:
-        raise _CandidatesExhaustedError
 
 
 class Selection(NamedTuple):

@@ -166,9 +166,8 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
 
     def _make_encode_options(self, model: Any) -> dict[str, Any]:
         prompts = getattr(model, "prompts", None) or {}
-        return super()._make_encode_options(model) | {
-            "prompt": prompts.get(self.prompt, self.prompt)
-        }
+        options = super()._make_encode_options(model)
+        return options | {"prompt": prompts.get(self.prompt, self.prompt)}
 
 
 @dataclass(eq=False, repr=False)

@@ -293,28 +293,23 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
         raise ValueError("queries is empty. Pass at least one query.")
     if are_features:
         return items, modality == "text"
-    if modality == "image" or (modality == "auto" and not any(map(_is_text, items))):
+    is_text = [isinstance(item, str) for item in items]
+    if modality == "image" or (modality == "auto" and not any(is_text)):
         return items, False
-    _check_are_texts(items, modality)
+    if not all(is_text):
+        _check_mixed_queries(items, is_text, modality)
     _check_not_blank(items)
     if modality == "auto":
         _warn_about_paths(items)
     return items, True
 
 
-def _is_text(item: Any) -> bool:
-    return isinstance(item, str)
-
-
-def _check_are_texts(items: list[Any], modality: str) -> None:
-    row = next((row for row, item in enumerate(items) if not _is_text(item)), None)
-    if row is None:
-        return
+def _check_mixed_queries(items: list[Any], is_text: list[bool], modality: str) -> None:
+    row = is_text.index(False)
     if modality == "auto":
-        text_row = next(row for row, item in enumerate(items) if _is_text(item))
         raise ValueError(
-            f"queries mixes texts (query {text_row}) with images (query {row}). Search for each "
-            "type separately, or pass modality='image' if the texts are paths."
+            f"queries mixes texts (query {is_text.index(True)}) with images (query {row}). Search "
+            "for each type separately, or pass modality='image' if the texts are paths."
         )
     if not isinstance(items[row], list | tuple):  # lists may hold features of texts
         raise ValueError(
