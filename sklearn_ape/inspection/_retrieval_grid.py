@@ -194,18 +194,14 @@ class RetrievalGridDisplay:
                 f"and there are {len(queries)} queries. Pass the result of a search for these "
                 "queries."
             )
-        texts: Any = None
         if images is None:
             _check_are_images(items)
-            shown = items
-        else:
-            shown = _select_items(images, indices, "images")
-            texts = items if items is not None and _are_texts(items) else None
-        if captions is not None:
-            texts = _select_items(captions, indices, "captions")
+        texts = None if captions is None else _select_items(captions, indices, "captions")
+        if texts is None and images is not None and items is not None and _are_texts(items):
+            texts = items
         display = cls(
             queries,
-            shown,
+            items if images is None else _select_items(images, indices, "images"),
             scores,
             captions=texts,
             relevant=None if relevant is None else _mark_relevant(indices, relevant),
