@@ -1,7 +1,6 @@
 """Collections of `CrossModalRetriever`: adding, input, unreadable images and saving."""
 
 import pickle
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -136,14 +135,6 @@ class TestAdd:
         file.write_bytes(Path(captioned_images.images[2]).read_bytes())
         with pytest.warns(UserWarning, match=r"^1 of 1 images were already .*a\.png"):
             retriever.add([file])
-
-
-@pytest.mark.parametrize("index", ["faiss", "usearch"])
-def test_missing_package_of_an_index_is_reported(aligner, concepts, index, monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setitem(sys.modules, "usearch.index", None)
-    with pytest.raises(ImportError, match=f"^index='{index}', unlike 'exact', needs the package"):
-        CrossModalRetriever(aligner, index=index).fit(concepts.image)
 
 
 class TestUnreadableImages:

@@ -136,3 +136,11 @@ class TestQueries:
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
         with pytest.raises(ValueError, match="fitted on features of texts"):
             retriever.search(["a bird"])
+
+
+@pytest.mark.parametrize("index", ["faiss", "usearch"])
+def test_missing_package_of_an_index_is_reported(aligner, concepts, index, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    with pytest.raises(ImportError, match=f"^index='{index}', unlike 'exact', needs the package"):
+        CrossModalRetriever(aligner, index=index).fit(concepts.image)

@@ -5,7 +5,6 @@ import pickle
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 import sklearn
 from scipy.special import log_softmax, softmax
@@ -28,7 +27,6 @@ from sklearn_ape import (
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.zero_shot import _probe
-from sklearn_ape.zero_shot._probe import _INTERCEPT_FEATURE
 from tests.conftest import LABELS
 
 
@@ -191,7 +189,7 @@ class TestAccuracy:
         embeddings = aligner.transform(X[:40])
         features = X[:40] - X[:40].mean(axis=0)
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        constant = np.full((40, 1), _INTERCEPT_FEATURE)
+        constant = np.full((40, 1), _probe._INTERCEPT_FEATURE)
         inputs = np.hstack([embeddings, features, constant])
 
         def objective(residual):
@@ -199,7 +197,7 @@ class TestAccuracy:
             losses = -log_softmax(logits, axis=1)[np.arange(40), codes]
             return losses.sum() + 0.05 / 2 * np.sum(residual**2)
 
-        residual = np.hstack([few.coef_, few.intercept_[:, None] / _INTERCEPT_FEATURE])
+        residual = np.hstack([few.coef_, few.intercept_[:, None] / _probe._INTERCEPT_FEATURE])
         residual[:, : text.shape[1]] -= scale * text
         best = objective(residual)
         rng = np.random.default_rng(0)
@@ -292,22 +290,6 @@ class TestPartialFit:
             with pytest.raises(ValueError, match=r"^classes holds values .* call: 'rocket'\."):
                 few.partial_fit(X[:2], y[:2], [*LABELS, "rocket"])
         assert fitted.class_count_.sum() == 4
-
-    def test_weights_in_place_of_captions_raise(self, aligner, pool):
-        """Classifiers of scikit-learn have sample_weight as the third argument of fit."""
-        X, y = pool
-        with pytest.raises(ValueError, match=r"^captions holds no texts\. .* sample_weight="):
-            FewShotClassifier(LABELS, aligner=aligner).fit(X, y, np.ones(len(y)))
-
-    @pytest.mark.parametrize("kind", ["missing text", "table"])
-    def test_unused_captions_that_are_not_weights_warn(self, aligner, pool, kind):
-        """A missing text is NaN, and iterating over a table yields the names of its columns."""
-        X, y = pool
-        captions = [np.nan, *["a cat"] * (len(y) - 1)]
-        if kind == "table":
-            captions = pd.DataFrame(np.ones((len(y), 2)))
-        with pytest.warns(UserWarning, match="captions are not used"):
-            FewShotClassifier(LABELS, aligner=aligner).fit(X, y, captions)
 
     @pytest.mark.parametrize("labels", [None, LABELS])
     @pytest.mark.parametrize(

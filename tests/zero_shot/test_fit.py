@@ -5,6 +5,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn
 from sklearn.base import clone
@@ -21,6 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn_ape import (
     APEAligner,
     CCAAligner,
+    FewShotClassifier,
     KernelAligner,
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
@@ -268,6 +270,24 @@ class TestKeptAligner:
             for name in ("n_features_in_", "feature_names_in_"):
                 with pytest.raises(AttributeError, match=f"object has no attribute '{name}'"):
                     getattr(classifier, name)
+
+    def test_weights_in_place_of_captions_raise(self, aligner, features, captioned_images):
+        """Classifiers of scikit-learn have sample_weight as the third argument of fit."""
+        X, y = features.image[:30], captioned_images.categories[:30]
+        with pytest.raises(ValueError, match=r"^captions holds no texts\. .* sample_weight="):
+            FewShotClassifier(LABELS, aligner=aligner).fit(X, y, np.ones(len(y)))
+
+    @pytest.mark.parametrize("kind", ["missing text", "table"])
+    def test_unused_captions_that_are_not_weights_warn(
+        self, aligner, features, captioned_images, kind
+    ):
+        """A missing text is NaN, and iterating over a table yields the names of its columns."""
+        X, y = features.image[:30], captioned_images.categories[:30]
+        captions = [np.nan, *["a cat"] * (len(y) - 1)]
+        if kind == "table":
+            captions = pd.DataFrame(np.ones((len(y), 2)))
+        with pytest.warns(UserWarning, match="captions are not used"):
+            FewShotClassifier(LABELS, aligner=aligner).fit(X, y, captions)
 
 
 class TestEncodedLabels:
