@@ -77,7 +77,7 @@ class TestAdd:
             retriever.add(concepts.image[:3], ["a", "b"])
 
     def test_copies_are_reported(self, aligner, concepts):
-        """Images with equal captions are no copies, unless their embeddings are equal."""
+        """Images with equal captions are copies only if their embeddings are equal."""
         X, captions = concepts.image, ["a cat", "a dog", "a cat", "a bird"]
         retriever = CrossModalRetriever(aligner).fit(X[:4], captions)
         with pytest.warns(UserWarning, match=r"^2 of 3 images were already .*: 'a cat', 'a bird'"):
