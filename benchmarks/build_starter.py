@@ -29,7 +29,7 @@ from joblib import Parallel, delayed
 from PIL import Image, ImageOps
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners._closed_form import make_kernel_maps
+from sklearn_ape.aligners._kernel_maps import make_kernel_maps
 from sklearn_ape.aligners.starter import (
     SCALE_SUFFIX,
     STARTER_FOLDER,

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ..devices import has_fast_bfloat16
-from ..features.memmap import StoredRows
 from ..heads import BlendedHead, ClosedFormHead, Head, TwoTower, WhitenedMap, make_head
 from ..training.callbacks import (
     BlendRecall,
@@ -17,28 +15,27 @@ from ..training.callbacks import (
     TrainingResult,
     ValidationRecall,
     collect_result,
-    make_standard_callbacks,
     mean_recall,
 )
-from ..training.data import PairDataset, as_tensor
+from ..training.data import PairDataset
 from ..training.distributed import Ranks, broadcast
-from ..training.net import AlignmentNet, embed_pairs, make_net
-from ..utils.linalg import l2_normalize
+from ..training.net import embed_pairs
 from ..utils.messages import shows_progress
 from ._closed_form import (
     RIDGE,
     WHITENING,
     Maps,
-    choose_smoothness,
     fit_held_out_logit_scale,
     fit_logit_scale,
     has_stable_whitening,
     make_embedders,
-    make_kernel_maps,
     make_linear_maps,
     whiten_images,
 )
+from ._head_training import HeadTraining
+from ._kernel_maps import choose_smoothness, make_kernel_maps
 from ._kernel_ridge import count_default_anchors
+from ._tuning import correct, train_correction
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun
@@ -48,10 +45,6 @@ _DEFAULT_COMPONENTS = 512
 
 # Chosen on held-out folders of Open Clip Art.
 _LINEAR_RIDGE = 0.1
-
-# Number of pairs from which heads are trained in bfloat16 if that is fast. Recall was compared
-# with float32 on 30,000 pairs only, so small sets, which take little time, stay in float32.
-_MIN_PAIRS_IN_BFLOAT16 = 10_000
 
 # Share of the head if all pairs are trained on, so that no pair is left to choose it.
 _DEFAULT_WEIGHT = 0.5
@@ -76,61 +69,6 @@ class HeadConfig(NamedTuple):
     def whiten(self, data: PairDataset) -> WhitenedMap:
         """Return the whitening of images by which a closed form maps them."""
         return whiten_images(data, WHITENING, self.n_components)
-
-
-class HeadTraining:
-    """Two heads, and the steps to train them on a set of pairs.
-
-    The statistics of the heads are computed from the pairs. The caller seeds torch's global
-    generator; the seed of `run` is that of the batches.
-    """
-
-    def __init__(self, module: TwoTower, data: PairDataset, run: TrainingRun) -> None:
-        self.module = module
-        self.heads = (module.image_head, module.text_head)
-        self.data = data
-        self.config, self.seed, self.ranks = run.config, run.seed, run.ranks
-        for head, features in zip(self.heads, (data.image, data.text), strict=True):
-            head.set_statistics(as_tensor(features))
-        if self.ranks is not None:
-            self.ranks.broadcast_weights(self.module)
-
-    def train(self, callbacks: list[Any], n_epochs: int) -> AlignmentNet:
-        """Train the module for some of the epochs for which the learning rate is scheduled."""
-        dataset = self.make_inputs(self.data).to(self.config.device)
-        is_low_precision = self._choose_dtype() == "bfloat16"
-        make_module = MixedPrecisionTower if is_low_precision else TwoTower
-        module = make_module(
-            *(ResidualInputHead(h) if isinstance(h, ClosedFormHead) else h for h in self.heads)
-        )
-        callbacks = [*make_standard_callbacks(self.config, len(dataset)), *callbacks]
-        net = make_net(self.config, module, self.seed, callbacks, self.ranks, max_epochs=n_epochs)
-        if self.ranks is None:
-            return net.fit(dataset, y=None)
-        # Ranks must not drop the same units in different rows.
-        torch.manual_seed(self.seed + self.ranks.rank)
-        with self.ranks.defer_interrupts():
-            net.fit(dataset, y=None)
-        self.ranks.broadcast_weights(self.module)
-        return net
-
-    def make_inputs(self, data: PairDataset) -> PairDataset:
-        """Return pairs with the inputs of the trained module, which include the base's output."""
-        sides = zip(self.heads, (data.image, data.text), strict=True)
-        image, text = (_make_inputs(head, features) for head, features in sides)
-        return PairDataset(image, text, data.pairs)
-
-    def recall(self, data: PairDataset) -> float:
-        """Return the recall that `ValidationRecall` records, for the present heads."""
-        recall = mean_recall(*embed_pairs(self.module, data), data.pairs)
-        return broadcast(self.ranks, recall)
-
-    def _choose_dtype(self) -> str:
-        if self.config.dtype != "auto":
-            return self.config.dtype
-        is_fast = self.config.device.type == "cpu" and has_fast_bfloat16()
-        is_large = len(self.data.pairs) >= _MIN_PAIRS_IN_BFLOAT16
-        return "bfloat16" if is_fast and is_large else "float32"
 
 
 def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:
@@ -160,72 +98,6 @@ def _make_module(heads: HeadConfig, maps: Maps | None, data: PairDataset) -> Two
     return TwoTower(*modules)
 
 
-class ResidualInputHead(Head):
-    """The residual of a `ClosedFormHead`, for inputs that include the output of its base.
-
-    A kernel with thousands of anchors takes more time than the rest of a training step, and its
-    output does not change. So it is computed once, and appended to the columns of the features.
-    Without a residual the inputs are the output of the base alone.
-    """
-
-    scale: torch.Tensor
-
-    def __init__(self, head: ClosedFormHead) -> None:
-        super().__init__(head.n_in, head.n_out, standardize=False)
-        self.residual = head.residual
-        if head.residual is not None:
-            self.register_buffer("scale", head.scale.clone())
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map inputs of shape (n, n_in + n_out) to (n, n_out)."""
-        if self.residual is None:
-            return inputs
-        features, base = inputs.split([self.n_in, self.n_out], dim=1)
-        return base + self.scale * self.residual(features)
-
-
-class MixedPrecisionTower(TwoTower):
-    """Heads that training evaluates in bfloat16. Their weights and embeddings are float32."""
-
-    def forward(
-        self, image: torch.Tensor, text: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings of both sides."""
-        with torch.autocast(image.device.type, torch.bfloat16):
-            image, text = self.image_head(image), self.text_head(text)
-        # In bfloat16, logits of up to 100 would be rounded to multiples of 0.5.
-        return l2_normalize(image.float()), l2_normalize(text.float())
-
-
-def _make_inputs(head: Head, features: np.ndarray | StoredRows) -> Any:
-    """Return the inputs of the trained part of a head."""
-    tensor = as_tensor(features)
-    if not isinstance(head, ClosedFormHead):
-        return tensor
-    inputs = _InputsWithBase(head, tensor)
-    # For stored features, the outputs of the base may not fit into memory.
-    return inputs if isinstance(features, StoredRows) else inputs[slice(None)]
-
-
-class _InputsWithBase:
-    """Inputs of a `ResidualInputHead`, whose base output is computed for the requested rows."""
-
-    def __init__(self, head: ClosedFormHead, features: torch.Tensor | StoredRows) -> None:
-        self.base = head.base
-        self.has_residual = head.residual is not None
-        self.features = features
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, rows: Any) -> torch.Tensor:
-        features = torch.as_tensor(self.features[rows])
-        with torch.inference_mode():
-            base = self.base(features)
-        base = base.clone()  # autograd does not accept tensors made in inference mode
-        return torch.cat([features, base], dim=1) if self.has_residual else base
-
-
 def choose_kernel(run: TrainingRun, data: PairDataset, image_map: WhitenedMap) -> dict[str, Any]:
     """Return the parameters that `KernelAligner` chooses by default."""
     solve = partial(solve_kernel, run, image_map)
@@ -233,15 +105,18 @@ def choose_kernel(run: TrainingRun, data: PairDataset, image_map: WhitenedMap) -
 
 
 def solve_kernel(
-    run: TrainingRun, image_map: WhitenedMap, data: PairDataset, **smoothness: Any
+    run: TrainingRun, image_map: WhitenedMap, data: PairDataset, **options: Any
 ) -> Maps:
-    """Return the solution of `KernelAligner` with the parameters of `choose_kernel`."""
+    """Return the solution of `KernelAligner` with the parameters of `choose_kernel`.
+
+    Further `options` are those of `make_kernel_maps`.
+    """
     # The machines of the ranks may have different amounts of memory.
     max_anchors = broadcast(run.ranks, count_default_anchors(len(data.text), run.config.device))
     return make_kernel_maps(
         data,
         image_map,
-        **smoothness,
+        **options,
         max_anchors=max_anchors,
         seed=run.seed,
         device=run.config.device,
@@ -375,18 +250,19 @@ def train_blend(
     full_map = heads.whiten(data)
     smoothness = choose_kernel(run, data, full_map)
 
-    def solve(pairs: PairDataset, image_map: WhitenedMap) -> TwoTower:
-        maps = solve_kernel(run, image_map, pairs, **smoothness)
-        return make_closed_form(maps, run.ranks)
+    def solve(pairs: PairDataset, image_map: WhitenedMap, **options: Any) -> Maps:
+        return solve_kernel(run, image_map, pairs, **smoothness, **options)
 
     if valid is None or is_untested:
         # The scale of the closed form is used: that of a head would suit its training pairs only.
         scale = fit_held_out_logit_scale(
             data,
-            lambda pairs: make_embedders(solve(pairs, heads.whiten(pairs))),
+            lambda pairs: make_embedders(
+                make_closed_form(solve(pairs, heads.whiten(pairs)), run.ranks)
+            ),
             config.max_logit_scale,
         )
-        closed_form = solve(data, full_map)
+        closed_form = make_closed_form(solve(data, full_map), run.ranks)
         if is_untested:
             return closed_form, scale, TrainingResult([], 0, 0)
         training = _make_text_training(heads, full_map, data, run)
@@ -394,23 +270,42 @@ def train_blend(
         return _make_blend(closed_form, training.module.text_head, _DEFAULT_WEIGHT), scale, result
 
     image_map = full_map if has_stable_whitening(data) else heads.whiten(train)
-    closed_form = solve(train, image_map)
-    training = _make_text_training(heads, image_map, train, run)
     items = valid.expand_items()
-    image, text = embed_pairs(closed_form, items)
-    baseline = broadcast(run.ranks, mean_recall(image, text, items.pairs))
-    min_recall = _compute_min_recall(baseline, len(valid.pairs))
+    maps = solve(train, image_map, returns_fit=True)
+    correction = train_correction(maps, train, run)
+    closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, run)
+    is_tuned = "untuned_recall" in closed_form_row
+    min_recall = _compute_min_recall(closed_form_row["valid_recall"], len(valid.pairs))
+    training = _make_text_training(heads, image_map, train, run)
     recall_callback = BlendRecall(training.make_inputs(items), text, min_recall)
     result = _train_text_head(training, closed_form, recall_callback, run)
-    closed_form_row = {"valid_recall": baseline, "blend_weight": 0.0}
     result = _add_closed_form(result, closed_form_row, min_recall)
     weight = result.history[result.best_epoch]["blend_weight"]
     # The head is on the device of the training.
     blend = _make_blend(closed_form, training.module.text_head, weight).to("cpu").eval()
     scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
     if config.refit and weight < 1:
-        closed_form = solve(data, full_map if weight == 0 else image_map)
+        maps = solve(data, image_map if weight > 0 or is_tuned else full_map)
+        closed_form = make_closed_form(correct(maps, correction) if is_tuned else maps, run.ranks)
     return _make_blend(closed_form, training.module.text_head, weight), scale, result
+
+
+def _choose_tuning(
+    maps: Maps, correction: np.ndarray, items: PairDataset, run: TrainingRun
+) -> tuple[TwoTower, np.ndarray, dict[str, float]]:
+    """Return the closed form, corrected if this is better, its text embeddings, and epoch 0.
+
+    The closed form is corrected if its recall increases by a standard error. Then epoch 0 of the
+    history has the key ``untuned_recall``.
+    """
+    modules = [make_closed_form(m, run.ranks) for m in (maps, correct(maps, correction))]
+    embeddings = [embed_pairs(module, items) for module in modules]
+    recalls = [mean_recall(image, text, items.pairs) for image, text in embeddings]
+    untuned, tuned = broadcast(run.ranks, recalls)
+    if tuned > _compute_min_recall(untuned, len(items.pairs)):
+        row = {"valid_recall": tuned, "blend_weight": 0.0, "untuned_recall": untuned}
+        return modules[1], embeddings[1][1], row
+    return modules[0], embeddings[0][1], {"valid_recall": untuned, "blend_weight": 0.0}
 
 
 def _make_text_training(
@@ -455,13 +350,21 @@ def summarize_training(history: list[dict[str, Any]], best_epoch: int) -> str:
         return f"{len(history)} epochs, without held-out pairs"
     closed_form, *epochs = history
     best = history[best_epoch]
-    recalls = f"recall {best['valid_recall']:.3f}; closed form {closed_form['valid_recall']:.3f}"
+    is_tuned = "untuned_recall" in closed_form
+    untuned_recall = closed_form["untuned_recall" if is_tuned else "valid_recall"]
+    recalls = f"recall {best['valid_recall']:.3f}; closed form {untuned_recall:.3f}"
     if "blend_weight" not in history[-1]:  # a head of images corrects the closed form
         return f"epoch {best_epoch} of {len(epochs)}: {recalls}"
     if best_epoch == 0:
         best_head = max(row["head_recall"] for row in epochs)
-        return (
-            f"closed form: recall {closed_form['valid_recall']:.3f}; no blend was better by a "
-            f"standard error in {len(epochs)} epochs (head {best_head:.3f})"
+        name = (
+            f"tuned closed form: {recalls}"
+            if is_tuned
+            else f"closed form: recall {untuned_recall:.3f}"
         )
-    return f"blend {best['blend_weight']:g}: {recalls}, head {best['head_recall']:.3f}"
+        return (
+            f"{name}; no blend was better by a standard error in {len(epochs)} epochs "
+            f"(head {best_head:.3f})"
+        )
+    tuned = f", tuned {closed_form['valid_recall']:.3f}" if is_tuned else ""
+    return f"blend {best['blend_weight']:g}: {recalls}{tuned}, head {best['head_recall']:.3f}"

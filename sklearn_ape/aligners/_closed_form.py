@@ -1,24 +1,22 @@
-"""Closed-form solutions: ridge regression, choice of the kernel, and the logit scale."""
+"""Whitening of images, targets of texts, linear regression, and the logit scale."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
 from sklearn.utils import gen_batches
 
-from ..heads import BaseMap, ClosedFormHead, KernelMap, LinearMap, TwoTower, WhitenedMap
-from ..training.callbacks import mean_recall
+from ..heads import BaseMap, ClosedFormHead, LinearMap, TwoTower, WhitenedMap
 from ..training.data import PairDataset, Split, split_pairs, subset
-from ..training.net import embed, embed_pairs
+from ..training.net import embed
 from ..utils.linalg import (
     choose_evenly_spaced,
     covariance,
@@ -26,13 +24,6 @@ from ..utils.linalg import (
     mean,
     normalize_rows,
     sum_by_group,
-)
-from ._kernel_ridge import (
-    choose_anchors,
-    count_default_anchors,
-    kernel,
-    solve_kernel_ridge,
-    solve_positive_definite,
 )
 
 # Defaults, chosen on held-out folders of Open Clip Art.
@@ -49,35 +40,19 @@ MAX_LOGIT_SCALE = 100.0
 
 # Pairs from which the logit scale is fitted; their matrix of cosines is in memory.
 _MAX_SCALE_PAIRS = 2048
-_VALIDATION_FRACTION = 0.2
+VALIDATION_FRACTION = 0.2
 
 # The whitening of fewer images per feature depends on each of them, so that a logit scale is too
 # large if it is fitted on images which the whitening was computed from: 19 instead of 9 with 150
 # emoji, but 16.7 instead of 16.6 with 4,000 icons, in features of size 1,280.
 _MIN_IMAGES_PER_FEATURE = 3
 
-# Two kernels are compared on a sample of the pairs. With fewer pairs than the minimum, a
-# difference of their recalls is mostly chance.
-_MIN_COMPARED_PAIRS, _MAX_COMPARED_PAIRS = 5000, 10_000
-
-# The wide kernel has a quarter of gamma and twice the ridge. It is better if captions are inexact,
-# such as the names of icons: with 16,000 of them, recall on other sets was 18.5 % instead of
-# 17.2 %. With exact captions it is worse for broad class names: trained on the emoji of Noto, the
-# mean accuracy on five other sets of classes was 17.7 % instead of 20.2 %. So it must gain 2 % of
-# the recall of held-out pairs.
-_GAMMA_DIVISOR, _RIDGE_FACTOR = 4, 2
-_MIN_RELATIVE_GAIN = 0.02
-
 # Variances below this share of the largest one are rounding error.
 _MIN_VARIANCE = 1e-6
 
 # Block sizes. Sums depend on them in their last bits.
-_BLOCK_SIZE = 4096
+BLOCK_SIZE = 4096
 _TEXT_BLOCK_SIZE = 16_384
-
-# gamma="scale" is this number divided by the variance of the L2-normalized text features. For the
-# captions on which it was chosen, in features of MiniLM, gamma was 8 and the variance 0.85.
-_GAMMA_TIMES_VARIANCE = 6.8
 
 
 def fit_logit_scale(
@@ -134,7 +109,7 @@ def fit_held_out_logit_scale(
 def hold_out_pairs(data: PairDataset) -> Split:
     """Hold out a fifth of the pairs, from which the logit scale is fitted."""
     rows = _select_rows_with_texts(data)
-    split = split_pairs(data.pairs[rows], _VALIDATION_FRACTION, np.random.RandomState(0))
+    split = split_pairs(data.pairs[rows], VALIDATION_FRACTION, np.random.RandomState(0))
     return Split(rows[split.train], None if split.valid is None else rows[split.valid])
 
 
@@ -153,6 +128,27 @@ def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
     return image, text
 
 
+class TextFit(NamedTuple):
+    """Predictions for the training texts, and how much each depends on a single image.
+
+    Attributes
+    ----------
+    texts : ndarray of shape (n_texts,)
+        Rows of the texts in the dataset.
+    predictions : ndarray of shape (n_texts, n_components)
+        Output of the map for the texts, which is not L2-normalized.
+    shares : ndarray of shape (n_texts,)
+        Share of each image of a text in the prediction for the text.
+    mean_target : ndarray of shape (n_components,)
+        Mean embedding of the images, which the map does not predict.
+    """
+
+    texts: np.ndarray
+    predictions: np.ndarray
+    shares: np.ndarray
+    mean_target: np.ndarray
+
+
 class Maps(NamedTuple):
     """Maps of image features and text features to the shared space.
 
@@ -162,92 +158,11 @@ class Maps(NamedTuple):
     image: WhitenedMap
     text: BaseMap
     held_out_text: np.ndarray | None = None
+    fit: TextFit | None = None
 
     def make_module(self) -> TwoTower:
         """Return heads that compute the maps."""
         return TwoTower(ClosedFormHead(self.image), ClosedFormHead(self.text)).eval()
-
-
-def make_kernel_maps(
-    data: PairDataset,
-    image_map: WhitenedMap,
-    *,
-    gamma: float | str,
-    ridge: float,
-    max_anchors: int | str,
-    seed: int,
-    device: torch.device,
-    verbose: int | None = 0,
-    held_out_texts: Any = (),
-) -> Maps:
-    """Return a whitening of images, and a kernel ridge regression from texts to its output.
-
-    `held_out_texts` are sorted rows of the texts. Their embeddings by the solution without them
-    are returned, too, if the matrix is decomposed with all texts as anchors.
-    """
-    targets = _Targets(data, image_map)
-    gamma = (
-        scale_gamma(targets.compute_mean_text(np.float32)) if gamma == "scale" else float(gamma)
-    )
-    if max_anchors == "auto":
-        max_anchors = count_default_anchors(len(targets.texts), device)
-    limit = int(max_anchors)
-    if len(targets.texts) <= limit:
-        is_held_out = np.isin(targets.texts, held_out_texts)
-        order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
-        n_held_out = int(is_held_out.sum())
-        anchors = targets.normalize_texts(order)
-        if not anchors.any():  # a single text of zeros with target zero: any anchor will do
-            anchors[:, 0] = 1
-        right = np.concatenate([block_targets for _, block_targets in targets])[order]
-        # Dividing the ridge by the number of images of a text weights the text by its images.
-        ridges = (ridge / targets.counts)[order]
-        solution = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose, n_held_out)
-        text_map = KernelMap(anchors, solution.coefficients, gamma)
-        if solution.residuals is None or n_held_out == 0:
-            return Maps(image_map, text_map)
-        predictions = right[-n_held_out:] - solution.residuals
-        return Maps(image_map, text_map, normalize_rows(predictions))
-    # Nyström approximation: some of the texts serve as anchors, and all are fitted.
-    chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
-    anchors = targets.normalize_texts(chosen)
-    coefficients = _solve_nystroem(targets, anchors, ridge, gamma, device, verbose)
-    return Maps(image_map, KernelMap(anchors, coefficients, gamma))
-
-
-def _solve_nystroem(
-    targets: _Targets,
-    anchors: np.ndarray,
-    ridge: float,
-    gamma: float,
-    device: torch.device,
-    verbose: int | None,
-) -> np.ndarray:
-    """Return the coefficients of anchors by which the targets of all texts are fitted best."""
-    landmarks = torch.as_tensor(anchors).to(device)
-    counts = torch.as_tensor(targets.counts).to(device)
-    right = torch.zeros(len(anchors), targets.image.n_out, device=device)
-
-    def iter_kernels(block: slice) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        for part in gen_batches(block.stop - block.start, _BLOCK_SIZE):
-            rows = slice(block.start + part.start, block.start + part.stop)
-            texts = torch.as_tensor(targets.normalize_texts(rows)).to(device)
-            rows_kernel = kernel(texts, landmarks, gamma)
-            yield part, rows_kernel, (rows_kernel * counts[rows, None]).T
-
-    def make_matrix() -> torch.Tensor:
-        matrix = kernel(landmarks, landmarks, gamma).mul_(ridge)
-        for block in targets.blocks:
-            for _, rows_kernel, weighted in iter_kernels(block):
-                matrix.addmm_(weighted, rows_kernel)
-        # Anchors that are nearly equal would make the matrix singular in single precision.
-        matrix.diagonal().add_(1e-5 * float(matrix.diagonal().max()))
-        return matrix
-
-    for block, block_targets in targets:
-        for part, _, weighted in iter_kernels(block):
-            right += weighted @ torch.as_tensor(block_targets[part]).to(device)
-    return solve_positive_definite(make_matrix, right, verbose).coefficients
 
 
 def make_linear_maps(data: PairDataset, image_map: WhitenedMap, *, ridge: float) -> Maps:
@@ -255,7 +170,7 @@ def make_linear_maps(data: PairDataset, image_map: WhitenedMap, *, ridge: float)
 
     The ridge is relative to the mean variance of a text feature.
     """
-    targets = _Targets(data, image_map)
+    targets = Targets(data, image_map)
     text_mean, total = targets.compute_mean_text(np.float64), targets.counts.sum()
     matrix = np.zeros((len(text_mean), len(text_mean)))
     right = np.zeros((len(text_mean), targets.image.n_out))
@@ -283,7 +198,7 @@ class _NormalizedRows:
         return normalize_rows(self.features[rows])
 
 
-class _Targets:
+class Targets:
     """The regression targets of the distinct texts.
 
     The target of a text is the mean of the embeddings of its images, minus the mean over all
@@ -302,12 +217,16 @@ class _Targets:
         self._cached_sums = [self._sum_images(self.blocks[0])] if is_single else None
         self._n_pairs = len(pairs)
 
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Mean embedding of the images of all pairs."""
+        return sum(sums.sum(axis=0) for sums in self._iter_sums()) / self._n_pairs
+
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
-        mean_target = sum(sums.sum(axis=0) for sums in self._iter_sums()) / self._n_pairs
         for block, sums in zip(self.blocks, self._iter_sums(), strict=True):
             # In double precision, so that the target of a single text is exactly 0.
             targets = sums / self.counts[block, None]
-            targets -= mean_target
+            targets -= self.mean
             yield block, targets.astype(np.float32)
 
     def normalize_texts(self, rows: Any) -> np.ndarray:
@@ -422,8 +341,8 @@ def _sum_by_text(
     """Return the sum of the embeddings of the images of each text in a block."""
     sums = np.zeros((block.stop - block.start, width))
     first, end = np.searchsorted(row, [block.start, block.stop])
-    for start in range(first, end, _BLOCK_SIZE):
-        part = slice(start, min(start + _BLOCK_SIZE, end))
+    for start in range(first, end, BLOCK_SIZE):
+        part = slice(start, min(start + BLOCK_SIZE, end))
         texts = slice(row[start] - block.start, row[part.stop - 1] - block.start + 1)
         sums[texts] += sum_by_group(embed(images[part]), row[part] - row[start])
     return sums
@@ -433,43 +352,3 @@ def _sort_by_text(pairs: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.nd
     """Return the images of pairs and the rows of their texts, sorted by text."""
     order = np.argsort(row, kind="stable")
     return pairs[order, 0], row[order]
-
-
-def scale_gamma(text_mean: np.ndarray) -> float:
-    """Return the gamma of "scale", inversely proportional to the variance of the texts.
-
-    The variance of L2-normalized texts is 1 minus the squared norm of their mean.
-    """
-    # The bound keeps gamma finite if all texts are nearly equal.
-    return float(_GAMMA_TIMES_VARIANCE / max(1 - float(text_mean @ text_mean), 1e-3))
-
-
-def choose_smoothness(
-    data: PairDataset, ridge: float, seed: int, solve: Callable[..., Maps]
-) -> dict[str, Any]:
-    """Return the parameters ``gamma`` and ``ridge`` of the better kernel on held-out pairs.
-
-    The first kernel has the `ridge` and the gamma "scale". It is chosen if there are fewer than
-    5,000 pairs. The kernels are compared on a random sample of at most 10,000 pairs. `solve` is a
-    function of training pairs and the two parameters.
-    """
-    narrow = {"gamma": "scale", "ridge": ridge}
-    rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # pairs of images, not of prototypes
-    if len(rows) < _MIN_COMPARED_PAIRS:
-        return narrow
-    rng = np.random.RandomState(seed)
-    sample = subset(data, np.sort(rng.permutation(rows)[:_MAX_COMPARED_PAIRS]))
-    split = split_pairs(sample.pairs, _VALIDATION_FRACTION, rng)
-    if split.valid is None:
-        return narrow
-    train, valid = subset(sample, split.train), subset(sample, split.valid).expand_items()
-
-    def measure(smoothness: dict[str, Any]) -> tuple[float, float]:
-        module = solve(train, **smoothness).make_module()
-        recall = mean_recall(*embed_pairs(module, valid), valid.pairs)
-        return recall, float(module.text_head.base.gamma)
-
-    recall, gamma = measure(narrow)
-    wide = {"gamma": gamma / _GAMMA_DIVISOR, "ridge": ridge * _RIDGE_FACTOR}
-    wide_recall, _ = measure(wide)
-    return wide if wide_recall > (1 + _MIN_RELATIVE_GAIN) * recall else narrow

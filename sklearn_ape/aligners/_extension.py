@@ -17,7 +17,8 @@ from ..training.net import embed_pairs
 from ..utils.linalg import normalize_rows, sum_by_group
 from ..utils.messages import warn
 from ..utils.sklearn_compat import unfreeze
-from ._closed_form import RIDGE, scale_gamma
+from ._closed_form import RIDGE
+from ._kernel_maps import scale_gamma
 from ._kernel_ridge import solve_kernel_ridge
 from .wrapper import unwrap_aligner
 

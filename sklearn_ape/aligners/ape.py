@@ -41,8 +41,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
     """Align two frozen encoders by a closed-form solution and a trained head.
 
     "Aligning Pretrained Encoders" [1]_ leaves the encoders unchanged. Their features are computed
-    once. By default, the solution of `KernelAligner` is blended with an MLP that is trained with
-    a contrastive loss, if this is better. ``init=None`` uses the MLP alone, as in the paper.
+    once. By default, the solution of `KernelAligner` is tuned by a contrastive loss, and blended
+    with an MLP that is trained by the same loss, if this is better. ``init=None`` uses the MLP
+    alone, as in the paper.
 
     Parameters
     ----------
@@ -60,9 +61,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Image encoder whose class names, synonyms and definitions are used as additional training
         pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
-        **Head.** Solution that the head is combined with. ``"auto"`` trains a head against
-        whitened images and blends it with the solution of `KernelAligner`. The blend, or the head
-        alone, is used if its recall on held-out pairs is better by a standard error. Of the blends
+        **Head.** Solution that the head is combined with. ``"auto"`` trains a linear map of the
+        texts of `KernelAligner`, and a head against whitened images, which it blends with the
+        solution. The map, and then the blend or the head alone, are used if the recall on
+        held-out pairs is better by a standard error. Of the blends
         that are better than both parts and within 2 % of the best, that with a share of the head
         nearest to 0.4 is used. ``"kernel"`` and ``"linear"`` (a ridge regression) train a
         correction of the solution, which is used under the same condition. None trains plain
@@ -175,14 +177,16 @@ class APEAligner(HeadsMixin, TrainedAligner):
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
         ``init="auto"`` also ``blend_weight``, the share of the head in the blend whose
         recall is ``valid_recall``, and ``head_recall``, the recall of the head alone. Epoch 0 is
-        the closed form, if training was compared with it.
+        the closed form, if training was compared with it. If a linear map was used, it has the
+        recall of the tuned closed form, and that of the closed form itself as
+        ``untuned_recall``.
     best_epoch_ : int
         Epoch with the best recall on held-out pairs, counted from 1. Without held-out pairs, the
         last epoch. 0 means that the closed form was kept, because no epoch was clearly better, or
         because there were too few pairs to hold some out.
     training_summary_ : str
-        Summary of the training in one line: ``"blend 0.4: recall 0.310; closed form 0.270, head
-        0.290"``. Only with ``init="auto"``.
+        Summary of the training in one line: ``"blend 0.4: recall 0.310; closed form 0.270, tuned
+        0.285, head 0.290"``. Only with ``init="auto"``.
     n_epochs_ : int
         Number of epochs that were run.
     n_parameters_ : int
@@ -220,6 +224,12 @@ class APEAligner(HeadsMixin, TrainedAligner):
     to the kind of images in X. With too few pairs for validation the closed form is used. With
     ``early_stopping=False`` all epochs are run on all pairs, and both have the same weight.
 
+    The regression predicts each text on its own. A matrix by which its predictions are multiplied
+    is trained for at most 10 epochs or 400 steps, with AdamW and a learning rate of 1e-3, to tell
+    the texts apart. Every image is left out of the prediction that it is compared with, in closed
+    form [3]_. The matrix is multiplied into the coefficients, so that the fitted model is as
+    large as without it.
+
     All captions of an image are positives, never negatives. If a fit is interrupted, the best
     epoch so far is used, as in scikit-learn's MLP.
 
@@ -252,6 +262,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
        Pretrained Encoders to Quickly Learn Aligned Multimodal Representations", HITY workshop,
        NeurIPS 2022.
     .. [2] X. Zhai et al., "LiT: Zero-Shot Transfer with Locked-image text Tuning", CVPR 2022.
+    .. [3] R. D. Cook, "Detection of Influential Observation in Linear Regression", Technometrics
+       1977.
 
     Examples
     --------

@@ -19,15 +19,14 @@ from ._closed_form import (
     RIDGE,
     WHITENING,
     choose_scale_pairs,
-    choose_smoothness,
     fit_held_out_logit_scale,
     fit_logit_scale,
     has_stable_whitening,
     hold_out_pairs,
     make_embedders,
-    make_kernel_maps,
     whiten_images,
 )
+from ._kernel_maps import choose_smoothness, make_kernel_maps
 from ._serialization import HeadsMixin
 from ._trained import ClosedFormAligner, get_fitted_attributes
 
@@ -119,7 +118,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
 
     See Also
     --------
-    APEAligner : Blends this solution with a trained head.
+    APEAligner : Tunes this solution, and blends it with a trained head.
     CCAAligner : Uses linear maps on both sides.
     ASIFAligner : Compares with the training pairs and solves no equations.
 

@@ -341,7 +341,7 @@ class TestPrecision:
     def test_auto_depends_on_the_processor_and_the_number_of_pairs(
         self, concepts, monkeypatch, is_fast, min_pairs, expected
     ):
-        module = "sklearn_ape.aligners._ape_trainer"
+        module = "sklearn_ape.aligners._head_training"
         monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda: is_fast)
         monkeypatch.setattr(f"{module}._MIN_PAIRS_IN_BFLOAT16", min_pairs)
         automatic, explicit = self.fit(concepts, "auto"), self.fit(concepts, expected)

@@ -11,10 +11,10 @@ from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _kernel_ridge
 from sklearn_ape.aligners._closed_form import (
     fit_logit_scale,
-    make_kernel_maps,
     make_linear_maps,
     whiten_images,
 )
+from sklearn_ape.aligners._kernel_maps import make_kernel_maps
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import LinearMap
 from sklearn_ape.training.data import PairDataset

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners import _closed_form
+from sklearn_ape.aligners import _kernel_maps
 
 N_PAIRS = 6000
 
@@ -59,8 +59,8 @@ def test_few_pairs_are_not_compared(smooth):
 
 @pytest.mark.parametrize("init", ["kernel", "auto"])
 def test_training_starts_from_the_chosen_kernel(init, clustered, monkeypatch):
-    monkeypatch.setattr(_closed_form, "_MIN_RELATIVE_GAIN", -1.0)  # the wide kernel is chosen
-    monkeypatch.setattr(_closed_form, "_MIN_COMPARED_PAIRS", 1000)
+    monkeypatch.setattr(_kernel_maps, "_MIN_RELATIVE_GAIN", -1.0)  # the wide kernel is chosen
+    monkeypatch.setattr(_kernel_maps, "_MIN_COMPARED_PAIRS", 1000)
     clustered = tuple(features[:1500] for features in clustered)
     few = {"max_epochs": 1, "learning_rate": 1e-9, "width": 8, "depth": 2, "device": "cpu"}
     aligner = APEAligner(init=init, random_state=0, **few).fit(*clustered)

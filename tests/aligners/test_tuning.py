@@ -1,0 +1,247 @@
+"""The contrastive tuning of a kernel's embeddings, which APEAligner tests by default."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.preprocessing import normalize
+
+from sklearn_ape import APEAligner, KernelAligner
+from sklearn_ape.aligners import _ape_trainer, _kernel_maps, _kernel_ridge
+from sklearn_ape.aligners._ape_trainer import summarize_training
+from sklearn_ape.aligners._closed_form import Maps, whiten_images
+from sklearn_ape.aligners._kernel_maps import make_kernel_maps
+from sklearn_ape.aligners._tuning import LeftOutPairs, correct
+from sklearn_ape.heads import BlendedHead, KernelMap
+from sklearn_ape.training.data import PairDataset
+
+CPU = torch.device("cpu")
+GAMMA, RIDGE = 2.0, 0.3
+
+
+def make_pairs(n_pairs=1500, seed=0):
+    """Images of which the texts tell a quarter of the directions well, and the others hardly."""
+    rng = np.random.default_rng(0)
+    to_image, to_text = rng.standard_normal((48, 48)), rng.standard_normal((48, 48))
+    rng = np.random.default_rng(seed)
+    concepts = rng.standard_normal((n_pairs, 48))
+    noise = np.where(np.arange(48) < 12, 0.7, 3.0)
+    image = (concepts + noise * rng.standard_normal(concepts.shape)) / np.hypot(1, noise)
+    text = concepts @ to_text
+    return SimpleNamespace(
+        image=(image @ to_image).astype(np.float32), text=text.astype(np.float32)
+    )
+
+
+def small(**parameters):
+    defaults = {"width": 64, "depth": 2, "max_epochs": 5, "batch_size": 128, "random_state": 0}
+    return APEAligner(**(defaults | parameters))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return make_pairs()
+
+
+@pytest.fixture(scope="module")
+def tuned(pairs):
+    return small().fit(pairs.image, pairs.text)
+
+
+@pytest.fixture(scope="module")
+def repeated():
+    """90 images of 30 texts, in random order; a text of zeros is in none of the solutions."""
+    rng = np.random.default_rng(0)
+    text = rng.standard_normal((31, 8)).astype(np.float32)
+    text[7] = 0
+    owner = rng.permutation(np.arange(93) % 31)
+    image = text[owner] @ rng.standard_normal((8, 6)) + rng.standard_normal((93, 6))
+    return PairDataset(image.astype(np.float32), text, np.column_stack([np.arange(93), owner]))
+
+
+def solve(data, image_map=None, max_anchors=99, **options):
+    options = {"gamma": GAMMA, "ridge": RIDGE, "seed": 0, "device": CPU} | options
+    image_map = image_map or whiten_images(data, 0.03, None)
+    return make_kernel_maps(data, image_map, max_anchors=max_anchors, **options)
+
+
+def compute_exact_shares(data, anchors):
+    """Return the share of an image of each text by inverting the matrix in double precision."""
+    texts, counts = np.unique(data.pairs[:, 1], return_counts=True)
+    is_used = data.text[texts].any(axis=1)
+    texts, counts = texts[is_used], counts[is_used].astype(np.float64)
+    units = normalize(data.text[texts].astype(np.float64))
+    anchors = anchors.numpy().astype(np.float64)
+    left, inner = (np.exp(GAMMA * (rows @ anchors.T - 1)) for rows in (units, anchors))
+    weights = left.T @ (left * counts[:, None]) + RIDGE * inner
+    return texts, np.einsum("ij,ji->i", left, np.linalg.solve(weights, left.T))
+
+
+class TestFitOfTexts:
+    @pytest.mark.parametrize("solver", ["decomposition", "iteration", "approximation"])
+    def test_predictions_and_shares_are_those_of_the_solution(self, repeated, monkeypatch, solver):
+        """All three solvers; the shares are estimates from random signs."""
+        monkeypatch.setattr(_kernel_maps, "_N_SIGNS", 20_000)
+        if solver == "iteration":
+            monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 10)
+        maps = solve(
+            repeated, max_anchors=20 if solver == "approximation" else 99, returns_fit=True
+        )
+        texts, shares = compute_exact_shares(repeated, maps.text.anchors)
+        assert maps.fit.texts.tolist() == texts.tolist()
+        np.testing.assert_allclose(maps.fit.shares, shares, atol=0.02)
+        output = maps.text(torch.from_numpy(repeated.text[texts])).numpy()
+        np.testing.assert_allclose(maps.fit.predictions, output, atol=2e-3)
+
+    def test_usual_number_of_signs_is_accurate_enough(self, repeated):
+        maps = solve(repeated, returns_fit=True)
+        _, shares = compute_exact_shares(repeated, maps.text.anchors)
+        assert np.abs(maps.fit.shares - shares).max() < 0.1
+
+    def test_fit_does_not_change_the_solution(self, repeated):
+        with_fit, without_fit = solve(repeated, returns_fit=True), solve(repeated)
+        assert without_fit.fit is None
+        np.testing.assert_allclose(
+            with_fit.text.coefficients, without_fit.text.coefficients, atol=1e-4
+        )
+
+    def test_number_of_texts_is_limited_for_the_approximation(self, repeated, monkeypatch):
+        monkeypatch.setattr(_kernel_maps, "_MAX_FITTED_TEXTS", 10)
+        maps = solve(repeated, max_anchors=20, returns_fit=True)
+        assert maps.fit.predictions.shape == (10, 6)
+        output = maps.text(torch.from_numpy(repeated.text[maps.fit.texts]))
+        np.testing.assert_allclose(maps.fit.predictions, output, atol=2e-3)
+
+
+def test_left_out_prediction_is_that_of_the_solution_without_the_image(repeated):
+    """For texts of several images, and one that is left without any."""
+    pairs = np.vstack([repeated.pairs, [93, 31]])
+    image, text = (
+        np.vstack([rows, np.ones((1, rows.shape[1]), np.float32)])
+        for rows in (repeated.image, repeated.text)
+    )
+    data = PairDataset(image, text, pairs)
+    maps = solve(data, returns_fit=True)
+    texts, shares = compute_exact_shares(data, maps.text.anchors)
+    row = {number: i for i, number in enumerate(texts)}
+    used = np.array([i for i, number in enumerate(pairs[:, 1]) if number in row])
+    left_out = LeftOutPairs(
+        maps.image(torch.from_numpy(image)),
+        torch.from_numpy(maps.fit.predictions),
+        np.array([[pairs[i, 0], row[pairs[i, 1]]] for i in used]),
+        shares=torch.from_numpy(shares).float(),
+        mean_target=torch.from_numpy(maps.fit.mean_target).float(),
+    )
+    for i in (0, 5, len(used) - 1):
+        features, _ = left_out[np.array([i])]
+        rest = PairDataset(image, text, np.delete(pairs, used[i], axis=0))
+        others = solve(rest, maps.image, returns_fit=True)
+        # The other solution has another mean of the targets, whose prediction is not constant.
+        expected = predict_in_double_precision(rest, maps, pairs[used[i], 1])
+        np.testing.assert_allclose(features["text"].numpy(), expected * 6**0.5, atol=2e-3)
+        assert len(others.fit.texts) >= len(texts) - 1
+
+
+def predict_in_double_precision(data, maps, text):
+    """Return the unit prediction for a text by ridge regression on single pairs."""
+    rows = data.pairs[data.text[data.pairs[:, 1]].any(axis=1)]
+    units = normalize(data.text.astype(np.float64))
+    target = normalize(maps.image(torch.from_numpy(data.image)).numpy().astype(np.float64))
+    kernel = np.exp(GAMMA * (units[rows[:, 1]] @ units[rows[:, 1]].T - 1))
+    kernel[np.diag_indices_from(kernel)] += RIDGE
+    coefficients = np.linalg.solve(kernel, target[rows[:, 0]] - maps.fit.mean_target)
+    return normalize(np.exp(GAMMA * (units[[text]] @ units[rows[:, 1]].T - 1)) @ coefficients)
+
+
+def test_correction_multiplies_the_embeddings(repeated):
+    maps = solve(repeated)
+    matrix = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+    text = torch.from_numpy(repeated.text)
+    expected = maps.text(text) @ torch.from_numpy(matrix)
+    np.testing.assert_allclose(correct(maps, matrix).text(text), expected, atol=1e-4)
+
+
+class TestFit:
+    def test_tuned_kernel_is_used_if_its_recall_is_better(self, tuned, pairs):
+        row = tuned.history_[0]
+        assert row["epoch"] == 0
+        assert row["valid_recall"] > row["untuned_recall"]
+        kernel = KernelAligner().fit(pairs.image, pairs.text)
+        test = make_pairs(500, seed=1)
+        assert tuned.score(test.image, test.text) > kernel.score(test.image, test.text)
+        # The correction is part of the coefficients of all pairs.
+        head = tuned.module_.text_head
+        base = (head.first if isinstance(head, BlendedHead) else head).base
+        assert isinstance(base, KernelMap)
+        assert len(base.anchors) == 1500
+
+    def test_kernel_is_kept_if_the_gain_is_small(self, pairs, monkeypatch):
+        monkeypatch.setattr(_ape_trainer, "_compute_min_recall", lambda baseline, n_valid: 1.0)
+        fitted = small().fit(pairs.image, pairs.text)
+        kernel = KernelAligner().fit(pairs.image, pairs.text)
+        assert "untuned_recall" not in fitted.history_[0]
+        np.testing.assert_allclose(
+            fitted.transform_text(pairs.text), kernel.transform_text(pairs.text), atol=1e-5
+        )
+
+    def test_same_seed_gives_bitwise_identical_fits(self, tuned, pairs):
+        again = clone(tuned).fit(pairs.image, pairs.text)
+        assert again.fingerprint_ == tuned.fingerprint_
+
+    def test_saved_model_gives_the_same_embeddings(self, tuned, pairs, tmp_path):
+        tuned.save_pretrained(tmp_path / "model")
+        restored = APEAligner.from_pretrained(tmp_path / "model")
+        assert restored.training_summary_ == tuned.training_summary_
+        np.testing.assert_array_equal(
+            restored.transform_text(pairs.text), tuned.transform_text(pairs.text)
+        )
+
+    def test_interrupt_raises_and_keeps_the_fitted_aligner(self, tuned, pairs, monkeypatch):
+        """There is no result yet, so that nothing is kept in its place."""
+
+        class Stop:
+            def __init__(self, *args):
+                raise KeyboardInterrupt
+
+        fitted = clone(tuned).set_params(max_epochs=1).fit(pairs.image, pairs.text)
+        fingerprint = fitted.fingerprint_
+        monkeypatch.setattr("sklearn_ape.aligners._tuning.LinearCorrection.forward", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            fitted.fit(pairs.image, pairs.text)
+        assert fitted.fingerprint_ == fingerprint
+
+    def test_tuning_ignores_the_parameters_of_the_head(self, tuned, pairs):
+        other = clone(tuned).set_params(learning_rate=1e-9, optimizer="lion", mixup=1.0)
+        other.fit(pairs.image, pairs.text)
+        assert other.history_[0] == tuned.history_[0]
+
+    def test_without_early_stopping_nothing_is_tuned(self, pairs):
+        fitted = small(early_stopping=False).fit(pairs.image, pairs.text)
+        kernel = KernelAligner().fit(pairs.image, pairs.text)
+        output = fitted.module_.text_head.first(torch.from_numpy(pairs.text)).numpy()
+        np.testing.assert_allclose(normalize(output), kernel.transform_text(pairs.text), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("best_epoch", "summary"),
+    [
+        (1, "blend 0.4: recall 0.350; closed form 0.250, tuned 0.300, head 0.280"),
+        (
+            0,
+            "tuned closed form: recall 0.300; closed form 0.250; no blend was better by a "
+            "standard error in 1 epochs (head 0.280)",
+        ),
+    ],
+)
+def test_summary_has_the_recall_before_and_after_tuning(best_epoch, summary):
+    history = [
+        {"epoch": 0, "valid_recall": 0.3, "blend_weight": 0.0, "untuned_recall": 0.25},
+        {"epoch": 1, "valid_recall": 0.35, "blend_weight": 0.4, "head_recall": 0.28},
+    ]
+    assert summarize_training(history, best_epoch) == summary
+
+
+def test_maps_without_fit_have_none():
+    assert Maps(None, None).fit is None
