@@ -30,8 +30,9 @@ X, X_test, y, y_test = train_test_split(
 # %%
 # Fit and plot each aligner
 # -------------------------
-# ``init=None`` trains the plain head of the paper. By default, `APEAligner` blends such a head
-# with the solution of `KernelAligner` (see the example on the training history).
+# ``init=None`` trains the plain head of the paper. By default, `APEAligner` tunes the
+# solution of `KernelAligner` and blends it with such a head (see the example on the training
+# history).
 from sklearn_ape.inspection import RecallCurveDisplay
 
 aligners = {

@@ -35,8 +35,8 @@ print(f"selected epoch {plain.best_epoch_} of {plain.n_epochs_}")
 # %%
 # Blend of a head and a closed-form solution
 # ------------------------------------------
-# Epoch 0 is the closed-form solution. The recall of a later epoch is that of a blend of this
-# solution with the head.
+# Epoch 0 is the closed-form solution, tuned if this is better. The recall of a later epoch is
+# that of a blend of this solution with the head.
 default = APEAligner(width=256, max_epochs=15, random_state=0).fit(X, y)
 TrainingHistoryDisplay.from_estimator(default, name='init="auto"')
 print(default.training_summary_)

@@ -74,13 +74,16 @@ def make_kernel_maps(
         max_anchors = count_default_anchors(len(targets.texts), device)
     limit = int(max_anchors)
     # The mean of signs * (H @ signs) estimates the diagonal of a matrix H.
-    shape = (len(targets.texts), _N_SIGNS if returns_fit else 0)
+    n_signs = _N_SIGNS if returns_fit else 0
+    shape = (len(targets.texts), n_signs)
     signs = 2 * np.random.RandomState(seed).randint(2, size=shape, dtype=np.int8) - 1
     if len(targets.texts) > limit:
         # Nyström approximation: some of the texts serve as anchors, and all are fitted.
         chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
         anchors = targets.normalize_texts(chosen)
-        coefficients, fit = _solve_nystroem(targets, anchors, ridge, gamma, signs, device, verbose)
+        solution = _solve_nystroem(targets, anchors, ridge, gamma, signs, device, verbose)
+        coefficients = solution[:, : image_map.n_out]
+        fit = _predict_texts(targets, anchors, solution, gamma, signs, device) if n_signs else None
         return Maps(image_map, KernelMap(anchors, coefficients, gamma), fit=fit)
     is_held_out = np.isin(targets.texts, held_out_texts)
     order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
@@ -120,10 +123,10 @@ def _solve_nystroem(
     signs: np.ndarray,
     device: torch.device,
     verbose: int | None,
-) -> tuple[np.ndarray, TextFit | None]:
-    """Return the coefficients of anchors by which the targets of all texts are fitted best.
+) -> np.ndarray:
+    """Return the coefficients of anchors by which targets and signs of all texts are fitted best.
 
-    If there are `signs`, also return the fit to texts.
+    Those of the signs are the last columns.
     """
     landmarks = torch.as_tensor(anchors).to(device)
     counts = torch.as_tensor(targets.counts).to(device)
@@ -150,20 +153,30 @@ def _solve_nystroem(
         block_right = np.hstack([block_targets, signs[block]])
         for part, _, weighted in iter_kernels(block):
             right += weighted @ torch.as_tensor(block_right[part]).to(device)
-    solution = solve_positive_definite(make_matrix, right, verbose).coefficients
-    coefficients = solution[:, :n_out]
-    if not signs.size:
-        return coefficients, None
+    return solve_positive_definite(make_matrix, right, verbose).coefficients
+
+
+def _predict_texts(
+    targets: Targets,
+    anchors: np.ndarray,
+    solution: np.ndarray,
+    gamma: float,
+    signs: np.ndarray,
+    device: torch.device,
+) -> TextFit:
+    """Return the fit of texts, evenly spaced if there are many, by a Nyström approximation."""
+    landmarks, solved = (torch.as_tensor(values).to(device) for values in (anchors, solution))
+    n_out = targets.image.n_out
     rows = choose_evenly_spaced(len(targets.texts), _MAX_FITTED_TEXTS)
-    predictions, influence = np.empty((len(rows), n_out), np.float32), np.empty(len(rows))
-    solved = torch.as_tensor(solution).to(device)
+    predictions = np.empty((len(rows), n_out), dtype=np.float32)
+    influence = np.empty(len(rows), dtype=np.float32)
     for part in gen_batches(len(rows), BLOCK_SIZE):
         texts = torch.as_tensor(targets.normalize_texts(rows[part])).to(device)
         output = (kernel(texts, landmarks, gamma) @ solved).cpu().numpy()
         predictions[part] = output[:, :n_out]
         influence[part] = np.mean(signs[rows[part]] * output[:, n_out:], axis=1)
     shares = influence / targets.counts[rows]
-    return coefficients, TextFit(targets.texts[rows], predictions, shares, targets.mean)
+    return TextFit(targets.texts[rows], predictions, shares, targets.mean)
 
 
 def scale_gamma(text_mean: np.ndarray) -> float:

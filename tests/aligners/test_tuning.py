@@ -11,7 +11,7 @@ from sklearn.preprocessing import normalize
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _ape_trainer, _kernel_maps, _kernel_ridge
 from sklearn_ape.aligners._ape_trainer import summarize_training
-from sklearn_ape.aligners._closed_form import Maps, whiten_images
+from sklearn_ape.aligners._closed_form import whiten_images
 from sklearn_ape.aligners._kernel_maps import make_kernel_maps
 from sklearn_ape.aligners._tuning import LeftOutPairs, correct
 from sklearn_ape.heads import BlendedHead, KernelMap
@@ -137,11 +137,8 @@ def test_left_out_prediction_is_that_of_the_solution_without_the_image(repeated)
     for i in (0, 5, len(used) - 1):
         features, _ = left_out[np.array([i])]
         rest = PairDataset(image, text, np.delete(pairs, used[i], axis=0))
-        others = solve(rest, maps.image, returns_fit=True)
-        # The other solution has another mean of the targets, whose prediction is not constant.
         expected = predict_in_double_precision(rest, maps, pairs[used[i], 1])
         np.testing.assert_allclose(features["text"].numpy(), expected * 6**0.5, atol=2e-3)
-        assert len(others.fit.texts) >= len(texts) - 1
 
 
 def predict_in_double_precision(data, maps, text):
@@ -241,7 +238,3 @@ def test_summary_has_the_recall_before_and_after_tuning(best_epoch, summary):
         {"epoch": 1, "valid_recall": 0.35, "blend_weight": 0.4, "head_recall": 0.28},
     ]
     assert summarize_training(history, best_epoch) == summary
-
-
-def test_maps_without_fit_have_none():
-    assert Maps(None, None).fit is None
