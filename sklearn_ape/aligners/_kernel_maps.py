@@ -81,9 +81,9 @@ def make_kernel_maps(
         # Nyström approximation: some of the texts serve as anchors, and all are fitted.
         chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
         anchors = targets.normalize_texts(chosen)
-        solution = _solve_nystroem(targets, anchors, ridge, gamma, signs, device, verbose)
-        coefficients = solution[:, : image_map.n_out]
-        fit = _predict_texts(targets, anchors, solution, gamma, signs, device) if n_signs else None
+        solved = _solve_nystroem(targets, anchors, ridge, gamma, signs, device, verbose)
+        coefficients = solved[:, : image_map.n_out]
+        fit = _predict_texts(targets, anchors, solved, gamma, signs, device) if n_signs else None
         return Maps(image_map, KernelMap(anchors, coefficients, gamma), fit=fit)
     is_held_out = np.isin(targets.texts, held_out_texts)
     order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
@@ -159,20 +159,20 @@ def _solve_nystroem(
 def _predict_texts(
     targets: Targets,
     anchors: np.ndarray,
-    solution: np.ndarray,
+    solved: np.ndarray,
     gamma: float,
     signs: np.ndarray,
     device: torch.device,
 ) -> TextFit:
     """Return the fit of texts, evenly spaced if there are many, by a Nyström approximation."""
-    landmarks, solved = (torch.as_tensor(values).to(device) for values in (anchors, solution))
+    landmarks, columns = (torch.as_tensor(values).to(device) for values in (anchors, solved))
     n_out = targets.image.n_out
     rows = choose_evenly_spaced(len(targets.texts), _MAX_FITTED_TEXTS)
     predictions = np.empty((len(rows), n_out), dtype=np.float32)
     influence = np.empty(len(rows), dtype=np.float32)
     for part in gen_batches(len(rows), BLOCK_SIZE):
         texts = torch.as_tensor(targets.normalize_texts(rows[part])).to(device)
-        output = (kernel(texts, landmarks, gamma) @ solved).cpu().numpy()
+        output = (kernel(texts, landmarks, gamma) @ columns).cpu().numpy()
         predictions[part] = output[:, :n_out]
         influence[part] = np.mean(signs[rows[part]] * output[:, n_out:], axis=1)
     shares = influence / targets.counts[rows]
