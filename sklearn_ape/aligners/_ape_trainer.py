@@ -273,9 +273,10 @@ def train_blend(
     items = valid.expand_items()
     maps = solve(train, image_map, returns_fit=True)
     correction = train_correction(maps, train, run)
-    closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, run)
+    n_valid = len(valid.pairs)
+    closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, n_valid, run)
     is_tuned = "untuned_recall" in closed_form_row
-    min_recall = _compute_min_recall(closed_form_row["valid_recall"], len(valid.pairs))
+    min_recall = _compute_min_recall(closed_form_row["valid_recall"], n_valid)
     training = _make_text_training(heads, image_map, train, run)
     recall_callback = BlendRecall(training.make_inputs(items), text, min_recall)
     result = _train_text_head(training, closed_form, recall_callback, run)
@@ -291,18 +292,19 @@ def train_blend(
 
 
 def _choose_tuning(
-    maps: Maps, correction: np.ndarray, items: PairDataset, run: TrainingRun
+    maps: Maps, correction: np.ndarray, items: PairDataset, n_valid: int, run: TrainingRun
 ) -> tuple[TwoTower, np.ndarray, dict[str, float]]:
     """Return the closed form, corrected if this is better, its text embeddings, and epoch 0.
 
     The closed form is corrected if its recall increases by a standard error. Then epoch 0 of the
-    history has the key ``untuned_recall``.
+    history has the key ``untuned_recall``. `items` are the held-out pairs with one row per image
+    and caption, and `n_valid` is the number of those that are distinct.
     """
     modules = [make_closed_form(m, run.ranks) for m in (maps, correct(maps, correction))]
     embeddings = [embed_pairs(module, items) for module in modules]
     recalls = [mean_recall(image, text, items.pairs) for image, text in embeddings]
     untuned, tuned = broadcast(run.ranks, recalls)
-    if tuned > _compute_min_recall(untuned, len(items.pairs)):
+    if tuned > _compute_min_recall(untuned, n_valid):
         row = {"valid_recall": tuned, "blend_weight": 0.0, "untuned_recall": untuned}
         return modules[1], embeddings[1][1], row
     return modules[0], embeddings[0][1], {"valid_recall": untuned, "blend_weight": 0.0}

@@ -183,6 +183,21 @@ class TestFit:
             fitted.transform_text(pairs.text), kernel.transform_text(pairs.text), atol=1e-5
         )
 
+    def test_repeated_pairs_do_not_lower_the_standard_error(self, monkeypatch):
+        """Copies of a held-out pair are not independent, neither for the map nor for the blend."""
+        numbers = []
+
+        def compute_min_recall(baseline, n_valid):
+            numbers.append(n_valid)
+            return 1.0
+
+        monkeypatch.setattr(_ape_trainer, "_compute_min_recall", compute_min_recall)
+        pairs = make_pairs(200)
+        small(max_epochs=1).fit(
+            *(np.repeat(rows, 3, axis=0) for rows in (pairs.image, pairs.text))
+        )
+        assert numbers == [20, 20]
+
     def test_same_seed_gives_bitwise_identical_fits(self, tuned, pairs):
         again = clone(tuned).fit(pairs.image, pairs.text)
         assert again.fingerprint_ == tuned.fingerprint_
