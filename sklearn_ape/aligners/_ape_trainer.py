@@ -275,6 +275,7 @@ def train_blend(
     correction = train_correction(maps, train, run)
     n_valid = len(valid.pairs)
     closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, n_valid, run)
+    del maps  # frees the predictions for the training texts
     is_tuned = "untuned_recall" in closed_form_row
     min_recall = _compute_min_recall(closed_form_row["valid_recall"], n_valid)
     training = _make_text_training(heads, image_map, train, run)

@@ -1,5 +1,6 @@
 """The contrastive tuning of a kernel's embeddings, which APEAligner tests by default."""
 
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -197,6 +198,26 @@ class TestFit:
             *(np.repeat(rows, 3, axis=0) for rows in (pairs.image, pairs.text))
         )
         assert numbers == [20, 20]
+
+    def test_predictions_are_freed_before_a_head_is_trained(self, pairs, monkeypatch):
+        """They have as many rows as there are texts, up to 0.5 GB."""
+        fits, n_alive = [], []
+
+        def solve(*args, **options):
+            maps = make_kernel_maps(*args, **options)
+            fits.append(None if maps.fit is None else weakref.ref(maps.fit.predictions))
+            return maps
+
+        def train(*args):
+            n_alive.append(sum(fit is not None and fit() is not None for fit in fits))
+            return train_text_head(*args)
+
+        train_text_head = _ape_trainer._train_text_head
+        monkeypatch.setattr(_ape_trainer, "make_kernel_maps", solve)
+        monkeypatch.setattr(_ape_trainer, "_train_text_head", train)
+        small(max_epochs=1).fit(pairs.image[:200], pairs.text[:200])
+        assert any(fits)
+        assert n_alive == [0]
 
     def test_same_seed_gives_bitwise_identical_fits(self, tuned, pairs):
         again = clone(tuned).fit(pairs.image, pairs.text)
