@@ -46,16 +46,16 @@ class ValidationRecall(Callback):
 
     def on_epoch_end(self, net: AlignmentNet, **kwargs: Any) -> None:
         """Evaluate the weights after the epoch."""
+        if self.dataset is not None:
+            image, text = embed_pairs(net.module_, self.dataset, net.device)
+            if not (np.isfinite(image).all() and np.isfinite(text).all()):
+                raise diverged(net)
+            # Rounding may differ between ranks, and all must stop after the same epoch.
+            scores = broadcast(net.ranks, self.score(image, text))
+            for name, value in scores.items():
+                net.history.record(name, value)
+        # Last, because an epoch without it does not count: it was interrupted.
         net.history.record("logit_scale", net.logit_scale)
-        if self.dataset is None:
-            return
-        image, text = embed_pairs(net.module_, self.dataset, net.device)
-        if not (np.isfinite(image).all() and np.isfinite(text).all()):
-            raise diverged(net)
-        # Rounding may differ between ranks, and all must stop after the same epoch.
-        scores = broadcast(net.ranks, self.score(image, text))
-        for name, value in scores.items():
-            net.history.record(name, value)
 
     def score(self, image: np.ndarray, text: np.ndarray) -> dict[str, float]:
         """Return the values to record for L2-normalized embeddings of the validation pairs."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, KernelAligner
@@ -180,6 +181,28 @@ class TestFit:
         np.testing.assert_allclose(
             fitted.transform_text(pairs.text), kernel.transform_text(pairs.text), atol=1e-5
         )
+
+    def test_interrupt_while_the_recall_is_computed_keeps_complete_epochs(
+        self, blend, pairs, monkeypatch
+    ):
+        """The interrupted epoch has a loss, but no recall."""
+        n_calls = 0
+
+        def interrupt(self, image, text):
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == 3:
+                raise KeyboardInterrupt
+            return score(self, image, text)
+
+        score = BlendRecall.score
+        monkeypatch.setattr(BlendRecall, "score", interrupt)
+        with pytest.warns(ConvergenceWarning, match="stopped after 2 of 20 epochs"):
+            fitted = clone(blend).fit(pairs.image[:600], pairs.text[:600])
+        recalls, expected = (
+            [row["valid_recall"] for row in aligner.history_] for aligner in (fitted, blend)
+        )
+        assert recalls == expected[:3]
 
 
 class TestChoice:
