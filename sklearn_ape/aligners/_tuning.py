@@ -33,7 +33,8 @@ _MIN_OTHER_SHARE = 0.02
 class LinearCorrection(Head):
     """The identity plus a matrix that is zero until the first training step.
 
-    Without a bias and a mean, so that `correct` can multiply it into a kernel's coefficients.
+    It has no bias and subtracts no mean, so that `correct` can multiply it into the coefficients
+    of a kernel.
     """
 
     def __init__(self, n_features: int) -> None:

@@ -144,7 +144,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         pairs, and, unless ``init="auto"``, no caption.
     n_iter_no_change : int, default=15
         Number of epochs without improvement after which training stops. With ``init="auto"``,
-        only recalls above that of the closed form by a standard error are improvements.
+        only recalls above that of the closed form, tuned if this is better, by a standard error
+        are improvements.
     refit : bool, default=True
         Whether to use the held-out pairs, too, once they are no longer needed: with
         ``init="auto"`` the closed form is solved again, otherwise the heads are trained again for
@@ -159,7 +160,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         1 shows a progress bar over epochs, 2 shows skorch's table of epochs, 0 shows nothing. None
         shows a bar in terminals and notebooks if the work takes more than two seconds.
     callbacks : list of skorch callbacks or None, default=None
-        Callbacks of skorch. Callbacks of scikit-learn (1.9 and later) are set by `set_callbacks`.
+        Callbacks of skorch, which are called while heads are trained. Callbacks of scikit-learn
+        (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
         Folder in which the state of the training is saved, so that `fit` on the same pairs with
         the same parameters resumes an interrupted training; see Notes. None disables
@@ -222,19 +224,23 @@ class APEAligner(HeadsMixin, TrainedAligner):
     embeddings: one by kernel ridge regression, one by the head. The sum is more accurate than
     either, because their errors differ. Images are only whitened: a head for images would adapt
     to the kind of images in X. With too few pairs for validation the closed form is used. With
-    ``early_stopping=False`` all epochs are run on all pairs, and both have the same weight.
+    ``early_stopping=False`` the closed form is not tuned, all epochs are run on all pairs, and
+    both have the same weight.
 
     The regression predicts each text on its own. A matrix by which its predictions are multiplied
-    is trained for at most 10 epochs or 400 steps, with AdamW and a learning rate of 1e-3, to tell
-    the texts apart. Every image is left out of the prediction that it is compared with, in closed
-    form [3]_. The matrix is multiplied into the coefficients, so that the fitted model is as
-    large as without it.
+    is trained to tell the texts apart, for 10 epochs, or fewer if they would take more than 400
+    steps. `optimizer` is AdamW, `learning_rate` 1e-3, and `mixup` and ``"structure_weight"`` are
+    0; other parameters of the loss and of the optimization are those of the head. Every image is
+    left out of the prediction that it is compared with, in closed form [3]_. The matrix is
+    multiplied into the coefficients, so that the fitted model is as large as without it.
 
-    All captions of an image are positives, never negatives. If a fit is interrupted, the best
-    epoch so far is used, as in scikit-learn's MLP.
+    All captions of an image are positives, never negatives. If the training of a head is
+    interrupted, the best epoch so far is used, as in scikit-learn's MLP. If the tuning is
+    interrupted, there is no result yet, and KeyboardInterrupt is raised.
 
-    With `checkpoint`, the state of the training is saved after epochs, using at most a twentieth
-    of the time, and the result at the end. `fit` on the same pairs with the same parameters
+    With `checkpoint`, the state of the training of a head is saved after epochs, using at most a
+    twentieth of the time, and the result at the end. A fit that is resumed computes and tunes the
+    closed form again. `fit` on the same pairs with the same parameters
     resumes with a bitwise identical result, or returns the saved result at once. With
     ``random_state=None`` results are not saved, because every fit draws a new seed. Only an
     interrupted training is resumed. The files of different pairs and parameters have different
