@@ -129,7 +129,7 @@ def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
 
 
 class TextFit(NamedTuple):
-    """Predictions for the training texts, and how much each depends on a single image.
+    """Predictions for the training texts, and estimates how much each depends on an image.
 
     Attributes
     ----------
@@ -137,16 +137,32 @@ class TextFit(NamedTuple):
         Rows of the texts in the dataset.
     predictions : ndarray of shape (n_texts, n_components)
         Output of the map for the texts, which is not L2-normalized.
-    shares : ndarray of shape (n_texts,)
-        Share of each image of a text in the prediction for the text.
+    signs : ndarray of shape (n_images, n_signs)
+        Random targets of the images, -1 or 1.
+    predicted_signs : ndarray of shape (n_texts, n_signs)
+        Predictions of the same regression for `signs`.
     mean_target : ndarray of shape (n_components,)
         Mean embedding of the images, which the map does not predict.
     """
 
     texts: np.ndarray
     predictions: np.ndarray
-    shares: np.ndarray
+    signs: np.ndarray
+    predicted_signs: np.ndarray
     mean_target: np.ndarray
+
+    def estimate_shares(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the share of an image in a prediction, for pairs of an image and a row.
+
+        The share includes that by other captions of the image. A prediction is a weighted sum of
+        the targets of all images. The signs of two images have the product 1 if they are the same
+        image, and on average 0 if not, so that the mean product is the weight.
+        """
+        shares = np.empty(len(rows), dtype=np.float32)
+        for part in gen_batches(len(rows), BLOCK_SIZE):
+            products = self.signs[images[part]] * self.predicted_signs[rows[part]]
+            shares[part] = products.mean(axis=1)
+        return shares
 
 
 class Maps(NamedTuple):
@@ -239,6 +255,14 @@ class Targets:
             self.counts[block] @ self.normalize_texts(block).astype(dtype) for block in self.blocks
         )
         return sum(sums) / self.counts.sum()
+
+    def average_by_text(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean of the values of the images of each text, in single precision."""
+        sums = [
+            _sum_by_text(values.__getitem__, self._images, self._row, block, values.shape[1])
+            for block in self.blocks
+        ]
+        return (np.concatenate(sums) / self.counts[:, None]).astype(np.float32)
 
     def _iter_sums(self) -> Iterable[np.ndarray]:
         if self._cached_sums is not None:

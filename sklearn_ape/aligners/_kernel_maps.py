@@ -39,8 +39,8 @@ _MIN_RELATIVE_GAIN = 0.02
 # captions on which it was chosen, in features of MiniLM, gamma was 8 and the variance 0.85.
 _GAMMA_TIMES_VARIANCE = 6.8
 
-# Number of random vectors by which the influence of each text on its own prediction is estimated.
-# The standard error of an influence is at most 0.05.
+# Number of random vectors by which the share of each image in the predictions for its texts is
+# estimated. The standard error of a share is at most 0.05.
 _N_SIGNS = 96
 
 # Number of texts whose fit is returned, 0.5 GB with 1,280 image features.
@@ -73,17 +73,19 @@ def make_kernel_maps(
     if max_anchors == "auto":
         max_anchors = count_default_anchors(len(targets.texts), device)
     limit = int(max_anchors)
-    # The mean of signs * (H @ signs) estimates the diagonal of a matrix H.
     n_signs = _N_SIGNS if returns_fit else 0
-    shape = (len(targets.texts), n_signs)
-    signs = 2 * np.random.RandomState(seed).randint(2, size=shape, dtype=np.int8) - 1
+    shape = (len(data.image), n_signs)
+    image_signs = 2 * np.random.RandomState(seed).randint(2, size=shape, dtype=np.int8) - 1
+    signs = targets.average_by_text(image_signs)
     if len(targets.texts) > limit:
         # Nyström approximation: some of the texts serve as anchors, and all are fitted.
         chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
         anchors = targets.normalize_texts(chosen)
         solved = _solve_nystroem(targets, anchors, ridge, gamma, signs, device, verbose)
         coefficients = solved[:, : image_map.n_out]
-        fit = _predict_texts(targets, anchors, solved, gamma, signs, device) if n_signs else None
+        fit = None
+        if returns_fit:
+            fit = _predict_texts(targets, anchors, solved, gamma, image_signs, device)
         return Maps(image_map, KernelMap(anchors, coefficients, gamma), fit=fit)
     is_held_out = np.isin(targets.texts, held_out_texts)
     order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
@@ -94,24 +96,21 @@ def make_kernel_maps(
     right = np.concatenate([block_targets for _, block_targets in targets])[order]
     # Dividing the ridge by the number of images of a text weights the text by its images.
     ridges = (ridge / targets.counts)[order]
-    solution = solve_kernel_ridge(
-        anchors, ridges, np.hstack([right, signs[order]]), gamma, device, verbose, n_held_out
-    )
+    if returns_fit:
+        right = np.hstack([right, signs[order]])
+    solution = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose, n_held_out)
     n_out = image_map.n_out
-    coefficients, solved_signs = np.split(solution.coefficients, [n_out], axis=1)
+    coefficients = solution.coefficients[:, :n_out]
     held_out_text = fit = None
     if solution.residuals is not None and n_held_out:
-        held_out_text = normalize_rows(right[-n_held_out:] - solution.residuals[:, :n_out])
+        held_out_text = normalize_rows((right[-n_held_out:] - solution.residuals)[:, :n_out])
     if returns_fit:
         # With the inverse of (K + ridges), the predictions K @ inverse @ right are
         # right - ridges * inverse @ right.
-        influence = 1 - ridges * np.mean(signs[order] * solved_signs, axis=1)
-        fit = TextFit(
-            targets.texts[order],
-            right - ridges[:, None] * coefficients,
-            influence / targets.counts[order],
-            targets.mean,
-        )
+        right -= ridges[:, None] * solution.coefficients
+        predictions, predicted_signs = np.split(right, [n_out], axis=1)
+        texts = targets.texts[order]
+        fit = TextFit(texts, predictions, image_signs, predicted_signs, targets.mean)
     return Maps(image_map, KernelMap(anchors, coefficients, gamma), held_out_text, fit)
 
 
@@ -161,7 +160,7 @@ def _predict_texts(
     anchors: np.ndarray,
     solved: np.ndarray,
     gamma: float,
-    signs: np.ndarray,
+    image_signs: np.ndarray,
     device: torch.device,
 ) -> TextFit:
     """Return the fit of texts, evenly spaced if there are many, by a Nyström approximation."""
@@ -169,14 +168,12 @@ def _predict_texts(
     n_out = targets.image.n_out
     rows = choose_evenly_spaced(len(targets.texts), _MAX_FITTED_TEXTS)
     predictions = np.empty((len(rows), n_out), dtype=np.float32)
-    influence = np.empty(len(rows), dtype=np.float32)
+    predicted_signs = np.empty((len(rows), image_signs.shape[1]), dtype=np.float32)
     for part in gen_batches(len(rows), BLOCK_SIZE):
         texts = torch.as_tensor(targets.normalize_texts(rows[part])).to(device)
         output = (kernel(texts, landmarks, gamma) @ columns).cpu().numpy()
-        predictions[part] = output[:, :n_out]
-        influence[part] = np.mean(signs[rows[part]] * output[:, n_out:], axis=1)
-    shares = influence / targets.counts[rows]
-    return TextFit(targets.texts[rows], predictions, shares, targets.mean)
+        predictions[part], predicted_signs[part] = output[:, :n_out], output[:, n_out:]
+    return TextFit(targets.texts[rows], predictions, image_signs, predicted_signs, targets.mean)
 
 
 def scale_gamma(text_mean: np.ndarray) -> float:

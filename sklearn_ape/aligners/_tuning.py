@@ -50,8 +50,10 @@ class LinearCorrection(Head):
 class LeftOutPairs(PairDataset):
     """Pairs of an image and the prediction for its text without this image.
 
-    `text` holds the predictions with all images. The prediction of a ridge regression without one
-    of its observations follows from it, the observation, and its share in the prediction.
+    `text` holds the predictions with all images, and `shares` those of the images of all pairs.
+    The prediction of a ridge regression without one of its observations follows from it, the
+    observation, and its share in the prediction. This is exact for images with one caption. The
+    captions of an image count as one observation; they have the same target.
     """
 
     shares: Any = None
@@ -61,7 +63,7 @@ class LeftOutPairs(PairDataset):
         """Return whitened images, and left-out predictions of norm ``sqrt(n_features)``."""
         features = super().features(index)
         image, prediction = features["image"], features["text"]
-        share = self.shares[self.pairs[np.asarray(index), 1], None].to(image.device)
+        share = self.shares[np.asarray(index), None].to(image.device)
         target = l2_normalize(image) - self.mean_target.to(image.device)
         left_out = (prediction - share * target) / (1 - share).clamp_min(_MIN_OTHER_SHARE)
         features["text"] = l2_normalize(left_out) * image.shape[1] ** 0.5
@@ -82,12 +84,13 @@ class TuningTraining(HeadTraining):
         image = super().make_inputs(data).image
         row = np.full(len(data.text), -1)
         row[self.fit.texts] = np.arange(len(self.fit.texts))
-        images, texts = data.pairs[row[data.pairs[:, 1]] >= 0].T
+        images, rows = data.pairs[:, 0], row[data.pairs[:, 1]]
+        images, rows = images[rows >= 0], rows[rows >= 0]
         return LeftOutPairs(
             image,
             torch.as_tensor(self.fit.predictions),
-            np.column_stack([images, row[texts]]),
-            shares=torch.as_tensor(self.fit.shares, dtype=torch.float32),
+            np.column_stack([images, rows]),
+            shares=torch.as_tensor(self.fit.estimate_shares(images, rows)),
             mean_target=torch.as_tensor(self.fit.mean_target, dtype=torch.float32),
         )
 

@@ -231,8 +231,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
     is trained to tell the texts apart, for 10 epochs, or fewer if they would take more than 400
     steps. `optimizer` is AdamW, `learning_rate` 1e-3, and `mixup` and ``"structure_weight"`` are
     0; other parameters of the loss and of the optimization are those of the head. Every image is
-    left out of the prediction that it is compared with, in closed form [3]_. The matrix is
-    multiplied into the coefficients, so that the fitted model is as large as without it.
+    left out, with all of its captions, of the prediction that it is compared with. This is
+    possible in closed form [3]_; with several captions per image it is an approximation. The
+    matrix is multiplied into the coefficients, so that the fitted model is as large as without
+    it.
 
     All captions of an image are positives, never negatives. If the training of a head is
     interrupted, the best epoch so far is used, as in scikit-learn's MLP. If the tuning is
