@@ -229,13 +229,13 @@ def _compute_min_recall(baseline: float, n_valid: int) -> float:
 def train_blend(
     heads: HeadConfig, data: PairDataset, run: TrainingRun
 ) -> tuple[TwoTower, float, TrainingResult]:
-    """Compute the closed form, train a head, and blend both by a weight chosen on held-out pairs.
+    """Compute and tune the closed form, train a head, and blend both by a weight.
 
-    Images are whitened and not trained on, so that both map texts into the same space. The closed
-    form is computed from the training pairs to choose the blend, then from all pairs. So is the
-    whitening, unless a blend needs the space that its head was trained in. Return the heads, the
-    logit scale, fitted on held-out pairs, and the history, in which epoch 0 is the closed form
-    alone.
+    Images are whitened and not trained on, so that both map texts into the same space. The use of
+    the tuning and the weight are chosen on held-out pairs. The closed form is computed from the
+    training pairs to choose them, then from all pairs. So is the whitening, unless the correction
+    or the head needs the space that it was trained in. Return the heads, the logit scale, fitted
+    on held-out pairs, and the history, in which epoch 0 is the closed form alone.
     """
     config = run.config
     # Images are held out, not captions: a head learns the captions of many images better than the

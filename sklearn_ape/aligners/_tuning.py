@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..heads import ClosedFormHead, Head, KernelMap, TwoTower
+from ..heads import ClosedFormHead, Head, KernelMap, TwoTower, WhitenedMap
 from ..training.callbacks import EpochProgress
 from ..training.data import PairDataset, n_batches
 from ..utils.linalg import l2_normalize
@@ -74,10 +74,11 @@ class LeftOutPairs(PairDataset):
 class TuningTraining(HeadTraining):
     """Training of a `LinearCorrection` on left-out predictions of a kernel."""
 
-    def __init__(self, maps: Maps, data: PairDataset, run: TrainingRun) -> None:
-        assert maps.fit is not None
-        self.fit: TextFit = maps.fit
-        module = TwoTower(ClosedFormHead(maps.image), LinearCorrection(maps.image.n_out))
+    def __init__(
+        self, image_map: WhitenedMap, fit: TextFit, data: PairDataset, run: TrainingRun
+    ) -> None:
+        self.fit = fit
+        module = TwoTower(ClosedFormHead(image_map), LinearCorrection(image_map.n_out))
         super().__init__(module, data, run)
 
     def make_inputs(self, data: PairDataset) -> PairDataset:
@@ -114,7 +115,7 @@ def train_correction(maps: Maps, data: PairDataset, run: TrainingRun) -> np.ndar
         mixup=0.0,
         structure_weight=0.0,
     )
-    training = TuningTraining(maps, data, run._replace(config=config))
+    training = TuningTraining(maps.image, maps.fit, data, run._replace(config=config))
     callbacks: list[Any] = []
     if shows_progress(run.verbose):
         callbacks = [("progress", EpochProgress(n_epochs, "tune", run.verbose))]

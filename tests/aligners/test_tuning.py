@@ -176,7 +176,7 @@ def test_other_captions_of_the_image_are_left_out_too(monkeypatch):
     data = PairDataset(image, text, pairs)
     maps = solve(data, returns_fit=True)
     run = SimpleNamespace(config=None, seed=0, ranks=None)
-    left_out = TuningTraining(maps, data, run).make_inputs(data)
+    left_out = TuningTraining(maps.image, maps.fit, data, run).make_inputs(data)
     for i in (0, 40, 89):
         features, _ = left_out[np.array([i])]
         rest = PairDataset(image, text, pairs[pairs[:, 0] != pairs[i, 0]])
