@@ -277,11 +277,12 @@ def train_blend(
     closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, n_valid, run)
     del maps  # frees the predictions for the training texts
     is_tuned = "untuned_recall" in closed_form_row
-    min_recall = _compute_min_recall(closed_form_row["valid_recall"], n_valid)
+    baseline = closed_form_row["valid_recall"]
+    min_recall = _compute_min_recall(baseline, n_valid)
     training = _make_text_training(heads, image_map, train, run)
-    recall_callback = BlendRecall(training.make_inputs(items), text, min_recall)
+    recall_callback = BlendRecall(training.make_inputs(items), text, baseline, min_recall)
     result = _train_text_head(training, closed_form, recall_callback, run)
-    result = _add_closed_form(result, closed_form_row, min_recall)
+    result = _add_closed_form(result, closed_form_row, baseline)
     weight = result.history[result.best_epoch]["blend_weight"]
     # The head is on the device of the training.
     blend = _make_blend(closed_form, training.module.text_head, weight).to("cpu").eval()

@@ -132,7 +132,7 @@ class TrainingRun(NamedTuple):
             best = BestEpoch(
                 "valid_recall",
                 patience=self.config.n_iter_no_change,
-                baseline=recall.min_recall,
+                baseline=recall.baseline,
                 lower_is_better=False,
                 threshold=0.0,
                 load_best=True,

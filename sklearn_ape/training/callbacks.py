@@ -39,7 +39,7 @@ class ValidationRecall(Callback):
     """
 
     # Recall that an epoch must exceed to become the best one.
-    min_recall: float | None = None
+    baseline: float | None = None
 
     def __init__(self, dataset: PairDataset | None) -> None:
         self.dataset = dataset
@@ -67,9 +67,18 @@ class BlendRecall(ValidationRecall):
     """Record the recall of blends of a closed-form solution and the head that is trained.
 
     ``blend_weight`` is the chosen share of the head, ``valid_recall`` the recall of this blend,
-    and ``head_recall`` the recall of the head alone. `text` are L2-normalized embeddings of the
-    captions of `dataset` by the closed-form solution. A blend must exceed `min_recall`, the recall
-    of that solution plus a standard error.
+    and ``head_recall`` the recall of the head alone.
+
+    Parameters
+    ----------
+    dataset : PairDataset
+        Validation pairs.
+    text : ndarray of shape (n_captions, n_features)
+        L2-normalized embeddings of their captions by the closed-form solution.
+    baseline : float
+        Recall of the closed-form solution.
+    min_recall : float
+        Recall that the best blend must exceed; otherwise the weight is 0.
     """
 
     # Between 0.3 and 0.7 the weight makes little difference, so that few values are enough.
@@ -81,9 +90,12 @@ class BlendRecall(ValidationRecall):
     # parts, with at least this share of the best recall, the one nearest to 0.4 is chosen.
     _preferred_weight, _min_relative_recall = 0.4, 0.98
 
-    def __init__(self, dataset: PairDataset, text: np.ndarray, min_recall: float) -> None:
+    def __init__(
+        self, dataset: PairDataset, text: np.ndarray, baseline: float, min_recall: float
+    ) -> None:
         super().__init__(dataset)
         self.text = text
+        self.baseline = baseline
         self.min_recall = min_recall
 
     def score(self, image: np.ndarray, text: np.ndarray) -> dict[str, float]:
@@ -95,16 +107,17 @@ class BlendRecall(ValidationRecall):
             recalls[weight] = mean_recall(image, blend, self.dataset.pairs)
         weight = self.choose_weight(recalls)
         return {
-            "valid_recall": recalls[weight],
+            "valid_recall": recalls[weight] if weight > 0 else self.baseline,
             "head_recall": recalls[1.0],
             "blend_weight": weight,
         }
 
     def choose_weight(self, recalls: dict[float, float]) -> float:
         """Return the weight of the blend that is used, given the recall of every weight."""
-        assert self.min_recall is not None
         best = max(recalls, key=recalls.__getitem__)
-        least = max(self._min_relative_recall * recalls[best], self.min_recall, recalls[1.0])
+        if recalls[best] <= self.min_recall:
+            return 0.0
+        least = max(self._min_relative_recall * recalls[best], self.baseline, recalls[1.0])
         good = [weight for weight, recall in recalls.items() if recall > least]
         return min(good or [best], key=lambda weight: abs(weight - self._preferred_weight))
 

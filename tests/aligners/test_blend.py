@@ -14,6 +14,7 @@ from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners._ape_trainer import _add_closed_form, _make_blend
 from sklearn_ape.heads import BlendedHead, ClosedFormHead, TwoTower, make_head
 from sklearn_ape.training.callbacks import BlendRecall, TrainingResult
+from sklearn_ape.training.data import PairDataset
 
 
 def small(**parameters):
@@ -172,10 +173,10 @@ class TestFit:
             "sklearn_ape.aligners._ape_trainer._compute_min_recall", lambda baseline, n_valid: 1.0
         )
         fitted = clone(blend).fit(pairs.image[:600], pairs.text[:600])
-        closed_form, *epochs = fitted.history_
-        recalls = [row["valid_recall"] for row in epochs]
-        assert closed_form["valid_recall"] < max(recalls)
+        assert blend.best_epoch_ > 0  # there is a gain
         assert fitted.best_epoch_ == 0
+        rows = {(row["valid_recall"], row["blend_weight"]) for row in fitted.history_}
+        assert rows == {(fitted.history_[0]["valid_recall"], 0.0)}
         assert "no blend was better by a standard error" in fitted.training_summary_
         kernel = KernelAligner().fit(pairs.image[:600], pairs.text[:600])
         np.testing.assert_allclose(
@@ -211,15 +212,23 @@ class TestChoice:
         [
             ((0.42, 0.445, 0.45, 0.43, 0.42), 0.4),  # better than both parts
             ((0.42, 0.43, 0.435, 0.437, 0.43), 0.6),  # 0.4 is as good as the head alone
-            ((0.405, 0.40, 0.40, 0.35, 0.30), 0.2),  # 0.4 is as good as the closed form
+            ((0.412, 0.408, 0.40, 0.35, 0.30), 0.4),  # only 0.2 is better by a standard error
+            ((0.412, 0.404, 0.40, 0.35, 0.30), 0.2),  # 0.4 is worse than the closed form
             ((0.43, 0.42, 0.41, 0.35, 0.30), 0.2),  # 0.4 is much worse than 0.2
             ((0.41, 0.42, 0.44, 0.48, 0.50), 1.0),  # the head alone is best
-            ((0.38, 0.39, 0.38, 0.37, 0.36), 0.4),  # the closed form alone is best
+            ((0.38, 0.39, 0.38, 0.37, 0.36), 0.0),  # the closed form alone is best
+            ((0.408, 0.41, 0.40, 0.37, 0.36), 0.0),  # no blend is better by a standard error
         ],
     )
     def test_usual_weight_is_chosen_if_it_is_better_than_both_parts(self, recalls, weight):
-        recall = BlendRecall(None, text=np.eye(2), min_recall=0.40)
+        recall = BlendRecall(None, text=np.eye(2), baseline=0.405, min_recall=0.41)
         assert recall.choose_weight(dict(zip(recall.weights, recalls, strict=True))) == weight
+
+    def test_recall_of_the_closed_form_is_recorded_where_no_blend_is_better(self):
+        data = PairDataset(np.eye(4), np.eye(4), np.column_stack([np.arange(4)] * 2))
+        recall = BlendRecall(data, text=np.eye(4), baseline=0.9, min_recall=1.0)
+        scores = recall.score(np.eye(4), np.eye(4))
+        assert scores == {"valid_recall": 0.9, "head_recall": 1.0, "blend_weight": 0.0}
 
     @pytest.mark.parametrize(
         ("recalls", "best_epoch", "weight"),
