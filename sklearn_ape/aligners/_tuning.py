@@ -82,12 +82,11 @@ class TuningTraining(HeadTraining):
         super().__init__(module, data, run)
 
     def make_inputs(self, data: PairDataset) -> PairDataset:
-        """Return the pairs of the texts whose predictions are known."""
+        """Return the images and the predictions for their texts, all of which must be known."""
         image = super().make_inputs(data).image
-        row = np.full(len(data.text), -1)
+        row = np.empty(len(data.text), dtype=np.intp)
         row[self.fit.texts] = np.arange(len(self.fit.texts))
         images, rows = data.pairs[:, 0], row[data.pairs[:, 1]]
-        images, rows = images[rows >= 0], rows[rows >= 0]
         return LeftOutPairs(
             image,
             torch.as_tensor(self.fit.predictions),
@@ -105,8 +104,9 @@ def train_correction(maps: Maps, data: PairDataset, run: TrainingRun) -> np.ndar
     from would be too good, so each image is left out of the prediction for its text.
     """
     assert maps.fit is not None
-    n_pairs = int(np.isin(data.pairs[:, 1], maps.fit.texts).sum())
-    n_epochs = min(_N_EPOCHS, max(1, _MAX_STEPS // n_batches(n_pairs, run.config.batch_size)))
+    data = replace(data, pairs=data.pairs[np.isin(data.pairs[:, 1], maps.fit.texts)])
+    n_steps = n_batches(len(data.pairs), run.config.batch_size)
+    n_epochs = min(_N_EPOCHS, max(1, _MAX_STEPS // n_steps))
     config = replace(
         run.config,
         optimizer="adamw",

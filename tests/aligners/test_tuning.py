@@ -10,9 +10,10 @@ from sklearn.base import clone
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners import _ape_trainer, _kernel_maps, _kernel_ridge
+from sklearn_ape.aligners import _ape_trainer, _kernel_maps, _kernel_ridge, _tuning
 from sklearn_ape.aligners._ape_trainer import summarize_training
 from sklearn_ape.aligners._closed_form import whiten_images
+from sklearn_ape.aligners._head_training import HeadTraining
 from sklearn_ape.aligners._kernel_maps import make_kernel_maps
 from sklearn_ape.aligners._tuning import LeftOutPairs, TuningTraining, correct
 from sklearn_ape.heads import BlendedHead, KernelMap
@@ -215,6 +216,21 @@ class TestFit:
         np.testing.assert_allclose(
             fitted.transform_text(pairs.text), kernel.transform_text(pairs.text), atol=1e-5
         )
+
+    def test_texts_without_a_prediction_are_not_trained_on(self, pairs, monkeypatch):
+        """Predictions are kept for 256 texts only, so that an epoch has two steps, not eleven."""
+        trained = []
+
+        def train(training, callbacks, n_epochs):
+            trained.append((len(training.make_inputs(training.data)), n_epochs))
+            return HeadTraining.train(training, callbacks, n_epochs)
+
+        monkeypatch.setattr(_ape_trainer, "count_default_anchors", lambda *arguments: 300)
+        monkeypatch.setattr(_kernel_maps, "_MAX_FITTED_TEXTS", 256)
+        monkeypatch.setattr(_tuning, "_MAX_STEPS", 8)
+        monkeypatch.setattr(TuningTraining, "train", train)
+        small(max_epochs=1).fit(pairs.image, pairs.text)
+        assert trained == [(256, 4)]
 
     def test_repeated_pairs_do_not_lower_the_standard_error(self, monkeypatch):
         """Copies of a held-out pair are not independent, neither for the map nor for the blend."""
