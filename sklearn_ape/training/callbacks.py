@@ -89,6 +89,7 @@ class BlendRecall(ValidationRecall):
     # 0.6 were best with 4,000 to 80,000 icons. Of the weights whose blends are better than both
     # parts, with at least this share of the best recall, the one nearest to 0.4 is chosen.
     _preferred_weight, _min_relative_recall = 0.4, 0.98
+    baseline: float
 
     def __init__(
         self, dataset: PairDataset, text: np.ndarray, baseline: float, min_recall: float
