@@ -3,7 +3,7 @@
 import pytest
 from sklearn.pipeline import make_pipeline
 
-from sklearn_ape import APEAligner
+from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.utils.concurrency import LRUCache
 from sklearn_ape.zero_shot import _label_embeddings
 
@@ -12,6 +12,14 @@ from sklearn_ape.zero_shot import _label_embeddings
 def empty_label_cache(monkeypatch):
     """Empty the cache of label embeddings, since mutation testing runs tests repeatedly."""
     monkeypatch.setattr(_label_embeddings, "_cache", LRUCache(max_bytes=2**28))
+
+
+@pytest.fixture(scope="session")
+def aligner(features, captioned_images, text_encoder):
+    """Return an aligner that is fitted on the first 150 images."""
+    return KernelAligner(text_encoder=text_encoder).fit(
+        features.image[:150], captioned_images.captions[:150]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -31,14 +31,6 @@ from tests.conftest import LABELS
 
 
 @pytest.fixture(scope="module")
-def aligner(features, captioned_images, text_encoder):
-    """Return an aligner that is fitted on the first 150 images."""
-    return KernelAligner(text_encoder=text_encoder).fit(
-        features.image[:150], captioned_images.captions[:150]
-    )
-
-
-@pytest.fixture(scope="module")
 def pool(features, captioned_images):
     """Return images and labels that the aligner was not fitted on."""
     return features.image[150:], captioned_images.categories[150:]

@@ -5,7 +5,6 @@ import pytest
 
 from sklearn_ape import (
     FewShotClassifier,
-    KernelAligner,
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
     load_pretrained,
@@ -17,13 +16,6 @@ TREE = {
     "living": {"animal": ["an animal", "a bird"], "food": ["food", "a fruit", "a meal"]},
     "travel": ["a vehicle", "a building"],
 }
-
-
-@pytest.fixture(scope="module")
-def aligner(features, captioned_images, text_encoder):
-    return KernelAligner(text_encoder=text_encoder).fit(
-        features.image[:150], captioned_images.captions[:150]
-    )
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_ape import CCAAligner, KernelAligner, MultiLabelZeroShotClassifier, load_pretrained
+from sklearn_ape import CCAAligner, MultiLabelZeroShotClassifier, load_pretrained
 from sklearn_ape.aligners.starter import load_starter
 from sklearn_ape.zero_shot._multilabel_targets import find_best_f1_threshold, find_f1_thresholds
 
@@ -51,14 +51,6 @@ def true_labels(captioned_images):
         for name in LABELS
     }
     return pd.DataFrame(columns).astype(int).to_numpy()
-
-
-@pytest.fixture(scope="module")
-def aligner(features, captioned_images, text_encoder):
-    """Return an aligner that is fitted on the first 150 images."""
-    return KernelAligner(text_encoder=text_encoder).fit(
-        features.image[:150], captioned_images.captions[:150]
-    )
 
 
 @pytest.fixture

@@ -34,13 +34,6 @@ def make_collection(n, n_present=N_CLASSES, noise=1.6, seed=0):
     return embeddings, 20 * embeddings @ texts.T, y
 
 
-@pytest.fixture(scope="module")
-def aligner(features, captioned_images, text_encoder):
-    return KernelAligner(text_encoder=text_encoder).fit(
-        features.image[:150], captioned_images.captions[:150]
-    )
-
-
 class TestPropagation:
     @pytest.mark.parametrize("n_present", [3, N_CLASSES])
     def test_improves_accuracy_in_clusters(self, n_present):
