@@ -205,15 +205,6 @@ class TestFittedAligner:
             assert labels[1] == "unknown"
             assert set(labels[[0, 2]]) <= set(LABELS)
 
-    def test_embeddings_of_two_label_sets_are_cached(self, model, held_out, monkeypatch):
-        images = held_out[0][:2]
-        pair = [ZeroShotClassifier(names, aligner=model) for names in (["oak"], ["yak", "ox"])]
-        for classifier in pair:
-            classifier.predict(images)
-        monkeypatch.setattr(APEAligner, "transform_text", None)
-        for classifier in pair:
-            classifier.predict(images)
-
     def test_numbers_stay_numbers_with_unknown_label(self, model, held_out):
         images, y, _ = held_out
         numbers = {0: ["an animal"], 1: ["food"], 2: ["a vehicle"]}

@@ -331,28 +331,11 @@ class TestInput:
         with pytest.warns(UserWarning, match="'food' in row 0 and 'animal' in row 2"):
             few.fit(X[[4, 5, 4]], ["food", "animal", "animal"])
 
-    def test_unknown_label_raises(self, aligner, pool):
-        X, _ = pool
-        with pytest.raises(ValueError, match=r"not in labels: 'fodo' \(row 1\)"):
-            FewShotClassifier(LABELS, aligner=aligner).fit(X[:2], ["food", "fodo"])
-
     @pytest.mark.parametrize("alpha", [0, -1.0, "high", None])
     def test_invalid_alpha_raises(self, aligner, pool, alpha):
         X, y = pool
         with pytest.raises(ValueError, match="alpha must be a number in"):
             FewShotClassifier(LABELS, aligner=aligner, alpha=alpha).fit(X[:9], y[:9])
-
-    def test_labels_from_y(self, aligner, pool):
-        X, y = pool
-        few = FewShotClassifier(aligner=aligner).fit(X[:30], y[:30])
-        assert few.classes_.tolist() == ["animal", "food", "travel"]
-
-    def test_labels_set_after_fit_take_effect_in_next_fit(self, aligner, pool):
-        X, y = pool
-        few = FewShotClassifier(LABELS, aligner=aligner).fit(X[:30], y[:30])
-        few.set_params(labels=["cat", "dog"])
-        assert few.classes_.tolist() == ["animal", "food", "travel"]
-        assert set(few.predict(X)) <= set(LABELS)
 
     def test_hierarchy_set_after_fit_takes_effect_in_next_fit(self, aligner, pool):
         X, y = pool
@@ -362,12 +345,6 @@ class TestInput:
         assert few.predict(X).tolist() == expected.tolist()
         with pytest.raises(AttributeError, match="is not a hierarchy"):
             few.predict_proba_levels(X)
-
-    def test_no_images_raise(self, aligner, pool):
-        X, _ = pool
-        few = FewShotClassifier(LABELS, aligner=aligner)
-        with pytest.raises(ValueError, match="y is empty"):
-            few.fit(X[:0], [])
 
     def test_unknown_label_of_several_values_raises(self, aligner, pool):
         X, y = pool

@@ -335,17 +335,6 @@ class TestBadInput:
         with pytest.warns(UserWarning, match="are embedded as names of the classes"):
             ZeroShotClassifier(aligner=aligner).fit(features.image[:4], [0, 1, 0, 1])
 
-    def test_inconsistent_and_missing_labels_raise(self, model, features, captioned_images):
-        frozen = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model[-1]))
-        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-            frozen.fit(features.image, captioned_images.categories[:5])
-        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-            frozen.fit(
-                features.image, captioned_images.categories, captions=captioned_images.captions[:5]
-            )
-        with pytest.raises(ValueError, match="1 missing labels, the first in row 1"):
-            ZeroShotClassifier(aligner=model[-1]).fit(features.image[:3], ["a", np.nan, "b"])
-
 
 WORDS = ("cat", "dog", "house")
 
