@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sklearn_ape import CrossModalRetriever, KernelAligner, load_starter
+from sklearn_ape import CrossModalRetriever, KernelAligner
 from sklearn_ape.datasets import load_openmoji
 
 RNG = np.random.default_rng(0)
@@ -243,6 +243,3 @@ class TestPairs:
     def test_invalid_pairs_raise(self, emoji, queries, message):
         with pytest.raises(ValueError, match=message):
             emoji.search(queries)
-
-    def test_starter_is_used(self, emoji):
-        assert emoji.aligner_ is load_starter()
