@@ -81,7 +81,3 @@ class TestRecallCurveDisplay:
     def test_invalid_ks_raise(self, ks):
         with pytest.raises(ValueError, match="ks must be integers of at least 1"):
             RecallCurveDisplay.from_predictions(np.eye(3), np.eye(3), ks=ks)
-
-    def test_missing_pairs_raise(self):
-        with pytest.raises(ValueError, match="pairs is None, and there are 3 images and 2 texts"):
-            RecallCurveDisplay.from_predictions(np.eye(3), np.eye(3)[:2])

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from PIL import Image
 
 from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
@@ -10,12 +9,6 @@ from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import EncodingError, TimmImageEncoder
 from sklearn_ape.inspection import SimilarityMapDisplay, compute_similarity_maps
 from tests.encoders.test_timm import save_model
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 class TestGrid:
