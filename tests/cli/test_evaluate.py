@@ -63,43 +63,30 @@ class TestScores:
 
 
 class TestImagesUsedForFitting:
-    def test_fitted_images_are_reported(self, small_folder, photos, rows, run, tmp_path):
-        run(
-            "fit",
-            small_folder,
-            "-o",
-            tmp_path / "model",
-            "--method",
-            "cca",
-            "--captions",
-            "filename",
-        )
+    @pytest.fixture
+    def model(self, small_folder, run, tmp_path):
+        """Return the folder of an aligner that is fitted on the images of `small_folder`."""
+        options = ("--method", "cca", "--captions", "filename")
+        run("fit", small_folder, "-o", tmp_path / "model", *options)
+        return tmp_path / "model"
+
+    def test_fitted_images_are_reported(self, model, small_folder, photos, run, tmp_path):
         report = tmp_path / "report.json"
-        options = ("--aligner", tmp_path / "model", "--captions", "filename", "-o", report)
+        options = ("--aligner", model, "--captions", "filename", "-o", report)
         result = run("evaluate", small_folder, *options)
         assert "Warning: 12 of 12 images were used to fit this aligner" in result.stderr
         assert json.loads(report.read_text())["used_for_fitting"] == 12
         result = run("evaluate", photos, *options)
         assert "Warning: 12 of 60 images were used to fit this aligner" in result.stderr
 
-    def test_new_images_are_not_reported(self, small_folder, photos, run, tmp_path):
-        run(
-            "fit",
-            small_folder,
-            "-o",
-            tmp_path / "model",
-            "--method",
-            "cca",
-            "--captions",
-            "filename",
-        )
+    def test_new_images_are_not_reported(self, model, small_folder, photos, run, tmp_path):
         used_names = {path.name for path in small_folder.rglob("*.png")}
         for image in photos.rglob("*.png"):
             if image.name not in used_names:
                 target = tmp_path / "new" / image.parent.name / image.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(image, target)
-        result = run("evaluate", tmp_path / "new", "--aligner", tmp_path / "model")
+        result = run("evaluate", tmp_path / "new", "--aligner", model)
         assert "used to fit" not in result.stderr
 
     @pytest.mark.skipif(
