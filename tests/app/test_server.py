@@ -57,19 +57,12 @@ class TestResults:
 
 
 class TestErrors:
-    @pytest.mark.parametrize(
-        ("names", "why"),
-        [
-            ("", "no labels yet"),
-            ("cat", "only label"),
-            (",".join(map(str, range(60))), "60 labels"),
-        ],
-    )
-    def test_invalid_labels_are_explained(self, visitor, captioned_images, names, why):
+    def test_invalid_labels_are_explained(self, visitor, captioned_images):
         image = visitor.image(captioned_images.images[0])
+        names = ",".join(map(str, range(60)))
         kind, error = visitor.answer("classify", image, names, "simple", 0)
         assert kind == "error"
-        assert why in json.dumps(error)
+        assert "60 labels; the limit is 50" in json.dumps(error)
 
     def test_file_that_is_not_an_image_is_explained(self, visitor):
         (place,) = visitor.upload(b"hello, I am text").json()

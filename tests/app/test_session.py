@@ -271,10 +271,6 @@ class TestSearch:
         with pytest.raises(UserError, match=message):
             service.load_images(Session(), make_zip(contents), ignore_progress)
 
-    def test_zip_that_is_not_an_aligner_raises(self, service, make_zip):
-        with pytest.raises(UserError, match="not an aligner that was downloaded from this page"):
-            service.load_aligner(Session(), make_zip({"a.txt": b"text"}))
-
     def test_unpacked_images_are_deleted_with_session(self, service, make_zip, captioned_images):
         archive = make_zip({"a.png": Path(captioned_images.images[0])})
         session = service.load_images(Session(), archive, ignore_progress)
