@@ -364,9 +364,7 @@ def serve(
             "reach it can use it without a password and see its images.",
             file=sys.stderr,
         )
-    stack = contextlib.ExitStack()
-    with contextlib.ExitStack() as on_failure:
-        on_failure.callback(stack.close)
+    with contextlib.ExitStack() as stack:  # which closes everything if the start fails
         folder = stack.enter_context(_private_upload_folder())
         gr = import_gradio()
         service = AppService(load_model(aligner), images, limits)
@@ -405,9 +403,8 @@ def serve(
                 f"Port {port} of {host} cannot be used. If another program uses it, choose "
                 "another port."
             ) from error
-        on_failure.pop_all()
-    running = Running(str(page.local_url), stack.close)
-    stack.enter_context(_warm_up(service))
+        stack.enter_context(_warm_up(service))
+        running = Running(str(page.local_url), stack.pop_all().close)
     if verbose:
         print(f"The page is at {running.url} (press Ctrl-C to stop it).", flush=True)
     if block:
