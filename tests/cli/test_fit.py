@@ -82,7 +82,6 @@ class TestFit:
 
     @pytest.mark.exhaustive
     def test_lit_saves_trained_text_encoder(self, photos, rows, run, tmp_path):
-        """The model saved by --method lit contains the trained text encoder."""
         tower = f"transformers:{text_folder(tmp_path / 'tower')}"
         arguments = ("fit", photos, "--captions", "filename", "--method", "lit", "--quiet")
         table_rows = rows(*arguments, "--text-encoder", tower, "-o", tmp_path / "m")
@@ -93,7 +92,6 @@ class TestFit:
 
     @pytest.mark.exhaustive
     def test_checkpoint_resumes_to_same_aligner(self, photos, run, tmp_path):
-        """A second run reads the checkpoint and saves the same aligner."""
         for name in ("a", "b"):
             run(
                 *("fit", photos, "--captions", "filename", "-o", tmp_path / name, "--quiet"),

@@ -41,7 +41,6 @@ def test_equal_rows_are_duplicates_at_threshold_one():
 
 
 def test_unreadable_images_have_separate_groups():
-    """Each row of NaN or zeros is a group."""
     rows = np.array([[1, 0], [np.nan, np.nan], [0, 0], [np.nan, np.nan], [0, 0], [2, 0]])
     assert find_near_duplicates(rows, threshold=-1).tolist() == [0, 1, 2, 3, 4, 0]
 
@@ -160,7 +159,6 @@ def test_shared_caption_has_low_specificity(concepts):
 
 
 def test_random_pairs_have_agreement_one_half():
-    """Unrelated features agree at chance level."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((400, 16)), rng.standard_normal((400, 8))
     quality = pair_quality(image, text, random_state=0)

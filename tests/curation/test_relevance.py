@@ -91,7 +91,6 @@ def test_pair_is_assigned_to_the_nearest_label():
 
 
 def test_limits_hold_together():
-    """per_label, min_similarity and groups are also respected in combination."""
     captions, labels = make_features([[0.9, 0.1], [0.9, 0.1], [0.8, 0.1], [0.7, 0], [0.1, 0.3]])
     args = {"label_features": labels, "random_state": 0}
     chosen = select_relevant(captions, ["a", "b"], min_similarity=0.5, **args)
@@ -105,7 +104,6 @@ def test_limits_hold_together():
 
 
 def test_min_similarity_alone_keeps_labels_in_turns():
-    """Without n_pairs the labels still alternate."""
     captions, labels = make_features([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])
     chosen = select_relevant(
         captions, ["a", "b"], label_features=labels, min_similarity=0.5, random_state=0

@@ -78,20 +78,17 @@ def test_stamps_in_another_language(stamps):
 
 
 def test_stamps_of_unknown_language_raise(stamps):
-    """The error lists the languages."""
     with pytest.raises(ValueError, match=r"'xx'.* de, en, fr\."):
         load_tuxpaint_stamps(path=stamps, language="xx")
 
 
 def test_stamps_in_wrong_encoding_raise(stamps):
-    """The error has the name of the file."""
     (stamps / "animals" / "cat.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match=r"cat\.txt.* is not UTF-8"):
         load_tuxpaint_stamps(path=stamps)
 
 
 def test_stamps_of_wrong_layout_raise(tmp_path, stamps):
-    """The error describes the expected layout."""
     with pytest.raises(FileNotFoundError, match=r"\.txt file next to"):
         load_tuxpaint_stamps(path=tmp_path / "none")
     with pytest.raises(NotADirectoryError, match="is a file"):
@@ -102,7 +99,6 @@ def test_stamps_of_wrong_layout_raise(tmp_path, stamps):
 
 
 def test_missing_package_raises(monkeypatch, tmp_path):
-    """The error has the install command and suggests path=...."""
     monkeypatch.setattr(_debian, "_STAMPS_FOLDER", str(tmp_path / "none"))
     with pytest.raises(ImportError, match=r"apt install tuxpaint-stamps-default.*path="):
         load_tuxpaint_stamps()
@@ -116,7 +112,6 @@ def test_missing_package_raises(monkeypatch, tmp_path):
 
 
 def test_drawings_have_metadata(tmp_path):
-    """Every field is read from its element."""
     write_drawing(tmp_path, "food/apple_01", "Red_Apple 01", ["food", "sweet_fruit"])
     data = load_openclipart(path=tmp_path)
     assert data.captions == ["Red Apple, food, sweet fruit"]
@@ -184,7 +179,6 @@ def test_duplicate_drawings_share_a_group(tmp_path):
 
 
 def test_drawings_of_wrong_layout_raise(tmp_path):
-    """The error describes the expected layout."""
     with pytest.raises(FileNotFoundError, match="png and svg"):
         load_openclipart(path=tmp_path / "none")
     (tmp_path / "png").mkdir()

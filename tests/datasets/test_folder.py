@@ -23,7 +23,6 @@ def test_subfolders_are_labels(folder):
 
 
 def test_images_outside_subfolders_have_no_labels(folder):
-    """There are no labels if an image is not in a subfolder."""
     make(folder, "loose.jpg")
     assert "labels" not in load_image_folder(folder)
 
@@ -53,7 +52,6 @@ def test_paths_are_absolute(folder, monkeypatch):
 
 
 def test_not_recursive_skips_subfolders(folder):
-    """recursive=False reads only the folder itself, and the error mentions it."""
     with pytest.raises(ValueError, match="recursive=True to include subfolders"):
         load_image_folder(folder, recursive=False)
     make(folder, "loose.jpg")
@@ -71,7 +69,6 @@ def test_extensions_select_files(folder):
 
 
 def test_cyclic_links_are_followed_once(folder):
-    """A link to a parent folder is followed once."""
     try:
         os.symlink(folder, folder / "cats" / "link", target_is_directory=True)
     except OSError:
@@ -96,7 +93,6 @@ def test_links_do_not_name_images_of_the_same_folder(folder, tmp_path_factory):
 
 
 def test_captions_can_be_names(folder):
-    """Captions can be folder names or file names."""
     assert load_image_folder(folder, captions="folder").captions == ["cats", "cats", "dogs"]
     images, captions = load_image_folder(folder, captions="filename", return_X_y=True)
     assert captions == ["black cat", "old cat", "dog"]
@@ -111,7 +107,6 @@ def test_numbered_folders_are_distinct(tmp_path):
 
 
 def test_names_without_words_raise(folder):
-    """Names without words raise an error."""
     make(folder, "cats/0001.jpg", "loose.jpg")
     with pytest.raises(ValueError, match=r"1 of 5 have none: 'cats/0001\.jpg'"):
         load_image_folder(folder, captions="filename")
@@ -126,7 +121,6 @@ def write_sidecars(folder):
 
 
 def test_sidecar_files_are_detected(folder):
-    """captions="auto" finds text files next to images."""
     write_sidecars(folder)
     data = load_image_folder(folder)
     assert data.captions == ["a black cat", "ein älterer Kater", "a dog"]
@@ -151,7 +145,6 @@ def test_unicode_line_separators_stay_in_caption(folder, mark):
 
 
 def test_missing_or_empty_sidecars_raise(folder):
-    """The error names images without text, and empty or unreadable files."""
     write_sidecars(folder)
     make(folder, *(f"birds/{i}.jpg" for i in range(7)))
     with pytest.raises(ValueError, match=r"7 of 10 .*'birds/0\.jpg'.*'birds/4\.jpg', \.\.\."):
@@ -188,7 +181,6 @@ def test_metadata_tables_give_captions(folder, kind, column):
 
 
 def test_rows_of_one_image_are_several_captions(folder):
-    """Each row of an image is a caption."""
     write_metadata(folder, "csv")
     with (folder / "metadata.csv").open("a") as stream:
         stream.write("./dogs/dog.jpg,a dog\n")
@@ -197,7 +189,6 @@ def test_rows_of_one_image_are_several_captions(folder):
 
 
 def test_table_that_differs_from_folder_raises(folder):
-    """The error names rows without image and images without row."""
     write_metadata(folder, "csv")
     make(folder, "dogs/new.jpg")
     with pytest.raises(ValueError, match=r"no row for 1 of 4 images: 'dogs/new\.jpg'"):
@@ -209,7 +200,6 @@ def test_table_that_differs_from_folder_raises(folder):
 
 
 def test_missing_or_ambiguous_tables_raise(folder):
-    """The error names the possible tables, or the tables if there are several."""
     with pytest.raises(FileNotFoundError, match=r"metadata\.csv or metadata\.jsonl"):
         load_image_folder(folder, captions="table")
     write_metadata(folder, "csv")
@@ -219,7 +209,6 @@ def test_missing_or_ambiguous_tables_raise(folder):
 
 
 def test_invalid_folders_raise(tmp_path, folder):
-    """The error has the expected extensions and the existing ones."""
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_image_folder(tmp_path / "none")
     with pytest.raises(NotADirectoryError, match="is a file"):

@@ -91,7 +91,6 @@ def test_class_names_work_in_classifier(root, table):
 
 
 def test_fields_select_parts_of_captions(root, table):
-    """Captions have the given fields in the given order."""
     images, captions = load_imagenet_captions(
         root, table, fields=("tags", "title"), return_X_y=True
     )
@@ -110,7 +109,6 @@ def test_images_in_one_folder_are_accepted(root, table):
 
 
 def test_missing_images_warn_or_raise(root, table):
-    """Missing images are skipped with a warning, or raise an error."""
     (root / "n01440764" / "n01440764_10026.JPEG").unlink()
     with pytest.warns(UserWarning, match=r"no file for 1 of 4 images.*'n01440764_10026\.JPEG'"):
         data = load_imagenet_captions(root, table)
@@ -140,7 +138,6 @@ def test_missing_images_warn_or_raise(root, table):
     ],
 )
 def test_invalid_entries_raise(root, tmp_path, entries, message):
-    """The error has the entry and the key."""
     with pytest.raises(ValueError, match=message):
         load_imagenet_captions(root, write(tmp_path, entries))
 

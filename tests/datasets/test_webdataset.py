@@ -90,7 +90,6 @@ def test_shard_patterns(folder, names, shards, n):
 
 
 def test_compressed_shards_are_read(tmp_path):
-    """Compressed shards are counted and read."""
     shard(tmp_path / "a.tar.gz", [("1.jpg", b"one"), ("1.txt", b"a cat")])
     pairs = load_webdataset(tmp_path / "a.tar.gz")
     assert (len(pairs), list(pairs)) == (1, [(b"one", "a cat")])
@@ -138,7 +137,6 @@ def test_length_reads_only_headers(folder, monkeypatch):
 )
 @pytest.mark.parametrize("side", ["captions", "both"])
 def test_invalid_samples_raise(tmp_path, files, message, side):
-    """The error has the shard and the key of an incomplete sample."""
     path = shard(tmp_path / "bad.tar", files)
     pairs = load_webdataset(path)
     with pytest.raises(ValueError, match=message) as raised:
@@ -160,7 +158,6 @@ def test_truncated_shards_raise(tmp_path, n_bytes, side):
 
 
 def test_damaged_shards_raise(folder):
-    """The error has the shard and the last readable sample."""
     path = folder / "00001.tar"
     content = bytearray(path.read_bytes())
     content[2048:2560] = b"\x7f" * 512
@@ -189,7 +186,6 @@ def test_invalid_arguments_raise(folder, monkeypatch, arguments, error, message)
 
 
 def test_keys_are_tried_in_order(folder):
-    """The first key that a sample has is used."""
     pairs = load_webdataset(folder / "00000.tar", caption_key="json:x;txt;caption")
     with pytest.raises(ValueError, match=r"caption of the sample 'a/2' .* is 1"):
         list(pairs.captions())
@@ -198,7 +194,6 @@ def test_keys_are_tried_in_order(folder):
 
 
 def test_missing_webdataset_raises(folder, monkeypatch):
-    """The error has the install command."""
     monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
     with pytest.raises(ImportError, match=r"pip install .sklearn-ape\[distributed\]"):
         list(load_webdataset(folder))
@@ -260,7 +255,6 @@ def test_encode_to_accepts_images_or_captions(
 
 
 def test_pickled_items_keep_their_sample(folder):
-    """Pickled bytes keep the name of their sample."""
     item = next(iter(load_webdataset(folder).images()))
     assert pickle.loads(pickle.dumps(item)).where == item.where
     assert json.dumps(item.where)
