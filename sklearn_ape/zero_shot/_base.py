@@ -124,12 +124,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         if not allow_changes:
             self._check_current()
 
-    def _make_logits(
-        self,
-        aligner: BaseEstimator,
-        scale: float | None = None,
-        offset: np.ndarray | None = None,
-    ) -> LogitTiles:
+    def _make_logits(self, aligner: BaseEstimator, scale: float | None = None) -> LogitTiles:
         """Embed the labels, and return an object that computes the logits of images.
 
         If `scale` is None, it is the parameter, or else the scale that the aligner learned.
@@ -143,7 +138,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
             scale = self._resolve_scale(text_aligner)
         bank = resolve_bank(self.standardize, text_aligner, aligner)
         embeddings = embed_labels(text_aligner, names, resolve_templates(self.templates))
-        return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank, offset)
+        return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank)
 
     def _resolve_scale(self, text_aligner: Any) -> float:
         return text_aligner.logit_scale_ if self.logit_scale is None else float(self.logit_scale)

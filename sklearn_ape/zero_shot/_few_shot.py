@@ -349,17 +349,16 @@ class FewShotClassifier(ZeroShotClassifier):
         self.temperature_ = probe.temperature
         self.cv_accuracy_, self.cv_calibration_error_ = probe.accuracy, probe.calibration_error
 
-    def _make_class_logits(self, offset: np.ndarray | None) -> LogitTiles:
+    def _make_class_logits(self) -> LogitTiles:
         if not hasattr(self, "coef_"):
-            return super()._make_class_logits(offset)
-        intercept = self.intercept_ / np.float32(self.temperature_)
+            return super()._make_class_logits()
         return LogitTiles(
             ImageVectors(self.aligner_, self._center),
             to_class_array(self._names),
             texts=self.coef_,
             scale=1 / self.temperature_,
             bank=None,
-            offset=intercept if offset is None else intercept + offset,
+            offset=self.intercept_ / np.float32(self.temperature_),
         )
 
     def _get_examples(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -355,7 +355,11 @@ class SingleLabelClassifier(ZeroShotBase):
     def _prepare_logits(self, use_prior: bool = True) -> LogitTiles:
         """Check the parameters and the fitted state, and embed the labels."""
         self._check_ready()
-        logits = self._make_class_logits(self._compute_log_prior() if use_prior else None)
+        logits = self._make_class_logits()
+        if use_prior and self.class_prior is not None:
+            shares = resolve_class_prior(self.class_prior, logits.classes)
+            log_prior = np.log(shares).astype(np.float32)
+            logits.offset = log_prior if logits.offset is None else logits.offset + log_prior
         if len(logits.classes) == 1:
             label = f"{logits.classes[0]!s:.99}"
             warn(
@@ -364,17 +368,13 @@ class SingleLabelClassifier(ZeroShotBase):
             )
         return logits
 
-    def _make_class_logits(self, offset: np.ndarray | None) -> LogitTiles:
-        return self._make_logits(self._get_aligner_in_use(), offset=offset)
-
-    def _compute_log_prior(self) -> np.ndarray | None:
-        if self.class_prior is None:  # classes_ is sorted at each access
-            return None
-        shares = resolve_class_prior(self.class_prior, self.classes_)
-        return None if shares is None else np.log(shares).astype(np.float32)
+    def _make_class_logits(self) -> LogitTiles:
+        return self._make_logits(self._get_aligner_in_use())
 
     def _propagate(self, X: Any) -> np.ndarray:
         logits = self._prepare_logits(use_prior=False)
+        prior = self.class_prior
+        shares = None if prior is None else resolve_class_prior(prior, logits.classes)
         vectors = np.asarray(logits.aligner.transform(X))
         scores = logits.compute(vectors)
         examples = self._get_examples()
@@ -385,10 +385,7 @@ class SingleLabelClassifier(ZeroShotBase):
         probabilities = np.full(scores.shape, np.nan, scores.dtype)
         if is_readable.any():
             probabilities[is_readable] = propagate_labels(
-                vectors[is_readable],
-                scores[is_readable],
-                resolve_class_prior(self.class_prior, logits.classes),
-                examples,
+                vectors[is_readable], scores[is_readable], shares, examples
             )
         return probabilities
 

@@ -53,10 +53,8 @@ _MAX_ITERATIONS = 100
 _MAX_STEPS = 50
 
 
-def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | None:
-    """Return the shares of the classes, in their order; None if there is no prior."""
-    if class_prior is None:
-        return None
+def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray:
+    """Return the shares of a ``class_prior`` parameter other than None, in the classes' order."""
     labels = classes.tolist()
     values = _list_shares(class_prior, labels)
     try:
