@@ -22,6 +22,7 @@ from ..aligners.similarity import (
     drop_missing_rows,
     warn_unreadable,
 )
+from ..aligners.wrapper import unwrap_aligner
 from ..features.memmap import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..prompts import to_builtin
@@ -310,13 +311,11 @@ class Collection(NamedTuple):
         return cls(embeddings, rows, n_rows, items, make_index(index, embeddings), {})
 
 
-def embed_images(aligner: BaseEstimator, X: Any, n_components: int) -> np.ndarray:
-    """Embed images, or features tile by tile. Rows that could not be encoded are NaN.
-
-    `n_components`, the approximate size of the embeddings, determines the size of the tiles.
-    """
+def embed_images(aligner: BaseEstimator, X: Any) -> np.ndarray:
+    """Embed images, or features tile by tile. Rows that could not be encoded are NaN."""
     if not is_table(X):
         return np.asarray(aligner.transform(X), dtype=np.float32)
+    n_components = int(getattr(unwrap_aligner(aligner), "n_components_", 1))
     embeddings = np.empty((0, 0), dtype=np.float32)
     for rows, tile in iter_feature_tiles(X, n_components, aligner.transform):
         if not embeddings.size:

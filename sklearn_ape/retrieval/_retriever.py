@@ -145,9 +145,9 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         self._check_parameters()
         check_sequence(images, "images", "image", "images or features")
         aligner = resolve_aligner(self.aligner)
-        n_components = int(getattr(unwrap_aligner(aligner), "n_components_", 1))
+        unwrap_aligner(aligner)  # an invalid type is reported first
         _check_aligner_is_fitted(aligner)
-        embeddings, items = _embed_with_items(aligner, images, y, n_components)
+        embeddings, items = _embed_with_items(aligner, images, y)
         self._collection = Collection.from_embeddings(embeddings, items, self.dtype, self.index)
         self._has_y = y is not None
         self.aligner_ = aligner
@@ -188,8 +188,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
                 if self._has_y
                 else "y was passed, and fit was called without y. Call fit again with all y."
             )
-        n_components = collection.embeddings.shape[1]
-        embeddings, items = _embed_with_items(self.aligner_, images, y, n_components)
+        embeddings, items = _embed_with_items(self.aligner_, images, y)
         if (items is None) != (collection.items is None):
             kinds = ("images", "features") if items is None else ("features", "images")
             raise ValueError(f"images must be {kinds[0]} as in fit, not {kinds[1]}.")
@@ -323,7 +322,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         collection = self._check_ready()
         n_neighbors = _check_k(n_neighbors, "n_neighbors", collection)
         check_sequence(X, "X", "image", "images or features")
-        queries = self._embed_images(X, collection)
+        queries = embed_images(self.aligner_, X)
         unreadable = np.flatnonzero(np.isnan(queries[:, 0]))
         if unreadable.size:
             raise ValueError(
@@ -368,19 +367,16 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         """Return embeddings of queries, and whether the queries are texts."""
         pairs = separate_pairs(queries) if modality == "auto" else None
         if pairs is not None:
-            images = self._embed_images(pairs[0], collection)
+            images = embed_images(self.aligner_, pairs[0])
             return collection.combine_queries(images, self._embed_texts(pairs[1])), False
         queries, are_texts = resolve_queries(queries, modality)
         if are_texts:
             return self._embed_texts(queries), True
-        return self._embed_images(queries, collection), False
+        return embed_images(self.aligner_, queries), False
 
     def _embed_texts(self, texts: Any) -> np.ndarray:
         embeddings = unwrap_aligner(self.aligner_).transform_text(texts)
         return np.asarray(embeddings, dtype=np.float32)
-
-    def _embed_images(self, X: Any, collection: Collection) -> np.ndarray:
-        return embed_images(self.aligner_, X, collection.embeddings.shape[1])
 
     def _compute_bound(
         self, min_score: Any, queries: Any, collection: Collection, standardizer: Any
@@ -469,13 +465,13 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 
 
 def _embed_with_items(
-    aligner: BaseEstimator, images: Any, y: Any, n_components: int
+    aligner: BaseEstimator, images: Any, y: Any
 ) -> tuple[np.ndarray, list[Any] | None]:
     """Return embeddings of images, and their items."""
     # y is checked before the images are encoded, which takes long. Images that are the items
     # themselves are listed afterwards, so that the encoder reports invalid ones.
     items = None if y is None else resolve_items(images, y)
-    embeddings = embed_images(aligner, images, n_components)
+    embeddings = embed_images(aligner, images)
     return embeddings, resolve_items(images, None) if y is None else items
 
 
