@@ -77,7 +77,6 @@ def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_tags_declare_input_and_no_fit(cls):
-    """A frozen encoder needs no fit, and its tags declare its input."""
     encoder = cls()
     tags = get_tags(encoder)
     assert not tags.requires_fit
@@ -105,7 +104,6 @@ def test_output_is_contiguous_float32(paths, truth):
 
 
 def test_pipeline_works_without_fit(paths, truth):
-    """A Pipeline of frozen encoders needs no fit."""
     np.testing.assert_allclose(
         make_pipeline(TimmImageEncoder()).transform(paths), truth, atol=1e-5
     )

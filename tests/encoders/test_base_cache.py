@@ -83,7 +83,6 @@ def test_float16_cache_gives_the_same_features_in_every_call(encoder, paths, tmp
 
 
 def test_duplicates_are_encoded_once(encoder, paths, truth):
-    """Duplicates are computed once, and all their rows have features."""
     X = [paths[0], paths[1], Path(paths[0])] * 2
     assert gained(encoder, X) == (4, 2)
     features = encoder.transform(X)
@@ -107,14 +106,12 @@ def test_cached_new_repeated_and_invalid_items_are_in_their_rows(tmp_path):
     [{"pooling": "mean"}, {"crop": "pad"}, {"output": "logits"}, {"dtype": "bfloat16"}],
 )
 def test_image_parameters_change_cache_key(encoder, paths, other):
-    """A parameter that changes features changes the cache key."""
     encoder.transform(paths[:1])
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (0, 1)
 
 
 @pytest.mark.parametrize("other", [{"normalize": False}, {"max_length": 4}, {"pooling": "cls"}])
 def test_text_parameters_change_cache_key(tmp_path, other):
-    """A parameter that changes features of texts changes the cache key."""
     encoder = TransformersTextEncoder(cache=tmp_path)
     encoder.transform(TEXTS)
     assert gained(clone(encoder).set_params(**other), TEXTS) == (0, 3)
@@ -125,7 +122,6 @@ def test_text_parameters_change_cache_key(tmp_path, other):
     [{"batch_size": 1}, {"n_jobs": 2}, {"device": "cpu"}, {"verbose": 1}, {"on_error": "nan"}],
 )
 def test_runtime_parameters_keep_cache_key(encoder, paths, other):
-    """A parameter that does not change features keeps the cache key."""
     encoder.transform(paths[:1])
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (1, 0)
 
@@ -159,7 +155,6 @@ def test_killed_run_resumes(tmp_path, paths, truth):
 
 
 def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
-    """Features of a damaged cache file are computed again."""
     encoder.transform(paths)
     file = encoder.cache / "features.sqlite"
     sound = file.read_bytes()
@@ -174,7 +169,6 @@ def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
 
 
 def test_threads_encode_each_image_once(encoder, paths, truth):
-    """Two threads that encode the same images compute them once."""
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(clone(encoder).transform(paths)))
@@ -213,7 +207,6 @@ def test_threads_share_a_tokenizer():
 
 
 def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
-    """Batches before an invalid image are cached."""
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     with pytest.raises(EncodingError, match=r"row 5: .*damaged or cut short"):

@@ -23,7 +23,6 @@ TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
 def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
-    """All input types of one image give the same features."""
     image = Image.open(paths[0])
     array = np.asarray(image.convert("RGB"))
     forms = [paths[0], Path(paths[0]), Path(paths[0]).read_bytes(), image, array]
@@ -36,7 +35,6 @@ def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
 
 
 def test_columns_of_tables_are_accepted(paths, truth):
-    """Object arrays and columns of pandas, polars and pyarrow are accepted."""
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     few = paths[:3]
     columns = [
@@ -91,7 +89,6 @@ def test_non_sequence_raises(method, X, message, no_weights):
 
 
 def test_table_raises_with_column_names(no_weights):
-    """The error lists the columns of the table."""
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     content = {"path": ["a.png"], "caption": ["a cat"]}
     for table in (pd.DataFrame(content), pl.DataFrame(content), pa.table(content)):
@@ -215,7 +212,6 @@ def test_hugging_face_dicts_are_accepted(paths, truth):
     ],
 )
 def test_item_messages_are_sentences(item, message):
-    """The message is a sentence with row, item and reason."""
     with pytest.raises(EncodingError, match=message):
         TimmImageEncoder(cache=None).transform([item])
 
@@ -241,7 +237,6 @@ def test_invalid_text_raises(item, message, no_weights):
 
 
 def test_pandas_missing_text_raises(no_weights):
-    """pandas.NA is a missing text."""
     pd = pytest.importorskip("pandas")
     for missing in (pd.NA, pd.NaT):
         with pytest.raises(EncodingError, match="is a missing value"):
@@ -317,14 +312,12 @@ def test_invalid_parameter_raises(parameters, message, no_weights):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_missing_cuda_raises(cls, monkeypatch, no_weights):
-    """The error suggests device="auto"."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="Use device='auto'"):
         cls(device="cuda").fit(["a"])
 
 
 def test_duplicate_damaged_files_are_reported_per_row(tmp_path, image_encoder):
-    """Each row of duplicate files has an error with its own file name."""
     paths = [tmp_path / name for name in ("first.jpg", "second.jpg")]
     for path in paths:
         path.write_bytes(b"\xff\xd8\xff broken")

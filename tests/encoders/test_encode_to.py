@@ -151,7 +151,6 @@ def test_killed_encode_to_resumes(encoder, truth, path, feature_cache):
 
 @pytest.mark.parametrize("what", ["journal cut", "rows cut", "rows damaged", "journal damaged"])
 def test_damaged_partial_file_is_repaired(encoder, truth, path, what):
-    """Damaged journal lines and lost rows are encoded again."""
     stop_after(3, encoder, path)
     file = journal(path) if "journal" in what else partial(path)
     sound = {name: name.read_bytes() for name in (journal(path), partial(path))}
@@ -186,7 +185,6 @@ def test_empty_partial_files_are_resumed(encoder, truth, path, there):
 
 
 def test_complete_partial_file_is_renamed(encoder, truth, path, monkeypatch, written):
-    """A complete partial file is renamed without encoding."""
     with monkeypatch.context() as patch:
         patch.setattr(FeatureFile, "finish", lambda self: next(iter(Stops([], 0))))
         with pytest.raises(KeyboardInterrupt):
@@ -366,8 +364,6 @@ def test_invalid_arguments_raise(encoder, path, X, options, message):
     [(20, "X has 15 items, but len.X. is 20"), (14, "X has more items than len.X., which is 14")],
 )
 def test_stream_of_wrong_length_raises(encoder, path, n, message):
-    """A stream whose length differs from len(X) raises an error."""
-
     class WrongLength(Stops):
         def __len__(self):
             return n

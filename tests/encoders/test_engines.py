@@ -314,7 +314,6 @@ class TestPrecision:
 
 class TestChoice:
     def test_missing_package_raises(self, tiny, paths, monkeypatch):
-        """The message has the install command."""
         monkeypatch.setattr(_engine, "find_spec", lambda _: None)
         for engine in OTHERS:
             with pytest.raises(ImportError, match=rf"pip install 'sklearn-ape\[{engine}\]'"):

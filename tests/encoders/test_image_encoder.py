@@ -130,7 +130,6 @@ class TestLargeImages:
         assert read_image(file, 700, use_longer_side=True).size == (400, 800)
 
     def test_cmyk_and_grey_keep_colors(self):
-        """Reduced decoding keeps colors."""
         for mode in ("CMYK", "L"):
             file = as_jpeg(random_image(1600, 1600).convert(mode))
             small, full = read_image(file, 400), read_image(file)
@@ -141,7 +140,6 @@ class TestLargeImages:
 
 
 def test_views_are_averaged():
-    """The features of an image are the mean over its views."""
     prepare = Preprocessing.from_transform(composed())
     views = torch.stack([prepare(random_image(300, 200, seed)) for seed in (1, 2)])
     one = OnPixels(torch.nn.Flatten(), prepare)

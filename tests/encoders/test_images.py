@@ -56,7 +56,6 @@ def png(width, height, bit_depth, color_type, raw, *more):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_pil_modes_are_converted(mode):
-    """All Pillow modes of an image give the same pixels."""
     image = Image.fromarray(RGB).convert(mode)
     expected = np.asarray(image.convert("RGB")).astype(int)
     np.testing.assert_array_equal(pixels(image), expected)
@@ -64,7 +63,6 @@ def test_pil_modes_are_converted(mode):
 
 @pytest.mark.parametrize("mode", ["RGBa", "La", "PA", "RGBX", "LAB"])
 def test_rare_pil_modes_are_read_or_raise(mode):
-    """Rare modes give an image or an ItemError."""
     image = Image.new(mode, (8, 8))
     with contextlib.suppress(ItemError):
         assert read_image(image).size == (8, 8)
@@ -95,7 +93,6 @@ def test_deep_grey_is_scaled_not_clipped(mode, values, expected):
 
 
 def test_float_image_with_nan_raises():
-    """NaN pixels raise an ItemError."""
     with pytest.raises(ItemError, match="NaN or infinite"):
         read_image(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
 
@@ -212,7 +209,6 @@ def test_cmyk_jpeg_is_not_inverted():
 
 
 def test_exif_rotation_is_applied():
-    """EXIF rotation is applied to files and opened images."""
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(Image.fromarray(RGB), "png", exif=exif)
@@ -253,7 +249,6 @@ def test_tiff_digests_differ_from_first_versions(tmp_path):
 
 
 def test_image_dict_is_read(tmp_path):
-    """A dict with bytes or path is read as a single image."""
     content = encoded(Image.fromarray(RGB), "png")
     (tmp_path / "a.png").write_bytes(content)
     for item in ({"bytes": content, "path": None}, {"path": tmp_path / "a.png"}):
@@ -270,7 +265,6 @@ def test_masked_array_raises():
 
 
 def test_damaged_exif_is_ignored():
-    """Damaged EXIF does not prevent reading the pixels."""
     content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff")
     assert pixels(content).shape == RGB.shape
     content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0garbage")
@@ -299,7 +293,6 @@ def test_arrays_are_read(shape):
 
 
 def test_reading_does_not_change_image():
-    """A PIL image is not changed or closed."""
     image = Image.fromarray(RGB).convert("P")
     read_image(image)
     assert image.mode == "P"
@@ -326,7 +319,6 @@ def test_digest_depends_on_content(tmp_path):
 
 
 def test_array_digest_depends_on_shape():
-    """The same bytes in another shape have another digest."""
     assert digest_image(RGB) != digest_image(RGB.reshape(32, 24, 3))
     assert digest_image(RGB[::-1]) != digest_image(RGB)
     assert digest_image(RGB) == digest_image(Image.fromarray(RGB))
@@ -362,7 +354,6 @@ def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
 
 
 def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
-    """The digest of an unchanged file is cached."""
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
     monkeypatch.setattr("sklearn_ape.utils.files._MIN_STAMP_AGE_S", -1.0)
@@ -437,7 +428,6 @@ def bad_items(folder):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_invalid_items_raise_item_error(tmp_path):
-    """Each type of invalid item has its own error message."""
     for kind, (item, message) in bad_items(tmp_path).items():
         with pytest.raises(ItemError, match=message) as caught:  # noqa: PT012
             digest_image(item)
@@ -448,8 +438,6 @@ def test_invalid_items_raise_item_error(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_header_defects_are_found_without_decoding(tmp_path, monkeypatch):
-    """Errors that the header shows are raised without decoding."""
-
     def fails(self):
         raise AssertionError("decoded")
 
@@ -463,7 +451,6 @@ def test_header_defects_are_found_without_decoding(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "webp", "tiff", "bmp"])
 def test_damaged_files_give_image_or_item_error(suffix):
-    """Flipped or missing bytes raise only ItemError."""
     image = Image.fromarray(RGB)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -221,7 +221,6 @@ def test_declared_pooling_is_used(sentence_folder, declared, ours):
     ],
 )
 def test_unsupported_declared_pooling_raises(sentence_folder, declared, more):
-    """The error says that another pooling can be passed."""
     encoder = sentence_folder(declared, *more)
     with pytest.raises(ValueError, match=r"not supported for this model.* Pass pooling='mean'"):
         encoder.transform(TEXTS)
@@ -229,7 +228,6 @@ def test_unsupported_declared_pooling_raises(sentence_folder, declared, more):
 
 
 def test_minilm_equals_sentence_transformers():
-    """The packaged MiniLM equals sentence-transformers."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from sklearn_ape.encoders.weights import find_packaged_file
 
@@ -264,7 +262,6 @@ def test_damaged_model_folder_raises(tmp_path, file):
 
 
 def test_max_length_beyond_positions_raises(tmp_path):
-    """The error has the number of positions."""
     n_positions = TEXT["max_position_embeddings"]
     save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), max_length=n_positions + 1, cache=None)

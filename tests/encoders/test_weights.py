@@ -57,7 +57,6 @@ def test_list_encoders_describes_each_encoder():
     "name", [row.name for row in list_encoders() if row.installed and row.name[-1] in "02"]
 )
 def test_n_features_equals_the_list(name):
-    """n_features in the list is the number of features."""
     (row,) = (row for row in list_encoders() if row.name == name)
     cls = {"image": TimmImageEncoder, "text": TransformersTextEncoder}[row.modality]
     assert len(cls(name).get_feature_names_out()) == row.n_features
@@ -95,7 +94,6 @@ def test_missing_package_error_has_install_command(encoder, command, monkeypatch
     ],
 )
 def test_mistyped_name_gets_suggestion(encoder, message):
-    """fit raises an error with the closest valid name."""
     with pytest.raises(ValueError, match=message):
         encoder.fit(["a"])
 
@@ -109,7 +107,6 @@ def test_valid_name_is_not_suggested_instead_of_itself():
     "cls", [OpenCLIPImageEncoder, TransformersImageEncoder, TransformersTextEncoder]
 )
 def test_empty_model_folder_raises(cls, tmp_path):
-    """The error has the missing file."""
     with pytest.raises(ValueError, match=r"it has no (open_clip_)?config\.json"):
         cls(str(tmp_path)).fit(["a"])
 
@@ -272,7 +269,6 @@ class TestInvalidEncoders:
         ],
     )
     def test_non_encoder_raises(self, encoder, message):
-        """The error names the parameter and what to pass."""
         with pytest.raises(TypeError, match=f"^text_encoder .*{message}"):
             CCAAligner(text_encoder=encoder).fit(FEATURES, CAPTIONS)
 
