@@ -9,11 +9,9 @@ import pandas as pd
 import pytest
 import sklearn
 from sklearn.base import clone
-from sklearn.calibration import CalibratedClassifierCV
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.frozen import FrozenEstimator
-from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -138,15 +136,6 @@ class TestFit:
         np.testing.assert_array_equal(
             pipeline.predict(images), ZeroShotClassifier(LABELS, aligner=model).predict(images)
         )
-
-    def test_frozen_aligner_is_calibrated_and_cross_validated(self, model, held_out):
-        images, y, _ = held_out
-        frozen = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model))
-        calibrated = CalibratedClassifierCV(FrozenEstimator(frozen), method="sigmoid", cv=3)
-        proba = calibrated.fit(images, y).predict_proba(images)
-        assert log_loss(y, proba) < log_loss(y, frozen.predict_proba(images)) + 0.05
-        predicted = cross_val_predict(frozen, images, y, cv=3)
-        np.testing.assert_array_equal(predicted, frozen.predict(images))
 
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("routing", [False, True])
@@ -316,20 +305,6 @@ class TestEncodedLabels:
 
 
 class TestBadInput:
-    def test_labels_encoded_by_cross_val_predict_raise(
-        self, features, captioned_images, text_encoder
-    ):
-        """cross_val_predict replaces labels by numbers before it computes probabilities."""
-        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2)
-        with pytest.raises(ValueError, match="y has values that are not in labels: "):
-            cross_val_predict(
-                ZeroShotClassifier(LABELS, aligner=aligner),
-                features.image,
-                captioned_images.categories,
-                method="predict_proba",
-                cv=2,
-            )
-
     def test_numbers_without_names_warn(self, features, text_encoder):
         aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=1)
         with pytest.warns(UserWarning, match="are embedded as names of the classes"):
