@@ -264,13 +264,6 @@ def test_masked_array_raises():
     np.testing.assert_array_equal(pixels(np.ma.array(RGB)), RGB)
 
 
-def test_damaged_exif_is_ignored():
-    content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff")
-    assert pixels(content).shape == RGB.shape
-    content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0garbage")
-    assert pixels(content).shape == RGB.shape
-
-
 def test_animation_gives_first_frame():
     """The first frame is used, whatever the current frame of the object."""
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]

@@ -102,11 +102,12 @@ class TestFiles:
 class TestPixels:
     """Images that are easily rejected, misread or padded to too much memory."""
 
+    @pytest.mark.parametrize("damage", [b"junk", b"II*\0\xff\xff\xff"])
     @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-    def test_damaged_exif_is_ignored(self, form):
+    def test_damaged_exif_is_ignored(self, form, damage):
         """Pillow raises an error for damaged Exif data in PNG and WebP, but not in JPEG."""
         image = base_image()
-        data = as_bytes(image, form, exif=b"Exif\0\0junk")
+        data = as_bytes(image, form, exif=b"Exif\0\0" + damage)
         assert read_image(data).size == image.size
 
     def test_transparent_grey_of_16_bit_png_is_white(self):
