@@ -64,10 +64,8 @@ class FaissIndex(Index):
 
     name = "faiss"
 
-    def __init__(self, n_components: int, index: Any = None) -> None:
-        purpose = "index='faiss', unlike 'exact',"
-        faiss = import_optional("faiss", package="faiss-cpu", extra="index", purpose=purpose)
-        self.index = faiss.IndexFlatIP(n_components) if index is None else index
+    def __init__(self, index: Any) -> None:
+        self.index = index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
         return self.index.search(np.ascontiguousarray(queries), k)[1].astype(np.intp)
@@ -79,7 +77,7 @@ class FaissIndex(Index):
         for rows in iter_row_tiles(len(embeddings) - n_before, embeddings.shape[1]):
             block = embeddings[n_before + rows.start : n_before + rows.stop]
             index.add(np.ascontiguousarray(block, dtype=np.float32))
-        return type(self)(embeddings.shape[1], index)
+        return type(self)(index)
 
 
 class UsearchIndex(Index):
@@ -87,16 +85,8 @@ class UsearchIndex(Index):
 
     name = "usearch"
 
-    def __init__(self, n_components: int, dtype: str, index: Any = None) -> None:
-        purpose = "index='usearch', unlike 'exact',"
-        usearch = import_optional(
-            "usearch.index", package="usearch", extra="index", purpose=purpose
-        )
-        self.dtype = dtype
+    def __init__(self, index: Any) -> None:
         self.index = index
-        if index is None:
-            scalar = {"float32": "f32", "float16": "f16"}[dtype]
-            self.index = usearch.Index(ndim=n_components, metric="ip", dtype=scalar)
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
         matches = self.index.search(queries, k)
@@ -118,16 +108,15 @@ class UsearchIndex(Index):
             if stop > start:  # 0 threads: all processors
                 keys = np.arange(start, stop, dtype=np.uint64)
                 index.add(keys, np.ascontiguousarray(embeddings[start:stop]), threads=threads)
-        return type(self)(embeddings.shape[1], self.dtype, index)
+        return type(self)(index)
 
     def __getstate__(self) -> dict[str, Any]:
         graph: Any = self.index.save()  # without a path, save returns the bytes
-        return {"dtype": self.dtype, "graph": bytes(graph)}
+        return {"graph": bytes(graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         import usearch.index as usearch
 
-        self.dtype = state["dtype"]
         self.index = usearch.Index.restore(state["graph"])
 
 
@@ -135,8 +124,16 @@ def make_index(name: str, embeddings: np.ndarray) -> Index:
     """Return an index of finite embeddings in float32 or float16."""
     if name == "exact":
         return Index()
-    width = embeddings.shape[1]
-    empty = FaissIndex(width) if name == "faiss" else UsearchIndex(width, embeddings.dtype.name)
+    width, purpose = embeddings.shape[1], f"index={name!r}, unlike 'exact',"
+    empty: Index
+    if name == "faiss":
+        faiss = import_optional("faiss", package="faiss-cpu", extra="index", purpose=purpose)
+        empty = FaissIndex(faiss.IndexFlatIP(width))
+    else:
+        module = "usearch.index"
+        usearch = import_optional(module, package="usearch", extra="index", purpose=purpose)
+        scalar = {"float32": "f32", "float16": "f16"}[embeddings.dtype.name]
+        empty = UsearchIndex(usearch.Index(ndim=width, metric="ip", dtype=scalar))
     return empty.extend(embeddings, 0)
 
 
