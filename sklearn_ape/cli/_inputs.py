@@ -220,9 +220,12 @@ def parse_labels(
     return names
 
 
-def resolve_label_names(names: Any, y: Iterable[Any]) -> Any:
-    """Return `names`, which must contain the labels `y` of images, or names made of the labels."""
-    from ..prompts import flatten_labels, is_hierarchy
+def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False) -> Any:
+    """Return `names`, which must contain the labels `y` of images, or names made of the labels.
+
+    With `allow_groups`, images may be labelled by the groups of a hierarchy.
+    """
+    from ..prompts import describe_similar_label, flatten_labels, is_hierarchy
     from ..utils.validation import format_list
 
     classes = sorted(set(map(str, y)))
@@ -233,13 +236,24 @@ def resolve_label_names(names: Any, y: Iterable[Any]) -> Any:
                 "the names of other classes."
             )
         return {label: name_label(label) for label in classes}
-    label_names = set(map(str, flatten_labels(names)[1] if is_hierarchy(names) else names))
+    leaves, nodes = flatten_labels(names) if is_hierarchy(names) else (names, names)
+    label_names = list(map(str, nodes))
     if missing := [label for label in classes if label not in label_names]:
+        hint = describe_similar_label(missing[0], label_names, "--labels, or rename the subfolder")
         raise ValueError(
             "--labels or the model does not contain labels of the images: "
-            f"{format_list(missing)}. Add them to --labels, or remove it to use the labels as "
-            "names. To use other names for a class, write a .json file of labels, "
-            f'{{"{missing[0]}": ["a name", "another name"]}}.'
+            f"{format_list(missing)}. "
+            + (
+                hint
+                or "Add them to --labels, or remove it to use the labels as names. To use other "
+                "names for a class, write a .json file of labels, "
+                f'{{"{missing[0]}": ["a name", "another name"]}}.'
+            )
+        )
+    if not allow_groups and (groups := [x for x in classes if x not in set(map(str, leaves))]):
+        raise ValueError(
+            f"Images have the labels {format_list(groups)}, which are groups of the hierarchy of "
+            f"--labels-file. Label them by the innermost classes: {format_list(map(str, leaves))}."
         )
     return names
 

@@ -60,6 +60,7 @@ def evaluate(
     labels_true = bunch.get("labels")
 
     from ..aligners.wrapper import unwrap
+    from ..prompts import is_hierarchy
     from ..zero_shot import ZeroShotClassifier
     from . import _models
 
@@ -68,11 +69,11 @@ def evaluate(
     model = _models.extract_aligner(saved, options)
     classifier = _models.select_classifier(saved, names, aligner, quiet)
     if classifier is not None:
-        names = list(classifier.classes_)
+        names = classifier.labels if is_hierarchy(classifier.labels) else list(classifier.classes_)
     if names is None and bunch.captions and labels_true is not None and len(set(labels_true)) == 1:
         labels_true = None  # no accuracy can be computed, but recall
     if labels_true is not None:
-        names = resolve_label_names(names, labels_true)
+        names = resolve_label_names(names, labels_true, allow_groups=True)
     encoder = _models.get_image_encoder(model)
     if strict:
         encoder.set_params(on_error="raise")
@@ -153,15 +154,21 @@ def _resolve_groups(labels: Any, y_true: Sequence[str], y_pred: Sequence[Any]) -
 
 def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str]) -> list[Any]:
     """Return the accuracy at each level of a hierarchy of labels, from the coarsest."""
-    from ..prompts import is_hierarchy
+    from ..prompts import flatten_labels, is_hierarchy
     from ._models import Score
 
     if not is_hierarchy(classifier.labels):
         return []
+    leaves, paths = flatten_labels(classifier.labels)
+    # An image that is labelled by a group is not counted at finer levels than that of the group.
+    depths = {str(node): len(path) for node, path in paths.items()}
+    depths |= {str(leaf): len(paths) for leaf in leaves}
     nan = float("nan")
     return [
-        Score("accuracy", f"level {level}", accuracy, nan, nan, len(images))
-        for level, accuracy in enumerate(classifier.score_levels(images, y_true), start=1)
+        Score(
+            "accuracy", f"level {level}", value, nan, nan, sum(depths[y] >= level for y in y_true)
+        )
+        for level, value in enumerate(classifier.score_levels(images, y_true), start=1)
     ]
 
 

@@ -110,6 +110,12 @@ class TestErrors:
         result = run("evaluate", small_folder, "--labels", "animal,food", code=1)
         assert "'travel'" in result.stderr
 
+    def test_other_unicode_form_of_label_is_named(self, small_folder, run):
+        """File systems and archives may decompose letters with accents."""
+        (small_folder / "food").rename(small_folder / "cafe\u0301")
+        result = run("evaluate", small_folder, "--labels", "animal,caf\u00e9,travel", code=1)
+        assert "in the form of its Unicode characters" in " ".join(result.stderr.split())
+
     def test_strict_raises_for_unreadable_image(self, small_folder, run):
         (small_folder / "animal" / "zz.jpg").write_text("no image")
         assert "zz.jpg" in run("evaluate", small_folder, "--strict", code=1).stderr
@@ -138,6 +144,21 @@ def test_class_within_the_labelled_group_is_correct(photos, run, tmp_path):
     rows = {row["of"]: float(row["value"]) for row in csv.DictReader(io.StringIO(result.stdout))}
     assert rows["animal"] > 0.5  # no prediction is "animal"
     assert abs(rows["all"] - rows["level 1"]) < 0.1
+
+
+def test_saved_hierarchy_on_images_labelled_by_groups(small_folder, run, rows, tmp_path):
+    """Subfolders may have the names of groups, also if the hierarchy is that of the model."""
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"living": {"animal": null, "food": null}, "travel": ["a vehicle"]}')
+    options = ("--labels-file", labels, "--captions", "filename", "--method", "cca")
+    run("fit", small_folder, "-o", tmp_path / "model", *options)
+    (small_folder / "animal").rename(small_folder / "living")
+    by_file = rows("evaluate", small_folder, "--aligner", tmp_path / "model", *options[:2])
+    by_model = rows("evaluate", small_folder, "--aligner", tmp_path / "model")
+    assert by_model == by_file
+    n = {row["of"]: int(row["n"]) for row in by_model}
+    # The four images of "living" are not counted at the level of its classes.
+    assert (n["level 1"], n["level 2"]) == (12, 8)
 
 
 def test_few_shot_classifier_on_its_own_images_warns(photos, run, tmp_path):

@@ -220,3 +220,13 @@ class TestNamesOfFolders:
         wrong = ("--method", method, "--labels", "x,y")
         result = run("fit", tmp_path / "codes", "-o", tmp_path / "other", *wrong, code=1)
         assert "does not contain labels of the images: 'A1'" in " ".join(result.stderr.split())
+
+    @pytest.mark.parametrize("method", ["kernel", "few-shot"])
+    def test_images_labelled_by_a_group_raise(self, small_folder, run, tmp_path, method):
+        """They do not say which class of the group they show."""
+        file = tmp_path / "names.json"
+        file.write_text('{"animal": {"bird": null, "mammal": null}, "food": null, "travel": null}')
+        options = ("-o", tmp_path / "model", "--method", method, "--labels-file", file)
+        message = " ".join(run("fit", small_folder, *options, code=1).stderr.split())
+        assert "the labels 'animal', which are groups of the hierarchy" in message
+        assert "innermost classes: 'bird', 'mammal', 'food', 'travel'." in message
