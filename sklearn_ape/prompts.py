@@ -243,6 +243,11 @@ def resolve_names(labels: Any) -> dict[Any, list[str]]:
     ValueError lists labels that are missing, repeat or have an empty name.
     """
     classes = _list_classes(labels)
+    if is_hierarchy(labels):
+        raise ValueError(
+            "labels is a hierarchy, which ZeroShotClassifier and FewShotClassifier take. Pass a "
+            "list of all labels, groups included."
+        )
     values = labels.values() if isinstance(labels, Mapping) else [None] * len(classes)
     names = {
         label: [str(label)] if value is None else [to_builtin(name) for name in _as_list(value)]

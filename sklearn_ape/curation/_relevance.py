@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state, gen_batches
 from ..encoders.resolve import resolve_encoder
 from ..features.memmap import iter_row_tiles
 from ..features.validation import to_dense
-from ..prompts import prompts_of, resolve_names, resolve_templates
+from ..prompts import prompts_of, resolve_class_names, resolve_templates
 from ..utils.messages import warn
 from ..utils.validation import check_integer, check_number
 from ._quality import Captions, check_captions, check_groups, normalize_valid_rows
@@ -300,7 +300,8 @@ def select_relevant(
     captions : sequence of str or of list of str, or array-like of shape (n_pairs, n_features)
         Captions or their features. If a pair has several captions, the best one counts.
     labels : sequence of str, or mapping
-        Names of the labels, or ``{label: names}``, as in `ZeroShotClassifier`.
+        Names of the labels, ``{label: names}`` or a hierarchy, as in `ZeroShotClassifier`. The
+        labels of a hierarchy are its innermost classes.
     text_encoder : transformer, str or None, default=None
         Text encoder for captions and names, such as `TransformersTextEncoder`, or the name of one,
         as in `APEAligner`. With None, texts are selected by words only.
@@ -366,7 +367,7 @@ def select_relevant(
     check_integer(per_label, "per_label", 1, optional=True)
     check_number(min_similarity, "min_similarity", -1, 1, closed="both", optional=True)
     check_number(word_bonus, "word_bonus", 0, 2, closed="both")
-    names = resolve_names(labels)
+    names = resolve_class_names(labels)
     templates = resolve_templates(templates)
     texts = check_captions(captions)
     relevance = _compute_relevance(

@@ -16,7 +16,7 @@ from ..aligners.pairs import flatten_captions, holds_texts
 from ..aligners.similarity import LogitTiles, resolve_bank, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
 from ..persistence.mixins import FittedState
-from ..prompts import is_hierarchy, prompts_of, resolve_names, resolve_templates, to_class_array
+from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
 from ..utils.validation import (
@@ -477,11 +477,6 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         check_prevalence(self.prevalence)
         check_number(self.shrinkage, "shrinkage", 0, closed="both")
         check_integer(self.cv, "cv", 2)
-        if is_hierarchy(self.labels):
-            raise ValueError(
-                "labels is a hierarchy, which ZeroShotClassifier and FewShotClassifier take. Pass "
-                "a list of all labels, groups included."
-            )
         if isinstance(self.labels, set | frozenset):
             raise ValueError(
                 "labels is a set, whose order, and so that of the columns, differs from run to "

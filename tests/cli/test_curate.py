@@ -46,6 +46,13 @@ class TestCurate:
         assert "3 a caption that fits its image poorly" in result.stderr  # of 61
         assert rows("evaluate", tmp_path / "chosen.csv", "--label", "label")
 
+    def test_labels_of_a_hierarchy_are_its_classes(self, photos, rows, tmp_path):
+        file = tmp_path / "labels.json"
+        file.write_text('{"living": {"animal": null, "food": null}, "travel": ["a vehicle"]}')
+        options = ("--captions", "filename", "-n", "6", "--noisy", "0")
+        table = rows("curate", photos, "--labels-file", file, *options)
+        assert {row["label"] for row in table} == {"animal", "food", "travel"}
+
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [

@@ -450,7 +450,7 @@ class TestBadInput:
             classifier.set_params(**{parameter: value}).predict(features.image[:2])
 
 
-def test_set_of_labels_raises():
-    """The order of the columns would differ between processes."""
-    with pytest.raises(ValueError, match="labels is a set"):
-        MultiLabelZeroShotClassifier({"cat", "dog"}).predict(np.ones((2, 3)))
+@pytest.mark.parametrize("labels", [{"cat", "dog"}, {"pet": {"cat": None, "dog": None}}])
+def test_set_or_hierarchy_of_labels_raises(labels):
+    with pytest.raises(ValueError, match=r"labels is a (set, whose|hierarchy, which)"):
+        MultiLabelZeroShotClassifier(labels).predict_sets(np.ones((2, 3)))
