@@ -125,8 +125,10 @@ def _check_distinct(names: list[Any], where: str) -> None:
         raise ValueError(f"{where} has repeated columns: {format_list(repeated)}. Rename them.")
 
 
-def get_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
-    """Return the first of the named columns that the table has."""
+def get_column(
+    table: Table, names: str | Sequence[str], where: str, parameter: str | None = None
+) -> list[Any]:
+    """Return the first of the named columns that the table has; `parameter` names the column."""
     candidates = _as_tuple(names)
     for name in candidates:
         if name in table:
@@ -134,11 +136,15 @@ def get_column(table: Table, names: str | Sequence[str], where: str) -> list[Any
             if isinstance(values, list):
                 return values
             return values.to_pylist() if hasattr(values, "to_pylist") else values.to_list()
+    if not table:
+        raise ValueError(f"{where} is empty. Pass a table with columns of images and captions.")
     near = difflib.get_close_matches(candidates[0], list(table), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if parameter is not None:
+        hint += f" Pass the name of a column as {parameter}, or --{parameter} in a command."
     raise ValueError(
         f"{where} has no column {' or '.join(map(repr, candidates))}. Its columns are "
-        f"{', '.join(map(repr, table)) or 'none'}."
-        + (f" Did you mean {near[0]!r}?" if near else "")
+        f"{', '.join(map(repr, table))}.{hint}"
     )
 
 
@@ -146,9 +152,11 @@ def _as_tuple(names: Any) -> tuple[str, ...]:
     return tuple(names) if isinstance(names, list | tuple) else (str(names),)
 
 
-def get_text_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
+def get_text_column(
+    table: Table, names: str | Sequence[str], where: str, parameter: str | None = None
+) -> list[Any]:
     """Return a column of captions or labels, without the escapes of formulas in a file."""
-    cells = get_column(table, names, where)
+    cells = get_column(table, names, where, parameter)
     if not isinstance(table, Delimited):
         return cells
     check_utf8(cells, f"column {next(n for n in _as_tuple(names) if n in table)!r}", where)
@@ -298,7 +306,7 @@ def load_pairs(
     table, where, base = _resolve_source(source)
     if root is not None:
         base = Path(root).expanduser().absolute()
-    cells = get_column(table, image, where)
+    cells = get_column(table, image, where, "image")
     if not cells:
         raise ValueError(f"{where} has 0 rows. Pass a table with one row per image and caption.")
     bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
@@ -306,11 +314,11 @@ def load_pairs(
         caption = None
     bunch.captions = None
     if caption is not None:
-        captions = parse_captions(get_text_column(table, caption, where), where)
+        captions = parse_captions(get_text_column(table, caption, where, "caption"), where)
         bunch.captions = flatten_single_captions(captions)
         _check_not_swapped(cells, bunch.captions, image, caption, where)
     if label is not None:
-        bunch.labels = _check_labels(get_text_column(table, label, where), label, where)
+        bunch.labels = _check_labels(get_text_column(table, label, where, "label"), label, where)
     bunch.images = _resolve_images(cells, base, where)
     if isinstance(table, Delimited):
         # File names may contain any bytes. If the file does not exist, the encoding is wrong.

@@ -162,10 +162,16 @@ def test_missing_labels_raise(folder, frame):
         load_pairs(frame, label="kind", root=folder)
 
 
+def test_missing_column_names_the_parameter(folder, frame):
+    """An error about a column lists the columns, the parameter and the option of commands."""
+    with pytest.raises(ValueError, match=r"no column 'text'.*as caption, or --caption"):
+        load_pairs(frame, caption="text", root=folder)
+
+
 @pytest.mark.parametrize("empty", ["image,caption\n", ""])
 def test_empty_table_raises(tmp_path, empty):
     (tmp_path / "t.csv").write_text(empty)
-    with pytest.raises(ValueError, match=r"0 rows|Its columns are none"):
+    with pytest.raises(ValueError, match=r"0 rows|is empty"):
         load_pairs(tmp_path / "t.csv")
 
 
