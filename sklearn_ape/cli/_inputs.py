@@ -60,6 +60,7 @@ LabelsFile = Annotated[
 Templates = Annotated[
     str, typer.Option(help="none, simple, photo, clip, drawing, or your own with {}.")
 ]
+DEFAULT_TEMPLATES = "simple"
 Format = Annotated[
     str | None,
     typer.Option(
@@ -226,6 +227,7 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
     With `allow_groups`, images may be labelled by the groups of a hierarchy.
     """
     from ..prompts import describe_similar_label, flatten_labels, is_hierarchy
+    from ..utils.messages import warn
     from ..utils.validation import format_list
 
     classes = sorted(set(map(str, y)))
@@ -234,6 +236,12 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
             raise ValueError(
                 f"All images have the label {classes[0]!r}. Add subfolders, or set --labels with "
                 "the names of other classes."
+            )
+        if all(map(_is_number, classes)):
+            warn(
+                f"The labels of the images are numbers, {format_list(classes)}, which are "
+                "embedded as names of the classes. Set names by a .json file for --labels-file: "
+                f'{{"{classes[0]}": ["a name"], ...}}.'
             )
         return {label: name_label(label) for label in classes}
     leaves, nodes = flatten_labels(names) if is_hierarchy(names) else (names, names)
@@ -256,6 +264,14 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
             f"--labels-file. Label them by the innermost classes: {format_list(map(str, leaves))}."
         )
     return names
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
 
 
 def name_label(label: Any) -> str:
@@ -311,17 +327,33 @@ def _read_labels(file: Path) -> Any:
 def load_data(
     data: Path, captions: str = "auto", strict: bool = False, quiet: bool = False, **columns: Any
 ) -> Any:
-    """Load a folder or a table of pairs as a Bunch with images, captions and optional labels."""
+    """Load a folder or a table of pairs as a Bunch with images, captions and optional labels.
+
+    An option that has no effect with the kind of the data is an error.
+    """
     from ..datasets import load_image_folder, load_pairs
 
     path = data.expanduser()
     if path.is_file():
+        if captions != "auto":
+            raise typer.BadParameter(
+                f"{captions!r} is a source of captions in a folder, and {str(data)!r} is a table. "
+                "Remove --captions, and set --caption to the column of captions.",
+                param_hint="--captions",
+            )
         try:
             return load_pairs(path, check_files=strict, **columns)
         except TypeError as error:  # a cell of the table is not an image
             raise ValueError(str(error)) from error
     if not path.exists():
         raise FileNotFoundError(f"{str(data)!r} does not exist. Pass a folder or a table.")
+    for name, column in columns.items():
+        if column not in (name, None):
+            raise typer.BadParameter(
+                f"{column!r} is a column of a table, and {str(data)!r} is a folder. Remove "
+                f"--{name}, or pass the table.",
+                param_hint=f"--{name}",
+            )
     bunch = load_image_folder(path, captions=captions)  # type: ignore[arg-type]
     if bunch.captions is None:  # otherwise the other files are the captions
         _report_skipped(Counter(bunch.other_files), quiet)

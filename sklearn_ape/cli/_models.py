@@ -32,6 +32,7 @@ from ..features import DiskFeatureCache
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
 from ..utils.files import check_writable
+from ._inputs import DEFAULT_TEMPLATES
 from ._output import Table, note_on_interrupt, print_message
 
 _MEMORY = "memory"
@@ -221,7 +222,9 @@ def _iter_estimators(model: Any) -> Iterator[Any]:
             yield from _iter_estimators(vars(model).get(name))
 
 
-def select_classifier(model: Any, names: Any, source: str | None, quiet: bool) -> Any:
+def select_classifier(
+    model: Any, names: Any, templates: str, source: str | None, quiet: bool
+) -> Any:
     """Return a loaded model if it is a classifier and --labels has no names, otherwise None."""
     from ..zero_shot import FewShotClassifier, MultiLabelZeroShotClassifier, ZeroShotClassifier
 
@@ -239,7 +242,15 @@ def select_classifier(model: Any, names: Any, source: str | None, quiet: bool) -
             f"load_pretrained({source!r}).predict_sets(images).",
             param_hint="--aligner",
         )
-    return model if isinstance(model, ZeroShotClassifier) else None
+    if not isinstance(model, ZeroShotClassifier):
+        return None
+    if templates != DEFAULT_TEMPLATES:
+        raise typer.BadParameter(
+            f"{templates!r} has no effect, because {source!r} is a classifier with templates of "
+            "its own. Remove --templates, or set --labels.",
+            param_hint="--templates",
+        )
+    return model
 
 
 def iter_probabilities(

@@ -46,7 +46,7 @@ def classify(
             "--together", help="Take all images into account; for some hundred images or more."
         ),
     ] = False,
-    templates: option.Templates = "simple",
+    templates: option.Templates = option.DEFAULT_TEMPLATES,
     cache: option.Cache = None,
     device: option.Device = "auto",
     n_jobs: option.NJobs = -1,
@@ -103,7 +103,7 @@ def _make_classifier(
     from ._models import extract_aligner, load_model, select_classifier
 
     model = load_model(source, options)
-    classifier = select_classifier(model, names, source, options.quiet)
+    classifier = select_classifier(model, names, templates, source, options.quiet)
     if classifier is not None:
         if not hasattr(classifier, "aligner_"):  # its aligner is a name or the starter model
             classifier.set_params(aligner=extract_aligner(classifier, options))

@@ -68,7 +68,7 @@ def curate(
     image: option.ImageColumn = "image",
     caption: option.CaptionColumn = "caption",
     captions: option.Captions = "auto",
-    templates: option.Templates = "simple",
+    templates: option.Templates = option.DEFAULT_TEMPLATES,
     random_state: option.RandomState = 0,
     strict: option.Strict = False,
     file_format: option.Format = None,

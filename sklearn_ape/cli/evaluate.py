@@ -35,7 +35,7 @@ def evaluate(
     caption: option.CaptionColumn = "caption",
     label: option.LabelColumn = None,
     captions: option.Captions = "auto",
-    templates: option.Templates = "simple",
+    templates: option.Templates = option.DEFAULT_TEMPLATES,
     strict: option.Strict = False,
     file_format: option.Format = None,
     cache: option.Cache = None,
@@ -67,7 +67,7 @@ def evaluate(
     options = _models.RuntimeOptions(cache, device, n_jobs, quiet)
     saved = _models.load_model(aligner, options)
     model = _models.extract_aligner(saved, options)
-    classifier = _models.select_classifier(saved, names, aligner, quiet)
+    classifier = _models.select_classifier(saved, names, templates, aligner, quiet)
     if classifier is not None:
         names = classifier.labels if is_hierarchy(classifier.labels) else list(classifier.classes_)
     if names is None and bunch.captions and labels_true is not None and len(set(labels_true)) == 1:

@@ -57,7 +57,7 @@ def fit(
     captions: option.Captions = "auto",
     labels: option.Labels = None,
     labels_file: option.LabelsFile = None,
-    templates: option.Templates = "simple",
+    templates: option.Templates = option.DEFAULT_TEMPLATES,
     test_size: Annotated[
         float, typer.Option(min=0, max=0.9, help="Fraction held out for evaluation; 0: none.")
     ] = 0.2,

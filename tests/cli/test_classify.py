@@ -187,6 +187,15 @@ class TestThreshold:
         living = next(row for row in table if row["label"] == "living")
         assert float(living["probability"]) >= 0.8
 
+    def test_templates_of_a_saved_classifier_raise(self, small_folder, run, tmp_path):
+        """It has templates of its own, so that the option would have no effect."""
+        ZeroShotClassifier(["food", "an animal"]).save_pretrained(tmp_path / "model")
+        options = ("--aligner", tmp_path / "model", "--templates", "drawing")
+        for command in ("classify", "evaluate"):
+            result = run(command, small_folder, *options, code=2)
+            assert "'drawing' has no effect" in " ".join(result.stderr.split())
+        run("classify", small_folder, *options, "--labels", LABELS)
+
     def test_multi_label_classifier_raises(self, small_folder, run, tmp_path):
         MultiLabelZeroShotClassifier(["food", "an animal"]).save_pretrained(tmp_path / "model")
         for command in ("classify", "evaluate"):

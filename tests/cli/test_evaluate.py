@@ -61,6 +61,16 @@ class TestScores:
         table_rows = rows("evaluate", small_folder / "pairs.csv", "--label", "kind")
         assert {row["measure"] for row in table_rows} >= {"accuracy", "recall@1"}
 
+    def test_labels_that_are_numbers_warn(self, small_folder, run, tmp_path):
+        """Their digits say nothing about the images."""
+        for code, folder in enumerate(("animal", "food", "travel")):
+            (small_folder / folder).rename(small_folder / str(code))
+        result = run("evaluate", small_folder)
+        assert "labels of the images are numbers, '0', '1', '2'" in " ".join(result.stderr.split())
+        (tmp_path / "names.json").write_text('{"0": "an animal", "1": "food", "2": "travel"}')
+        result = run("evaluate", small_folder, "--labels-file", tmp_path / "names.json")
+        assert "are numbers" not in result.stderr
+
 
 class TestImagesUsedForFitting:
     @pytest.fixture

@@ -171,6 +171,14 @@ class TestLoadData:
         with pytest.raises(ValueError, match="has an image of type int"):
             load_data(tmp_path / "t.jsonl")
 
+    def test_options_of_another_kind_of_data_raise(self, small_folder):
+        """Columns of a folder, and sources of captions of a table, had no effect."""
+        with pytest.raises(typer.BadParameter, match="'kind' is a column of a table, and"):
+            load_data(small_folder, image="image", caption="caption", label="kind")
+        (small_folder / "pairs.csv").write_text("image,text\ngone.jpg,a cat\n")
+        with pytest.raises(typer.BadParameter, match="set --caption to the column of captions"):
+            load_data(small_folder / "pairs.csv", "text")
+
     def test_missing_data_raise(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="does not exist"):
             load_data(tmp_path / "gone")
