@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import difflib
 import os
@@ -195,6 +196,11 @@ def is_blank(value: object) -> bool:
 
 def parse_captions(cells: Sequence[object], where: str) -> list[list[str]]:
     """Return the captions in each cell, which is a text or a list of texts."""
+    if cells and all(map(_is_written_list, cells)):
+        raise ValueError(
+            f"{where} has captions that are lists written as text; row 0 is {cells[0]!r}. Write "
+            "one row per caption, or convert the column with ast.literal_eval."
+        )
     captions = [_parse_cell(cell) for cell in cells]
     invalid = [row for row, texts in enumerate(captions) if not texts]
     if invalid:
@@ -204,6 +210,17 @@ def parse_captions(cells: Sequence[object], where: str) -> list[list[str]]:
             "Write a text or a list of texts, none of them empty, or remove the rows."
         )
     return captions
+
+
+def _is_written_list(cell: object) -> bool:
+    """Return whether a text is a list of texts in Python or JSON, as pandas writes it to csv."""
+    if not isinstance(cell, str) or not cell.startswith("["):
+        return False
+    try:
+        value = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return isinstance(value, list) and bool(value) and all(isinstance(x, str) for x in value)
 
 
 def _parse_cell(cell: object) -> list[str]:
@@ -303,6 +320,12 @@ def load_pairs(
     >>> data.captions
     ['a black cat']
     """
+    for name, column in {"image": image, "caption": caption, "label": label}.items():
+        if isinstance(column, list | tuple):
+            raise ValueError(
+                f"{name} must be the name of one column, not {column!r}. For several captions per "
+                "image, make a column of lists: table[['first', 'second']].values.tolist()."
+            )
     table, where, base = _resolve_source(source)
     if root is not None:
         base = Path(root).expanduser().absolute()
@@ -377,6 +400,13 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
             f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows: "
             f"rows {format_list(missing)} (the first is 0). Remove these rows, or add labels."
         )
+    for row, value in enumerate(values):
+        if isinstance(value, list | tuple | np.ndarray) or _is_written_list(value):
+            raise ValueError(
+                f"{where} has the list {value!r} in column {name!r}, row {row} (the first is 0). "
+                "Pass a column with one label per image. For several labels per image, pass the "
+                "column of lists to MultiLabelZeroShotClassifier.fit."
+            )
     return np.array([str(value).strip() for value in values])
 
 

@@ -162,6 +162,31 @@ def test_missing_labels_raise(folder, frame):
         load_pairs(frame, label="kind", root=folder)
 
 
+@pytest.mark.parametrize("cells", [[["a", "b"]] * 3, ["a", "b", "['a', 'b']"], [("a",)] * 3])
+def test_lists_of_labels_raise(folder, frame, cells):
+    """They became labels such as "['a', 'b']"."""
+    frame["kind"] = cells
+    with pytest.raises(ValueError, match=r"MultiLabelZeroShotClassifier\.fit"):
+        load_pairs(frame, label="kind", root=folder)
+
+
+def test_lists_written_as_text_raise(folder, frame):
+    """pandas writes lists of captions to csv like this, and each became one caption."""
+    frame["text"] = ["['a cat', 'a pet']", '["it\'s a dog"]', "['x']"]
+    frame.to_csv(folder / "lists.csv")
+    with pytest.raises(ValueError, match=r"lists written as text.*ast\.literal_eval"):
+        load_pairs(folder / "lists.csv", caption="text")
+    frame.loc[0, "text"] = "[untitled]"
+    assert len(load_pairs(frame, caption="text", root=folder).captions) == 3
+
+
+def test_several_columns_raise(folder, frame):
+    """The first column was used alone."""
+    frame["text"] = "a cat"
+    with pytest.raises(ValueError, match=r"caption must be the name of one column"):
+        load_pairs(frame, caption=["caption", "text"], root=folder)
+
+
 def test_missing_column_names_the_parameter(folder, frame):
     """An error about a column lists the columns, the parameter and the option of commands."""
     with pytest.raises(ValueError, match=r"no column 'text'.*as caption, or --caption"):
