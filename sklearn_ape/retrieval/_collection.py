@@ -351,20 +351,20 @@ def resolve_mask(where: Any, collection: Collection) -> np.ndarray | None:
     if where is None:
         return None
     if callable(where):
-        items = collection.get_items(np.arange(collection.n_rows))
         mask = np.empty(collection.n_rows, dtype=bool)
-        for row, item in enumerate(items):
+        for row, item in enumerate(collection.get_items(np.arange(collection.n_rows))):
             try:
-                mask[row] = bool(where(item))
+                if (value := where(item)) is not None and is_missing(value):  # bool(nan) is True
+                    raise ValueError(f"where returned {value!r}. Return False in its place.")
+                mask[row] = bool(value)
             except Exception as error:
                 error.add_note(f"`where` was called with item {row}, {reprlib.repr(item)}.")
                 raise
     else:
         mask = np.asarray(where)
         if mask.dtype != bool or mask.shape != (collection.n_rows,):
-            hint = ""
-            if mask.dtype == object:  # a column of pandas may keep this type after fillna
-                hint = " Replace missing values, mask.fillna(False).astype(bool)."
+            is_object = mask.dtype == object and mask.ndim  # pandas may keep it after fillna
+            hint = " Replace missing values, mask.fillna(False).astype(bool)." if is_object else ""
             raise ValueError(
                 f"where must be a function of an item, or a mask of {collection.n_rows} booleans, "
                 f"one per image, not an array of shape {mask.shape} and type {mask.dtype}.{hint}"
@@ -446,10 +446,12 @@ def _pack_items(items: list[Any]) -> dict[str, Any] | None:
     if all(map(_is_json, plain_items)):  # several types, records, or integers of any size
         with suppress(ValueError):  # an integer of thousands of digits
             return {"json": np.frombuffer(json.dumps(plain_items).encode(), dtype=np.uint8)}
+    values = (v for item in plain_items for v in (item.values() if type(item) is dict else [item]))
+    types = {type(value).__name__: None for value in values if type(value) not in _JSON_TYPES}
     warn(
         "The items in results are not saved, because some are not a str, path, number, bool, "
-        "None or record of these. After loading the items are row numbers. Pass y to fit to give "
-        "the images ids."
+        f"None or record of these ({format_list(types, str) or 'unsupported values'}). After "
+        "loading the items are row numbers. Pass y to fit to give the images ids."
     )
     return None
 

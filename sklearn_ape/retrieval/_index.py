@@ -315,10 +315,17 @@ def _check_mixed_queries(items: list[Any], is_text: list[bool], modality: str) -
         )
 
 
-def separate_pairs(queries: Any) -> tuple[list[Any], list[str]] | None:
+def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] | None:
     """Return the images and the texts of queries that are pairs; None for other queries."""
     if not isinstance(queries, list | tuple) or not queries:
         return None
+    for row, query in enumerate(queries):
+        is_pair = isinstance(query, tuple) and len(query) == 2
+        if is_pair and isinstance(query[0], str) and not isinstance(query[1], str):
+            raise ValueError(
+                f"queries has a pair of a text and an image in row {row}. Pass the image first: "
+                "(image, text)."
+            )
     are_pairs = [
         isinstance(query, tuple) and len(query) == 2 and isinstance(query[1], str)
         for query in queries
@@ -330,6 +337,11 @@ def separate_pairs(queries: Any) -> tuple[list[Any], list[str]] | None:
         raise ValueError(
             f"queries mixes pairs of an image and a text with other queries (query {row}). Search "
             "for each kind separately."
+        )
+    if modality != "auto":
+        raise ValueError(
+            f"queries holds pairs of an image and a text, and modality is {modality!r}. Remove "
+            "modality, or pass the images or the texts alone."
         )
     texts = [text for _, text in queries]
     _check_not_blank(texts)

@@ -365,7 +365,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         self, queries: Any, modality: str, collection: Collection
     ) -> tuple[np.ndarray, bool]:
         """Return embeddings of queries, and whether the queries are texts."""
-        pairs = separate_pairs(queries) if modality == "auto" else None
+        pairs = separate_pairs(queries, modality)
         if pairs is not None:
             images = embed_images(self.aligner_, pairs[0])
             return collection.combine_queries(images, self._embed_texts(pairs[1])), False

@@ -121,6 +121,15 @@ class TestRemove:
 
 
 class TestWhere:
+    def test_function_that_returns_a_missing_value_raises(self):
+        """NaN is true in Python, so that images with a missing flag were found."""
+        flags = pd.DataFrame({"flag": pd.Series([True, np.nan, False], dtype=object)})
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:3], flags)
+        with pytest.raises(ValueError, match=r"where returned nan\. Return False"):
+            retriever.search(FEATURES[:1], k=3, where=lambda item: item["flag"])
+        result = retriever.search(FEATURES[:1], k=1, where=lambda item: item["flag"] is True)
+        assert result.indices.tolist() == [[0]]
+
     @pytest.mark.parametrize("to_table", [pd.DataFrame, pl.DataFrame, pa.Table.from_pydict])
     def test_function_of_records(self, to_table):
         table = to_table({"id": range(60), "group": ["a", "b"] * 30})
@@ -238,8 +247,20 @@ class TestPairs:
         [
             ([("a.png", "red"), "blue"], "mixes pairs of an image and a text with other queries"),
             ([("a.png", " ")], "an empty text in row 0"),
+            ([("red", b"")], r"text and an image in row 0\. Pass the image first"),
         ],
     )
     def test_invalid_pairs_raise(self, emoji, queries, message):
         with pytest.raises(ValueError, match=message):
             emoji.search(queries)
+
+    def test_modality_of_pairs_raises(self, emoji):
+        with pytest.raises(ValueError, match="pairs of an image and a text, and modality is 'im"):
+            emoji.search([("a.png", "red")], modality="image")
+
+
+def test_types_of_items_that_are_not_saved_are_named(tmp_path):
+    records = pd.DataFrame({"id": [1, 2], "when": pd.to_datetime(["2020-01-01", "2021-01-01"])})
+    retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:2], records)
+    with pytest.warns(UserWarning, match=r"record of these \(Timestamp\)\. After loading"):
+        retriever.save_pretrained(tmp_path / "index")
