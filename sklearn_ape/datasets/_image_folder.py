@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.files import IMAGE_SUFFIXES
+from ..utils.files import IMAGE_SUFFIXES, describe_similar_file
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list
 from .base import check_folder, flatten_single_captions, make_result, read_text, split_words
@@ -327,8 +327,12 @@ def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
         check_utf8(unknown, "the column 'file_name'", where)
         raise FileNotFoundError(
             f"{where} lists {len(unknown)} files that are not among the images in "
-            f"{str(folder)!r}: {format_list(unknown)}. Check the column 'file_name', or pass "
-            "extensions=... if the images have unusual extensions."
+            f"{str(folder)!r}: {format_list(unknown)}. "
+            + (
+                describe_similar_file(str(folder / unknown[0]))
+                or "Check the column 'file_name', or pass extensions=... if the images have "
+                "unusual extensions."
+            )
         )
     missing = [name.as_posix() for name, texts in captions.items() if not texts]
     if missing:

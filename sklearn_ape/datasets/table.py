@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.files import IMAGE_SUFFIXES
+from ..utils.files import IMAGE_SUFFIXES, describe_similar_file
 from ..utils.messages import import_optional, unescape_formula
 from ..utils.validation import find_repeated, format_list, parse_json
 from .base import flatten_single_captions, make_result
@@ -443,16 +443,17 @@ def _check_files(images: list[Any], base: Path, where: str) -> None:
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        remedy = ""
-        if len(missing) < len(paths):
-            remedy = (
-                " Remove these rows, or pass check_files=False and use an encoder with "
-                "on_error='nan'."
-            )
+        advice = describe_similar_file(missing[0])
+        if not advice:
+            advice = f"Pass root=... if relative paths do not refer to {str(base)!r}."
+            if len(missing) < len(paths):
+                advice += (
+                    " Remove these rows, or pass check_files=False and use an encoder with "
+                    "on_error='nan'."
+                )
         raise FileNotFoundError(
             f"{where} lists {len(missing)} of {len(paths)} images that do not exist: "
-            f"{format_list(missing)}. Pass root=... if relative paths do not refer to "
-            f"{str(base)!r}.{remedy}"
+            f"{format_list(missing)}. {advice}"
         )
 
 

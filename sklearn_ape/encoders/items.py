@@ -11,7 +11,6 @@ import reprlib
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..features.memmap import is_table
 from ..utils.concurrency import LRUCache
-from ..utils.files import IMAGE_SUFFIXES, has_reliable_stamp, read_stamp
+from ..utils.files import describe_missing_image, has_reliable_stamp, read_stamp
 from ..utils.messages import suggest_image_conversion, suggest_uint8_cast
 from ..utils.validation import check_sequence, format_list, to_list
 
@@ -255,7 +254,7 @@ def _stat_file(path: str) -> os.stat_result:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # for instance a NUL in the name, or no permission
         if getattr(error, "errno", None) in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise ItemError(_describe_missing_file(path)) from None
+            raise ItemError(describe_missing_image(path)) from None
         raise ItemError(
             f"cannot be opened ({error}). Check the path and its permissions."
         ) from None
@@ -305,18 +304,6 @@ def _start_digest(start: bytes, file: str | io.BytesIO) -> Any:
         if _get_kind(image, tags) in (_UINT32, _INT16) or _is_white_zero(image, tags):
             return hashlib.sha256(b"grey tiff")
     return hashlib.sha256(b"tiff")
-
-
-def _describe_missing_file(path: str) -> str:
-    if "://" in path or path.startswith("data:"):
-        return "is a URL, not a file. Download the image and pass its path."
-    is_like_caption = not os.path.dirname(path) or (" " in path and not os.path.isabs(path))
-    if is_like_caption and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
-        return (
-            "is not a file, but looks like a caption. Pass images as X and captions as y; paths "
-            "are relative to the current folder."
-        )
-    return f"does not exist (looked for {os.path.abspath(path)[:500]!r}). Check the path."
 
 
 def _describe_error(error: Exception) -> str:

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,42 @@ def get_default_data_home() -> Path:
 
         folder = str(user_cache_path("sklearn_ape"))
     return Path(folder).expanduser().absolute()
+
+
+def describe_missing_image(path: str) -> str:
+    """Return what is wrong with the path of an image that does not exist, without the path."""
+    if not path.strip():
+        return "is an empty text, not a path. Leave the row out."
+    if "://" in path or path.startswith("data:"):
+        return "is a URL, not a file. Download the image and pass its path."
+    is_like_caption = not os.path.dirname(path) or (" " in path and not os.path.isabs(path))
+    if is_like_caption and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        return (
+            "is not a file, but looks like a caption. Pass images as X and captions as y; paths "
+            "are relative to the current folder."
+        )
+    advice = describe_similar_file(path) or "Check the path."
+    return f"does not exist (looked for {os.path.abspath(path)[:500]!r}). {advice}"
+
+
+def describe_similar_file(path: str) -> str:
+    """Return a hint if a missing file exists under an almost equal name, else an empty text.
+
+    Extensions differ in case, and accents may be decomposed, as in archives of macOS.
+    """
+    found = ""
+    for part in Path(os.path.abspath(path)).parts:
+        stem, suffix = os.path.splitext(part)
+        names = [part, stem + suffix.lower(), stem + suffix.upper()]
+        names += [unicodedata.normalize(form, name) for form in ("NFC", "NFD") for name in names]
+        paths = [os.path.join(found, name) for name in names]
+        found = next(filter(os.path.lexists, paths), "")
+        if not found:
+            return ""
+    return (
+        f"A file {os.path.basename(found)!r} exists, whose name differs in case or in the form of "
+        "its Unicode characters (unicodedata.normalize). Correct the path."
+    )
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

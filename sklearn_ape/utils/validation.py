@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -168,6 +169,16 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
     kinds = kinds or f"{kind}s"
     if isinstance(values, str | bytes | bytearray | memoryview | PathLike):
         item = reprlib.repr(str(values)) if isinstance(values, str) and kind != "image" else name
+        if kind == "image" and isinstance(values, str | PathLike) and os.path.isdir(values):
+            raise ValueError(
+                f"{name} is a folder, not a sequence of {kinds}. Pass the list of its images: "
+                f"sklearn_ape.datasets.load_image_folder({name}, captions=None).images."
+            )
+        if kind == "image" and isinstance(values, str) and "*" in values:
+            raise ValueError(
+                f"{name} is a pattern, not a sequence of {kinds}. Pass a list of files: "
+                f"sorted(glob.glob({name}))."
+            )
         raise ValueError(
             f"{name} is a single {kind}, not a sequence of {kinds}. Pass a list: [{item}]."
         )

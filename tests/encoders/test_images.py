@@ -383,6 +383,7 @@ def bad_items(folder):
     closed = Image.open(io.BytesIO(good))
     closed.close()
     return {
+        "an empty text": ("", "is an empty text, not a path"),
         "a caption": ("a cat on a mat", "looks like a caption. Pass images as X"),
         "a caption with a slash": ("a black/white cat", "looks like a caption"),
         "a long caption": ("a very long caption " * 30, "looks like a caption"),

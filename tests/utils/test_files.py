@@ -1,4 +1,6 @@
-"""Suffixes of image files, which all modules share."""
+"""Suffixes of image files, which all modules share, and hints for files that do not exist."""
+
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -6,15 +8,15 @@ from PIL import Image
 from sklearn_ape.app import _session, _uploads
 from sklearn_ape.cli import _inputs
 from sklearn_ape.datasets import _image_folder, table
-from sklearn_ape.encoders import items, text_encoder
+from sklearn_ape.encoders import text_encoder
 from sklearn_ape.retrieval import _index
 from sklearn_ape.retrieval._index import resolve_queries
-from sklearn_ape.utils.files import IMAGE_SUFFIXES
+from sklearn_ape.utils.files import IMAGE_SUFFIXES, describe_missing_image
 
 
 @pytest.mark.parametrize(
     "module",
-    [_uploads, _session, _inputs, _image_folder, table, items, text_encoder, _index],
+    [_uploads, _session, _inputs, _image_folder, table, text_encoder, _index],
     ids=lambda module: module.__name__,
 )
 def test_all_modules_use_one_object(module):
@@ -37,3 +39,22 @@ def test_folders_and_queries_agree(suffix, tmp_path):
     assert data.other_files == {".doc": 1}
     with pytest.warns(UserWarning, match="look like paths"):
         resolve_queries([f"photos/missing{suffix}"], "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("caf\u00e9/black.jpg", "cafe\u0301/black.jpg"),
+        (unicodedata.normalize("NFD", "caf\u00e9.png"), "caf\u00e9.png"),
+        ("dog.JPG", "dog.jpg"),
+    ],
+)
+def test_file_with_almost_equal_name_is_named(tmp_path, name, given):
+    """The two names look equal in a message, or nearly so."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    message = describe_missing_image(str(tmp_path / given))
+    file_name = name.rsplit("/", maxsplit=1)[-1]
+    assert f"A file {file_name!r} exists, whose name differs in case or in the form" in message
+    message = describe_missing_image(str(tmp_path / "other.jpg"))
+    assert message.endswith("Check the path.")

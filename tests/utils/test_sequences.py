@@ -312,3 +312,16 @@ def test_sequences_and_tables_are_accepted(good):
 def test_message_says_what_to_pass(values, kind, message):
     with pytest.raises(ValueError, match=message):
         check_sequence(values, "y", kind)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_folder_in_place_of_images_raises(tmp_path, kind):
+    with pytest.raises(
+        ValueError, match=r"X is a folder, .*load_image_folder\(X, captions=None\)"
+    ):
+        TimmImageEncoder().transform(kind(tmp_path))
+
+
+def test_pattern_in_place_of_images_raises():
+    with pytest.raises(ValueError, match=r"X is a pattern, .* sorted\(glob\.glob\(X\)\)"):
+        ZeroShotClassifier(["a cat", "a dog"]).predict("photos/*.jpg")
