@@ -297,11 +297,23 @@ class SingleLabelClassifier(ZeroShotBase):
         nodes = self._list_nodes(logits.classes)
         code_of_label = {label: code for code, label in enumerate(nodes.tolist())}
         unknown_code = code_of_label.setdefault(self.unknown_label, UNKNOWN)
-        absent = [label for label in dict.fromkeys(truth) if label not in code_of_label]
+        # Without a threshold, groups of a hierarchy are never predicted.
+        predictable = code_of_label if self.threshold is not None else set(logits.classes.tolist())
+        absent = [
+            label
+            for label in dict.fromkeys(truth)
+            if label not in predictable and label != self.unknown_label
+        ]
         if absent:
+            are_groups = set(absent) <= set(nodes.tolist())
+            advice = (
+                "call score_levels for groups"
+                if are_groups
+                else "correct y, or add them to labels"
+            )
             warn(
                 f"y contains labels that are not in classes_: {format_list(absent)}. They count "
-                "as errors; correct y, or add them to labels."
+                f"as errors; {advice}."
             )
         check_consistent_length(X, truth, sample_weight)
         weights = validate_weights(sample_weight, len(truth))

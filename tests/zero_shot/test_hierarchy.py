@@ -1,5 +1,7 @@
 """Hierarchies of labels: probabilities of nodes, thresholds and accuracy per level."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,15 @@ class TestPredictions:
         classifier.set_params(threshold=0.65)
         X = features.image[150:]
         assert classifier.score(X, classifier.predict(X)) == 1
+
+    def test_score_warns_of_groups_that_are_never_predicted(self, classifier, features):
+        """Without a threshold, predictions are innermost classes."""
+        y = classifier.predict(features.image[:20]).tolist()
+        y[:5] = ["living"] * 5
+        with pytest.warns(UserWarning, match="'living'. They count as errors; call score_levels"):
+            assert classifier.score(features.image[:20], y) == 0.75
+        with warnings.catch_warnings(action="error"):
+            classifier.set_params(threshold=0.5).score(features.image[:20], y)
 
     def test_few_shot_classifier(self, aligner, features, captioned_images, tmp_path):
         X, y = features.image[150:], captioned_images.categories[150:]
