@@ -75,6 +75,8 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     >>> resolve_templates("a sketch of a {}")
     ('a sketch of a {}',)
     """
+    if templates is None:
+        raise ValueError("templates is None. Pass 'none' to embed the names of the classes alone.")
     if isinstance(templates, str):
         if templates in TEMPLATES:
             return TEMPLATES[templates]
@@ -237,10 +239,11 @@ def _to_label_column(y: Any) -> np.ndarray:
     return array
 
 
-def resolve_names(labels: Any) -> dict[Any, list[str]]:
+def resolve_names(labels: Any, parameter: str = "labels") -> dict[Any, list[str]]:
     """Return the names to embed for each class of a ``labels`` parameter.
 
-    ValueError lists labels that are missing, repeat or have an empty name.
+    ValueError lists labels that are missing, repeat or have an empty name. An error about an empty
+    label names the `parameter` from which the labels are.
     """
     classes = _list_classes(labels)
     if is_hierarchy(labels):
@@ -254,6 +257,11 @@ def resolve_names(labels: Any) -> dict[Any, list[str]]:
         for label, value in zip(classes, values, strict=True)
     }
     for label, texts in names.items():
+        if texts == [label] and not label.strip():
+            raise ValueError(
+                f"{parameter} has the empty label {label!r}. Leave it out, or give it a name by a "
+                "mapping, labels={label: name}."
+            )
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(
                 f"labels has the names {reprlib.repr(texts)} for class {label!r}, which must be "

@@ -32,6 +32,11 @@ def test_pyarrow_columns_hold_templates_and_names():
     assert resolve_names({0: pa.array(["cat", "kitten"])}) == {0: ["cat", "kitten"]}
 
 
+def test_none_as_templates_names_the_set_without_templates():
+    with pytest.raises(ValueError, match=r"templates is None\. Pass 'none' to embed"):
+        resolve_templates(None)
+
+
 def test_empty_templates_raise():
     with pytest.raises(ValueError, match="templates is empty"):
         resolve_templates([])

@@ -29,7 +29,7 @@ def resolve_base(init: Any) -> Any:
         from .starter import load_starter  # which is an APEAligner
 
         return load_starter()
-    base = unwrap_aligner(init)
+    base = unwrap_aligner(init, "init")
     if not isinstance(getattr(base, "module_", None), TwoTower):
         check_is_fitted(
             base,

@@ -61,7 +61,8 @@ def _check_numeric_table(table: Any, name: str) -> None:
         return
     columns = list(table.columns if hasattr(table, "dtypes") else table.column_names)
     raise ValueError(
-        f"{name} is a table with the columns {columns}. Pass the column that holds captions."
+        f"{name} is a table with the columns {columns}. Pass the column that holds captions; if "
+        f"several do, pass a list per image, such as {name}.values.tolist() of pandas."
     )
 
 

@@ -45,7 +45,9 @@ def _make_named_aligner(name: str) -> Any:
 
     if not name.startswith(_OPEN_CLIP) or name == _OPEN_CLIP:
         hint = ""
-        if "/" in name or os.path.isdir(name):
+        if name == "starter":
+            hint = " For the starter model, leave aligner out, or pass load_starter()."
+        elif "/" in name or os.path.isdir(name):
             hint = f" To use a saved aligner, load it first: aligner=load_pretrained({name!r})."
         raise ValueError(
             f"aligner={name!r} is not the name of an aligner.{hint} Pass a name such as "
@@ -57,8 +59,8 @@ def _make_named_aligner(name: str) -> Any:
     return aligner
 
 
-def unwrap(estimator: Any) -> tuple[Any, Any]:
-    """Return the preprocessing and the aligner within an estimator.
+def unwrap(estimator: Any, parameter: str = "aligner") -> tuple[Any, Any]:
+    """Return the preprocessing and the aligner within an estimator, the value of a parameter.
 
     The estimator is an aligner, or a Pipeline, a search or a FrozenEstimator around one, in any
     nesting. The preprocessing is the step before the aligner, a Pipeline of several steps, or
@@ -78,18 +80,19 @@ def unwrap(estimator: Any) -> tuple[Any, Any]:
         elif hasattr(inner, "estimator") and hasattr(inner, "fit"):  # a search before its fit
             inner = inner.estimator
         else:
+            hint = " Pass its aligner_." if hasattr(inner, "aligner_") else ""
             raise TypeError(
-                f"aligner must be an aligner such as APEAligner, or a Pipeline that ends in one, "
-                f"not {type(estimator).__name__}."
+                f"{parameter} must be an aligner such as APEAligner, or a Pipeline that ends in "
+                f"one, not {type(estimator).__name__}.{hint}"
             )
     if len(steps) > 1:
         return Pipeline([(f"step{number}", step) for number, step in enumerate(steps)]), inner
     return (steps[0] if steps else None), inner
 
 
-def unwrap_aligner(estimator: Any) -> Any:
+def unwrap_aligner(estimator: Any, parameter: str = "aligner") -> Any:
     """Return the aligner within an estimator; see `unwrap`."""
-    return unwrap(estimator)[1]
+    return unwrap(estimator, parameter)[1]
 
 
 def embed_with_features(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -215,7 +215,10 @@ def suggest_image_conversion(item: Any) -> str:
             "[image for image, *_ in dataset]."
         )
     if isinstance(item, Mapping):
-        return " A dict must have 'bytes' or 'path', as in Hugging Face datasets."
+        hint = " A dict must have 'bytes' or 'path', as in Hugging Face datasets."
+        if "image" in item:
+            hint += " For rows of a dataset, pass [row['image'] for row in rows]."
+        return hint
     if hasattr(item, "__array__") and hasattr(item, "dtype"):  # torch, tensorflow, jax
         return (
             " Convert it with torchvision.transforms.functional.to_pil_image(tensor), or to a "

@@ -220,6 +220,8 @@ def _describe_unknown_label(
     message = f"Y has {label!r} in row {index}, which is not in labels: {format_list(labels)}."
     if isinstance(label, str) and (hint := describe_similar_label(label, labels, "Y")):
         message += f" {hint}"
+    if label == "":
+        message += " Pass an empty list for an image without labels."
     if _is_binary(label):
         message += (
             f" Y is not a table of zeros and ones because of row {first_set}, "
@@ -278,6 +280,14 @@ def check_prevalence(prevalence: Any) -> None:
     fractions = {"prevalence": prevalence}
     if isinstance(prevalence, Mapping):
         fractions = {f"prevalence[{label!r}]": value for label, value in prevalence.items()}
+    elif hasattr(prevalence, "__len__") and not isinstance(prevalence, str):
+        mapping = "prevalence.to_dict()"
+        if not hasattr(prevalence, "to_dict"):
+            mapping = "dict(zip(labels, prevalence))"
+        raise ValueError(
+            "prevalence must be a number in (0, 1), or a mapping from each label to such a "
+            f"number, not {type(prevalence).__name__}. Pass {mapping}."
+        )
     for name, fraction in fractions.items():
         check_number(fraction, name, 0, 1, closed="neither")
 

@@ -326,7 +326,7 @@ class SingleLabelClassifier(ZeroShotBase):
     def _fit_names(self, y: list[Any] | None, keeps_aligner: bool) -> dict[Any, list[str]]:
         """Return the names of each class, from labels or from y; y must agree with labels."""
         if self.labels is None:
-            names = resolve_names(dict.fromkeys(y or ()))
+            names = resolve_names(dict.fromkeys(y or ()), "y")
             warn_about_numbers("y", names)
             return names
         names = resolve_class_names(self.labels)

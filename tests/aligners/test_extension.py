@@ -172,7 +172,7 @@ def test_base_of_another_class_raises(own, pairs):
     base = CCAAligner().fit(pairs.image[:400], pairs.text[:400])
     with pytest.raises(TypeError, match="init must be a fitted APEAligner or KernelAligner"):
         APEAligner(init=base).fit(*own)
-    with pytest.raises(TypeError, match="aligner must be an aligner"):
+    with pytest.raises(TypeError, match="init must be an aligner"):
         APEAligner(init=3).fit(*own)
 
 

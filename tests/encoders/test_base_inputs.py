@@ -119,7 +119,10 @@ def test_error_lists_rows_items_and_remedy(paths, no_weights):
         (lambda image, n: np.full((8, 8, 3), n / 9), r"each is an array of float64, .*\+ 1\)\)"),
         (lambda image, n: np.full((8, 8), n, "u2"), r"each is an array of uint16, .*// 16\)"),
         (lambda image, n: np.full((8, 8), n > 9), r"each is an array of bool, .*\(255 \* array\)"),
-        (lambda image, n: {"image": image}, r"each is of type dict\. .*'bytes' or 'path'"),
+        (
+            lambda image, n: {"image": image},
+            r"each is of type dict\. .*'bytes' or 'path', .*\[row\['image'\]",
+        ),
         (lambda image, n: n, "each is of type int"),
     ],
 )

@@ -266,7 +266,7 @@ class TestBadInput:
         [(["cat", "dog", "cat"], "labels repeat: 'cat'"),
          ([], "labels is empty"),
          ("cat", "labels must be a sequence of names"),
-         (["cat", ""], r"labels has the names \[''\] for class ''"),
+         (["cat", ""], "labels has the empty label ''"),
          ({"cat": []}, r"labels has the names \[\] for class 'cat'"),
          ({"cat": [3]}, r"labels has the names \[3\] for class 'cat'"),
          ([None, "cat"], "labels holds None, which is a missing value"),
@@ -310,11 +310,17 @@ class TestBadInput:
             with pytest.raises(NotFittedError, match="pass labels and a fitted aligner"):
                 classifier.predict([[0.0]])
 
-    def test_invalid_aligner_raises(self):
+    def test_invalid_aligner_raises(self, model):
         with pytest.raises(TypeError, match="must be an aligner such as APEAligner"):
             ZeroShotClassifier(LABELS, aligner=HashingVectorizer()).fit([[0.0]], ["animal"])
         with pytest.raises(ValueError, match="is not the name of an aligner"):
             ZeroShotClassifier(LABELS, aligner="clip").fit([[0.0]], ["animal"])
+        with pytest.raises(ValueError, match=r"pass load_starter\(\)"):
+            ZeroShotClassifier(LABELS, aligner="starter").predict([[0.0]])
+        other = ZeroShotClassifier(LABELS)
+        other.aligner_ = model  # as after fit
+        with pytest.raises(TypeError, match=r"not ZeroShotClassifier\. Pass its aligner_\."):
+            ZeroShotClassifier(LABELS, aligner=other).predict([[0.0]])
         with pytest.raises(ValueError, match=r"aligner=load_pretrained\('me/saved'\)"):
             ZeroShotClassifier(LABELS, aligner="me/saved").fit([[0.0]], ["animal"])
 

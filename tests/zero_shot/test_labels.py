@@ -237,3 +237,12 @@ class TestNumbersWithoutNames:
         ZeroShotClassifier({0: "cat", 1: "dog"}, aligner=aligner).predict(features.image[:2])
         ZeroShotClassifier(["1", "2"], aligner=aligner).predict(features.image[:2])
         assert not recwarn.list
+
+
+def test_empty_label_raises_with_its_parameter():
+    """Without labels, the classes are those of y."""
+    for classifier in (ZeroShotClassifier(), FewShotClassifier()):
+        with pytest.raises(ValueError, match=r"y has the empty label ' '\. Leave it out"):
+            classifier.fit(["a.jpg", "b.jpg"], ["cat", " "])
+    with pytest.raises(ValueError, match=r"labels has the empty label ''\. Leave it out"):
+        resolve_names(["cat", ""])

@@ -19,6 +19,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from sklearn_ape import MultiLabelZeroShotClassifier
 from sklearn_ape.zero_shot._multilabel_targets import (
     as_table_or_rows,
+    check_prevalence,
     collect_labels,
     to_indicator,
 )
@@ -303,6 +304,7 @@ class TestRows:
          (1, "Y has 1 in row 1"),
          ([["cat"]], r"Y has \[\['cat'\]\] in row 1"),
          (["cat", None], "Y has None in row 1, which is not in labels"),
+         (["cat", ""], "not in labels: 'cat', 'dog'. Pass an empty list for an image without"),
          (["cow"], "Y has 'cow' in row 1, which is not in labels: 'cat', 'dog'"),
          (np.eye(2), "Y has .* in row 1")],
     )  # fmt: skip
@@ -432,3 +434,16 @@ class TestFit:
         classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=clone(numbered.aligner))
         with pytest.raises(ValueError, match=r"row 30: ' ' is an empty caption"):
             classifier.fit(numbered.X, numbered.Y, captions)
+
+
+@pytest.mark.parametrize(
+    ("prevalence", "advice"),
+    [
+        (pd.Series({"cat": 0.1, "dog": 0.2}), r"not Series\. Pass prevalence\.to_dict\(\)"),
+        (np.array([0.1, 0.2]), r"not ndarray\. Pass dict\(zip\(labels, prevalence\)\)"),
+    ],
+)
+def test_sequences_of_fractions_raise(prevalence, advice):
+    """A message of the whole Series said that it must be a number."""
+    with pytest.raises(ValueError, match=rf"or a mapping from each label .*{advice}"):
+        check_prevalence(prevalence)
