@@ -60,9 +60,11 @@ def as_float_features(features: Any, name: str, check_conditioning: bool = False
     """Return features as float32; they may contain NaN."""
     check_sequence(features, name, "row", "rows of features")
     if holds_images(features) or holds_texts(features):
+        example = "TimmImageEncoder().transform(images)"
+        if name == "text_features":
+            example = "TransformersTextEncoder().transform(captions)"
         raise ValueError(
-            f"{name} holds images or texts. Encode them first, for example with "
-            "TimmImageEncoder().transform(images)."
+            f"{name} holds images or texts. Encode them first, for example with {example}."
         )
     return as_float32(as_floats(features, name), name, check_conditioning, allow_nan=True)
 

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from sklearn.utils import Bunch, check_array, check_consistent_length
 from sklearn.utils.validation import _check_sample_weight
 
+from ..utils.messages import warn
 from ..utils.validation import (
     as_labels,
     check_integer,
@@ -127,6 +128,11 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
         there is no optimum: all samples are predicted correctly, the logits are unrelated to the
         classes, or the optimal temperature is not a positive float64.
 
+    Warns
+    -----
+    UserWarning
+        If the rows of `logits` are probabilities.
+
     See Also
     --------
     sklearn.calibration.CalibratedClassifierCV : With ``method="temperature"`` (scikit-learn 1.8
@@ -158,6 +164,11 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
         raise ValueError(
             f"logits contains NaN or infinity in row {invalid[0]}. Only -inf, which excludes a "
             "class, is allowed."
+        )
+    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1) and (logits % 1 != 0).any():
+        warn(
+            "logits holds probabilities, because each row is at least 0 and adds up to 1. Pass "
+            "the output of decision_function, or the logarithms of the probabilities."
         )
     columns = _find_columns(y, labels, logits)
     rows = np.arange(len(logits))

@@ -53,6 +53,12 @@ def test_images_instead_of_features_raise(features):
         find_near_duplicates(None)
 
 
+def test_captions_instead_of_text_features_raise():
+    """The advice was to encode them as images."""
+    with pytest.raises(ValueError, match=r"text_features .* TransformersTextEncoder\(\)"):
+        pair_quality(np.eye(4), ["a", "b", "c", "d"])
+
+
 def test_rows_of_extreme_norm_are_grouped():
     """Cosines of very small and very large features do not underflow or overflow."""
     rows = np.array([[1e-30, 0], [1e30, 0], [0, 1e-30], [0, 1e30]], dtype=np.float32)

@@ -1,9 +1,11 @@
 """Calibration error and temperature scaling."""
 
+import warnings
+
 import numpy as np
 import pytest
 import sklearn
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -220,3 +222,15 @@ class TestFitTemperature:
 def test_classes_in_invalid_container_raise(y):
     with pytest.raises(ValueError, match=r"y (is a single class|must be a sequence of classes)"):
         expected_calibration_error(y, [[0.5, 0.5], [0.5, 0.5]])
+
+
+def test_probabilities_in_place_of_logits_warn():
+    """Their temperature is not that of the classifier."""
+    logits = np.array([[2.0, 0.0], [2.0, 0.5], [0.5, 1.0]])
+    with pytest.warns(UserWarning, match="logits holds probabilities, because"):
+        fit_temperature(softmax(logits, axis=1), [0, 1, 1])
+    with warnings.catch_warnings(action="error"):
+        temperature = fit_temperature(logits, [0, 1, 1])
+        assert fit_temperature(log_softmax(logits, axis=1), [0, 1, 1]) == pytest.approx(
+            temperature
+        )
