@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -100,7 +100,10 @@ def index(
     ],
     aligner: option.Aligner = None,
     kind: Annotated[
-        str, typer.Option(help="exact, faiss (faster) or usearch (fastest, approximate).")
+        Literal["exact", "faiss", "usearch"],
+        typer.Option(
+            metavar="KIND", help="exact, faiss (faster) or usearch (fastest, approximate)."
+        ),
     ] = "exact",
     update: Annotated[
         bool,

@@ -118,6 +118,13 @@ class TestUpdate:
         n_images = len(list((photos / "food").iterdir()))
         assert load_pretrained(tmp_path / "index").n_samples_fit_ == n_images
 
+    def test_unknown_kind_names_the_option(self, photos, run, tmp_path):
+        """The error named the parameter of CrossModalRetriever, index."""
+        result = run("index", photos, "-o", tmp_path / "index", "--kind", "annoy", code=2)
+        assert "'annoy' is not one of 'exact', 'faiss', 'usearch'" in " ".join(
+            result.stderr.split()
+        )
+
     def test_kind_raises(self, photos, run, tmp_path):
         arguments = ("index", photos, "-o", tmp_path / "index", "--update", "--kind", "faiss")
         assert "keeps the aligner and the kind" in run(*arguments, code=2).stderr
