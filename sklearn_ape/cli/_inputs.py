@@ -247,7 +247,9 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
     leaves, nodes = flatten_labels(names) if is_hierarchy(names) else (names, names)
     label_names = list(map(str, nodes))
     if missing := [label for label in classes if label not in label_names]:
-        hint = describe_similar_label(missing[0], label_names, "--labels, or rename the subfolder")
+        hint = describe_similar_label(
+            missing[0], label_names, "--labels or the labels of the images"
+        )
         raise ValueError(
             "--labels or the model does not contain labels of the images: "
             f"{format_list(missing)}. "
