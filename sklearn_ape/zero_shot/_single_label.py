@@ -20,6 +20,7 @@ from ..aligners.similarity import (
 )
 from ..prompts import (
     check_in_labels,
+    describe_similar_label,
     is_hierarchy,
     may_be_encoded,
     resolve_class_names,
@@ -298,22 +299,16 @@ class SingleLabelClassifier(ZeroShotBase):
         code_of_label = {label: code for code, label in enumerate(nodes.tolist())}
         unknown_code = code_of_label.setdefault(self.unknown_label, UNKNOWN)
         # Without a threshold, groups of a hierarchy are never predicted.
-        predictable = code_of_label if self.threshold is not None else set(logits.classes.tolist())
-        absent = [
-            label
-            for label in dict.fromkeys(truth)
-            if label not in predictable and label != self.unknown_label
-        ]
+        predictable = logits.classes if self.threshold is None else nodes
+        expected = {*predictable.tolist(), self.unknown_label}
+        absent = [label for label in dict.fromkeys(truth) if label not in expected]
         if absent:
-            are_groups = set(absent) <= set(nodes.tolist())
-            advice = (
-                "call score_levels for groups"
-                if are_groups
-                else "correct y, or add them to labels"
-            )
+            advice = describe_similar_label(absent[0], predictable.tolist(), "y")
+            if set(absent) <= set(nodes.tolist()):
+                advice = "Call score_levels for groups."
             warn(
                 f"y contains labels that are not in classes_: {format_list(absent)}. They count "
-                f"as errors; {advice}."
+                f"as errors. {advice or 'Correct y, or add them to labels.'}"
             )
         check_consistent_length(X, truth, sample_weight)
         weights = validate_weights(sample_weight, len(truth))

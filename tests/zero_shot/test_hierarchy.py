@@ -129,7 +129,7 @@ class TestPredictions:
         """Without a threshold, predictions are innermost classes."""
         y = classifier.predict(features.image[:20]).tolist()
         y[:5] = ["living"] * 5
-        with pytest.warns(UserWarning, match="'living'. They count as errors; call score_levels"):
+        with pytest.warns(UserWarning, match="'living'. They count as errors. Call score_levels"):
             assert classifier.score(features.image[:20], y) == 0.75
         with warnings.catch_warnings(action="error"):
             classifier.set_params(threshold=0.5).score(features.image[:20], y)
