@@ -141,7 +141,9 @@ def get_column(
         raise ValueError(f"{where} is empty. Pass a table with columns of images and captions.")
     near = difflib.get_close_matches(candidates[0], list(table), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    if parameter is not None:
+    if parameter is None:
+        hint += " Rename one of its columns."
+    else:
         hint += f" Pass the name of a column as {parameter}, or --{parameter} in a command."
     raise ValueError(
         f"{where} has no column {' or '.join(map(repr, candidates))}. Its columns are "
