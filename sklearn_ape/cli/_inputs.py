@@ -33,7 +33,8 @@ ImageColumn = Annotated[str, typer.Option("--image", help="Column of a table: im
 CaptionColumn = Annotated[str, typer.Option("--caption", help="Column of a table: captions.")]
 LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of a table: labels.")]
 Captions = Annotated[
-    str, typer.Option(help="Captions in a folder: sidecar, table, folder, filename or auto.")
+    str,
+    typer.Option(help="Captions in a folder: sidecar, table, folder, filename, none or auto."),
 ]
 Aligner = Annotated[
     str | None,
@@ -356,7 +357,8 @@ def load_data(
                 f"--{name}, or pass the table.",
                 param_hint=f"--{name}",
             )
-    bunch = load_image_folder(path, captions=captions)  # type: ignore[arg-type]
+    source: Any = None if captions.lower() == "none" else captions
+    bunch = load_image_folder(path, captions=source)
     if bunch.captions is None:  # otherwise the other files are the captions
         _report_skipped(Counter(bunch.other_files), quiet)
     return bunch

@@ -156,6 +156,17 @@ class TestFewShot:
         assert "without the labelled images" not in answers.stderr
         assert "without the labelled images" in run(*classify, "--labels", "food,cars").stderr
 
+    def test_captions_of_some_images_can_be_left_out(self, photos, run, tmp_path):
+        """Half of the images have text files, which are incomplete as captions."""
+        folder = tmp_path / "photos"
+        shutil.copytree(photos, folder)
+        for image in sorted(folder.rglob("*.png"))[::2]:
+            image.with_suffix(".txt").write_text("a note")
+        options = ("fit", folder, "-o", tmp_path / "m", "--test-size", "0", "--quiet")
+        assert "'folder', 'filename' or None" in run(*options, code=1).stderr
+        run(*options, "--captions", "none")
+        assert type(load_pretrained(tmp_path / "m")) is FewShotClassifier
+
     def test_labels_may_have_other_names_and_more_classes(self, photos, run, tmp_path):
         labels = tmp_path / "labels.json"
         labels.write_text(
