@@ -64,14 +64,14 @@ class APEAligner(HeadsMixin, TrainedAligner):
         **Head.** Solution that the head is combined with. ``"auto"`` trains a linear map of the
         texts of `KernelAligner`, and a head against whitened images, which it blends with the
         solution. The map, and then the blend or the head alone, are used if the recall on
-        held-out pairs is better by a standard error. Of the blends
-        that are better than both parts and within 2 % of the best, that with a share of the head
-        nearest to 0.4 is used. ``"kernel"`` and ``"linear"`` (a ridge regression) train a
-        correction of the solution, which is used under the same condition. None trains plain
-        heads, as in the paper. ``"starter"`` (the model of `load_starter`) and a fitted aligner
-        are extended by the pairs in closed form, without training; their encoders are used if
-        `image_encoder` and `text_encoder` are None. In a search, which clones it, wrap a fitted
-        aligner in `sklearn.frozen.FrozenEstimator`.
+        held-out pairs is better by a standard error. Of the blends that are better than both parts
+        and within 2 % of the best, that with a share of the head nearest to 0.4 is used.
+        ``"kernel"`` and ``"linear"`` (a ridge regression) train a correction of the solution,
+        which is used under the same condition. None trains plain heads, as in the paper.
+        ``"starter"`` (the model of `load_starter`) and a fitted aligner are extended by the pairs
+        in closed form, without training; their encoders are used if `image_encoder` and
+        `text_encoder` are None. In a search, which clones it, wrap a fitted aligner in
+        `sklearn.frozen.FrozenEstimator`.
     init_params : dict or None, default=None
         Parameters of the extension of an aligner. Missing keys have the following defaults:
 
@@ -177,11 +177,11 @@ class APEAligner(HeadsMixin, TrainedAligner):
     history_ : list of dict
         One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
-        ``init="auto"`` also ``blend_weight``, the share of the head in the blend whose
-        recall is ``valid_recall``, and ``head_recall``, the recall of the head alone. Epoch 0 is
-        the closed form, if training was compared with it. If a linear map was used, it has the
-        recall of the tuned closed form, and that of the closed form itself as
-        ``untuned_recall``.
+        ``init="auto"`` also ``blend_weight``, the share of the head in the blend whose recall is
+        ``valid_recall``, or 0 if no blend is better than the closed form, and ``head_recall``,
+        the recall of the head alone. Epoch 0 is the closed form, if training was compared with
+        it. If a linear map was used, it has the recall of the tuned closed form, and that of the
+        closed form itself as ``untuned_recall``.
     best_epoch_ : int
         Epoch with the best recall on held-out pairs, counted from 1. Without held-out pairs, the
         last epoch. 0 means that the closed form was kept, because no epoch was clearly better, or
