@@ -155,7 +155,8 @@ class TestNames:
             ([b"cat", b"dog"], "of type bytes. Decode it"),
             ([("a", "b"), ("c", "d")], "of type tuple"),
             ([["a"], ["b"]], "of type list"),
-            ({"a": {"k": 1}, "b": "c"}, "must be texts"),
+            ({"a": {"k": 1}, "b": "c"}, "is a hierarchy"),
+            ({"a": [1], "b": "c"}, "must be texts"),
         ],
     )
     def test_labels_that_numpy_would_change_raise(self, labels, message):
