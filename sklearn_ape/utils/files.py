@@ -66,9 +66,14 @@ def describe_similar_file(path: str) -> str:
         found = next(filter(os.path.lexists, paths), "")
         if not found:
             return ""
+    is_equal = found == os.path.abspath(path)  # a broken link, or a file that is not an image
+    if is_equal or not os.path.isfile(found):
+        return ""
+    is_in_folder = os.path.dirname(found) == os.path.dirname(os.path.abspath(path))
+    name = os.path.basename(found) if is_in_folder else found
     return (
-        f"A file {os.path.basename(found)!r} exists, whose name differs in case or in the form of "
-        "its Unicode characters (unicodedata.normalize). Correct the path."
+        f"A file {name!r} exists, whose name differs in case or in the form of its Unicode "
+        "characters (unicodedata.normalize). Correct the path."
     )
 
 

@@ -11,7 +11,7 @@ from sklearn_ape.datasets import _image_folder, table
 from sklearn_ape.encoders import text_encoder
 from sklearn_ape.retrieval import _index
 from sklearn_ape.retrieval._index import resolve_queries
-from sklearn_ape.utils.files import IMAGE_SUFFIXES, describe_missing_image
+from sklearn_ape.utils.files import IMAGE_SUFFIXES, describe_missing_image, describe_similar_file
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,17 @@ def test_file_with_almost_equal_name_is_named(tmp_path, name, given):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"")
     message = describe_missing_image(str(tmp_path / given))
-    file_name = name.rsplit("/", maxsplit=1)[-1]
+    file_name = str(tmp_path / name) if "/" in name else name
     assert f"A file {file_name!r} exists, whose name differs in case or in the form" in message
     message = describe_missing_image(str(tmp_path / "other.jpg"))
     assert message.endswith("Check the path.")
+
+
+@pytest.mark.parametrize("given", ["folder", "folder/", "link.png", "drawing.svg", "FOLDER.d"])
+def test_path_that_exists_is_not_an_almost_equal_name(tmp_path, given):
+    """Folders, broken links and files that are not images have other errors."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "FOLDER.D").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "missing.png")
+    (tmp_path / "drawing.svg").write_bytes(b"")
+    assert not describe_similar_file(f"{tmp_path}/{given}")
