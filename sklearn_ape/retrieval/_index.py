@@ -17,6 +17,7 @@ from ..utils.validation import (
     check_sequence,
     format_list,
     ignores_underflow,
+    is_missing,
     to_list,
 )
 
@@ -319,13 +320,15 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
     """Return the images and the texts of queries that are pairs; None for other queries."""
     if not isinstance(queries, list | tuple) or not queries:
         return None
+    check_choice(modality, "modality", MODALITIES)
     for row, query in enumerate(queries):
         is_pair = isinstance(query, tuple) and len(query) == 2
         if is_pair and isinstance(query[0], str) and not isinstance(query[1], str):
-            raise ValueError(
-                f"queries has a pair of a text and an image in row {row}. Pass the image first: "
-                "(image, text)."
-            )
+            if is_missing(query[1]):
+                problem, advice = "an image without a text", "Add it, or search for images alone."
+            else:
+                problem, advice = "a text and an image", "Pass the image first: (image, text)."
+            raise ValueError(f"queries has a pair of {problem} in row {row}. {advice}")
     are_pairs = [
         isinstance(query, tuple) and len(query) == 2 and isinstance(query[1], str)
         for query in queries

@@ -248,6 +248,7 @@ class TestPairs:
             ([("a.png", "red"), "blue"], "mixes pairs of an image and a text with other queries"),
             ([("a.png", " ")], "an empty text in row 0"),
             ([("red", b"")], r"text and an image in row 0\. Pass the image first"),
+            ([("a.png", "red"), ("b.png", np.nan)], r"pair of an image without a text in row 1\."),
         ],
     )
     def test_invalid_pairs_raise(self, emoji, queries, message):
@@ -257,6 +258,8 @@ class TestPairs:
     def test_modality_of_pairs_raises(self, emoji):
         with pytest.raises(ValueError, match="pairs of an image and a text, and modality is 'im"):
             emoji.search([("a.png", "red")], modality="image")
+        with pytest.raises(ValueError, match="modality must be one of auto, image, text"):
+            emoji.search([("a.png", "red")], modality="images")
 
 
 def test_types_of_items_that_are_not_saved_are_named(tmp_path):
