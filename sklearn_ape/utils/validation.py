@@ -174,7 +174,8 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
                 f"{name} is a folder, not a sequence of {kinds}. Pass the list of its images: "
                 f"sklearn_ape.datasets.load_image_folder({name}, captions=None).images."
             )
-        if kind == "image" and isinstance(values, str) and "*" in values:
+        is_pattern = isinstance(values, str) and "*" in values and not os.path.exists(values)
+        if kind == "image" and is_pattern:
             raise ValueError(
                 f"{name} is a pattern, not a sequence of {kinds}. Pass a list of files: "
                 f"sorted(glob.glob({name}))."

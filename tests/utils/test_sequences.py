@@ -325,3 +325,10 @@ def test_folder_in_place_of_images_raises(tmp_path, kind):
 def test_pattern_in_place_of_images_raises():
     with pytest.raises(ValueError, match=r"X is a pattern, .* sorted\(glob\.glob\(X\)\)"):
         ZeroShotClassifier(["a cat", "a dog"]).predict("photos/*.jpg")
+
+
+def test_file_with_an_asterisk_is_not_a_pattern(tmp_path):
+    path = tmp_path / "a*b.jpg"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="X is a single image"):
+        check_sequence(str(path), "X", "image")
