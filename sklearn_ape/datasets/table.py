@@ -324,10 +324,13 @@ def load_pairs(
     """
     for name, column in {"image": image, "caption": caption, "label": label}.items():
         if isinstance(column, list | tuple):
-            raise ValueError(
-                f"{name} must be the name of one column, not {column!r}. For several captions per "
-                "image, make a column of lists: table[['first', 'second']].values.tolist()."
-            )
+            advice = "Pass one of them."
+            if name == "caption":
+                advice = (
+                    "For several captions per image, make a column of lists: "
+                    "table[['first', 'second']].values.tolist()."
+                )
+            raise ValueError(f"{name} must be the name of one column, not {column!r}. {advice}")
     table, where, base = _resolve_source(source)
     if root is not None:
         base = Path(root).expanduser().absolute()

@@ -185,6 +185,8 @@ def test_several_columns_raise(folder, frame):
     frame["text"] = "a cat"
     with pytest.raises(ValueError, match=r"caption must be the name of one column"):
         load_pairs(frame, caption=["caption", "text"], root=folder)
+    with pytest.raises(ValueError, match=r"label must be the name of one column.* one of them\.$"):
+        load_pairs(frame, label=["caption", "text"], root=folder)
 
 
 def test_missing_column_names_the_parameter(folder, frame):
