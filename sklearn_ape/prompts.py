@@ -380,6 +380,11 @@ def check_classes(classes: Any, names: Mapping[Any, list[str]] | None) -> None:
     """Raise ValueError if `classes` are not valid or not in `names`; None stands for any."""
     if classes is None:
         return
+    if is_hierarchy(classes):
+        raise ValueError(
+            "classes is a hierarchy. Pass it as labels of the classifier, or pass a list of its "
+            "innermost classes."
+        )
     try:
         labels = resolve_names(classes)
     except ValueError as error:

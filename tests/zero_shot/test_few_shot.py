@@ -294,6 +294,12 @@ class TestPartialFit:
         with pytest.raises(ValueError, match=f"^classes must be as labels may be, .*{message}"):
             FewShotClassifier(labels, aligner=aligner).partial_fit(X[:2], y[:2], classes)
 
+    def test_hierarchy_as_classes_raises(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(aligner=aligner)
+        with pytest.raises(ValueError, match=r"^classes is a hierarchy\. Pass it as labels"):
+            few.partial_fit(X[:2], y[:2], {"animal": {"cat": None, "dog": None}})
+
     def test_new_class_raises(self, aligner, pool):
         X, y = pool
         few = FewShotClassifier(aligner=aligner).fit(X[:20], y[:20])
