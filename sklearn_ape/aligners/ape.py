@@ -143,9 +143,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Fraction of the pairs held out for validation. They share no image with the training
         pairs, and, unless ``init="auto"``, no caption.
     n_iter_no_change : int, default=15
-        Number of epochs without improvement after which training stops. With ``init="auto"``,
-        only recalls above that of the closed form, tuned if this is better, by a standard error
-        are improvements.
+        Number of epochs without improvement after which training stops. With ``init="auto"``, an
+        epoch is an improvement only if the recall of its best blend exceeds that of the closed
+        form, tuned if this is better, by a standard error.
     refit : bool, default=True
         Whether to use the held-out pairs, too, once they are no longer needed: with
         ``init="auto"`` the closed form is solved again, otherwise the heads are trained again for
@@ -178,10 +178,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
         One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
         ``init="auto"`` also ``blend_weight``, the share of the head in the blend whose recall is
-        ``valid_recall``, or 0 if no blend is better than the closed form, and ``head_recall``,
-        the recall of the head alone. Epoch 0 is the closed form, if training was compared with
-        it. If a linear map was used, it has the recall of the tuned closed form, and that of the
-        closed form itself as ``untuned_recall``.
+        ``valid_recall``, or 0 if no blend exceeds the closed form by a standard error, and
+        ``head_recall``, the recall of the head alone. Epoch 0 is the closed form, if training was
+        compared with it. If a linear map was used, it has the recall of the tuned closed form, and
+        that of the closed form itself as ``untuned_recall``.
     best_epoch_ : int
         Epoch with the best recall on held-out pairs, counted from 1. Without held-out pairs, the
         last epoch. 0 means that the closed form was kept, because no epoch was clearly better, or
