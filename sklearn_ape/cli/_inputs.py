@@ -34,7 +34,9 @@ CaptionColumn = Annotated[str, typer.Option("--caption", help="Column of a table
 LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of a table: labels.")]
 Captions = Annotated[
     str,
-    typer.Option(help="Captions in a folder: sidecar, table, folder, filename, none or auto."),
+    typer.Option(
+        help="Captions in a folder: sidecar, table, folder, filename or auto; none: no captions."
+    ),
 ]
 Aligner = Annotated[
     str | None,
@@ -337,8 +339,11 @@ def load_data(
     from ..datasets import load_image_folder, load_pairs
 
     path = data.expanduser()
+    without_captions = captions.lower() == "none"
     if path.is_file():
-        if captions != "auto":
+        if without_captions and columns.get("caption", "caption") == "caption":
+            columns["caption"] = None
+        elif captions != "auto":
             raise typer.BadParameter(
                 f"{captions!r} is a source of captions in a folder, and {str(data)!r} is a table. "
                 "Remove --captions, and set --caption to the column of captions.",
@@ -357,7 +362,7 @@ def load_data(
                 f"--{name}, or pass the table.",
                 param_hint=f"--{name}",
             )
-    source: Any = None if captions.lower() == "none" else captions
+    source: Any = None if without_captions else captions
     bunch = load_image_folder(path, captions=source)
     if bunch.captions is None:  # otherwise the other files are the captions
         _report_skipped(Counter(bunch.other_files), quiet)

@@ -179,6 +179,15 @@ class TestLoadData:
         with pytest.raises(typer.BadParameter, match="set --caption to the column of captions"):
             load_data(small_folder / "pairs.csv", "text")
 
+    def test_captions_of_a_table_can_be_left_out(self, small_folder, image):
+        table = small_folder / "pairs.csv"
+        table.write_text(f"image,caption,kind\n{image},a cat,animal\n")
+        data = load_data(table, "none", image="image", caption="caption", label="kind")
+        assert data.captions is None
+        assert data.labels.tolist() == ["animal"]
+        with pytest.raises(typer.BadParameter, match="'none' is a source of captions"):
+            load_data(table, "none", image="image", caption="kind", label="kind")
+
     def test_missing_data_raise(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="does not exist"):
             load_data(tmp_path / "gone")
