@@ -153,7 +153,9 @@ class TestHostileZips:
             if missing in (part.name, "everything"):
                 part.unlink()
         archive = packed(tmp_path / "aligner", tmp_path / "less.zip")
-        assert "model.safetensors" in self.refusal(service, archive)
+        refusal = self.refusal(service, archive)
+        assert "not an aligner that was downloaded from this page" in refusal
+        assert "model.safetensors" in refusal
 
     def test_damaged_file_raises(self, service, aligned, tmp_path):
         with zipfile.ZipFile(aligned.download.path) as file:
