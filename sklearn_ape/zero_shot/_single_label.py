@@ -31,7 +31,7 @@ from ..prompts import (
 from ..utils.messages import warn
 from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
 from ._base import Hierarchy, ZeroShotBase, warn_about_numbers
-from ._transduction import propagate_labels, resolve_class_prior
+from ._transduction import compute_log_prior, propagate_labels, resolve_class_prior
 
 
 class SingleLabelClassifier(ZeroShotBase):
@@ -365,7 +365,7 @@ class SingleLabelClassifier(ZeroShotBase):
         logits = self._make_class_logits()
         if use_prior and self.class_prior is not None:
             shares = resolve_class_prior(self.class_prior, logits.classes)
-            log_prior = np.log(shares).astype(np.float32)
+            log_prior = compute_log_prior(shares)
             logits.offset = log_prior if logits.offset is None else logits.offset + log_prior
         if len(logits.classes) == 1:
             label = f"{logits.classes[0]!s:.99}"

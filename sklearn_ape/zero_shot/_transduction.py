@@ -46,6 +46,8 @@ _IMAGES_PER_CLASS_RANGE = (1.5, 3)
 
 # Keeps logarithms of shares finite.
 _MIN_SHARE = 1e-9
+# Logit of a class with the share 0. It is finite, as scores of scikit-learn's classifiers are.
+_EXCLUDED = -1e9
 # Bound of the iterations in which the probabilities are matched to shares.
 _MAX_ITERATIONS = 100
 # A step of the propagation changes the labels by at most _ALPHA times the change of the previous
@@ -98,6 +100,11 @@ def _list_shares(class_prior: Any, labels: list[Any]) -> Sequence[Any] | np.ndar
     return class_prior
 
 
+def compute_log_prior(shares: np.ndarray) -> np.ndarray:
+    """Return what shares add to the logits; a class with the share 0 is never the best."""
+    return np.where(shares > _MIN_SHARE, np.log(shares), _EXCLUDED).astype(np.float32)
+
+
 def match_shares(logits: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Return numbers to add to the logits of the classes so that mean probabilities match shares.
 
@@ -136,7 +143,8 @@ def propagate_labels(
     if shares is not None:
         # A few images cannot have the shares of a collection: one would get them as probabilities.
         is_small = n_images <= _N_NEIGHBORS
-        logits += (np.log(shares) if is_small else match_shares(logits, shares)).astype(np.float32)
+        log_prior = compute_log_prior(shares)
+        logits += log_prior if is_small else match_shares(logits, shares).astype(np.float32)
     probabilities = softmax(logits, axis=1)
     centered = logits - logits.mean(axis=0)
     confidence, std = probabilities.max(axis=1).mean(), centered.std()
@@ -163,6 +171,8 @@ def propagate_labels(
     confidence_level = np.interp(relative_confidence, _CONFIDENCE_RANGE, (0, 1))
     graph = _make_graph(embeddings, _MAX_DAMPING * float(coverage_level * (1 - confidence_level)))
     propagated = np.maximum(_propagate(graph, initial, alpha)[:n_images], _MIN_SHARE)
+    if shares is not None:  # labelled images may be of a class with the share 0
+        propagated[:, shares <= _MIN_SHARE] = _MIN_SHARE
     return _set_confidence(np.log(propagated), confidence)
 
 

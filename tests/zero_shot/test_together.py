@@ -130,6 +130,26 @@ class TestShares:
         labels = getattr(classifier, method)(features.image[150:])
         assert set(labels) == {"animal", "food"}
 
+    @pytest.mark.parametrize("method", ["predict", "predict_together"])
+    @pytest.mark.parametrize("n_images", [4, 100])
+    def test_share_zero_outweighs_any_logit_scale(self, aligner, features, method, n_images):
+        """The logarithm of a small share was less than cosines times a scale of some hundreds."""
+        shares = {"animal": 0.5, "food": 0.5, "travel": 0}
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner, logit_scale=1000)
+        X = features.image[150:]
+        X = X[classifier.predict(X) == "travel"][:n_images]
+        classifier.set_params(class_prior=shares)
+        assert set(getattr(classifier, method)(X)) <= {"animal", "food"}
+        for scores in (classifier.decision_function(X), classifier.predict_log_proba(X)):
+            assert np.isfinite(scores).all()
+
+    def test_labelled_images_of_a_class_of_share_zero(self, aligner, features, captioned_images):
+        """Images near to labelled ones were predicted as this class."""
+        shares = {"animal": 0.5, "food": 0.5, "travel": 0}
+        X, y = features.image[100:], captioned_images.categories[100:]
+        few = FewShotClassifier(LABELS, aligner=aligner, class_prior=shares).fit(X, y)
+        assert set(few.predict_together(X)) == {"animal", "food"}
+
     def test_mapping_and_sequence_agree_with_bayes_rule(self, aligner, features):
         X, shares = features.image[150:160], [0.2, 0.5, 0.3]
         plain = ZeroShotClassifier(LABELS, aligner=aligner).predict_proba(X)
