@@ -1,4 +1,4 @@
-"""Quality and near-duplicates of image–caption pairs, and checks of captions and groups."""
+"""Quality and near-duplicates of image–caption pairs, and checks of captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from ..features.memmap import iter_row_tiles
 from ..features.validation import as_float32
 from ..training.data import group_pairs
 from ..utils.linalg import merge_groups, normalize_rows
-from ..utils.validation import as_floats, check_integer, check_number, check_sequence
+from ..utils.validation import (
+    as_floats,
+    check_integer,
+    check_number,
+    check_sequence,
+    number_groups,
+)
 
 # Shape of a tile of similarities if pairs of all rows are compared.
 _TILE_ROWS, _TILE_COLUMNS = 1024, 8192
@@ -74,18 +80,6 @@ def normalize_valid_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarr
     features = as_float_features(features, name)
     normalized = normalize_rows(features)
     return normalized, np.linalg.norm(normalized, axis=1) > 0
-
-
-def check_groups(groups: Any, n_pairs: int) -> np.ndarray:
-    """Return group numbers from 0, one per pair."""
-    check_sequence(groups, "groups", "number")
-    groups = np.asarray(groups)
-    if groups.shape != (n_pairs,):
-        raise ValueError(
-            f"groups must have shape ({n_pairs},), one number per pair, not {groups.shape}. Pass "
-            "the output of find_near_duplicates."
-        )
-    return np.unique(groups, return_inverse=True)[1]
 
 
 def label_codes(values: Iterable[Hashable]) -> np.ndarray:
@@ -172,7 +166,7 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     Raises
     ------
     ValueError
-        If `scores` does not have one finite number per row.
+        If a group is missing, or `scores` does not have one finite number per row.
 
     See Also
     --------
@@ -184,9 +178,9 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     >>> drop_near_duplicates([0, 1, 0, 1], scores=[0.2, 0.9, 0.7, 0.1])
     array([1, 2])
     """
-    check_sequence(groups, "groups", "number")
-    n_rows = len(np.asarray(groups))
-    numbers = check_groups(groups, n_rows)
+    check_sequence(groups, "groups", "group")
+    n_rows = len(groups)
+    numbers = number_groups(groups, n_rows)
     values = np.zeros(n_rows) if scores is None else np.asarray(scores, dtype=float)
     if values.shape != (n_rows,):
         raise ValueError(
@@ -312,7 +306,7 @@ def pair_quality(
         )
     same_caption = _encode_captions(captions, text)[is_valid]
     duplicates = (
-        find_near_duplicates(image) if groups is None else check_groups(groups, len(image))
+        find_near_duplicates(image) if groups is None else number_groups(groups, len(image))
     )[is_valid]
     features = image_features[is_valid], text_features[is_valid]
     rng = check_random_state(random_state)

@@ -18,8 +18,8 @@ from ..features.memmap import iter_row_tiles
 from ..features.validation import to_dense
 from ..prompts import prompts_of, resolve_class_names, resolve_templates
 from ..utils.messages import warn
-from ..utils.validation import check_integer, check_number
-from ._quality import Captions, check_captions, check_groups, normalize_valid_rows
+from ..utils.validation import check_integer, check_number, number_groups
+from ._quality import Captions, check_captions, normalize_valid_rows
 
 _ARTICLES = {"a", "an", "the"}
 _MAX_NAME_WORDS = 8
@@ -380,7 +380,7 @@ def select_relevant(
             "selected. Pass at least one of them."
         )
     n_rows = relevance.n_pairs
-    numbers = np.arange(n_rows) if groups is None else check_groups(groups, n_rows)
+    numbers = np.arange(n_rows) if groups is None else number_groups(groups, n_rows)
     order = check_random_state(random_state).permutation(n_rows)
     limits = n_rows if n_pairs is None else n_pairs, n_rows if per_label is None else per_label
     if balance and min(limits) < n_rows:

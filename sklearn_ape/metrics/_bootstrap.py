@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap, norm, t
 from sklearn.utils import check_random_state, column_or_1d
 
-from ..utils.validation import as_floats, check_integer
+from ..utils.validation import as_floats, check_integer, check_number
 
 _MAX_BATCH_VALUES = 2**22  # bounds the memory of the resamples
 # Means of resamples that differ from the mean by less than this fraction of the range of the
@@ -201,8 +201,7 @@ def _check_sample(values: Any, name: str, confidence: float, n_resamples: int) -
         raise ValueError(
             f"{name} must be finite. Value {np.flatnonzero(~np.isfinite(sample))[0]} is not."
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, not {confidence!r}.")
+    check_number(confidence, "confidence", 0, 1, closed="neither")
     check_integer(n_resamples, "n_resamples", 1)
     return sample
 

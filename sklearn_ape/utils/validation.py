@@ -270,7 +270,11 @@ def as_labels(y: Any) -> np.ndarray:
     if not hasattr(y, "dtype"):
         is_table = hasattr(y, "columns")  # iterating over it would yield the columns
         y = as_label_array(y if is_table else to_list(y))
-    return column_or_1d(y)
+    labels = column_or_1d(y)
+    if labels.dtype.kind == "O":  # NA of pandas is neither equal to a label nor different from it
+        is_na = [type(label).__name__ == "NAType" for label in labels]
+        labels = np.where(is_na, None, labels)
+    return labels
 
 
 def list_distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
@@ -290,15 +294,16 @@ def list_distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
 
 
 def number_groups(groups: Any, n_rows: int) -> np.ndarray:
-    """Return the group of each row of X as a number from 0, in order of appearance."""
+    """Return the group of each row as a number from 0, in order of appearance."""
     values = groups.tolist() if isinstance(groups, np.ndarray) else groups
     check_sequence(values, "groups", "group")
     columns = getattr(values, "column_names", getattr(values, "columns", None))
     if columns is not None:  # iterating would yield the columns
         raise ValueError(f"groups is a table with the columns {list(columns)}. Pass one of them.")
     if (n := len(values)) != n_rows:
-        raise ValueError(f"groups has {n} entries, and X has {n_rows} rows. Pass one per row.")
+        raise ValueError(f"groups has {n} entries for {n_rows} rows. Pass one per row.")
     numbers: dict[Any, int] = {}
+    values = to_list(values)
     for row, value in enumerate(values):
         if isinstance(value, list | np.ndarray):
             raise ValueError(

@@ -183,7 +183,7 @@ class TestGroups:
     @pytest.mark.parametrize(
         ("groups", "message"),
         [
-            (["a"] * 9, "groups has 9 entries, and X has 10 rows"),
+            (["a"] * 9, "groups has 9 entries for 10 rows"),
             ([*"abcdefghi", None], "groups has a missing value in row 9"),
             (np.r_[np.arange(9.0), np.nan], "groups has a missing value in row 9"),
             ("abcdefghij", "groups is a single group, not a sequence"),

@@ -3,6 +3,9 @@
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import roc_auc_score
@@ -15,6 +18,7 @@ from sklearn_ape.curation import (
     drop_noisy,
     find_near_duplicates,
     pair_quality,
+    select_relevant,
 )
 
 
@@ -80,6 +84,31 @@ def test_drop_keeps_best_row_per_group():
     groups = [3, 3, 8, 3, 8]
     assert drop_near_duplicates(groups).tolist() == [0, 2]
     assert drop_near_duplicates(groups, scores=[1, 2, 5, 2, 5]).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [0, np.nan, np.nan],
+        np.array([0, np.nan, np.nan]),
+        ["a", None, None],
+        pd.Series(["a", None, None], dtype="string"),
+        pd.Series([0, None, None], dtype="Int64"),
+        pl.Series([0, None, None]),
+        pa.array([0, None, None]),
+    ],
+)
+def test_missing_groups_raise(groups):
+    """Rows without a group were one group, of which all but one row were dropped."""
+    with pytest.raises(ValueError, match="groups has a missing value in row 1"):
+        drop_near_duplicates(groups)
+    with pytest.raises(ValueError, match="groups has a missing value in row 1"):
+        select_relevant(["a cat", "cats", "cat"], ["cat"], groups=groups)
+
+
+def test_groups_may_be_any_column():
+    for groups in (["b", "a", "b"], pl.Series([5, 1, 5]), pa.array(["x", "y", "x"])):
+        assert drop_near_duplicates(groups).tolist() == [0, 1]
 
 
 def test_invalid_parameters_of_near_duplicates_raise():

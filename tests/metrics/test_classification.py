@@ -38,6 +38,13 @@ def test_predictions_of_another_type_count_as_wrong(y_true, y_pred):
     assert result.support.tolist() == [1, 2]
 
 
+def test_missing_prediction_counts_as_wrong():
+    """Comparing the NA of pandas with a label raised an error."""
+    for y_pred in (["a", None], pd.Series(["a", None], dtype="string"), [1, pd.NA]):
+        y_true = ["a", "b"] if y_pred[0] == "a" else [1, 2]
+        assert per_class_accuracy(y_true, y_pred).accuracy.tolist() == [1.0, 0.0]
+
+
 def test_pyarrow_numbers_are_numbers():
     """Scalars of pyarrow cannot be sorted."""
     pa = pytest.importorskip("pyarrow")
@@ -51,6 +58,7 @@ def test_pyarrow_numbers_are_numbers():
     [
         ([1, "a"], "y_true mixes types that cannot be sorted"),
         (["a", None], r"y_true has 1 missing values \(rows 1\)"),
+        (pd.Series(["a", None], dtype="string"), r"y_true has 1 missing values \(rows 1\)"),
         ([np.nan, 1.0], r"y_true has 1 missing values \(rows 0\)"),
         ([1, 2, 3], "inconsistent numbers of samples"),
     ],
