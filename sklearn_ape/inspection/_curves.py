@@ -10,9 +10,10 @@ import numpy as np
 from scipy.stats import hypergeom
 from sklearn.utils.validation import check_is_fitted
 
+from ..aligners.similarity import SparseRows
 from ..aligners.wrapper import unwrap_aligner
 from ..metrics import recall_at_k
-from ..metrics.retrieval import compute_both_ranks
+from ..metrics.retrieval import check_embeddings, compute_both_ranks
 from ._plotting import check_pairs, format_text, get_aligner_and_input, get_axes
 
 _LOSS_COLOR, _RECALL_COLOR = "tab:blue", "tab:orange"
@@ -317,7 +318,7 @@ class RecallCurveDisplay:
 
         Parameters
         ----------
-        image_embeddings, text_embeddings : ndarray of shape (n_rows, n_components)
+        image_embeddings, text_embeddings : array-like of shape (n_rows, n_components)
             L2-normalized embeddings, one row per distinct image and per distinct caption.
         pairs : ndarray of shape (n_pairs, 2) or None, default=None
             Indices of images and captions that belong together. None pairs images and captions at
@@ -338,6 +339,10 @@ class RecallCurveDisplay:
         ValueError
             If a row has no match, k is below 1, or an embedding is not finite.
         """
+        if not isinstance(image_embeddings, SparseRows):
+            image_embeddings, text_embeddings = check_embeddings(
+                image_embeddings=image_embeddings, text_embeddings=text_embeddings
+            )
         n_images, n_texts = len(image_embeddings), len(text_embeddings)
         pairs = np.unique(check_pairs(pairs, n_images, n_texts), axis=0)
         largest = max(n_images, n_texts)

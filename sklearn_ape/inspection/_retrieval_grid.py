@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..utils.validation import check_sequence
+from ..utils.validation import check_integer, check_sequence
 from ._plotting import (
     check_items,
     draw_thumbnail,
@@ -100,8 +100,8 @@ class RetrievalGridDisplay:
         queries : sequence
             Texts. For a retriever, also images.
         images : sequence of images of length n_images or None, default=None
-            Images for an aligner to search. For a retriever, the images that it was fitted on,
-            which are needed if it returns ids or captions instead of images.
+            Images for an aligner to search. For a retriever, the images of its collection, in the
+            order of its ``items_``, which are needed if it returns ids or captions instead.
         k : int, default=5
             Maximum number of images per query.
         X : array-like of shape (n_images, n_features) or None, default=None
@@ -125,8 +125,13 @@ class RetrievalGridDisplay:
             If there are no images for an aligner, or lengths are inconsistent.
         """
         _check_queries(queries)
+        check_integer(k, "k", 1)
         result: Any
         if hasattr(estimator, "search"):
+            n_images = getattr(estimator, "n_samples_fit_", None)
+            if n_images is not None:  # `add` and `remove` change the rows of images
+                images = check_items(images, n_images, "images", "indexed image")
+                captions = check_items(captions, n_images, "captions", "indexed image")
             result = estimator.search(queries, k, modality=modality)
         else:
             if images is None:
@@ -294,6 +299,12 @@ def _mark_relevant(indices: np.ndarray, relevant: Any) -> np.ndarray:
             "indices of images for each query."
         )
     sets = [{entry} if isinstance(entry, int | np.integer) else set(entry) for entry in relevant]
+    invalid = [hit for hits in sets for hit in hits if isinstance(hit, str | bool | np.bool_)]
+    if invalid:
+        raise ValueError(
+            f"relevant must hold row numbers of images, and has {invalid[0]!r}. Pass "
+            "np.flatnonzero(mask) for a mask of the images."
+        )
     return np.array(
         [[int(i) in hits for i in row] for row, hits in zip(indices, sets, strict=True)]
     )

@@ -261,8 +261,7 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
     >>> retrieval_ranks(np.eye(3), np.eye(3), pairs=np.array([[0, 0], [1, 1], [2, 0]]))
     array([0, 0, 2])
     """
-    queries = _check_embeddings(queries, "queries")
-    candidates = _check_embeddings(candidates, "candidates")
+    queries, candidates = check_embeddings(queries=queries, candidates=candidates)
     return compute_both_ranks(queries, candidates, pairs, both=False)[0]
 
 
@@ -392,8 +391,9 @@ def rank_report(
     >>> rank_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1])["image_to_text"]
     {'recall@1': 0.5, 'mean_rank': 2.5, 'median_rank': 2.5, 'mean_reciprocal_rank': 0.625}
     """
-    images = _check_embeddings(image_embeddings, "image_embeddings")
-    texts = _check_embeddings(text_embeddings, "text_embeddings")
+    images, texts = check_embeddings(
+        image_embeddings=image_embeddings, text_embeddings=text_embeddings
+    )
     check_sequence(ks, "ks", "integer")
     report = {}
     both_ranks = compute_both_ranks(images, texts, pairs)
@@ -406,7 +406,20 @@ def rank_report(
     return report
 
 
-def _check_embeddings(embeddings: Any, name: str) -> np.ndarray:
+def check_embeddings(**embeddings: Any) -> list[np.ndarray]:
+    """Return embeddings of one space as floats whose products neither overflow nor underflow."""
+    sides = [_check_side(side, name) for name, side in embeddings.items()]
+    widths = [side.shape[1] for side in sides]
+    if widths[0] != widths[1]:
+        first, second = embeddings
+        raise ValueError(
+            f"{first} has {widths[0]} components, and {second} has {widths[1]}. Pass embeddings "
+            "of one space, not features."
+        )
+    return sides
+
+
+def _check_side(embeddings: Any, name: str) -> np.ndarray:
     """Return embeddings as floats whose products neither overflow nor underflow."""
     rows = as_floats(embeddings, name)
     with np.errstate(invalid="ignore"):

@@ -1,6 +1,8 @@
 """RecallCurveDisplay: recall and the chance level."""
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from sklearn.pipeline import make_pipeline
 
@@ -76,6 +78,14 @@ class TestRecallCurveDisplay:
             _compute_chance(n_positives, n, np.array([1, 4, 9])), np.mean(hits, axis=0), atol=0.02
         )
         assert _compute_chance(n_positives, n, np.array([10, 50])).tolist() == [1, 1]
+
+    @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, np.ndarray.tolist])
+    def test_embeddings_may_be_tables(self, kind):
+        """Columns of a DataFrame, which set_output gives, were taken for its rows."""
+        image, text = np.random.default_rng(0).normal(size=(2, 4, 4))
+        expected = RecallCurveDisplay.from_predictions(image, text).recall
+        recall = RecallCurveDisplay.from_predictions(kind(image), kind(text)).recall
+        assert str(recall) == str(expected)
 
     @pytest.mark.parametrize("ks", [[], [0, 1], [1.5], ["a"]])
     def test_invalid_ks_raise(self, ks):

@@ -82,6 +82,24 @@ class TestRetrievalGridDisplay:
             RetrievalGridDisplay.from_predictions(result, QUERIES, images=images)
         with pytest.raises(ValueError, match="relevant has 2 items for 1 queries"):
             RetrievalGridDisplay.from_predictions(result, ["x"], images=images, relevant=[[], []])
+        for relevant in ([[True, False]], [np.array([True])], ["row 1"]):
+            with pytest.raises(ValueError, match="relevant must hold row numbers of images"):
+                RetrievalGridDisplay.from_predictions(
+                    result, ["x"], images=images, relevant=relevant
+                )
+        for k in (0, -1, 2.5):
+            with pytest.raises(ValueError, match=f"k must be an integer >= 1, not {k}"):
+                RetrievalGridDisplay.from_estimator(model, QUERIES, images, k=k)
+
+    def test_images_must_be_those_of_the_collection(self, model, held_out):
+        """After `remove`, the rows of the images passed to `fit` are those of other images."""
+        images, captions, _ = held_out
+        retriever = CrossModalRetriever(model).fit(images, captions).remove(captions[:1])
+        n_left = retriever.n_samples_fit_
+        with pytest.raises(ValueError, match=f"{len(images)} items for {n_left} indexed images"):
+            RetrievalGridDisplay.from_estimator(retriever, QUERIES, images)
+        with pytest.raises(ValueError, match=f"{len(images)} items for {n_left} indexed images"):
+            RetrievalGridDisplay.from_estimator(retriever, QUERIES, captions=captions)
 
 
 def test_missing_results_have_no_text_and_no_frame(held_out):

@@ -251,6 +251,14 @@ def test_invalid_pairs_raise(pairs, message):
         compute_both_ranks(np.eye(2), np.eye(2), pairs)
 
 
+def test_embeddings_of_different_spaces_raise():
+    message = "has 3 components, and {} has 2. Pass embeddings of one space, not features"
+    with pytest.raises(ValueError, match="queries " + message.format("candidates")):
+        retrieval_ranks(np.eye(3), np.eye(3)[:, :2], [[0, 0], [1, 1], [2, 2]])
+    with pytest.raises(ValueError, match="image_embeddings " + message.format("text_embeddings")):
+        retrieval_report(np.eye(3), np.eye(3)[:, :2], [[0, 0], [1, 1], [2, 2]])
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.uint8, np.int32, list])
 def test_integer_pairs_may_have_any_type(kind):
     pairs = np.array([[0, 1], [1, 0]])
