@@ -304,6 +304,8 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
 
 def _check_mixed_queries(items: list[Any], is_text: list[bool], modality: str) -> None:
     row = is_text.index(False)
+    if is_missing(items[row]):
+        raise ValueError(f"queries has a missing query in row {row}. Leave it out.")
     if modality == "auto":
         raise ValueError(
             f"queries mixes texts (query {is_text.index(True)}) with images (query {row}). Search "

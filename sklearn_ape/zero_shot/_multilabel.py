@@ -396,6 +396,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     def _fit_on_captioned(self, X: Any, captions: Any, progress: FitContext) -> Any:
         """Fit a clone of the aligner on the images that have a caption."""
         captioned = [row for row, caption in enumerate(list(captions)) if len(caption)]
+        if not captioned:
+            raise ValueError(
+                f"Y has no label for any of {len(captions)} images that the aligner would be "
+                "trained on. Pass labels of more images, captions, or a fitted aligner."
+            )
         if len(captioned) < len(captions):
             X, captions = _safe_indexing(X, captioned), _safe_indexing(captions, captioned)
         return self._fit_aligner(X, captions, progress)

@@ -92,6 +92,8 @@ class TestResolveQueries:
             (None, "auto", "must be a sequence"),
             ({"a cat"}, "auto", "must be a sequence"),
             (["a cat", "  "], "auto", "an empty text in row 1"),
+            (["a cat", None], "auto", r"queries has a missing query in row 1"),
+            (["a cat", float("nan")], "text", r"queries has a missing query in row 1"),
             (["a cat", Path("b.png")], "auto", r"mixes texts \(query 0\) with images \(query 1"),
             (["a cat", 3], "text", "an object of type int in row 1"),
             (["a cat"], "sound", "modality must be one of auto, image, text"),

@@ -225,6 +225,11 @@ class TestThresholdsOfLabels:
         with pytest.warns(UserWarning, match="Y has no label for any image"):
             fitted.fit_thresholds(numbered.X, np.zeros((160, 4)))
 
+    def test_unfitted_aligner_needs_images_with_labels(self, text_encoder):
+        new = MultiLabelZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
+        with pytest.raises(ValueError, match="Y has no label for any of 4 images"):
+            new.fit(np.eye(6), np.zeros((6, len(LABELS))))
+
     def test_labels_without_threshold_raise_with_their_names(self, fitted, numbered, tmp_path):
         fitted.set_params(labels={**numbered.labels, 7: "a car", 8: "the sun"})
         for method in (
