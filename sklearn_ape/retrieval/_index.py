@@ -280,11 +280,9 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     """Return queries in the form that an aligner takes, and whether they are texts."""
     check_choice(modality, "modality", MODALITIES)
     check_sequence(queries, "queries", "query", "texts, of images or of features")
-    # Iterating over a polars table would yield its columns.
-    if hasattr(queries, "columns") and not hasattr(queries, "iloc"):
-        queries = queries.to_numpy()
     kind = getattr(getattr(queries, "dtype", None), "kind", "")
-    are_features = is_table(queries) or kind in set("fiub")
+    # Tables of polars and pyarrow keep their columns, whose names the aligner checks.
+    are_features = is_table(queries) or hasattr(queries, "columns") or kind in set("fiub")
     items: Any = queries if are_features else to_list(queries)
     n_queries = items.shape[0] if are_features else len(items)
     if not n_queries:

@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
-from sklearn_ape import CrossModalRetriever
+from sklearn_ape import CCAAligner, CrossModalRetriever
 from sklearn_ape.retrieval._index import find_nearest, make_index, resolve_queries
 
 LEAST_RECALL = 0.97
@@ -125,6 +128,21 @@ class TestQueries:
             retriever.search(["a bird"], k=k)
         with pytest.raises(ValueError, match="n_neighbors must be an integer from 1"):
             retriever.kneighbors([Path("x.png")], n_neighbors=k)
+
+    @pytest.mark.parametrize("from_pandas", [pd.DataFrame, pl.from_pandas, pa.Table.from_pandas])
+    def test_tables_must_have_the_columns_of_the_fit(self, concepts, from_pandas):
+        """Tables of polars lost the names of their columns, whose order was not checked."""
+        image, text = pd.DataFrame(concepts.image), pd.DataFrame(concepts.text)
+        for side in (image, text):
+            side.columns = [f"feature{number}" for number in side.columns]
+        aligner = CCAAligner().fit(from_pandas(image), from_pandas(text))
+        retriever = CrossModalRetriever(aligner).fit(from_pandas(image))
+        for table, modality in ((image, "image"), (text, "text")):
+            found = retriever.search(from_pandas(table[:3]), k=2, modality=modality).indices
+            by_name = retriever.search(table[:3], k=2, modality=modality).indices
+            np.testing.assert_array_equal(found, by_name)
+            with pytest.raises(ValueError, match="in the same order"):
+                retriever.search(from_pandas(table.iloc[:3, ::-1]), modality=modality)
 
     def test_texts_for_an_aligner_of_features_raise(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
