@@ -297,6 +297,7 @@ def _list_classes(labels: Any) -> list[Any]:
 def _check_collection(labels: Any) -> None:
     """Raise ValueError unless a ``labels`` parameter is a sequence or a mapping."""
     is_single = isinstance(labels, str | bytes | bytearray | memoryview)
+    is_single |= getattr(labels, "ndim", 1) == 0
     if is_single or not isinstance(labels, Iterable):
         raise ValueError(
             f"labels must be a sequence of names or a mapping, not {labels!r}. Pass a list, such "

@@ -355,6 +355,11 @@ def drop_noisy(
     >>> drop_noisy(quality, min_score=0.5), drop_noisy(quality, share=0.25)
     (array([0, 2]), array([0, 2, 3]))
     """
+    if not isinstance(quality, PairQuality):
+        raise ValueError(
+            f"quality must be the output of pair_quality, not {type(quality).__name__}. Pass all "
+            "of it, not only its score."
+        )
     check_number(min_score, "min_score", 0, 1, closed="both", optional=True)
     check_number(share, "share", 0, 1, closed="both", optional=True)
     if (min_score is None) == (share is None):

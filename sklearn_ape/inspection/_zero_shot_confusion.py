@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
-from ..utils.validation import as_labels
+from ..utils.validation import as_labels, check_integer
 from ._plotting import (
     OTHERS,
     check_items,
@@ -164,8 +164,7 @@ class ZeroShotConfusionDisplay:
         check_consistent_length(truth, predicted)
         if not truth:
             raise ValueError("y_true is empty. Pass at least one label.")
-        if max_classes < 2:
-            raise ValueError(f"max_classes must be at least 2, not {max_classes!r}.")
+        check_integer(max_classes, "max_classes", 2)
         sample_images = check_items(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
         classes = _sort_labels({*truth, *predicted} - {unknown_label})

@@ -268,7 +268,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         """
         collection = self._check_ready()
         k = _check_k(k, "k", collection)
-        if min_score != "auto":
+        if not isinstance(min_score, str) or min_score != "auto":
             check_number(min_score, "min_score, if not 'auto',", -np.inf, optional=True)
         is_candidate = resolve_mask(where, collection)
         embeddings, are_texts = self._embed_queries(queries, modality, collection)

@@ -238,6 +238,8 @@ def test_drop_noisy_keeps_pairs_with_high_scores(concepts):
             drop_noisy(quality, **parameters)
     with pytest.raises(ValueError, match=r"share must be None or a number in \[0, 1\], not 20"):
         drop_noisy(quality, share=20)
+    with pytest.raises(ValueError, match="quality must be the output of pair_quality"):
+        drop_noisy(quality.score, share=0.1)
 
 
 def test_invalid_parameters_of_quality_raise(concepts):

@@ -78,7 +78,8 @@ class TestZeroShotConfusionDisplay:
             ((["a"], ["a", "b"]), "inconsistent"),
             (([], []), "y_true is empty"),
             ((["a"], ["a"], {"images": []}), "images has 0 items for 1 samples"),
-            ((["a"], ["a"], {"max_classes": 1}), "max_classes must be at least 2"),
+            ((["a"], ["a"], {"max_classes": 1}), "max_classes must be an integer >= 2, not 1"),
+            ((["a"], ["a"], {"max_classes": np.nan}), "max_classes must be an integer >= 2"),
         ],
     )
     def test_invalid_input_raises(self, arguments, message):

@@ -217,7 +217,7 @@ class TestMinScore:
         assert result.items[0][0] == "pizza"
         assert len(result.items[0]) >= len(result.items[1])
 
-    @pytest.mark.parametrize("min_score", ["high", np.nan, True])
+    @pytest.mark.parametrize("min_score", ["high", np.nan, True, np.ones(2), pd.NA])
     def test_invalid_score_raises(self, min_score):
         retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
         with pytest.raises(ValueError, match="min_score, if not 'auto', must be None or a number"):

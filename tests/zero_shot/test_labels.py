@@ -212,7 +212,7 @@ def test_name_with_placeholder_is_template_of_its_class():
     assert captions == [["this is dog"], ["a cat on a mat"], ["this is dog"]]
 
 
-@pytest.mark.parametrize("labels", ["cat", b"cat", bytearray(b"cat")])
+@pytest.mark.parametrize("labels", ["cat", b"cat", bytearray(b"cat"), np.array("cat")])
 def test_single_name_raises(labels):
     """The bytes of b"cat" would be the labels 99, 97 and 116."""
     with pytest.raises(ValueError, match="labels must be a sequence of names"):
