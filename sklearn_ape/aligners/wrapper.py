@@ -190,6 +190,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         return params
 
     def _get_state(self) -> dict[str, Any]:
+        self._check_current()
         aligner: Any = None
         if hasattr(self, "aligner_"):
             aligner = _SAME_AS_PARAMETER if self._uses_parameter() else self.aligner_

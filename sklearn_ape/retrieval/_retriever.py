@@ -428,7 +428,6 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
             )
 
     def _get_state(self) -> dict[str, Any]:
-        self._check_current()
         fingerprint = getattr(unwrap_aligner(self.aligner_), "fingerprint_", None)
         own_state = {"has_y": self._has_y, "fingerprint": fingerprint}
         return {**super()._get_state(), **self._collection.get_state(), **own_state}

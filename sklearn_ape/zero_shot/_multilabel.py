@@ -71,7 +71,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     standardize : bool or collection of images or features, default=True
         Whether cosines are standardized by the cosines of a bank of images and captions; see
         `ZeroShotClassifier`. Thresholds that are not fitted also come from these images; pass
-        some of the images to label, if possible.
+        some of the images to label, if possible. Call `fit` again if it was set after `fit`.
 
     Attributes
     ----------
@@ -123,6 +123,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     """
 
     _shown_properties = ("labels_", "thresholds_")
+    # Fitted thresholds are of cosines that are standardized by the same images.
+    _fit_only = ("aligner", "standardize")
     _purpose = "Says all the labels that hold for an image, by its cosine with the labels' names."
 
     def __init__(
@@ -420,10 +422,6 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     def _set_thresholds(self, thresholds: np.ndarray) -> None:
         self._prompts_of_thresholds = self._make_prompts()
         self._thresholds = dict(zip(self._list_labels(), thresholds.tolist(), strict=True))
-        self._thresholds_are_standardized = self._standardizes()
-
-    def _standardizes(self) -> bool:
-        return not isinstance(self.standardize, bool | np.bool_) or bool(self.standardize)
 
     def _get_thresholds(self) -> np.ndarray | None:
         """Return the fitted thresholds in the order of the labels, or None before `fit`."""
@@ -444,12 +442,6 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             raise ValueError(
                 f"labels or templates give {format_list(changed)} other texts than those for "
                 "which thresholds were fitted. Call fit or fit_thresholds again."
-            )
-        if self._standardizes() != self._thresholds_are_standardized:
-            raise ValueError(
-                f"standardize is {self._standardizes()}, and thresholds were fitted with "
-                f"standardize={self._thresholds_are_standardized}, which gives cosines of another "
-                "scale. Call fit or fit_thresholds again after changing standardize."
             )
         return np.array([self._thresholds[label] for label in labels])
 

@@ -21,6 +21,7 @@ from sklearn_ape import (
     ASIFAligner,
     CCAAligner,
     CrossModalRetriever,
+    FewShotClassifier,
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
     load_pretrained,
@@ -92,6 +93,18 @@ def test_changed_aligner_raises_until_the_next_fit(
     retriever.fit(concepts.image)
     fresh = CrossModalRetriever(pipeline).fit(concepts.image)
     np.testing.assert_array_equal(retriever.search(image).indices, fresh.search(image).indices)
+
+
+@pytest.mark.parametrize("cls", [ZeroShotClassifier, FewShotClassifier])
+def test_classifier_is_not_saved_with_another_aligner(cls, concepts, tmp_path):
+    """The loaded model predicted with the new aligner and what was learned with the old one."""
+    aligner = CCAAligner(text_encoder=HashingVectorizer(n_features=8, analyzer="char"))
+    captions = [f"caption {number % 7}" for number in range(60)]
+    aligner.fit(concepts.image[:60], captions)
+    classifier = cls(["a", "b"], aligner=aligner).fit(concepts.image[:4], ["a", "b", "a", "b"])
+    aligner.fit(concepts.image[60:120], captions)
+    with pytest.raises(ValueError, match="aligner was changed since"):
+        classifier.save_pretrained(tmp_path / "model")
 
 
 def test_restoring_a_parameter_makes_the_retriever_current(retriever, concepts):
