@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,9 +48,10 @@ Aligner = Annotated[
     ),
 ]
 Labels = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="Label names, separated by commas. Quote a name with a comma: 'cat,\"salt, pepper\"'."
+        help="Label names, separated by commas. Quote a name with a comma: 'cat,\"salt, "
+        "pepper\"'. Can be repeated."
     ),
 ]
 LabelsFile = Annotated[
@@ -201,13 +202,16 @@ def read_lines(file: Path) -> list[str]:
 
 
 def parse_labels(
-    labels: str | None, labels_file: Path | None, required: bool = False, least: int = 2
+    labels: Sequence[str] | None,
+    labels_file: Path | None,
+    required: bool = False,
+    least: int = 2,
 ) -> Any:
     """Return at least `least` names of --labels or --labels-file; None if neither is set."""
-    if labels is not None and labels_file is not None:
+    if labels and labels_file is not None:
         raise typer.BadParameter("--labels and --labels-file are both set. Use one of them.")
-    if labels is not None:
-        names: Any = _split_labels(labels)
+    if labels:
+        names: Any = [name for part in labels for name in _split_labels(part)]
     elif labels_file is not None:
         names = _read_labels(labels_file)
     elif required:
@@ -237,7 +241,8 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
     if names is None:
         if len(classes) < 2:
             raise ValueError(
-                f"All images have the label {classes[0]!r}. Add subfolders, or set --labels with "
+                f"All images have the label {classes[0]!r}. If this is a folder with a subfolder "
+                "per label, pass it. Otherwise add images of other classes, or set --labels with "
                 "the names of other classes."
             )
         if all(map(_is_number, classes)):
@@ -309,9 +314,10 @@ def _split_labels(labels: str) -> list[str]:
 
 def _read_labels(file: Path) -> Any:
     suffix = file.suffix.lower()
-    if suffix in (".csv", ".tsv", ".parquet", ".xlsx"):
+    if suffix in (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl", ".yaml", ".yml"):
         raise typer.BadParameter(
-            f"{str(file)!r} is a table. Write one name per line in a .txt file, or a .json file.",
+            f"{str(file)!r} is a {suffix} file. Write one name per line in a .txt file, or a "
+            ".json file.",
             param_hint="--labels-file",
         )
     if suffix != ".json":
@@ -338,8 +344,8 @@ def load_data(
     """
     from ..datasets import load_image_folder, load_pairs
 
-    path = data.expanduser()
-    without_captions = captions.lower() == "none"
+    path, captions = data.expanduser(), captions.lower()
+    without_captions = captions == "none"
     if path.is_file():
         if without_captions and columns.get("caption", "caption") == "caption":
             columns["caption"] = None

@@ -32,6 +32,7 @@ from ..features import DiskFeatureCache
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
 from ..utils.files import check_writable
+from ..utils.validation import format_list
 from ._inputs import DEFAULT_TEMPLATES
 from ._output import Table, note_on_interrupt, print_message
 
@@ -321,37 +322,55 @@ def split_rows(
     test_size: float,
     random_state: int,
     classes: Sequence[str] | None = None,
+    quiet: bool = False,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return rows for training and rows for testing; None if there are too few.
+    """Return rows for training and rows for testing; None, with a message, if there are too few.
 
-    The parts have no image in common, and no caption unless `classes` stratify the split.
+    The parts have no image in common, and no caption unless `classes` stratify the split. Then
+    each image occurs once in the rows for testing.
     """
     if not test_size:
         return None
     images = np.unique(features, axis=0, return_inverse=True)[1].ravel()
     if classes is not None:
-        return _split_stratified(images, np.asarray(classes), test_size, random_state)
+        return _split_stratified(images, np.asarray(classes), test_size, random_state, quiet)
     texts, rows = flatten_captions(captions)
     text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
     pairs = np.column_stack([images[rows], text_ids])
     split = split_pairs(pairs, test_size, check_random_state(random_state))
     if split.valid is None:
+        print_message(
+            "Not evaluated: at least 50 pairs with distinct images and captions are needed for a "
+            "held-out test.",
+            quiet,
+        )
         return None
     return np.unique(rows[split.train]), np.unique(rows[split.valid])
 
 
 def _split_stratified(
-    images: np.ndarray, classes: np.ndarray, test_size: float, random_state: int
+    images: np.ndarray, classes: np.ndarray, test_size: float, random_state: int, quiet: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
     first = np.unique(images, return_index=True)[1]  # duplicates go to the same part
-    counts = np.unique(classes[first], return_counts=True)[1]
+    labels, counts = np.unique(classes[first], return_counts=True)
     n_test = round(test_size * len(first))
-    if counts.min() < 2 or min(n_test, len(first) - n_test) < max(_MIN_TEST_SIZE, len(counts)):
+    if counts.min() < 2:
+        rare = format_list(labels[counts < 2].tolist())
+        print_message(f"Not evaluated: there is only one image of {rare}. Add images.", quiet)
+        return None
+    needed = max(_MIN_TEST_SIZE, len(labels))
+    if min(n_test, len(first) - n_test) < needed:
+        print_message(
+            f"Not evaluated: --test-size {test_size:g} splits {len(first)} images into "
+            f"{len(first) - n_test} and {n_test}, and both parts need at least {needed}. Add "
+            "images, or change --test-size.",
+            quiet,
+        )
         return None
     splitter = StratifiedShuffleSplit(1, test_size=n_test, random_state=random_state)
     _, test = next(splitter.split(first, classes[first]))
     is_test = np.isin(images, images[first[test]])
-    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    return np.flatnonzero(~is_test), np.sort(first[test])
 
 
 class Score(NamedTuple):
@@ -367,7 +386,14 @@ class Score(NamedTuple):
 
 def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
     """Return recall@k in both directions; `inputs` are the images or their features."""
-    ranks = aligner.retrieval_ranks(inputs, captions, groups=group_images(images))
+    groups = group_images(images)
+    n = min(len(set(flatten_captions(captions)[0])), len(set(groups.tolist())))
+    if n <= max(_RECALL_KS):
+        print_message(
+            f"sklearn-ape: Warning: There are only {n} distinct captions or images, so that "
+            f"recall@k is 1 for every aligner from k={n} on. Evaluate on more pairs."
+        )
+    ranks = aligner.retrieval_ranks(inputs, captions, groups=groups)
     return [
         make_score(f"recall@{k}", name, ranks[direction] < k)
         for direction, name in _DIRECTIONS.items()

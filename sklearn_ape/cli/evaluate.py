@@ -60,6 +60,7 @@ def evaluate(
     labels_true = bunch.get("labels")
 
     from ..aligners.wrapper import unwrap
+    from ..encoders.items import group_images
     from ..prompts import is_hierarchy
     from ..zero_shot import ZeroShotClassifier
     from . import _models
@@ -85,14 +86,17 @@ def evaluate(
     inputs = images if preprocessing is None else preprocessing.transform(images)
     n_fitted = _count_fitted(inner, inputs, classifier, images)
     scores: list[_models.Score] = []
-    y_true = y_pred = texts = None
+    labelled = y_true = y_pred = texts = None
     if labels_true is not None:
-        y_true = [str(labels_true[row]) for row in rows]
+        # A table has one row per caption. In the accuracy, an image counts once per label.
+        pairs = zip(group_images(images), (str(labels_true[row]) for row in rows), strict=True)
+        image_by_pair = dict(zip(pairs, images, strict=True))
+        y_true, labelled = [label for _, label in image_by_pair], list(image_by_pair.values())
         if classifier is None:
             classifier = ZeroShotClassifier(names, aligner=model, templates=templates)
-        y_pred = _resolve_groups(classifier.labels, y_true, classifier.predict(images))
+        y_pred = _resolve_groups(classifier.labels, y_true, classifier.predict(labelled))
         scores += _models.score_accuracy(y_true, y_pred)
-        scores += _score_levels(classifier, images, y_true)
+        scores += _score_levels(classifier, labelled, y_true)
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in rows]
         scores += _models.score_recall(inner, inputs, texts, images)
@@ -107,7 +111,7 @@ def evaluate(
         _write_report(output, facts, scores)
         print_message(f"Wrote the report to {str(output)!r}.", quiet)
     if figure is not None:
-        _draw(figure, inner, inputs, images, y_true, y_pred, texts)
+        _draw(figure, inner, inputs, images, labelled, y_true, y_pred, texts)
         print_message(f"Wrote the figure to {str(figure)!r}.", quiet)
     if n_fitted:
         print_message(
@@ -121,8 +125,9 @@ def evaluate(
 def _check_has_truth(bunch: Any, data: Path) -> None:
     if bunch.get("labels") is None and bunch.captions is None:
         raise ValueError(
-            f"{str(data)!r} has neither labels nor captions to evaluate with. Put the images in "
-            "subfolders named by their labels, or write captions (photo.txt next to photo.jpg)."
+            f"{str(data)!r} has neither labels nor captions to evaluate with. Put every image "
+            "in a subfolder named by its label, or write captions (photo.txt next to photo.jpg). "
+            "For a table, set --label to its column of labels."
         )
 
 
@@ -216,6 +221,7 @@ def _draw(
     aligner: Any,
     inputs: Any,
     images: Sequence[Any],
+    labelled: Sequence[Any] | None,
     y_true: Sequence[str] | None,
     y_pred: Sequence[str] | None,
     texts: Sequence[Any] | None,
@@ -229,7 +235,7 @@ def _draw(
     canvas = Figure(figsize=(7 * n_panels, 6), layout="constrained")
     panels = canvas.subplots(1, n_panels, squeeze=False)[0]
     if y_true is not None:
-        ZeroShotConfusionDisplay.from_predictions(y_true, y_pred, images=images, ax=panels[0])
+        ZeroShotConfusionDisplay.from_predictions(y_true, y_pred, images=labelled, ax=panels[0])
     if texts is not None:
         groups = group_images(images)
         RecallCurveDisplay.from_estimator(aligner, inputs, texts, groups=groups, ax=panels[-1])

@@ -22,6 +22,8 @@ _METHODS_WITH_OPTION = {
     "--image-encoder": ("ape", *_CLOSED_FORM, "lit"),
     "--text-encoder": ("ape", *_CLOSED_FORM, "lit"),
 }
+# With fewer, the starter model is more accurate; see docs/own_images.md.
+_FEW_CAPTIONED = 1000
 _IMAGE_ENCODER, _TEXT_ENCODER = "efficientnet_lite0", "all-MiniLM-L6-v2"
 
 
@@ -158,7 +160,7 @@ def _check_options(method: str, options: list[str]) -> None:
 def _check_has_labels(bunch: Any, data: Path) -> None:
     if "labels" not in bunch:
         raise ValueError(
-            f"{str(data)!r} has no labels. Put the images in subfolders named by their labels, or "
+            f"{str(data)!r} has no labels. Put every image in a subfolder named by its label, or "
             "pass a table and --label with its column of labels."
         )
 
@@ -238,6 +240,13 @@ def _fit_aligner(
     from ._models import encode_images, score_accuracy, score_recall, split_rows
 
     encoded = encode_images(aligner.image_encoder, bunch.images, options)
+    if not bunch.from_labels and len(bunch.images) < _FEW_CAPTIONED:
+        print_message(
+            f"{len(bunch.images):,} images with captions are few for a new aligner, and the "
+            "starter model is probably more accurate. Compare both with 'sklearn-ape evaluate' on "
+            "other images, or extend the starter model in Python: APEAligner(init='starter').",
+            options.quiet,
+        )
     rows = encoded.readable_rows
     images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = None
@@ -245,13 +254,9 @@ def _fit_aligner(
         # Without names, the captions that are made of the labels are the classes.
         classes = texts if names is None else [str(bunch.labels[row]) for row in rows]
     features = encoded.features[rows]
-    split = split_rows(features, texts, evaluation.test_size, evaluation.random_state, classes)
-    if split is None and evaluation.test_size:
-        print_message(
-            "Not evaluated: at least 50 pairs with distinct images and captions are needed for a "
-            "held-out test.",
-            options.quiet,
-        )
+    split = split_rows(
+        features, texts, evaluation.test_size, evaluation.random_state, classes, options.quiet
+    )
     # The features of all readable images are cached now.
     aligner.image_encoder.set_params(on_error="raise", verbose=0)
 
@@ -278,9 +283,9 @@ def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> 
     if bunch.from_labels:
         if "labels" not in bunch:
             raise ValueError(
-                f"{str(data)!r} has no captions. Write photo.txt next to photo.jpg, put the "
-                "images in subfolders whose names describe them, or set --captions filename if "
-                "the file names describe them."
+                f"{str(data)!r} has no captions. Write photo.txt next to photo.jpg, put every "
+                "image in a subfolder whose name describes it, or set --captions filename if "
+                "the file names describe the images."
             )
         bunch.captions = [name_label(label) for label in bunch.labels]
         if names is not None:
@@ -327,13 +332,9 @@ def _fit_few_shot(
     images, y = [bunch.images[row] for row in rows], [y[row] for row in rows]
     features = encoded.features[rows]
     encoder.set_params(verbose=0)  # the features of all readable images are cached now
-    split = split_rows(features, y, evaluation.test_size, evaluation.random_state, classes=y)
-    if split is None and evaluation.test_size:
-        print_message(
-            "Not evaluated: at least 10 held-out images are needed, as many as there are classes, "
-            "and 2 images of each class. Add images, or increase --test-size.",
-            options.quiet,
-        )
+    split = split_rows(
+        features, y, evaluation.test_size, evaluation.random_state, y, options.quiet
+    )
     classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
 
     def score(train: Any, test: Any) -> list[Any]:

@@ -330,8 +330,8 @@ def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
             f"{str(folder)!r}: {format_list(unknown)}. "
             + (
                 describe_similar_file(str(folder / unknown[0]))
-                or "Check the column 'file_name', or pass extensions=... if the images have "
-                "unusual extensions."
+                or "Write names that are relative to this folder in the column 'file_name', or "
+                "pass extensions=... if the images have unusual extensions."
             )
         )
     missing = [name.as_posix() for name, texts in captions.items() if not texts]

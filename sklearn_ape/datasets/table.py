@@ -145,6 +145,8 @@ def get_column(
         hint += " Rename one of its columns."
     else:
         hint += f" Pass the name of a column as {parameter}, or --{parameter} in a command."
+        if parameter == "caption":
+            hint += " Labels need no captions: pass their column as label, or --label."
     raise ValueError(
         f"{where} has no column {' or '.join(map(repr, candidates))}. Its columns are "
         f"{', '.join(map(repr, table))}.{hint}"

@@ -61,6 +61,20 @@ class TestScores:
         table_rows = rows("evaluate", small_folder / "pairs.csv", "--label", "kind")
         assert {row["measure"] for row in table_rows} >= {"accuracy", "recall@1"}
 
+    def test_image_of_several_rows_counts_once_in_the_accuracy(self, small_folder, run, rows):
+        """Its captions are several rows, which would make the confidence interval too narrow."""
+        lines = [f"{path},a,{path.parent.name}" for path in sorted(small_folder.rglob("*.png"))]
+        table = small_folder / "pairs.csv"
+        for n in (1, 5):
+            table.write_text("\n".join(["image,caption,label", *n * lines]))
+            table_rows = rows("evaluate", table, "--label", "label", "--captions", "none")
+            assert [row["n"] for row in table_rows] == ["12", "4", "4", "4"]
+
+    def test_few_distinct_captions_warn(self, small_folder, run):
+        result = run("evaluate", small_folder, "--captions", "folder")
+        message = "only 3 distinct captions or images, so that recall@k is 1"
+        assert message in " ".join(result.stderr.split())
+
     def test_labels_that_are_numbers_warn(self, small_folder, run, tmp_path):
         """Their digits say nothing about the images."""
         for code, folder in enumerate(("animal", "food", "travel")):
@@ -115,6 +129,11 @@ class TestErrors:
             shutil.move(image, small_folder)
         result = run("evaluate", small_folder, code=1)
         assert "neither labels nor captions" in result.stderr
+
+    def test_table_of_labels_without_label_option_raises(self, small_folder, run):
+        (small_folder / "labels.csv").write_text("image,label\na.png,cat\n")
+        result = run("evaluate", small_folder / "labels.csv", code=1)
+        assert "pass their column as label, or --label" in result.stderr
 
     def test_missing_labels_raise(self, small_folder, run):
         result = run("evaluate", small_folder, "--labels", "animal,food", code=1)

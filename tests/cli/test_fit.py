@@ -185,6 +185,23 @@ class TestFewShot:
         options = ("--label", "label", "--method", "kernel", "--test-size", "0")
         result = run("fit", table, "-o", tmp_path / "model", *options)
         assert "Column 'label' is not used. Set --method few-shot" in result.stderr
+        assert "images with captions are few for a new aligner, and" in result.stderr
+
+    @pytest.mark.parametrize("method", ["few-shot", "kernel"])
+    def test_reason_is_named_if_no_images_are_held_out(self, small_folder, run, tmp_path, method):
+        fit = ("fit", small_folder, "-o", tmp_path / "model", "--method", method)
+        result = run(*fit)
+        assert "--test-size 0.2 splits 12 images into 10 and 2, and both" in result.stderr
+        for image in sorted((small_folder / "food").iterdir())[1:]:
+            image.unlink()
+        assert "Not evaluated: there is only one image of 'food'." in run(*fit).stderr
+
+    def test_held_out_image_of_several_rows_counts_once(self, photos, rows, tmp_path):
+        lines = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+        table = tmp_path / "labels.csv"
+        table.write_text("\n".join(["image,label", *lines, *lines]), encoding="utf-8")
+        table_rows = rows("fit", table, "--label", "label", "-o", tmp_path / "model")
+        assert {row["n"] for row in table_rows} == {"12"}
 
     def test_table_of_labels_without_captions(self, photos, run, tmp_path):
         """Such as a corrected table of `classify`."""

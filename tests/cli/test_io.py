@@ -102,7 +102,10 @@ class TestParseLabels:
         ],
     )
     def test_names_in_option(self, text, names):
-        assert parse_labels(text, None) == names
+        assert parse_labels([text], None) == names
+
+    def test_names_in_repeated_options(self):
+        assert parse_labels(["cat,dog", "bird"], None) == ["cat", "dog", "bird"]
 
     def test_names_in_files(self, tmp_path):
         lines, table = tmp_path / "labels.txt", tmp_path / "labels.json"
@@ -121,14 +124,15 @@ class TestParseLabels:
     )
     def test_useless_labels_raise(self, text, error, message):
         with pytest.raises(error, match=message):
-            parse_labels(text, None)
+            parse_labels([text], None)
 
-    def test_table_raises(self, tmp_path):
-        """Its lines would become labels."""
-        table = tmp_path / "names.csv"
-        table.write_text("path,label\na.jpg,cat\n")
-        with pytest.raises(typer.BadParameter, match="is a table"):
-            parse_labels(None, table)
+    @pytest.mark.parametrize("suffix", [".csv", ".yaml"])
+    def test_files_of_other_formats_raise(self, tmp_path, suffix):
+        """Their lines would become labels."""
+        file = tmp_path / f"names{suffix}"
+        file.write_text("path,label\na.jpg,cat\n")
+        with pytest.raises(typer.BadParameter, match=f"is a {suffix} file"):
+            parse_labels(None, file)
 
     def test_invalid_json_raises(self, tmp_path):
         (tmp_path / "labels.json").write_text("{cat}")
@@ -151,11 +155,11 @@ class TestParseLabels:
 
     def test_too_long_names_raise(self):
         with pytest.raises(typer.BadParameter, match="cannot be parsed"):
-            parse_labels("cat," + "d" * 200_000, None)
+            parse_labels(["cat," + "d" * 200_000], None)
 
     def test_both_options_raise(self, tmp_path):
         with pytest.raises(typer.BadParameter, match="both set"):
-            parse_labels("cat,dog", tmp_path)
+            parse_labels(["cat,dog"], tmp_path)
 
 
 class TestLoadData:
