@@ -35,7 +35,7 @@ from ._closed_form import (
 from ._head_training import HeadTraining
 from ._kernel_maps import choose_smoothness, make_kernel_maps
 from ._kernel_ridge import count_default_anchors
-from ._tuning import correct, train_correction
+from ._tuning import BlendTraining, correct, train_correction
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun
@@ -69,6 +69,10 @@ class HeadConfig(NamedTuple):
     def whiten(self, data: PairDataset) -> WhitenedMap:
         """Return the whitening of images by which a closed form maps them."""
         return whiten_images(data, WHITENING, self.n_components)
+
+    def make_text_head(self, data: PairDataset, image_map: WhitenedMap) -> Head:
+        """Return a head that maps texts into the space of whitened images."""
+        return make_head(self.head, data.text.shape[1], image_map.n_out, **self.shape)
 
 
 def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:
@@ -265,9 +269,11 @@ def train_blend(
         closed_form = make_closed_form(solve(data, full_map), run.ranks)
         if is_untested:
             return closed_form, scale, TrainingResult([], 0, 0)
-        training = _make_text_training(heads, full_map, data, run)
+        text_head = heads.make_text_head(data, full_map)
+        module = TwoTower(ClosedFormHead(full_map), text_head)
+        training = HeadTraining(module, data, run)
         result = _train_text_head(training, closed_form, ValidationRecall(None), run)
-        return _make_blend(closed_form, training.module.text_head, _DEFAULT_WEIGHT), scale, result
+        return _make_blend(closed_form, text_head, _DEFAULT_WEIGHT), scale, result
 
     image_map = full_map if has_stable_whitening(data) else heads.whiten(train)
     items = valid.expand_items()
@@ -275,22 +281,23 @@ def train_blend(
     correction = train_correction(maps, train, run)
     n_valid = len(valid.pairs)
     closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, n_valid, run)
-    del maps  # frees the predictions for the training texts
     is_tuned = "untuned_recall" in closed_form_row
     baseline = closed_form_row["valid_recall"]
     min_recall = _compute_min_recall(baseline, n_valid)
-    training = _make_text_training(heads, image_map, train, run)
-    recall_callback = BlendRecall(training.make_inputs(items), text, baseline, min_recall)
+    text_head = heads.make_text_head(data, image_map)
+    training = BlendTraining(maps, correction if is_tuned else None, text_head, train, run)
+    recall_callback = BlendRecall(training.make_head_inputs(items), text, baseline, min_recall)
     result = _train_text_head(training, closed_form, recall_callback, run)
+    del maps, training, recall_callback  # frees the predictions for the training texts
     result = _add_closed_form(result, closed_form_row, baseline)
     weight = result.history[result.best_epoch]["blend_weight"]
     # The head is on the device of the training.
-    blend = _make_blend(closed_form, training.module.text_head, weight).to("cpu").eval()
+    blend = _make_blend(closed_form, text_head, weight).to("cpu").eval()
     scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
     if config.refit and weight < 1:
         maps = solve(data, image_map if weight > 0 or is_tuned else full_map)
         closed_form = make_closed_form(correct(maps, correction) if is_tuned else maps, run.ranks)
-    return _make_blend(closed_form, training.module.text_head, weight), scale, result
+    return _make_blend(closed_form, text_head, weight), scale, result
 
 
 def _choose_tuning(
@@ -310,14 +317,6 @@ def _choose_tuning(
         row = {"valid_recall": tuned, "blend_weight": 0.0, "untuned_recall": untuned}
         return modules[1], embeddings[1][1], row
     return modules[0], embeddings[0][1], {"valid_recall": untuned, "blend_weight": 0.0}
-
-
-def _make_text_training(
-    heads: HeadConfig, image_map: WhitenedMap, data: PairDataset, run: TrainingRun
-) -> HeadTraining:
-    """Return the training of a text head against whitened images."""
-    text_head = make_head(heads.head, data.text.shape[1], image_map.n_out, **heads.shape)
-    return HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, run)
 
 
 def _train_text_head(

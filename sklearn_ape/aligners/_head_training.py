@@ -46,9 +46,7 @@ class HeadTraining:
         dataset = self.make_inputs(self.data).to(self.config.device)
         is_low_precision = self._choose_dtype() == "bfloat16"
         make_module = MixedPrecisionTower if is_low_precision else TwoTower
-        module = make_module(
-            *(ResidualInputHead(h) if isinstance(h, ClosedFormHead) else h for h in self.heads)
-        )
+        module = make_module(*self.make_trained_heads())
         callbacks = [*make_standard_callbacks(self.config, len(dataset)), *callbacks]
         net = make_net(self.config, module, self.seed, callbacks, self.ranks, max_epochs=n_epochs)
         if self.ranks is None:
@@ -59,6 +57,13 @@ class HeadTraining:
             net.fit(dataset, y=None)
         self.ranks.broadcast_weights(self.module)
         return net
+
+    def make_trained_heads(self) -> list[Head]:
+        """Return the heads of the trained module, which share the weights of `heads`."""
+        return [
+            ResidualInputHead(head) if isinstance(head, ClosedFormHead) else head
+            for head in self.heads
+        ]
 
     def make_inputs(self, data: PairDataset) -> PairDataset:
         """Return pairs with the inputs of the trained module, which include the base's output."""

@@ -62,10 +62,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
         pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
         **Head.** Solution that the head is combined with. ``"auto"`` trains a linear map of the
-        texts of `KernelAligner`, and a head against whitened images, which it blends with the
-        solution. The map, and then the blend or the head alone, are used if the recall on
-        held-out pairs is better by a standard error. Of the blends that are better than both parts
-        and within 2 % of the best, that with a share of the head nearest to 0.4 is used.
+        texts of `KernelAligner`, and then a head as a part of its blend with the solution. The
+        map, and then the blend or the head alone, are used if the recall on held-out pairs is
+        better by a standard error. Of the blends that are better than both parts and within 2 %
+        of the best, that with a share of the head nearest to 0.4 is used.
         ``"kernel"`` and ``"linear"`` (a ridge regression) train a correction of the solution,
         which is used under the same condition. None trains plain heads, as in the paper.
         ``"starter"`` (the model of `load_starter`) and a fitted aligner are extended by the pairs
@@ -179,7 +179,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
         ``init="auto"`` also ``blend_weight``, the share of the head in the blend whose recall is
         ``valid_recall``, or 0 if no blend exceeds the closed form by a standard error, and
-        ``head_recall``, the recall of the head alone. Epoch 0 is the closed form, if training was
+        ``head_recall``, the recall of the head alone, which is low, since the head is trained to
+        complement the closed form. Epoch 0 is the closed form, if training was
         compared with it. If a linear map was used, it has the recall of the tuned closed form, and
         that of the closed form itself as ``untuned_recall``.
     best_epoch_ : int
@@ -224,17 +225,17 @@ class APEAligner(HeadsMixin, TrainedAligner):
     embeddings: one by kernel ridge regression, one by the head. The sum is more accurate than
     either, because their errors differ. Images are only whitened: a head for images would adapt
     to the kind of images in X. With too few pairs for validation the closed form is used. With
-    ``early_stopping=False`` the closed form is not tuned, all epochs are run on all pairs, and
-    both have the same weight.
+    ``early_stopping=False`` the closed form is not tuned, the head is trained on its own, for all
+    epochs on all pairs, and both have the same weight.
 
     The regression predicts each text on its own. A matrix by which its predictions are multiplied
     is trained to tell the texts apart, for 10 epochs, or fewer if they would take more than 400
     steps. `optimizer` is AdamW, `learning_rate` 1e-3, and `mixup` and ``"structure_weight"`` are
-    0; other parameters of the loss and of the optimization are those of the head. Every image is
-    left out, with all of its captions, of the prediction that it is compared with. This is
-    possible in closed form [3]_; with several captions per image it is an approximation. The
-    matrix is multiplied into the coefficients, so that the fitted model is as large as without
-    it.
+    0; other parameters of the loss and of the optimization are those of the head. The head is then
+    trained with a weight of 0.4 in the sum. In both, every image is left out, with all of its
+    captions, of the prediction that it is compared with. This is possible in closed form [3]_;
+    with several captions per image it is an approximation. The matrix is multiplied into the
+    coefficients, so that the fitted model is as large as without it.
 
     All captions of an image are positives, never negatives. If the training of a head is
     interrupted, the best epoch so far is used, as in scikit-learn's MLP. If the tuning is

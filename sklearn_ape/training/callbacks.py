@@ -88,7 +88,7 @@ class BlendRecall(ValidationRecall):
     # on other kinds. The best weight for them is therefore too large for others, for which 0.3 to
     # 0.6 were best with 4,000 to 80,000 icons. Of the weights whose blends are better than both
     # parts, with at least this share of the best recall, the one nearest to 0.4 is chosen.
-    _preferred_weight, _min_relative_recall = 0.4, 0.98
+    preferred_weight, _min_relative_recall = 0.4, 0.98
     baseline: float
 
     def __init__(
@@ -120,7 +120,7 @@ class BlendRecall(ValidationRecall):
             return 0.0
         least = max(self._min_relative_recall * recalls[best], self.baseline, recalls[1.0])
         good = [weight for weight, recall in recalls.items() if recall > least]
-        return min(good or [best], key=lambda weight: abs(weight - self._preferred_weight))
+        return min(good or [best], key=lambda weight: abs(weight - self.preferred_weight))
 
 
 def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float:

@@ -15,8 +15,14 @@ from sklearn_ape.aligners._ape_trainer import summarize_training
 from sklearn_ape.aligners._closed_form import whiten_images
 from sklearn_ape.aligners._head_training import HeadTraining
 from sklearn_ape.aligners._kernel_maps import make_kernel_maps
-from sklearn_ape.aligners._tuning import LeftOutPairs, TuningTraining, correct
-from sklearn_ape.heads import BlendedHead, KernelMap
+from sklearn_ape.aligners._tuning import (
+    BlendTraining,
+    LeftOutPairs,
+    LeftOutTraining,
+    LinearCorrection,
+    correct,
+)
+from sklearn_ape.heads import BlendedHead, KernelMap, make_head
 from sklearn_ape.training.data import PairDataset
 
 CPU = torch.device("cpu")
@@ -177,13 +183,40 @@ def test_other_captions_of_the_image_are_left_out_too(monkeypatch):
     data = PairDataset(image, text, pairs)
     maps = solve(data, returns_fit=True)
     run = SimpleNamespace(config=None, seed=0, ranks=None)
-    left_out = TuningTraining(maps.image, maps.fit, data, run).make_inputs(data)
+    head = LinearCorrection(maps.image.n_out)
+    left_out = LeftOutTraining(maps.image, head, maps.fit, data, run).make_inputs(data)
     for i in (0, 40, 89):
         features, _ = left_out[np.array([i])]
         rest = PairDataset(image, text, pairs[pairs[:, 0] != pairs[i, 0]])
         expected = predict_in_double_precision(rest, maps, pairs[i, 1])
         cosine = normalize(features["text"].numpy()) @ expected.T
         assert cosine > 0.98
+
+
+@pytest.mark.parametrize("is_corrected", [False, True])
+def test_head_is_trained_in_a_blend_with_left_out_embeddings(repeated, is_corrected):
+    maps = solve(repeated, returns_fit=True)
+    run = SimpleNamespace(config=None, seed=0, ranks=None)
+    correction = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+    matrix = correction if is_corrected else None
+    head = make_head("mlp", 8, 6, depth=2, width=16, dropout=0.0)
+    training = BlendTraining(maps, matrix, head, repeated, run)
+    inputs = training.make_inputs(training.data)
+    assert len(inputs) == 90  # without the text of zeros
+    module = training.make_trained_heads()[1].eval()
+    left_out = LeftOutTraining(maps.image, head, maps.fit, training.data, run)
+    rows = np.array([0, 40, 89])
+    kernel = left_out.make_inputs(training.data)[rows][0]["text"].numpy()
+    kernel = kernel @ correction if is_corrected else kernel
+    own = head(torch.from_numpy(repeated.text[training.data.pairs[rows, 1]])).detach().numpy()
+    expected = 0.6 * normalize(kernel) + 0.4 * normalize(own)
+    np.testing.assert_allclose(
+        module(inputs[rows][0]["text"]).detach().numpy(), expected, atol=1e-5
+    )
+    alone = training.make_head_inputs(repeated)
+    output = module(alone.text).detach().numpy()
+    expected = head(torch.from_numpy(repeated.text)).detach().numpy()
+    np.testing.assert_allclose(normalize(output), normalize(expected), atol=1e-5)
 
 
 def test_correction_multiplies_the_embeddings(repeated):
@@ -218,7 +251,10 @@ class TestFit:
         )
 
     def test_texts_without_a_prediction_are_not_trained_on(self, pairs, monkeypatch):
-        """Predictions are kept for 256 texts only, so that an epoch has two steps, not eleven."""
+        """Predictions are kept for 256 texts only, so that an epoch has two steps, not eleven.
+
+        The same pairs are those of the head.
+        """
         trained = []
 
         def train(training, callbacks, n_epochs):
@@ -228,9 +264,9 @@ class TestFit:
         monkeypatch.setattr(_ape_trainer, "count_default_anchors", lambda *arguments: 300)
         monkeypatch.setattr(_kernel_maps, "_MAX_FITTED_TEXTS", 256)
         monkeypatch.setattr(_tuning, "_MAX_STEPS", 8)
-        monkeypatch.setattr(TuningTraining, "train", train)
+        monkeypatch.setattr(LeftOutTraining, "train", train)
         small(max_epochs=1).fit(pairs.image, pairs.text)
-        assert trained == [(256, 4)]
+        assert trained == [(256, 4), (256, 1)]
 
     def test_repeated_pairs_do_not_lower_the_standard_error(self, monkeypatch):
         """Copies of a held-out pair are not independent, neither for the map nor for the blend."""
@@ -247,25 +283,21 @@ class TestFit:
         )
         assert numbers == [20, 20]
 
-    def test_predictions_are_freed_before_a_head_is_trained(self, pairs, monkeypatch):
+    def test_predictions_are_freed_before_the_kernel_is_solved_again(self, pairs, monkeypatch):
         """They have as many rows as there are texts, up to 0.5 GB."""
         fits, n_alive = [], []
 
         def solve(*args, **options):
+            n_alive.append(sum(fit() is not None for fit in fits))
             maps = make_kernel_maps(*args, **options)
-            fits.append(None if maps.fit is None else weakref.ref(maps.fit.predictions))
+            if maps.fit is not None:
+                fits.append(weakref.ref(maps.fit.predictions))
             return maps
 
-        def train(*args):
-            n_alive.append(sum(fit is not None and fit() is not None for fit in fits))
-            return train_text_head(*args)
-
-        train_text_head = _ape_trainer._train_text_head
         monkeypatch.setattr(_ape_trainer, "make_kernel_maps", solve)
-        monkeypatch.setattr(_ape_trainer, "_train_text_head", train)
         small(max_epochs=1).fit(pairs.image[:200], pairs.text[:200])
-        assert any(fits)
-        assert n_alive == [0]
+        assert len(fits) == 1
+        assert n_alive == [0, 0]
 
     def test_same_seed_gives_bitwise_identical_fits(self, tuned, pairs):
         again = clone(tuned).fit(pairs.image, pairs.text)
