@@ -115,6 +115,7 @@ class BlendInputHead(Head):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map inputs of shape (n, n_in + n_out) to (n, n_out)."""
         features, embedding = inputs.split([self.n_in, self.n_out], dim=1)
+        embedding = l2_normalize(embedding)  # mixup decreases the norm
         own = l2_normalize(self.head(features).float())  # may be in bfloat16
         return (1 - self.weight) * embedding + self.weight * own
 

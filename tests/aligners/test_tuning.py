@@ -213,6 +213,12 @@ def test_head_is_trained_in_a_blend_with_left_out_embeddings(repeated, is_correc
     np.testing.assert_allclose(
         module(inputs[rows][0]["text"]).detach().numpy(), expected, atol=1e-5
     )
+    mixed = inputs[rows][0]["text"]
+    mixed = 0.5 * mixed + 0.5 * mixed.roll(1, dims=0)
+    features, embedding = mixed.split([8, 6], dim=1)
+    own = head(features).detach().numpy()
+    expected = 0.6 * normalize(embedding.numpy()) + 0.4 * normalize(own)
+    np.testing.assert_allclose(module(mixed).detach().numpy(), expected, atol=1e-5)
     alone = training.make_head_inputs(repeated)
     output = module(alone.text).detach().numpy()
     expected = head(torch.from_numpy(repeated.text)).detach().numpy()
