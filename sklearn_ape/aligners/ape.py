@@ -179,8 +179,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
         ``init="auto"`` also ``blend_weight``, the share of the head in the blend whose recall is
         ``valid_recall``, or 0 if no blend exceeds the closed form by a standard error, and
-        ``head_recall``, the recall of the head alone, which is low, since the head is trained to
-        complement the closed form. Epoch 0 is the closed form, if training was
+        ``head_recall``, the recall of the head alone, which is trained to complement the closed
+        form, and not to be used alone. Epoch 0 is the closed form, if training was
         compared with it. If a linear map was used, it has the recall of the tuned closed form, and
         that of the closed form itself as ``untuned_recall``.
     best_epoch_ : int
@@ -189,7 +189,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         because there were too few pairs to hold some out.
     training_summary_ : str
         Summary of the training in one line: ``"blend 0.4: recall 0.310; closed form 0.270, tuned
-        0.285, head 0.290"``. Only with ``init="auto"``.
+        0.285, head 0.120"``. Only with ``init="auto"``.
     n_epochs_ : int
         Number of epochs that were run.
     n_parameters_ : int
@@ -257,7 +257,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
     take more than 128 MiB as float32 are not copied. They are read in blocks of rows. Batches are
     drawn from all rows as for features in memory, so that without initialization the fit is
     bitwise identical. With initialization, its output is computed again for every batch, which
-    costs little with ``"auto"`` and ``"linear"``, and much with ``"kernel"``.
+    costs little with ``"linear"``, and much with ``"kernel"``. With ``"auto"``, the predictions of
+    the closed form are in memory while the head is trained. Those of at most 100,000 texts are
+    kept, and trained on, if the kernel does not use all texts.
 
     With torch.distributed (``accelerate.Accelerator()`` under ``accelerate launch``), several
     ranks train one model. Each calls `fit` on the same pairs with the same parameters and
