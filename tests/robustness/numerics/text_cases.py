@@ -80,7 +80,7 @@ _OTHER_WORDS = {
     **{
         (name, "CrossModalRetriever.search"): ("row 0", word)
         for name, word in [
-            ("None", "NoneType"), ("NaN", "float"), ("an integer", "int"), ("bytes", "bytes"),
+            ("None", "missing"), ("NaN", "missing"), ("an integer", "int"), ("bytes", "bytes"),
         ]
     },
 }  # fmt: skip
