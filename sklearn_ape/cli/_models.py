@@ -390,8 +390,9 @@ def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]
     n = min(len(set(flatten_captions(captions)[0])), len(set(groups.tolist())))
     if n <= max(_RECALL_KS):
         print_message(
-            f"sklearn-ape: Warning: There are only {n} distinct captions or images, so that "
-            f"recall@k is 1 for every aligner from k={n} on. Evaluate on more pairs."
+            f"sklearn-ape: Warning: There are only {n} distinct captions or images to find, "
+            f"and recall@k among them is 1 for every aligner from k={n} on. Evaluate on more "
+            "pairs."
         )
     ranks = aligner.retrieval_ranks(inputs, captions, groups=groups)
     return [

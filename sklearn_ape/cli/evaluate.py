@@ -126,8 +126,8 @@ def _check_has_truth(bunch: Any, data: Path) -> None:
     if bunch.get("labels") is None and bunch.captions is None:
         raise ValueError(
             f"{str(data)!r} has neither labels nor captions to evaluate with. Put every image "
-            "in a subfolder named by its label, or write captions (photo.txt next to photo.jpg). "
-            "For a table, set --label to its column of labels."
+            "in a subfolder whose name is its label, or write captions (photo.txt next to "
+            "photo.jpg). For a table, set --label to its column of labels."
         )
 
 

@@ -22,7 +22,7 @@ _METHODS_WITH_OPTION = {
     "--image-encoder": ("ape", *_CLOSED_FORM, "lit"),
     "--text-encoder": ("ape", *_CLOSED_FORM, "lit"),
 }
-# With fewer, the starter model is more accurate; see docs/own_images.md.
+# With 50 to 500 captioned stamps, the starter model was more accurate; see docs/own_images.md.
 _FEW_CAPTIONED = 1000
 _IMAGE_ENCODER, _TEXT_ENCODER = "efficientnet_lite0", "all-MiniLM-L6-v2"
 
@@ -160,8 +160,8 @@ def _check_options(method: str, options: list[str]) -> None:
 def _check_has_labels(bunch: Any, data: Path) -> None:
     if "labels" not in bunch:
         raise ValueError(
-            f"{str(data)!r} has no labels. Put every image in a subfolder named by its label, or "
-            "pass a table and --label with its column of labels."
+            f"{str(data)!r} has no labels. Put every image in a subfolder whose name is its "
+            "label, or pass a table and --label with its column of labels."
         )
 
 

@@ -72,7 +72,7 @@ class TestScores:
 
     def test_few_distinct_captions_warn(self, small_folder, run):
         result = run("evaluate", small_folder, "--captions", "folder")
-        message = "only 3 distinct captions or images, so that recall@k is 1"
+        message = "only 3 distinct captions or images to find, and recall@k among them is 1"
         assert message in " ".join(result.stderr.split())
 
     def test_labels_that_are_numbers_warn(self, small_folder, run, tmp_path):
