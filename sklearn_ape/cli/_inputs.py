@@ -57,12 +57,15 @@ Labels = Annotated[
 LabelsFile = Annotated[
     Path | None,
     typer.Option(
-        help='Names by line (.txt) or .json: {"vehicle": ["car", "bus"]}, or groups: '
+        help='One name per line (.txt) or .json: {"vehicle": ["car", "bus"]}, or groups: '
         '{"animal": {"bird": null}}.'
     ),
 ]
 Templates = Annotated[
-    str, typer.Option(help="none, simple, photo, clip, drawing, or your own with {}.")
+    str,
+    typer.Option(
+        help="Prompt templates: none, simple, photo, clip, drawing, or your own with {}."
+    ),
 ]
 DEFAULT_TEMPLATES = "simple"
 Format = Annotated[
@@ -86,7 +89,7 @@ Cache = Annotated[
     typer.Option(help="Feature cache folder (default: your user cache; 'memory': none on disk)."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
-NJobs = Annotated[int, typer.Option("--n-jobs", help="Threads that read images; -1: all cores.")]
+NJobs = Annotated[int, typer.Option("--n-jobs", help="Threads to read images; -1: all cores.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")
 ]

@@ -43,7 +43,7 @@ def classify(
     together: Annotated[
         bool,
         typer.Option(
-            "--together", help="Take all images into account; for some hundred images or more."
+            "--together", help="Take all images into account; for a few hundred images or more."
         ),
     ] = False,
     templates: option.Templates = option.DEFAULT_TEMPLATES,

@@ -43,7 +43,7 @@ def evaluate(
     n_jobs: option.NJobs = -1,
     quiet: option.Quiet = False,
 ) -> None:
-    """Evaluate an aligner on images with labels, captions or both.
+    """Evaluate a model on images with labels, captions or both.
 
     Labels, such as the names of subfolders, give the accuracy per class, and per level of a
     hierarchy of labels. Captions give recall@1, @5 and @10 in both directions. Each score has

@@ -36,19 +36,21 @@ def fit(
         _Method,
         typer.Option(
             metavar="KIND",
-            help="few-shot (labelled images), ape (trained), kernel or cca (closed form), asif "
-            "(no training), lit (text encoder) or auto: few-shot without captions, else ape.",
+            help="few-shot (from labels); from captions: ape (trained), kernel, cca, asif "
+            "(closed form), lit (trains the text encoder).",
         ),
     ] = "auto",
     aligner: option.Aligner = None,
     depth: Annotated[
         int | None,
-        typer.Option(min=1, help="Layers of the head of --method ape.", show_default="2"),
+        typer.Option(min=1, help="Layers of the head of ape. Default: 3."),
     ] = None,
     head_pairs: Annotated[
         bool,
         typer.Option(
-            "--head-pairs/--no-head-pairs", help="Also train on the encoder's class names."
+            "--head-pairs/--no-head-pairs",
+            help="Also train on the encoder's class names.",
+            show_default=False,
         ),
     ] = False,
     image_encoder: option.ImageEncoder = _IMAGE_ENCODER,
@@ -64,11 +66,11 @@ def fit(
         float, typer.Option(min=0, max=0.9, help="Fraction held out for evaluation; 0: none.")
     ] = 0.2,
     refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Fit on all images after the evaluation.")
+        bool, typer.Option("--refit/--no-refit", help="Finally fit on all images.")
     ] = True,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Folder with which an interrupted training (ape, lit) resumes."),
+        typer.Option(help="Folder to resume interrupted training (ape, lit)."),
     ] = None,
     random_state: option.RandomState = 0,
     strict: option.Strict = False,
@@ -80,7 +82,7 @@ def fit(
 ) -> None:
     """Fit on your own images, evaluate on held-out images and save the result.
 
-    Captions give an aligner; labels without captions give a few-shot classifier.
+    Captions give an aligner, and labels alone a few-shot classifier.
 
     Example: sklearn-ape fit photos/ -o my-model
     """
