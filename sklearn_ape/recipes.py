@@ -1,4 +1,4 @@
-"""Published hyper-parameters of methods that align two encoders.
+"""Published hyperparameters of methods that align two encoders.
 
 The methods were published for millions of pairs. Three rules apply to those that train by gradient
 descent:
@@ -68,7 +68,7 @@ def recipe_notes(name: str) -> str:
 
 
 def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[str, Any]:
-    """Return the published hyper-parameters of a method, as parameters of an aligner.
+    """Return the published hyperparameters of a method, as parameters of an aligner.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def make_aligner(
     n_pairs: int | None = None,
     **overrides: Any,
 ) -> Any:
-    """Return an unfitted aligner with the published hyper-parameters of a method.
+    """Return an unfitted aligner with the published hyperparameters of a method.
 
     Parameters
     ----------

@@ -54,6 +54,10 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
         If the embeddings of ONNX Runtime and of the aligner differ by more than 1e-5. Files are
         not written then.
 
+    See Also
+    --------
+    as_open_clip : Use an aligner as an open_clip model.
+
     Notes
     -----
     The encoders are not exported. Use the tools of their libraries for them. The ONNX format is
@@ -174,6 +178,11 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
         If `aligner` is not an aligner of sklearn_ape, or a Pipeline that ends in one.
     ValueError
         If the aligner takes features rather than images and texts.
+
+    See Also
+    --------
+    CLIPAligner : Use an open_clip model as an aligner.
+    export_onnx : Export the heads to ONNX.
 
     Notes
     -----

@@ -106,7 +106,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     loss_params : dict or None, default=None
         Parameters of the loss. Missing keys have the following defaults:
 
-        - ``"logit_scale"``: initial factor of the cosines, ``1 / 0.07``;
+        - ``"logit_scale"``: initial logit scale (factor of the cosines), ``1 / 0.07``;
         - ``"learn_logit_scale"``: whether the logit scale is learned, True;
         - ``"max_logit_scale"``: upper bound of the logit scale, 100.0;
         - ``"tile_size"``: number of rows and columns of the logit matrix that are in memory at
@@ -115,7 +115,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         - ``"structure_weight"``: weight of `sklearn_ape.losses.StructureLoss`, a regularizer that
           preserves neighbourhoods of the frozen features, 0.0.
     optimizer : {"adamw", "adam", "lion"}, default="adamw"
-        **Optimisation.** Optimizer; see `sklearn_ape.training`.
+        **Optimization.** Optimizer; see `sklearn_ape.training`.
     optimizer_params : dict or None, default=None
         Parameters of the optimization. Missing keys have the following defaults:
 
@@ -172,8 +172,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
     module_ : sklearn_ape.heads.TwoTower
         The trained heads, on the CPU.
     logit_scale_ : float
-        Factor of the cosines. It is learned by training, or fitted on held-out pairs if the closed
-        form, a blend with it or an extended aligner is used.
+        Logit scale (factor of the cosines). It is learned by training, or fitted on held-out pairs
+        if the closed form, a blend with it or an extended aligner is used.
     history_ : list of dict
         One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With

@@ -67,11 +67,11 @@ class LiTAligner(TrainedAligner):
     loss_params : dict or None, default=None
         Parameters of the loss. Missing keys have the following defaults:
 
-        - ``"logit_scale"``: initial factor of the cosines, ``1 / 0.07``;
+        - ``"logit_scale"``: initial logit scale (factor of the cosines), ``1 / 0.07``;
         - ``"learn_logit_scale"``: whether the logit scale is learned, True;
         - ``"max_logit_scale"``: upper bound of the logit scale, 100.0.
     learning_rate : float, default=1e-4
-        **Optimisation.** Peak learning rate of the tower, after a short linear warm-up. It is
+        **Optimization.** Peak learning rate of the tower, after a short linear warm-up. It is
         followed by a cosine decay to zero. The optimizer is AdamW.
     head_learning_rate : float, default=1e-3
         Peak learning rate of the linear map on top of the tower, and of the logit scale.
@@ -118,7 +118,7 @@ class LiTAligner(TrainedAligner):
     module_ : sklearn_ape.heads.TwoTower
         The trained tower, on the CPU. Pickles contain it.
     logit_scale_ : float
-        Factor of the cosines at the end of training.
+        Logit scale (factor of the cosines) at the end of training.
     history_ : list of dict
         One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
         both directions on validation pairs), ``logit_scale`` and ``dur`` (seconds).

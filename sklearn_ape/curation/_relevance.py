@@ -170,7 +170,7 @@ def order_by_rounds(chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def choose_round_robin(
     relevance: _Relevance, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
 ) -> list[tuple[int, int]]:
-    """Return pairs and labels in rounds, in each of which every label gets its best free pair."""
+    """Return pairs and labels in rounds, in each of which every label gets its best new pair."""
     rounds = min(per_label, -(-n_pairs // relevance.n_labels))
     depth = min(relevance.n_pairs, 2 * rounds + _EXTRA_CANDIDATES)
     while True:
@@ -293,7 +293,7 @@ def select_relevant(
 
     A caption matches a label if its features are similar to the features of the name [1]_, or if
     it contains the name as whole words [2]_. Pairs are selected in rounds, in each of which every
-    label gets its best free pair, so that rare labels are represented.
+    label gets its best pair that is not yet selected, so that rare labels are represented.
 
     Parameters
     ----------
@@ -321,7 +321,7 @@ def select_relevant(
         are ranked.
     balance : bool, default=True
         Whether pairs are selected in rounds. Otherwise the pairs with the highest scores are
-        selected, whatever their labels; with `per_label`, a pair counts for its most similar label
+        selected, regardless of label; with `per_label`, a pair counts for its most similar label
         only.
     groups : array-like of shape (n_pairs,) or None, default=None
         Output of `find_near_duplicates`. At most one pair per group is selected.

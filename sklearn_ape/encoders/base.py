@@ -216,8 +216,8 @@ class FrozenEncoder(
             File to write. Until it is complete, the rows are in ``path + ".partial"``. The
             finished chunks are listed in ``path + ".journal"``, which is kept.
         X : sequence or sized iterable of length n_samples
-            Items, as for `transform`, or a side of
-            :func:`~sklearn_ape.datasets.load_webdataset`, which is read chunk by chunk.
+            Items, as for `transform`, or the images or captions of
+            :func:`~sklearn_ape.datasets.load_webdataset`, which are read chunk by chunk.
         chunk_size : int, default=1024
             Number of rows that are encoded and written together.
         n_jobs : int or None, default=None

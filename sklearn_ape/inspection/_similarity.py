@@ -41,7 +41,7 @@ class SimilarityMatrixDisplay:
     similarity : ndarray of shape (n_images, n_texts)
         Similarities. Cells with NaN are white.
     images : sequence of images of length n_images or None, default=None
-        Images, which are shown beside the rows.
+        Images, which are shown next to the rows.
     captions : sequence of str of length n_texts or None, default=None
         Captions, which are written below the columns.
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
@@ -54,7 +54,7 @@ class SimilarityMatrixDisplay:
     text_ : ndarray of shape (n_images, n_texts), or None
         Values in the cells, or None if they are not written.
     thumbnails_ : list of matplotlib.image.AxesImage
-        Images beside the rows.
+        Images next to the rows.
     ax_, figure_ : matplotlib.axes.Axes, matplotlib.figure.Figure
         Axes and figure of the display.
 

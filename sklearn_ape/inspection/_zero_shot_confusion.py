@@ -216,7 +216,7 @@ class ZeroShotConfusionDisplay:
         ax : matplotlib.axes.Axes or None, default=None
             Axes to draw on. None creates a figure.
         cmap : str or matplotlib.colors.Colormap, default="Blues"
-            Colour map of the fractions.
+            Color map of the fractions.
         thumbnails : bool, default=True
             Whether to show images.
         im_kw : dict or None, default=None

@@ -29,7 +29,7 @@ class InfoNCELoss(ScaledLoss):
     Parameters
     ----------
     logit_scale : float, default=1 / 0.07
-        Initial factor of the cosines.
+        Initial logit scale: factor of the cosines.
     max_logit_scale : float, default=100.0
         Upper bound of the logit scale.
     learn_scale : bool, default=True
@@ -174,7 +174,7 @@ class SigmoidLoss(ScaledLoss):
     Parameters
     ----------
     logit_scale : float, default=10.0
-        Initial factor of the cosines.
+        Initial logit scale: factor of the cosines.
     max_logit_scale : float, default=100.0
         Upper bound of the logit scale.
     learn_scale : bool, default=True

@@ -38,7 +38,7 @@ def bootstrap_interval(
     n_resamples: int = 2000,
     random_state: int | np.random.RandomState | None = None,
 ) -> Interval:
-    """Compute the confidence interval of a mean, such as the share of hits among queries.
+    """Compute the confidence interval of a mean, such as the fraction of hits among queries.
 
     Zeros and ones (recall, accuracy) get the Wilson score interval of a proportion, and all other
     values a bootstrap interval.
@@ -49,7 +49,7 @@ def bootstrap_interval(
         One number per query, such as ``retrieval_ranks(...) < 1`` for recall@1 or
         ``y_pred == y_true`` for accuracy.
     confidence : float, default=0.95
-        Nominal coverage: the share of such intervals that contain the true mean.
+        Nominal coverage: the fraction of such intervals that contain the true mean.
     n_resamples : int, default=2000
         Number of bootstrap resamples of values other than zeros and ones.
     random_state : int, RandomState instance or None, default=None
@@ -75,7 +75,7 @@ def bootstrap_interval(
     one image, pass the mean of each group.
 
     The percentile bootstrap is too narrow for proportions near 0 or 1: with 20 queries and a true
-    share of 0.05 its intervals of 95 % contain the true share in 64 % of samples, and Wilson
+    mean of 0.05 its intervals of 95 % contain the true mean in 64 % of samples, and Wilson
     intervals [1]_ in 92 %. These have a positive width even if all queries are hits.
 
     For other values the bias-corrected and accelerated bootstrap (BCa) [2]_ is used, with its
@@ -128,7 +128,7 @@ def paired_difference(
     first, second : array-like of shape (n_queries,)
         One number per query for each model, in the same order; see `bootstrap_interval`.
     confidence : float, default=0.95
-        Nominal coverage: the share of such intervals that contain the true difference.
+        Nominal coverage: the fraction of such intervals that contain the true difference.
     n_resamples : int, default=2000
         Number of bootstrap resamples of values other than zeros and ones.
     random_state : int, RandomState instance or None, default=None

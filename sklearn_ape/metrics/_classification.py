@@ -265,8 +265,8 @@ def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
     y_true : array-like of shape (n_samples,)
         True classes, of types that can be sorted.
     y_pred : array-like of shape (n_samples,)
-        Predicted classes. Classes that are not in `y_true` count as errors, whatever their type,
-        such as an ``unknown_label`` that is a str if the classes are integers.
+        Predicted classes. Classes that are not in `y_true` count as errors. They may have another
+        type, such as an ``unknown_label`` that is a str if the classes are integers.
 
     Returns
     -------

@@ -254,6 +254,11 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
     ValueError
         If a query has no positive, or an embedding is not finite.
 
+    See Also
+    --------
+    recall_at_k : Compute recall from ranks.
+    rank_report : Compute recall and mean ranks in both directions.
+
     Examples
     --------
     >>> import numpy as np
@@ -285,6 +290,11 @@ def recall_at_k(ranks: Any, k: int) -> float:
     ValueError
         If `ranks` is empty or has values that are not integers of at least 0, or `k` is not an
         integer of at least 1.
+
+    See Also
+    --------
+    retrieval_ranks : Compute the ranks.
+    bootstrap_interval : Compute a confidence interval from ``ranks < k``.
 
     Examples
     --------
@@ -332,6 +342,11 @@ def retrieval_report(
     -------
     recall : dict
         ``{"image_to_text": {k: recall}, "text_to_image": {k: recall}}``.
+
+    Raises
+    ------
+    ValueError
+        If a query has no positive, or an embedding is not finite.
 
     See Also
     --------

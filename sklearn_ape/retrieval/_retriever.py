@@ -259,7 +259,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter is invalid.
+            If a parameter or a query is invalid, or the aligner was changed after `fit`.
 
         Warns
         -----

@@ -220,7 +220,7 @@ class PairBatches:
         Pairs to iterate over.
     batch_size : int
         Maximum number of pairs per batch. The sizes of the batches differ by at most one pair: a
-        small last batch would be an easier task, and a batch of one pair would teach nothing.
+        small last batch would be an easier task, and a batch of one pair has no negatives.
     shuffle : bool, default=False
         Whether to shuffle the pairs in every epoch.
     seed : int, default=0

@@ -18,6 +18,9 @@ from ._single_label import SingleLabelClassifier
 class ZeroShotClassifier(SingleLabelClassifier):
     """Predict the class whose name, embedded as text, is most similar to the image.
 
+    Names are inserted into prompt templates, and images are compared by cosine similarity, as with
+    CLIP [1]_.
+
     Parameters
     ----------
     labels : sequence of str, mapping or None, default=None
@@ -30,7 +33,7 @@ class ZeroShotClassifier(SingleLabelClassifier):
         Aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted aligner the
         classifier can predict without `fit`; an unfitted aligner is trained by `fit`. The name of
         a CLIP model, ``"open_clip:ViT-B-32/openai"``, stands for a `CLIPAligner`. None is the
-        starter model that ships with the package, for EfficientNet-Lite0 and MiniLM.
+        starter model of the package, for EfficientNet-Lite0 and MiniLM.
     templates : str or sequence of str, default="simple"
         Sentences in which ``{}`` is replaced by a name, or the name of a set of templates in
         `sklearn_ape.prompts.TEMPLATES`. The embeddings of the sentences of a class are averaged.
@@ -47,8 +50,9 @@ class ZeroShotClassifier(SingleLabelClassifier):
         shares or in the order of `classes_`; their sum must be 1. Their logarithms are added to
         the logits. None makes no assumption; shares that are only guessed reduce the accuracy.
     logit_scale : float or None, default=None
-        Scale of the cosines in `decision_function` and `predict_proba`, from 1e-30 to 1e30. A
-        higher scale gives more confident probabilities. None takes the scale of the aligner.
+        Logit scale: factor of the cosines in `decision_function` and `predict_proba`, from 1e-30
+        to 1e30. A larger logit scale gives more confident probabilities. None takes that of the
+        aligner.
     standardize : bool or collection of images or features, default=False
         Whether cosines are standardized by the cosines of a bank of images and captions, so that a
         class that is similar to every image is not predicted for all of them. True uses the images
@@ -76,11 +80,11 @@ class ZeroShotClassifier(SingleLabelClassifier):
 
     Notes
     -----
-    `fit` does not learn a decision boundary between the classes. If the aligner can embed already
-    (it is fitted, named, in `sklearn.frozen.FrozenEstimator`, or None), `fit` only validates y and
-    learns the classes. Otherwise it trains a clone of the aligner, on captions or on the names of
-    the labels in y. Cross-validation and searches clone estimators, so they train a fitted aligner
-    again in every fold, unless it is in `FrozenEstimator`.
+    `fit` does not learn a decision boundary between the classes. If the aligner is fitted, in
+    `sklearn.frozen.FrozenEstimator`, a name or None, `fit` only validates y and learns the
+    classes. Otherwise it trains a clone of the aligner, on captions or on the names of the labels
+    in y. Cross-validation and searches clone estimators, so they train a fitted aligner again in
+    every fold, unless it is in `FrozenEstimator`.
 
     Within `VotingClassifier`, `StackingClassifier`, `BaggingClassifier` and other meta-estimators
     that replace the labels in y by their numbers, labels must be the numbers 0, 1, ..., one for

@@ -54,7 +54,7 @@ class FewShotClassifier(ZeroShotClassifier):
         Sentences that a name is put into, or the name of a set of templates; see
         `ZeroShotClassifier`.
     alpha : float, default=0.006
-        Strength of the penalty that pulls the classes to their names. A higher value gives the
+        Strength of the L2 penalty on what is learned from images. A higher value gives the
         names more weight, and the labelled images less.
     threshold : float or None, default=None
         Probability in [0, 1]. An image whose highest probability is below the threshold is
@@ -66,7 +66,7 @@ class FewShotClassifier(ZeroShotClassifier):
         them if each class has about the same number of labelled images. They are not needed if the
         labelled images are a random sample.
     logit_scale : float or None, default=None
-        Scale of the cosines of images and names. None takes the scale of the aligner.
+        Logit scale: factor of the cosines of images and names. None takes that of the aligner.
 
     Attributes
     ----------
@@ -84,11 +84,11 @@ class FewShotClassifier(ZeroShotClassifier):
         one class has any, it depends on the predictions from the names alone.
     cv_accuracy_ : float
         Accuracy in this cross-validation, in which each fold is predicted from the names and from
-        the labelled images of the other folds. NaN in the cases without it. Copies of an image are
-        in one fold. Near-copies, such as frames of a video, are not, and raise it. If some classes
-        have no labelled image, it is the expected accuracy for images of all classes in equal
-        numbers: images of these classes are represented by those of other classes, all of which
-        are held out.
+        the labelled images of the other folds. NaN without cross-validation. Copies of an image
+        are in one fold. Near-duplicates, such as frames of a video, are not, so that the accuracy
+        is too high. If some classes have no labelled image, it is the expected accuracy for images
+        of all classes in equal numbers. The accuracy for these classes is then estimated by folds
+        that hold out all images of a class.
     cv_calibration_error_ : float
         Expected calibration error in this cross-validation.
     aligner_ : estimator

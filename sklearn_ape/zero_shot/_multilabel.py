@@ -41,8 +41,9 @@ from ._multilabel_targets import (
 class MultiLabelZeroShotClassifier(ZeroShotBase):
     """Predict every label whose name is similar enough to the image: none, one or several.
 
-    Each label has its own threshold. `fit_thresholds` and `fit` learn it from labelled images.
-    Before, it is the score that a fraction `prevalence` of reference images exceed.
+    Each label has its own threshold. `fit_thresholds` and `fit` select the threshold with the
+    highest F1 score [1]_ on labelled images. Before, the threshold of a label is the score that a
+    fraction `prevalence` of reference images exceed.
 
     Parameters
     ----------
@@ -67,7 +68,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         Number of folds in which `fit` fits an unfitted aligner, so that thresholds are learned
         from images that the aligner was not fitted on. The aligner is then fitted on all images.
     logit_scale : float or None, default=None
-        Scale of the cosines in `decision_function` and `predict_proba`; see `ZeroShotClassifier`.
+        Logit scale: factor of the cosines in `decision_function` and `predict_proba`; see
+        `ZeroShotClassifier`.
     standardize : bool or collection of images or features, default=True
         Whether cosines are standardized by the cosines of a bank of images and captions; see
         `ZeroShotClassifier`. Thresholds that are not fitted also come from these images; pass
@@ -179,6 +181,12 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         -------
         self : object
             The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or Y is invalid, or no image has a label on which an unfitted aligner
+            could be trained.
         """
         with restored_on_failure(self):
             return self._fit(X, Y, captions)

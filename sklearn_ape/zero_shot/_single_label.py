@@ -158,13 +158,14 @@ class SingleLabelClassifier(ZeroShotBase):
 
     @ignores_underflow
     def predict_proba_together(self, X: Any) -> np.ndarray:
-        """Compute class probabilities of the images of a collection, taking all into account.
+        """Compute class probabilities of all images of a collection together.
 
-        An image that is hard to name on its own often has neighbours that are easy to name. The
-        probabilities are propagated along the graph of nearest neighbours in the collection. If
-        `class_prior` is set, they are also matched to these shares of the classes, which improves
-        them most. Up to five images get the results of `predict_proba`, and so do collections with
-        about one image per class unless `class_prior` is set.
+        An image that is hard to classify often has neighbours that are easy to classify. The
+        probabilities are propagated along the graph of nearest neighbours in the collection (label
+        propagation [1]_). If `class_prior` is set, they are also matched to these shares of the
+        classes, which increases the accuracy most. Up to five images get the results of
+        `predict_proba`, and so do collections with about one image per class unless `class_prior`
+        is set.
 
         Unlike the results of `predict_proba`, these depend on all images of X. No state of the
         classifier is changed.
@@ -191,7 +192,7 @@ class SingleLabelClassifier(ZeroShotBase):
 
     @ignores_underflow
     def predict_together(self, X: Any) -> np.ndarray:
-        """Predict the classes of the images of a collection, taking all into account.
+        """Predict the classes of all images of a collection together.
 
         Parameters
         ----------
