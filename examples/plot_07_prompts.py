@@ -3,7 +3,7 @@ Describe classes by prompt templates and synonyms
 =================================================
 
 Each class is represented by the average embedding of all its sentences. More sentences do not slow
-down prediction. This example measures which of them improve the accuracy on one data set.
+down prediction. This example measures which of them improve the accuracy on one dataset.
 """
 
 # %%

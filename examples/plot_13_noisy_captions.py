@@ -55,7 +55,7 @@ for row in np.argsort(quality.score)[:6]:
 # ------------------------
 # The same aligner is fitted on all pairs, without the pairs with the lowest scores, without the
 # same number of random pairs, and on the right pairs only, which are unknown in practice. The test
-# pairs are right. In this data set nearly every concept occurs in one pair, so a right pair that
+# pairs are right. In this dataset, nearly every concept occurs in one pair, so a right pair that
 # is dropped by mistake removes a concept. In captions from the web, concepts are repeated and
 # dropping pairs costs less. Measure the effect on your own pairs.
 from sklearn_ape import KernelAligner

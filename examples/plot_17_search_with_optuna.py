@@ -1,6 +1,6 @@
 """
-Search hyper-parameters with Optuna
-===================================
+Search hyperparameters with Optuna
+==================================
 
 A grid grows exponentially with the number of parameters. Optuna samples continuous parameters and
 concentrates on promising regions. Aligners are scikit-learn estimators, so the objective function
