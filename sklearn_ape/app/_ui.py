@@ -389,7 +389,7 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
                 True,
                 elem_id="align-head",
                 label="Also train on the class names of the image encoder",
-                info="Keeps the encoder's ImageNet classes; helps on small data sets. Takes a "
+                info="Keeps the encoder's ImageNet classes; helps on small datasets. Takes a "
                 "minute the first time. Not used by extend.",
             )
             button = gr.Button("Align", variant="primary", elem_id="align-button")

@@ -1,4 +1,4 @@
-"""Selection of training pairs from large, noisy data sets.
+"""Selection of training pairs from large, noisy datasets.
 
 A small set of pairs that match the labels trains a better aligner than the same number of random
 pairs. The functions return row numbers, so they can be used with lists, tables and arrays.

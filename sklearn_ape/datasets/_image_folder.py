@@ -27,7 +27,7 @@ _CAPTION_COLUMNS = ("caption", "text")
 # Share of the images in the folder itself up to which subfolders are probably meant as labels.
 _MAX_LOOSE_SHARE = 0.1
 
-# Names of subfolders that are parts of a data set, not classes.
+# Names of subfolders that are parts of a dataset, not classes.
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 # Number of text files that are read to find out whether they are captions.

@@ -196,7 +196,7 @@ def _escape_character(character: str) -> str:
 
 
 def suggest_uint8_cast(dtype: np.dtype) -> str:
-    """Return a sentence on how to make pixels uint8, the same for all images of a data set."""
+    """Return a sentence on how to make pixels uint8, the same for all images of a dataset."""
     if dtype.kind in "OSU":
         return "If it holds paths, use X.ravel().tolist() to pass a list of them."
     rules = "(255 * array).astype('uint8') for values from 0 to 1"
