@@ -72,8 +72,8 @@ Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="csv, tsv, json, jsonl, parquet or table. Default: by the suffix of the output; "
-        "table on a terminal.",
+        help="csv, tsv, json, jsonl, parquet or table. Default: by file suffix; table on a "
+        "terminal; else csv.",
     ),
 ]
 ImageEncoder = Annotated[
