@@ -23,8 +23,8 @@ class InfoNCELoss(ScaledLoss):
     """The symmetric contrastive loss of CLIP, with several positives per row.
 
     An image and a caption that belong together are positives wherever both occur in a batch,
-    never negatives. The target of a row has equal weights on its positives. With distinct images
-    and captions it is CLIP's loss.
+    never negatives. The target of a row has equal weights on its positives [3]_. With distinct
+    images and captions it is InfoNCE [1]_ in both directions, as in CLIP [2]_.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class InfoNCELoss(ScaledLoss):
     learn_scale : bool, default=True
         Whether the logit scale is learned.
     tile_size : int, "auto" or None, default="auto"
-        Number of rows and columns of the tiles in which logits are computed. Memory then grows
-        linearly with the batch size instead of quadratically, and on a CPU it takes no longer.
-        Loss and gradients are the same up to rounding. None computes all logits at once.
+        Number of rows and columns of the tiles in which logits are computed [4]_. Memory then
+        grows linearly with the batch size instead of quadratically, and on a CPU it takes no
+        longer. Loss and gradients are the same up to rounding. None computes all logits at once.
         ``"auto"`` is None up to 4,096 pairs, otherwise 1,024.
 
     Raises

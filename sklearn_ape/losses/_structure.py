@@ -33,7 +33,7 @@ class StructureLoss(nn.Module):
 
     Notes
     -----
-    With P and Q the transition matrices over features and embeddings, the loss is
+    With P and Q the transition matrices over features and embeddings, the loss [1]_ is
     ``1 / levels * sum(JS(P ** l, Q ** l) / l for l in 1, ..., levels)``, with powers
     of matrices and the divergence in nats, averaged over rows. It lies between 0 and log(2).
 

@@ -30,9 +30,9 @@ def expected_calibration_error(
 ) -> float:
     """Compute the expected calibration error (ECE), the mean gap of confidence and accuracy.
 
-    Predictions are put into bins by the probability of the predicted class. In each bin, the mean
-    probability is compared with the accuracy. The gaps are averaged, weighted by the number of
-    predictions.
+    Predictions are put into bins by the probability of the predicted class [1]_. In each bin, the
+    mean probability is compared with the accuracy. The gaps are averaged, weighted by the number
+    of predictions.
 
     Parameters
     ----------
@@ -102,7 +102,8 @@ def expected_calibration_error(
 def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     """Fit the temperature for temperature scaling of logits.
 
-    The temperature minimizes the negative log-likelihood of `y`. It does not change predictions.
+    The temperature minimizes the negative log-likelihood of `y` [1]_. It does not change
+    predictions. It can be used for other labels, too, but is less exact for them [2]_.
 
     Parameters
     ----------
