@@ -62,10 +62,6 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     ValueError
         If the key is unknown, or a template does not have exactly one placeholder.
 
-    See Also
-    --------
-    fill : Insert a name into templates.
-
     References
     ----------
     .. [1] A. Radford et al., "Learning Transferable Visual Models From Natural Language
@@ -123,10 +119,6 @@ def fill(templates: str | Sequence[str], name: str) -> list[str]:
     prompts : list of str
         One prompt per template.
 
-    See Also
-    --------
-    prompts_of : Return the prompts of all names of a class.
-
     Examples
     --------
     >>> from sklearn_ape.prompts import fill
@@ -157,10 +149,6 @@ def prompts_of(label: object, names: Sequence[str], templates: str | Sequence[st
     -------
     prompts : list of str
         The prompts of all names, without duplicates, in the order of the names.
-
-    See Also
-    --------
-    fill : Insert a single name into templates.
 
     Examples
     --------
