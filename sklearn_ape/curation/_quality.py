@@ -205,8 +205,9 @@ class PairQuality(NamedTuple):
     score : ndarray of shape (n_pairs,)
         Product of agreement and specificity.
     agreement : ndarray of shape (n_pairs,)
-        Mean of two fractions: of other captions that match the image less, and of other images
-        that match the caption less. An aligner that was not trained on the pair compares them.
+        Mean of two fractions: of other captions that match the image less, and of images with
+        other captions that match the caption less. An aligner that was not trained on the pair
+        compares them.
         0.5 is chance level. The value is low for swapped or meaningless captions.
     specificity : ndarray of shape (n_pairs,)
         1 for captions of few images, and lower for captions that many distinct images share.
@@ -419,24 +420,29 @@ def _compute_agreement(
         captions = np.asarray(fitted.transform_text(text[test]))
         pair_similarity = np.einsum("ij,ij->i", images, captions)
         rivals = rng.permutation(len(test))[:_MAX_RIVALS]
-        by_image = _compute_fraction_below(images, captions, rivals, pair_similarity)
-        by_caption = _compute_fraction_below(captions, images, rivals, pair_similarity)
+        data = rivals, same_caption[test], pair_similarity
+        by_image = _compute_fraction_below(images, captions, *data)
+        by_caption = _compute_fraction_below(captions, images, *data)
         fractions[test] = (by_image + by_caption) / 2
     return fractions
 
 
 def _compute_fraction_below(
-    queries: np.ndarray, candidates: np.ndarray, rivals: np.ndarray, pair_similarity: np.ndarray
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    rivals: np.ndarray,
+    same_caption: np.ndarray,
+    pair_similarity: np.ndarray,
 ) -> np.ndarray:
     """Return the fraction of rival candidates that are less similar to a query than its own is.
 
-    `rivals` are rows of candidates, without the query's own. Ties count half, and so does a query
-    without rivals.
+    `rivals` are rows of candidates. Pairs of the query's caption, among them its own, do not
+    count. Ties count half, and so does a query without rivals.
     """
     fractions = np.empty(len(queries))
     for tile in iter_row_tiles(len(queries), len(rivals)):
         difference = pair_similarity[tile, None] - queries[tile] @ candidates[rivals].T
-        is_rival = rivals != np.arange(tile.start, tile.stop)[:, None]
+        is_rival = same_caption[rivals] != same_caption[tile, None]
         is_tie = (np.abs(difference) < 1e-6) & is_rival  # up to rounding
         is_below = (difference >= 1e-6) & is_rival
         n_rivals = is_rival.sum(axis=1)

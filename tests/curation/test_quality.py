@@ -257,3 +257,14 @@ def test_best_agreement_is_one():
     """A pair is not its own rival."""
     concepts = np.random.default_rng(0).standard_normal((200, 12))
     assert pair_quality(concepts, concepts).agreement.max() == 1
+
+
+def test_pairs_of_equal_captions_are_not_rivals():
+    """A caption of half of the images matches each of them as well as its own."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1, 2], [150, 100, 50])
+    concepts = rng.standard_normal((3, 16))[label]
+    image = concepts + 0.7 * rng.standard_normal((300, 16))
+    quality = pair_quality(image, concepts, random_state=0)
+    assert quality.agreement.mean() > 0.95
+    assert quality.agreement[:150].mean() > 0.95
