@@ -18,7 +18,7 @@ from ..features.memmap import iter_row_tiles
 from ..features.validation import to_dense
 from ..prompts import prompts_of, resolve_class_names, resolve_templates
 from ..utils.messages import warn
-from ..utils.validation import check_integer, check_number, number_groups
+from ..utils.validation import check_integer, check_number, format_list, number_groups
 from ._quality import Captions, check_captions, normalize_valid_rows
 
 _ARTICLES = {"a", "an", "the"}
@@ -433,10 +433,16 @@ def _compute_relevance(
         caption_features[~is_valid] = np.nan  # never selected
         label_features, is_valid = normalize_valid_rows(label_features, "label_features")
         shape = len(names), caption_features.shape[1]
-        if label_features.shape != shape or not is_valid.all():
+        if label_features.shape != shape:
             raise ValueError(
-                f"label_features must have shape {shape} and rows that are not all 0 or NaN, got "
-                f"shape {label_features.shape}."
+                f"label_features must have shape {shape}, not {label_features.shape}. Pass one "
+                "row per label, with the number of columns of the features of captions."
+            )
+        if not is_valid.all():
+            invalid = [label for label, valid in zip(names, is_valid, strict=True) if not valid]
+            raise ValueError(
+                f"labels have features that are all 0 or NaN: {format_list(invalid)}. Leave them "
+                "out, or use an encoder that knows their words."
             )
     threshold = -1.0 if min_similarity is None else min_similarity
     return _Relevance(

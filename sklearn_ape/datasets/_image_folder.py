@@ -63,7 +63,8 @@ def load_image_folder(
         Source of the captions:
 
         - "sidecar": a text file next to each image, with the same stem and the extension
-          ``.txt`` or ``.caption``. Each line that is not blank is a caption.
+          ``.txt`` or ``.caption``, in lower or upper case. Each line that is not blank is a
+          caption.
         - "table": ``metadata.csv``, ``metadata.jsonl``, ``metadata.parquet`` or ``captions.csv``
           in the folder, with the columns ``file_name`` (relative to the folder) and ``caption``
           or ``text``. An image with several rows has several captions.
@@ -234,7 +235,7 @@ def _find_images(
 
 
 def _find_sidecar(image: Path) -> Path | None:
-    files = (image.with_suffix(suffix) for suffix in _SIDECARS)
+    files = (image.with_suffix(end) for suffix in _SIDECARS for end in (suffix, suffix.upper()))
     return next((file for file in files if file.is_file()), None)
 
 

@@ -7,7 +7,7 @@ import csv
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,12 @@ def _read_csv(file: Path, delimiter: str) -> Table:
     # File names may contain bytes that are not UTF-8. `get_text_column` rejects such texts.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        header = next(reader, [])
+        rows = _iter_rows(reader)
+        header = next(rows, [])
         check_utf8(header, "the first line", "it")
         _check_distinct(header, "the first line")
         columns: list[list[str]] = [[] for _ in header]
-        for row in filter(None, reader):
+        for row in filter(None, rows):
             if len(row) != len(header):
                 raise ValueError(
                     f"line {reader.line_num} has {len(row)} fields, the first line "
@@ -90,6 +91,17 @@ def _read_csv(file: Path, delimiter: str) -> Table:
             for values, value in zip(columns, row, strict=True):
                 values.append(value)
     return Delimited(zip(header, columns, strict=True))
+
+
+def _iter_rows(reader: Any) -> Iterator[list[str]]:
+    """Yield the rows of a csv reader, whose errors get the line and an advice."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(
+            f"line {reader.line_num}: {error}. Put a text that contains quotes between quotes, "
+            'and double the quotes within it, as in "a ""big"" cat".'
+        ) from error
 
 
 def _read_json_lines(file: Path) -> Table:

@@ -256,3 +256,10 @@ def test_fitted_text_encoder_of_the_features_is_not_fitted_again():
     )
     assert chosen.indices.tolist() == expected.indices.tolist()
     np.testing.assert_allclose(chosen.similarity, expected.similarity, rtol=1e-5)
+
+
+def test_labels_unknown_to_the_encoder_are_named():
+    """The error gave only the shape of the features, which was right."""
+    encoder = TfidfVectorizer()
+    with pytest.raises(ValueError, match=r"labels have features that are all 0 or NaN: 'zebra'\."):
+        select_relevant(["cat", "a dog"], ["cat", "zebra"], text_encoder=encoder, n_pairs=1)

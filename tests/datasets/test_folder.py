@@ -135,6 +135,15 @@ def test_sidecar_lines_are_several_captions(folder):
     assert captions == [["a black cat"], ["ein älterer Kater"], ["a dog", "a brown dog"]]
 
 
+def test_extensions_of_sidecars_may_be_in_upper_case(tmp_path):
+    """They were ignored without a warning, although images in upper case were read."""
+    make(tmp_path, "CAT.JPG", "dog.jpg")
+    (tmp_path / "CAT.TXT").write_text("a cat")
+    (tmp_path / "dog.CAPTION").write_text("a dog")
+    for source in ("auto", "sidecar"):
+        assert load_image_folder(tmp_path, captions=source).captions == ["a cat", "a dog"]
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85", "\x1e"])
 def test_unicode_line_separators_stay_in_caption(folder, mark):
     """`str.splitlines` would split one caption into two."""

@@ -180,6 +180,13 @@ def test_lists_written_as_text_raise(folder, frame):
     assert len(load_pairs(frame, caption="text", root=folder).captions) == 3
 
 
+@pytest.mark.parametrize("cell", ['"big" cat', '"big cat', "a" * 200_000])
+def test_damaged_lines_of_csv_are_numbered(folder, cell):
+    (folder / "p.csv").write_text(f"image,caption\ncats/1.jpg,a cat\ncats/1.jpg,{cell}\n")
+    with pytest.raises(ValueError, match=r"read as csv: line 3: .*double the quotes within it"):
+        load_pairs(folder / "p.csv")
+
+
 def test_several_columns_raise(folder, frame):
     """The first column was used alone."""
     frame["text"] = "a cat"
