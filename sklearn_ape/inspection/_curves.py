@@ -157,7 +157,7 @@ class TrainingHistoryDisplay:
             best = self.best_epoch
             label = "initialization was kept" if best == 0 else f"epoch {best} was kept"
             self.best_line_ = ax.axvline(best, color="tab:green", linestyle=":", label=label)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         title = None if self.estimator_name is None else format_text(self.estimator_name, 60)
         if legend:
             lines = (self.loss_line_, self.recall_line_, self.start_line_, self.best_line_)

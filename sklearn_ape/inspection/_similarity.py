@@ -209,6 +209,8 @@ class SimilarityMatrixDisplay:
         -------
         display : SimilarityMatrixDisplay
         """
+        from matplotlib.ticker import MaxNLocator
+
         n_images, n_texts = self.similarity.shape
         names = None
         if self.captions is not None and n_texts <= _MAX_LABELED:
@@ -228,6 +230,7 @@ class SimilarityMatrixDisplay:
         self.thumbnails_ = self._draw_thumbnails(images)
         if names is None:
             ax.set_xlabel("caption")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         else:
             ax.set_xticks(range(n_texts), names, rotation=90, fontsize=min(10, 46 * cell))
         if colorbar:
@@ -245,8 +248,11 @@ class SimilarityMatrixDisplay:
             self.ax_.add_patch(frame)
 
     def _draw_thumbnails(self, images: Sequence[Any] | None) -> list[Any]:
+        from matplotlib.ticker import MaxNLocator
+
         if images is None:
             self.ax_.set_ylabel("image")
+            self.ax_.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             return []
         self.ax_.set_yticks([])
         return [

@@ -44,6 +44,13 @@ class TestSimilarityMatrixDisplay:
         assert bare.thumbnails_ == []
         assert bare.ax_.get_ylabel() == "image"
 
+    @pytest.mark.parametrize("size", [1, 4])
+    def test_ticks_are_numbers_of_rows(self, size):
+        ax = SimilarityMatrixDisplay.from_predictions(np.eye(size)).ax_
+        for axis in (ax.xaxis, ax.yaxis):
+            ticks = [tick for tick in axis.get_ticklocs() if -0.5 < tick < size - 0.5]
+            assert ticks == list(range(size))
+
     def test_large_matrices_and_unreadable_images_are_drawn(self):
         similarity = np.random.default_rng(0).normal(size=(500, 300))
         similarity[3] = np.nan

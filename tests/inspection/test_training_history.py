@@ -49,6 +49,10 @@ class TestTrainingHistoryDisplay:
         display = TrainingHistoryDisplay.from_estimator(grid)
         assert len(display.history) == len(grid.best_estimator_[-1].history_)
 
+    def test_ticks_of_a_single_epoch_are_integers(self):
+        display = TrainingHistoryDisplay([{"epoch": 1, "train_loss": 0.5}]).plot()
+        assert all(tick == round(tick) for tick in display.ax_.get_xticks())
+
     def test_history_without_held_out_pairs_has_only_a_loss(self, concepts):
         display = TrainingHistoryDisplay.from_estimator(
             fit_aligner(concepts, init=None, early_stopping=False)
