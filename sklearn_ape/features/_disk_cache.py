@@ -15,6 +15,7 @@ import numpy as np
 
 from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
 from ..utils.messages import warn
+from ..utils.validation import check_integer, check_number
 from ._sqlite import (
     BUSY_TIMEOUT_S,
     DTYPES,
@@ -275,7 +276,7 @@ class DiskFeatureCache:
         Raises
         ------
         ValueError
-            If both parameters are None.
+            If both parameters are None, or one of them is invalid.
         FileNotFoundError
             If the folder does not contain a cache.
         OSError
@@ -283,6 +284,8 @@ class DiskFeatureCache:
         """
         if max_bytes is None and dimension is None:
             raise ValueError("max_bytes and dimension are both None. Pass one of them.")
+        check_number(max_bytes, "max_bytes", 0, optional=True)
+        check_integer(dimension, "dimension", 1, optional=True)
         from ._maintenance import prune_file
 
         return prune_file(self.path, max_bytes, dimension)

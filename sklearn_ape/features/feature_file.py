@@ -99,6 +99,8 @@ class FeatureFile:
 
     def resume(self) -> None:
         """Find the finished chunks of an existing file; raise OtherContentError if it differs."""
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{str(self.path)!r} is a folder. Pass the path of a file.")
         is_partial = self._partial_path.exists() and self._partial_path.stat().st_size > 0
         self.existing_path = path = self._partial_path if is_partial else self.path
         if not path.exists():

@@ -269,6 +269,15 @@ def test_foreign_file_is_kept(encoder, truth, path, journal_of_another):
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS, overwrite=True), truth)
 
 
+def test_folder_raises_before_anything_is_encoded(encoder, tmp_path):
+    """All items were encoded before the file could not be renamed."""
+    folder = tmp_path / "folder.npy"
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.npy' is a folder"):
+        encoder.encode_to(folder, TEXTS, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.npy"]
+
+
 def test_second_writer_raises(encoder, path):
     """The second writer raises an error and does not change the file."""
     pytest.importorskip("fcntl")

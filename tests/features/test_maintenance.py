@@ -241,6 +241,15 @@ class TestPrune:
         with pytest.raises(ValueError, match="max_bytes and dimension are both None"):
             DiskFeatureCache(folder).prune()
 
+    @pytest.mark.parametrize(
+        "options", [{"max_bytes": -1}, {"max_bytes": "2GB"}, {"dimension": "3"}, {"dimension": 0}]
+    )
+    def test_invalid_parameters_remove_nothing(self, folder, options):
+        """A size of -1, which means no limit elsewhere, removed all features."""
+        with pytest.raises(ValueError, match=f"^{next(iter(options))} must be None or a"):
+            DiskFeatureCache(folder).prune(**options)
+        assert DiskFeatureCache(folder).verify().n_features == N_ENTRIES
+
     def test_space_of_an_interrupted_run_is_given_back(self, folder):
         """If a run is killed after the removal, the next run shrinks the file."""
         store(folder, make_features(100, 1280))
