@@ -166,10 +166,11 @@ def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
         data = load_image_folder(path, captions=None)
     skipped.update(data.other_files)
     # Captions next to their images are expected, so they are not reported.
-    n_sidecars = sum(Path(image).with_suffix(".txt").is_file() for image in data.images)
-    skipped[".txt"] -= n_sidecars
-    if skipped[".txt"] <= 0:
-        del skipped[".txt"]
+    for suffix in {".txt", ".caption"} & set(skipped):
+        files = (Path(i).with_suffix(s) for i in data.images for s in (suffix, suffix.upper()))
+        skipped[suffix] -= sum(file.is_file() for file in files)
+        if skipped[suffix] <= 0:
+            del skipped[suffix]
     # The loader returns absolute paths. Results are easier to read with the path of the argument.
     root = Path(path).expanduser().absolute()
     return [os.path.join(path, os.path.relpath(image, root)) for image in data.images]

@@ -84,6 +84,8 @@ def curate(
     file_format = resolve_format(output, file_format)
     if dropped is not None:
         resolve_format(dropped, None)
+        if output is not None and output.resolve() == dropped.resolve():
+            raise typer.BadParameter(f"--output and --dropped are both {str(dropped)!r}.")
     check_output_file(output)
     check_output_file(dropped)
     names = parse_labels(labels, labels_file, required=True, least=1)
@@ -126,6 +128,11 @@ def curate(
     )
     reasons |= {readable[position]: reason for position, reason in bad_pairs.items()}
     good = [pair for pair in readable if pair not in reasons]
+    if not good:
+        raise ValueError(
+            f"All {len(texts):,} pairs were dropped before labels were compared. Set a smaller "
+            "--noisy."
+        )
     selection = select_relevant(
         [texts[pair] for pair in good],
         names,

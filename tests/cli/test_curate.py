@@ -59,6 +59,8 @@ class TestCurate:
             (("-n", "5"), 2, "--labels"),
             (("--labels", LABELS), 2, "--n-pairs"),
             (("--labels", LABELS, "-n", "5"), 1, "no captions"),
+            (("-o", "a.csv", "--dropped", "./a.csv"), 2, "--output and --dropped are both"),
+            (("--labels", LABELS, "-n", "5", "--captions", "filename", "--noisy", "1"), 1, "All"),
         ],
     )
     def test_invalid_arguments_are_messages(self, small_folder, run, arguments, code, message):

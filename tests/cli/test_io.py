@@ -371,8 +371,8 @@ class TestOutputs:
 def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys):
     """Other text files are."""
     images = sorted(small_folder.rglob("*.png"))
-    for image in images[:3]:
-        image.with_suffix(".txt").write_text("a caption")
+    for image, suffix in zip(images, (".txt", ".TXT", ".caption"), strict=False):
+        image.with_suffix(suffix).write_text("a caption")
     assert len(list_images([str(small_folder)])) == len(images)
     assert "Skipped" not in capsys.readouterr().err
     (small_folder / "notes.txt").write_text("not a caption")
