@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 from sklearn.utils import Bunch
 
-from ..utils.messages import import_optional, make_progress_bar
+from ..utils.messages import import_optional, make_progress_bar, warn
 from ..utils.validation import check_integer, format_list
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
 from .base import (
@@ -144,6 +144,11 @@ def load_iconify(
         If a file is damaged, no set is selected, or an icon contains a script or a reference to
         a file, is too large or cannot be rendered. The message names the file or the icon.
 
+    Warns
+    -----
+    UserWarning
+        If `licenses` is None, and some of `sets` have other licences.
+
     See Also
     --------
     load_openmoji : Load drawings of emoji from a Python package.
@@ -224,6 +229,14 @@ def _select_sets(
             "No set has the given sets, categories, licenses and palette. The package has sets of "
             f"{format_list(available, limit=10)}."
         )
+    if sets is not None and licenses is None:
+        excluded = [s for s in icon_sets if s.prefix in prefixes and s not in selected]
+        names = [f"{s.prefix} ({s.license})" for s in excluded if s.license not in OPEN_LICENSES]
+        if names:
+            warn(
+                f"sets contains {format_list(names, str)}, which are not loaded because of their "
+                "licences. Pass licenses='all' to load them."
+            )
     return selected
 
 

@@ -264,7 +264,7 @@ class WebDatasetPairs:
         extension = self._caption.find(sample, description)
         field = self._caption.fields[extension]
         try:
-            text = sample[extension].decode()
+            text = sample[extension].decode("utf-8-sig")
             caption = json.loads(text)[field] if field else text
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"

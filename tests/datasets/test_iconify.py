@@ -142,6 +142,13 @@ def test_sets_are_selected_by_licence_category_and_palette(package, home):
     assert load(palette=False) == {"plain"}
 
 
+def test_named_set_of_another_licence_warns(package, home):
+    """It was left out without a message."""
+    with pytest.warns(UserWarning, match=r"sets contains copyleft \(GPL-3\.0\), which are not"):
+        data = load_iconify(package, sets=["plain", "copyleft"], data_home=home)
+    assert set(data.sets) == {"plain"}
+
+
 def test_description_names_authors_and_licences(package, home):
     description = load_iconify(package, data_home=home).DESCR
     assert "Set plain (`plain`) by A. Author (https://example.org), MIT" in description

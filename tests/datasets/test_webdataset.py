@@ -34,7 +34,7 @@ def folder(tmp_path):
         tmp_path / "00000.tar",
         [
             ("__meta__/x.json", b"{}"),
-            *[("a/1.jpg", b"one"), ("a/1.txt", b"a  cat\n")],
+            *[("a/1.jpg", b"one"), ("a/1.txt", b"\xef\xbb\xbfa  cat\n")],
             *[("a/2.PNG", b"two"), ("a/2.json", b'{"caption": "a dog", "x": 1}')],
             *[("a/3.cls", b"7"), ("a/3.caption", b"an emu"), ("a/3.jpg", b"three")],
         ],
