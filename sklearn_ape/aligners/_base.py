@@ -13,14 +13,13 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from ..encoders.items import digest_images
-from ..encoders.resolve import resolve_encoder
+from ..encoders.resolve import encode_items, resolve_encoder
 from ..features.memmap import find_missing_rows, row_blocks, select, stays_stored
 from ..features.validation import (
     as_float32,
     check_stored_features,
     check_text_columns,
     embed_rows,
-    to_dense,
 )
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
@@ -430,7 +429,7 @@ class BaseAligner(
         if encoder is not None:
             if reset:
                 self.image_encoder_ = resolve_encoder(encoder, "image").fit(X, None)
-            X = to_dense(self.image_encoder_.transform(X))
+            X = encode_items(self.image_encoder_, X, "image")
         elif holds_images(X):
             raise ValueError(
                 "X holds images, and image_encoder is None. Pass image_encoder="

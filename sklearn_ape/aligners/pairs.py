@@ -16,9 +16,8 @@ from sklearn.utils.validation import _num_samples
 
 from ..encoders.head_pairs import HeadPairs, classifier_head_pairs
 from ..encoders.items import EncodingError, summarize_errors
-from ..encoders.resolve import resolve_encoder
+from ..encoders.resolve import encode_items, resolve_encoder
 from ..features.memmap import StoredRows, find_missing_rows, row_blocks, select
-from ..features.validation import to_dense
 from ..training.data import PairDataset, drop_repeated_pairs
 from ..utils.linalg import covariance, iter_centered, mean
 from ..utils.messages import warn
@@ -125,8 +124,8 @@ def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
 
 def encode_texts(encoder: Any, texts: list[str]) -> Any:
     """Return dense features of texts, and warn of texts whose features are zeros."""
-    features = to_dense(encoder.transform(texts))
-    if np.ndim(features) != 2 or len(features) != len(texts):
+    features = encode_items(encoder, texts, "text")
+    if np.ndim(features) != 2:
         return features  # for the checks of features
     unknown = [texts[row] for row in np.flatnonzero(~np.asarray(features).any(axis=1))]
     if unknown:

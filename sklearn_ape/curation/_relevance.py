@@ -13,9 +13,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from sklearn.utils import check_random_state, gen_batches
 
-from ..encoders.resolve import resolve_encoder
+from ..encoders.resolve import encode_items, resolve_encoder
 from ..features.memmap import iter_row_tiles
-from ..features.validation import to_dense
 from ..prompts import prompts_of, resolve_class_names, resolve_templates
 from ..utils.messages import warn
 from ..utils.validation import check_integer, check_number, format_list, number_groups
@@ -427,7 +426,7 @@ def _compute_relevance(
             encoder = text_encoder  # another fit would change the space of the given features
         label_features = _encode_labels(encoder, names, templates)
         if are_texts:
-            caption_features = to_dense(encoder.transform(texts.texts))
+            caption_features = encode_items(encoder, texts.texts, "text")
     if caption_features is not None:
         caption_features, is_valid = normalize_valid_rows(caption_features, "captions")
         caption_features[~is_valid] = np.nan  # never selected
@@ -478,5 +477,5 @@ def _encode_labels(
     """Return the sum of the L2-normalized features of the prompts of each label."""
     prompts = [prompts_of(label, names[label], templates) for label in names]
     flat = [prompt for label_prompts in prompts for prompt in label_prompts]
-    features, _ = normalize_valid_rows(to_dense(encoder.transform(flat)), "labels")
+    features, _ = normalize_valid_rows(encode_items(encoder, flat, "text"), "labels")
     return np.add.reduceat(features, np.cumsum([0, *map(len, prompts[:-1])]), axis=0)

@@ -361,8 +361,9 @@ def write_webdataset(
             check_sequence(items, name, kind)
     if hasattr(images, "__len__") and hasattr(captions, "__len__"):
         check_consistent_length(images, captions)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if existing := sorted(path.name for path in Path(folder).glob("*.tar")):
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    if existing := sorted(path.name for path in folder.glob("*.tar")):
         raise FileExistsError(
             f"{str(folder)!r} contains shards ({format_list(existing, str)}), which would be "
             "mixed with the new ones. Pass another folder, or delete them."

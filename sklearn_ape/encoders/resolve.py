@@ -1,12 +1,14 @@
-"""Encoders from names, and checks of encoders that are parameters."""
+"""Encoders from names, and checks of encoders that are parameters and of their features."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import clone
 
+from ..features.validation import to_dense
 from ..utils.sklearn_compat import unfreeze
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ._sentence_transformers import SentenceTransformerEncoder, SentenceTransformerImageEncoder
@@ -100,3 +102,17 @@ def _make_encoder(name: str, modality: str, parameter: str) -> Any:
             f"model_name of {encoder_class.__name__}, or an encoder. {error}"
         ) from error
     return encoder
+
+
+def encode_items(encoder: Any, items: Any, modality: str) -> Any:
+    """Return dense features of images or texts; raise ValueError unless there is a row for each.
+
+    Encoders may be any transformers. Rows that are missing or added would shift all others.
+    """
+    features = to_dense(encoder.transform(items))
+    if np.ndim(features) and len(features) != len(items):
+        raise ValueError(
+            f"{modality}_encoder returned {len(features)} rows of features for {len(items)} "
+            f"{modality}s. Pass an encoder that returns one row per {modality}."
+        )
+    return features

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
+from sklearn.preprocessing import FunctionTransformer
 
 from sklearn_ape import APEAligner, KernelAligner
 
@@ -91,6 +92,19 @@ class TestCaptions:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             aligner.transform_text([known])
+
+    @pytest.mark.parametrize(("side", "n_more"), [("text", 5), ("text", -1), ("image", -1)])
+    def test_encoder_with_another_number_of_rows_raises(self, concepts, side, n_more):
+        """Additional rows were ignored, so that the pairs were shifted without an error."""
+        rng = np.random.default_rng(0)
+        encoder = FunctionTransformer(lambda items: rng.standard_normal((len(items) + n_more, 8)))
+        values = [f"text {i}" for i in range(40)]
+        if side == "image":
+            values = list(rng.integers(0, 256, (40, 4, 4), dtype=np.uint8))
+        sides = {"image": concepts.image[:40], "text": concepts.text[:40], side: values}
+        aligner = KernelAligner(**{f"{side}_encoder": encoder})
+        with pytest.raises(ValueError, match=f"{side}_encoder returned {40 + n_more} rows of fea"):
+            aligner.fit(sides["image"], sides["text"])
 
     def test_frozen_encoder_is_not_cloned(self, captioned_images, features, text_encoder):
         aligner = small(text_encoder=FrozenEstimator(text_encoder))

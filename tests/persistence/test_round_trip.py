@@ -66,6 +66,14 @@ class TestAligners:
             model, save_and_load(loaded, tmp_path / "twice"), concepts.image, concepts.text
         )
 
+    def test_home_folder_is_expanded(self, concepts, tmp_path, monkeypatch):
+        """A folder with the name "~" was created in the current folder."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        KernelAligner().fit(concepts.image, concepts.text).save_pretrained("~/model")
+        assert (tmp_path / "model" / "config.json").is_file()
+        load_pretrained("~/model")
+
     def test_feature_names_are_saved(self, concepts, tmp_path):
         frame = pd.DataFrame(concepts.image, columns=[f"f{i}" for i in range(32)])
         loaded = save_and_load(KernelAligner().fit(frame, concepts.text), tmp_path)
