@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +34,7 @@ from ._closed_form import (
     whiten_images,
 )
 from ._head_training import HeadTraining
-from ._kernel_maps import choose_smoothness, make_kernel_maps
+from ._kernel_maps import choose_smoothness, count_predicted_texts, make_kernel_maps
 from ._kernel_ridge import count_default_anchors
 from ._tuning import BlendTraining, correct, train_correction
 
@@ -258,26 +259,13 @@ def train_blend(
         return solve_kernel(run, image_map, pairs, **smoothness, **options)
 
     if valid is None or is_untested:
-        # The scale of the closed form is used: that of a head would suit its training pairs only.
-        scale = fit_held_out_logit_scale(
-            data,
-            lambda pairs: make_embedders(
-                make_closed_form(solve(pairs, heads.whiten(pairs)), run.ranks)
-            ),
-            config.max_logit_scale,
-        )
-        closed_form = make_closed_form(solve(data, full_map), run.ranks)
-        if is_untested:
-            return closed_form, scale, TrainingResult([], 0, 0)
-        text_head = heads.make_text_head(data, full_map)
-        module = TwoTower(ClosedFormHead(full_map), text_head)
-        training = HeadTraining(module, data, run)
-        result = _train_text_head(training, closed_form, ValidationRecall(None), run)
-        return _make_blend(closed_form, text_head, _DEFAULT_WEIGHT), scale, result
+        return _blend_untested(heads, data, run, full_map, solve, trains_head=not is_untested)
 
     image_map = full_map if has_stable_whitening(data) else heads.whiten(train)
     items = valid.expand_items()
-    maps = solve(train, image_map, returns_fit=True)
+    # The machines of the ranks may have different amounts of memory.
+    max_texts = broadcast(run.ranks, count_predicted_texts(image_map.n_out))
+    maps = solve(train, image_map, max_predicted_texts=max_texts)
     correction = train_correction(maps, train, run)
     n_valid = len(valid.pairs)
     closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, n_valid, run)
@@ -298,6 +286,32 @@ def train_blend(
         maps = solve(data, image_map if weight > 0 or is_tuned else full_map)
         closed_form = make_closed_form(correct(maps, correction) if is_tuned else maps, run.ranks)
     return _make_blend(closed_form, text_head, weight), scale, result
+
+
+def _blend_untested(
+    heads: HeadConfig,
+    data: PairDataset,
+    run: TrainingRun,
+    image_map: WhitenedMap,
+    solve: Callable[..., Maps],
+    trains_head: bool,
+) -> tuple[TwoTower, float, TrainingResult]:
+    """Return what `train_blend` does if no pairs are held out: a blend, or the closed form."""
+    # The scale of the closed form is used: that of a head would suit its training pairs only.
+    scale = fit_held_out_logit_scale(
+        data,
+        lambda pairs: make_embedders(
+            make_closed_form(solve(pairs, heads.whiten(pairs)), run.ranks)
+        ),
+        run.config.max_logit_scale,
+    )
+    closed_form = make_closed_form(solve(data, image_map), run.ranks)
+    if not trains_head:
+        return closed_form, scale, TrainingResult([], 0, 0)
+    text_head = heads.make_text_head(data, image_map)
+    training = HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, run)
+    result = _train_text_head(training, closed_form, ValidationRecall(None), run)
+    return _make_blend(closed_form, text_head, _DEFAULT_WEIGHT), scale, result
 
 
 def _choose_tuning(

@@ -19,6 +19,7 @@ from ._kernel_ridge import (
     choose_anchors,
     count_default_anchors,
     kernel,
+    measure_available_memory,
     solve_kernel_ridge,
     solve_positive_definite,
 )
@@ -43,8 +44,10 @@ _GAMMA_TIMES_VARIANCE = 6.8
 # estimated. The standard error of a share is at most 0.05.
 _N_SIGNS = 96
 
-# Number of texts whose fit is returned, 0.5 GB with 1,280 image features.
-_MAX_FITTED_TEXTS = 100_000
+# The predictions for the training texts may take this share of the available memory, and at least
+# those for this number of texts are kept: 0.5 GB with 1,280 image features.
+_PREDICTIONS_SHARE = 0.1
+_MIN_PREDICTED_TEXTS = 100_000
 
 
 def make_kernel_maps(
@@ -58,13 +61,14 @@ def make_kernel_maps(
     device: torch.device,
     verbose: int | None = 0,
     held_out_texts: Any = (),
-    returns_fit: bool = False,
+    max_predicted_texts: int = 0,
 ) -> Maps:
     """Return a whitening of images, and a kernel ridge regression from texts to its output.
 
     `held_out_texts` are sorted rows of the texts. Their embeddings by the solution without them
-    are returned, too, if the matrix is decomposed with all texts as anchors. With `returns_fit`,
-    so are the predictions for the training texts.
+    are returned, too, if the matrix is decomposed with all texts as anchors. If
+    `max_predicted_texts` is not 0, so are the predictions for the training texts: for all texts
+    if they are the anchors, otherwise for at most this number.
     """
     targets = Targets(data, image_map)
     gamma = (
@@ -73,7 +77,7 @@ def make_kernel_maps(
     if max_anchors == "auto":
         max_anchors = count_default_anchors(len(targets.texts), device)
     limit = int(max_anchors)
-    n_signs = _N_SIGNS if returns_fit else 0
+    n_signs = _N_SIGNS if max_predicted_texts else 0
     shape = (len(data.image), n_signs)
     image_signs = 2 * np.random.RandomState(seed).randint(2, size=shape, dtype=np.int8) - 1
     signs = targets.average_by_text(image_signs)
@@ -84,8 +88,9 @@ def make_kernel_maps(
         solved = _solve_nystroem(targets, anchors, ridge, gamma, signs, device, verbose)
         coefficients = solved[:, : image_map.n_out]
         fit = None
-        if returns_fit:
-            fit = _predict_texts(targets, anchors, solved, gamma, image_signs, device)
+        if max_predicted_texts:
+            rows = choose_evenly_spaced(len(targets.texts), max_predicted_texts)
+            fit = _predict_texts(targets, rows, anchors, solved, gamma, image_signs, device)
         return Maps(image_map, KernelMap(anchors, coefficients, gamma), fit=fit)
     is_held_out = np.isin(targets.texts, held_out_texts)
     order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
@@ -96,7 +101,7 @@ def make_kernel_maps(
     right = np.concatenate([block_targets for _, block_targets in targets])[order]
     # Dividing the ridge by the number of images of a text weights the text by its images.
     ridges = (ridge / targets.counts)[order]
-    if returns_fit:
+    if max_predicted_texts:
         right = np.hstack([right, signs[order]])
     solution = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose, n_held_out)
     n_out = image_map.n_out
@@ -104,7 +109,7 @@ def make_kernel_maps(
     held_out_text = fit = None
     if solution.residuals is not None and n_held_out:
         held_out_text = normalize_rows((right[-n_held_out:] - solution.residuals)[:, :n_out])
-    if returns_fit:
+    if max_predicted_texts:
         # With the inverse of (K + ridges), the predictions K @ inverse @ right are
         # right - ridges * inverse @ right.
         right -= ridges[:, None] * solution.coefficients
@@ -157,16 +162,16 @@ def _solve_nystroem(
 
 def _predict_texts(
     targets: Targets,
+    rows: np.ndarray,
     anchors: np.ndarray,
     solved: np.ndarray,
     gamma: float,
     image_signs: np.ndarray,
     device: torch.device,
 ) -> TextFit:
-    """Return the fit of texts, evenly spaced if there are many, by a Nyström approximation."""
+    """Return the fit of some of the texts by a Nyström approximation."""
     landmarks, columns = (torch.as_tensor(values).to(device) for values in (anchors, solved))
     n_out = targets.image.n_out
-    rows = choose_evenly_spaced(len(targets.texts), _MAX_FITTED_TEXTS)
     predictions = np.empty((len(rows), n_out), dtype=np.float32)
     predicted_signs = np.empty((len(rows), image_signs.shape[1]), dtype=np.float32)
     for part in gen_batches(len(rows), BLOCK_SIZE):
@@ -174,6 +179,12 @@ def _predict_texts(
         output = (kernel(texts, landmarks, gamma) @ columns).cpu().numpy()
         predictions[part], predicted_signs[part] = output[:, :n_out], output[:, n_out:]
     return TextFit(targets.texts[rows], predictions, image_signs, predicted_signs, targets.mean)
+
+
+def count_predicted_texts(n_out: int) -> int:
+    """Return the number of texts whose predictions are kept while a head is trained on them."""
+    n_bytes = _PREDICTIONS_SHARE * measure_available_memory(torch.device("cpu"))
+    return max(_MIN_PREDICTED_TEXTS, int(n_bytes / (4 * n_out)))
 
 
 def scale_gamma(text_mean: np.ndarray) -> float:

@@ -258,8 +258,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
     drawn from all rows as for features in memory, so that without initialization the fit is
     bitwise identical. With initialization, its output is computed again for every batch, which
     costs little with ``"linear"``, and much with ``"kernel"``. With ``"auto"``, the predictions of
-    the closed form are in memory while the head is trained. Those of at most 100,000 texts are
-    kept, and trained on, if the kernel does not use all texts.
+    the closed form are in memory while the head is trained. If the kernel does not use all texts,
+    those of as many texts are kept, and trained on, as a tenth of the available memory holds, and
+    at least those of 100,000 texts.
 
     With torch.distributed (``accelerate.Accelerator()`` under ``accelerate launch``), several
     ranks train one model. Each calls `fit` on the same pairs with the same parameters and

@@ -14,7 +14,7 @@ from sklearn_ape.aligners import _ape_trainer, _kernel_maps, _kernel_ridge, _tun
 from sklearn_ape.aligners._ape_trainer import summarize_training
 from sklearn_ape.aligners._closed_form import whiten_images
 from sklearn_ape.aligners._head_training import HeadTraining
-from sklearn_ape.aligners._kernel_maps import make_kernel_maps
+from sklearn_ape.aligners._kernel_maps import count_predicted_texts, make_kernel_maps
 from sklearn_ape.aligners._tuning import (
     BlendTraining,
     LeftOutPairs,
@@ -104,7 +104,7 @@ class TestFitOfTexts:
         if solver == "iteration":
             monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 10)
         maps = solve(
-            repeated, max_anchors=20 if solver == "approximation" else 99, returns_fit=True
+            repeated, max_anchors=20 if solver == "approximation" else 99, max_predicted_texts=1000
         )
         texts, shares = compute_exact_shares(repeated, maps.text.anchors)
         assert maps.fit.texts.tolist() == texts.tolist()
@@ -114,25 +114,30 @@ class TestFitOfTexts:
 
     def test_usual_number_of_signs_is_accurate_enough(self, repeated):
         """The standard error is at most 0.05."""
-        maps = [solve(repeated, returns_fit=True, seed=seed) for seed in range(5)]
+        maps = [solve(repeated, max_predicted_texts=1000, seed=seed) for seed in range(5)]
         _, shares = compute_exact_shares(repeated, maps[0].text.anchors)
         errors = [estimate_shares(repeated, m.fit) - shares for m in maps]
         assert np.sqrt(np.mean(np.square(errors), axis=0)).max() < 0.1
         assert np.sqrt(np.mean(np.square(errors))) < 0.05
 
     def test_fit_does_not_change_the_solution(self, repeated):
-        with_fit, without_fit = solve(repeated, returns_fit=True), solve(repeated)
+        with_fit, without_fit = solve(repeated, max_predicted_texts=1000), solve(repeated)
         assert without_fit.fit is None
         np.testing.assert_allclose(
             with_fit.text.coefficients, without_fit.text.coefficients, atol=1e-4
         )
 
-    def test_number_of_texts_is_limited_for_the_approximation(self, repeated, monkeypatch):
-        monkeypatch.setattr(_kernel_maps, "_MAX_FITTED_TEXTS", 10)
-        maps = solve(repeated, max_anchors=20, returns_fit=True)
+    def test_number_of_texts_is_limited_for_the_approximation(self, repeated):
+        maps = solve(repeated, max_anchors=20, max_predicted_texts=10)
         assert maps.fit.predictions.shape == (10, 6)
         output = maps.text(torch.from_numpy(repeated.text[maps.fit.texts]))
         np.testing.assert_allclose(maps.fit.predictions, output, atol=2e-3)
+
+    @pytest.mark.parametrize(("n_free", "n_texts"), [(2**33, 167_772), (2**30, 100_000)])
+    def test_predictions_take_a_tenth_of_the_memory(self, monkeypatch, n_free, n_texts):
+        """At least those of 100,000 texts are kept."""
+        monkeypatch.setattr(_kernel_maps, "measure_available_memory", lambda device: n_free)
+        assert count_predicted_texts(1280) == n_texts
 
 
 def test_left_out_prediction_is_that_of_the_solution_without_the_image(repeated):
@@ -143,7 +148,7 @@ def test_left_out_prediction_is_that_of_the_solution_without_the_image(repeated)
         for rows in (repeated.image, repeated.text)
     )
     data = PairDataset(image, text, pairs)
-    maps = solve(data, returns_fit=True)
+    maps = solve(data, max_predicted_texts=1000)
     texts, shares = compute_exact_shares(data, maps.text.anchors)
     row = {number: i for i, number in enumerate(texts)}
     used = np.array([i for i, number in enumerate(pairs[:, 1]) if number in row])
@@ -181,7 +186,7 @@ def test_other_captions_of_the_image_are_left_out_too(monkeypatch):
     text = (text + 1e-3 * rng.standard_normal(text.shape)).astype(np.float32)
     pairs = np.column_stack([np.repeat(np.arange(30), 3), np.arange(90)])
     data = PairDataset(image, text, pairs)
-    maps = solve(data, returns_fit=True)
+    maps = solve(data, max_predicted_texts=1000)
     run = SimpleNamespace(config=None, seed=0, ranks=None)
     head = LinearCorrection(maps.image.n_out)
     left_out = LeftOutTraining(maps.image, head, maps.fit, data, run).make_inputs(data)
@@ -195,7 +200,7 @@ def test_other_captions_of_the_image_are_left_out_too(monkeypatch):
 
 @pytest.mark.parametrize("is_corrected", [False, True])
 def test_head_is_trained_in_a_blend_with_left_out_embeddings(repeated, is_corrected):
-    maps = solve(repeated, returns_fit=True)
+    maps = solve(repeated, max_predicted_texts=1000)
     run = SimpleNamespace(config=None, seed=0, ranks=None)
     correction = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
     matrix = correction if is_corrected else None
@@ -268,7 +273,7 @@ class TestFit:
             return HeadTraining.train(training, callbacks, n_epochs)
 
         monkeypatch.setattr(_ape_trainer, "count_default_anchors", lambda *arguments: 300)
-        monkeypatch.setattr(_kernel_maps, "_MAX_FITTED_TEXTS", 256)
+        monkeypatch.setattr(_ape_trainer, "count_predicted_texts", lambda n_out: 256)
         monkeypatch.setattr(_tuning, "_MAX_STEPS", 8)
         monkeypatch.setattr(LeftOutTraining, "train", train)
         small(max_epochs=1).fit(pairs.image, pairs.text)
