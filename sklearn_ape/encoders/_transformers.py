@@ -35,6 +35,7 @@ class _TextPipeline(NamedTuple):
     pooling: str
     normalize: bool
     preparation: TextPreparation = TextPreparation()
+    n_special_tokens: int = 0
 
 
 @dataclass(eq=False, repr=False)
@@ -179,7 +180,8 @@ class TransformersTextEncoder(TextEncoder):
         file = "sentence_bert_config.json"
         sentence = read_side_file(self.model_name, self.revision, file) or {}
         limit = sentence.get("max_seq_length") or limit
-        return _TextPipeline(tokenizer, limit, pooling, "Normalize" in kinds, preparation)
+        normalize, n_special = "Normalize" in kinds, tokenizer.num_special_tokens_to_add()
+        return _TextPipeline(tokenizer, limit, pooling, normalize, preparation, n_special)
 
     def _make_module(self, network: Network) -> torch.nn.Module:
         pipeline: _TextPipeline = network.prepare
@@ -190,6 +192,14 @@ class TransformersTextEncoder(TextEncoder):
             raise ValueError(
                 f"max_length={self.max_length} is more than the {n_positions} positions of "
                 f"{self.model_name!r}. Pass at most {n_positions}."
+            )
+        n_special = pipeline.n_special_tokens
+        # A tokenizer would not truncate at all, or to the special tokens.
+        if self.max_length is not None and self.max_length <= n_special:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room for the text, because the tokenizer "
+                f"of {self.model_name!r} adds {n_special} special tokens. Pass at least "
+                f"{n_special + 1}."
             )
         return _TextFeatures(network.model, pooling, normalize)
 

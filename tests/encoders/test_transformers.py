@@ -270,6 +270,18 @@ def test_max_length_beyond_positions_raises(tmp_path):
     assert len(encoder.set_params(max_length=n_positions).transform(["cat " * 99])) == 1
 
 
+def test_max_length_without_room_for_text_raises(tmp_path):
+    """All texts would have the same features, or would not be truncated."""
+    save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    for length in (1, 2):  # the tokenizer adds two tokens
+        encoder = TransformersTextEncoder(str(tmp_path), max_length=length, cache=None)
+        with pytest.raises(ValueError, match=f"max_length={length} leaves no room .* at least 3"):
+            encoder.transform(["cat", "dog"])
+    features = encoder.set_params(max_length=3).transform(["cat", "dog", "cat dog"])
+    assert not np.allclose(features[0], features[1])
+    np.testing.assert_allclose(features[0], features[2], rtol=1e-5)
+
+
 def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
     """Texts are sorted by tokens, not letters, to reduce padding."""
     save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
