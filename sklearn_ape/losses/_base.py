@@ -181,7 +181,7 @@ class ScaledLoss(nn.Module):
         check_number(logit_scale, "logit_scale", 0, closed="neither")
         if max_logit_scale != math.inf:  # infinity means no bound
             check_number(max_logit_scale, "max_logit_scale", 0, closed="neither")
-        is_size = isinstance(tile_size, Integral) and tile_size >= 1
+        is_size = isinstance(tile_size, Integral) and tile_size is not True and tile_size >= 1
         if not (tile_size is None or tile_size == "auto" or is_size):
             raise ValueError(
                 f"tile_size must be None, 'auto' or an integer of at least 1, not {tile_size!r}."

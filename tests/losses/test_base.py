@@ -103,6 +103,13 @@ def test_invalid_shapes_raise(loss_class, shape):
             call(torch.ones(shape), torch.ones(shape))
 
 
+@pytest.mark.parametrize("loss_class", LOSSES)
+@pytest.mark.parametrize("tile_size", [True, 0, 2.0, "all"])
+def test_invalid_tile_size_raises(loss_class, tile_size):
+    with pytest.raises(ValueError, match="tile_size must be None, 'auto' or an integer of at le"):
+        loss_class(tile_size=tile_size)
+
+
 def gradients(loss, image, text, compute):
     inputs = [side.clone().requires_grad_() for side in (image, text)]
     value = compute(loss, *inputs)
