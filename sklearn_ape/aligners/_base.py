@@ -425,14 +425,15 @@ class BaseAligner(
     def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
         """Return at least `n_min` rows of image features; NaN where encoding failed."""
         check_sequence(X, "X", "image", "images or features")
-        encoder = self._get_encoder("image")
+        encoder = self._get_encoder("image") if reset else getattr(self, "image_encoder_", None)
         if encoder is not None:
             if reset:
                 self.image_encoder_ = resolve_encoder(encoder, "image").fit(X, None)
             X = encode_items(self.image_encoder_, X, "image")
         elif holds_images(X):
+            reason = "image_encoder is None" if reset else "this aligner was fitted on features"
             raise ValueError(
-                "X holds images, and image_encoder is None. Pass image_encoder="
+                f"X holds images, and {reason}. Fit with image_encoder="
                 "TimmImageEncoder('efficientnet_lite0'), put the encoder before this step in a "
                 "Pipeline, or pass features."
             )

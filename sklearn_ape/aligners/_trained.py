@@ -29,7 +29,14 @@ from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.messages import shows_progress
 from ..utils.sklearn_compat import FitContext, reports_fit, restored_on_failure, with_callbacks
-from ..utils.validation import check_boolean, check_choice, check_integer, check_number
+from ..utils.validation import (
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_number,
+    check_seed,
+    check_verbose,
+)
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder
 
@@ -170,6 +177,7 @@ class TrainedAligner(BaseAligner):
     max_epochs: Any
     device: Any
     random_state: Any
+    verbose: Any
     callbacks: Any
     checkpoint: Any
 
@@ -255,8 +263,9 @@ class TrainedAligner(BaseAligner):
         check_number(self.learning_rate, "learning_rate", 0, closed="neither")
         check_number(self.weight_decay, "weight_decay", 0)
         check_boolean(self.early_stopping, "early_stopping")
-        if self.callbacks is not None and not isinstance(self.callbacks, list | tuple):
-            raise TypeError(f"callbacks must be None or a list, not {self.callbacks!r}.")
+        check_callbacks(self.callbacks)
+        check_verbose(self.verbose)
+        check_seed(self.random_state)
         resolve_device(self.device)
         check_loss_params(self.loss, self._resolve_dicts("loss_params"))
 
@@ -371,6 +380,20 @@ def name_key(name: str, key: str) -> Iterator[None]:
     except ValueError as error:
         message = str(error).removeprefix(key)
         raise ValueError(f"{name}[{key!r}]{message}") from None
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise TypeError unless ``callbacks`` is None or a list of callbacks of skorch."""
+    if callbacks is not None and not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks must be None or a list, not {callbacks!r}.")
+    for item in callbacks or []:
+        # As in skorch, a callback may have a name, and may be a class.
+        callback = item[-1] if isinstance(item, tuple) and item else item
+        if not hasattr(callback, "on_train_begin"):
+            raise TypeError(
+                f"callbacks contains {item!r}, which is not a callback of skorch. Callbacks of "
+                "scikit-learn are set by set_callbacks."
+            )
 
 
 def check_loss_params(loss: str, values: Mapping[str, Any]) -> None:

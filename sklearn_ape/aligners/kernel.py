@@ -14,7 +14,7 @@ from ..devices import resolve_device
 from ..heads import KernelMap, TwoTower
 from ..training.data import PairDataset, subset
 from ..training.net import embed
-from ..utils.validation import check_integer, check_number
+from ..utils.validation import check_integer, check_number, check_seed, check_verbose
 from ._closed_form import (
     RIDGE,
     WHITENING,
@@ -238,4 +238,6 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         check_integer(self.n_components, "n_components", 1, optional=True)
         if self.max_anchors != "auto":
             check_integer(self.max_anchors, "max_anchors", 2)
+        check_verbose(self.verbose)
+        check_seed(self.random_state)
         resolve_device(self.device)

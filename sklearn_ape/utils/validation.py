@@ -16,7 +16,7 @@ from os import PathLike
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
-from sklearn.utils import check_array, column_or_1d
+from sklearn.utils import check_array, check_random_state, column_or_1d
 
 _MAX_LISTED = 5
 
@@ -253,6 +253,23 @@ def check_number(
         raise ValueError(
             f"{name} must be {prefix}a number in {left}{low:g}, {high:g}{right}, not {value!r}."
         )
+
+
+def check_verbose(value: Any) -> None:
+    """Raise ValueError unless ``verbose`` is None, a bool or an integer of at least 0."""
+    if not isinstance(value, bool):
+        check_integer(value, "verbose", 0, optional=True)
+
+
+def check_seed(random_state: Any) -> None:
+    """Raise ValueError unless ``random_state`` is None, a seed or a RandomState."""
+    try:
+        check_random_state(random_state)
+    except ValueError:
+        raise ValueError(
+            f"random_state must be None, an integer from 0 to {2**32 - 1} or a RandomState, not "
+            f"{random_state!r}."
+        ) from None
 
 
 def as_label_array(y: Any) -> np.ndarray:

@@ -112,6 +112,13 @@ class TestCaptions:
         assert aligner.text_encoder_.estimator is text_encoder
 
 
+class MustNotRun:
+    """An encoder that must not be called, because an input or a parameter is invalid."""
+
+    def fit(self, X, y=None):
+        raise AssertionError("images were encoded before the inputs were checked")
+
+
 class TestInvalidInput:
     def test_unequal_lengths_raise(self, features, captioned_images, text_encoder):
         with pytest.raises(ValueError, match="300 images and 299 rows of captions"):
@@ -126,14 +133,32 @@ class TestInvalidInput:
     def test_invalid_caption_raises_before_images_are_encoded(
         self, captioned_images, text_encoder, caption, message
     ):
-        class MustNotRun:
-            def fit(self, X, y=None):
-                raise AssertionError("images were encoded before the captions were checked")
-
         captions = [*captioned_images.captions[:5], caption]
         aligner = small(image_encoder=MustNotRun(), text_encoder=text_encoder)
         with pytest.raises(ValueError, match=f"row 5: .*{message}"):
             aligner.fit(captioned_images.images[:6], captions)
+
+    @pytest.mark.parametrize("cls", [APEAligner, KernelAligner])
+    @pytest.mark.parametrize(
+        ("parameter", "value", "message"),
+        [("random_state", -1, "random_state must be None, an integer from 0 to 4294967295"),
+         ("random_state", np.random.default_rng(0), "random_state must be .*, not Generator"),
+         ("verbose", "yes", "verbose must be None or an integer >= 0, not 'yes'")],
+    )  # fmt: skip
+    def test_invalid_parameter_raises_before_images_are_encoded(
+        self, captioned_images, text_encoder, cls, parameter, value, message
+    ):
+        aligner = cls(image_encoder=MustNotRun(), text_encoder=text_encoder, **{parameter: value})
+        with pytest.raises(ValueError, match=message):
+            aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
+
+    @pytest.mark.parametrize("callbacks", [[1], [("name", "callback")], "all"])
+    def test_invalid_callbacks_raise_before_images_are_encoded(
+        self, captioned_images, text_encoder, callbacks
+    ):
+        aligner = small(image_encoder=MustNotRun(), text_encoder=text_encoder, callbacks=callbacks)
+        with pytest.raises(TypeError, match="callbacks "):
+            aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
 
     def test_captions_without_text_encoder_raise(self, features, captioned_images):
         with pytest.raises(ValueError, match=r"text_encoder is None\. Pass text_encoder="):
@@ -144,6 +169,15 @@ class TestInvalidInput:
             small(text_encoder=text_encoder).fit(
                 captioned_images.images, captioned_images.captions
             )
+
+    def test_image_encoder_set_after_fit_on_features_is_not_used(self, captioned_images, features):
+        """It is not fitted, and its features may be others."""
+        aligner = small(max_epochs=1).fit(features.image, features.text)
+        before = aligner.transform(features.image)
+        aligner.set_params(image_encoder=MustNotRun())
+        np.testing.assert_array_equal(aligner.transform(features.image), before)
+        with pytest.raises(ValueError, match="X holds images, and this aligner was fitted on fea"):
+            aligner.transform(captioned_images.images[:2])
 
     def test_class_numbers_as_captions_raise(self, features, text_encoder):
         for labels in (np.zeros(300, dtype=int), [0] * 300, [{"raw": "a cat"}] * 300):
