@@ -20,6 +20,8 @@ import math
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from .utils.validation import check_integer
+
 __all__ = ["list_recipes", "make_aligner", "recipe", "recipe_notes"]
 
 
@@ -89,7 +91,7 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
     Raises
     ------
     ValueError
-        If the recipe does not exist, or `n_pairs` is below 2.
+        If the recipe does not exist, or `n_pairs` is not an integer of at least 2.
 
     See Also
     --------
@@ -106,8 +108,7 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
     52
     """
     published = _get_recipe(name)
-    if n_pairs is not None and n_pairs < 2:
-        raise ValueError(f"n_pairs must be None or at least 2, not {n_pairs!r}.")
+    check_integer(n_pairs, "n_pairs", 2, optional=True)
     parameters: dict[str, Any] = published.parameters | overrides
     for key in {"loss_params", "optimizer_params"}.intersection(published.parameters):
         parameters[key] = {**published.parameters[key], **(overrides.get(key) or {})}
@@ -149,7 +150,7 @@ def make_aligner(
     Raises
     ------
     ValueError
-        If the recipe does not exist, or `n_pairs` is below 2.
+        If the recipe does not exist, or `n_pairs` is not an integer of at least 2.
     TypeError
         If the aligner does not have one of the parameters.
 

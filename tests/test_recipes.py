@@ -103,9 +103,12 @@ def test_components_of_csa_are_limited_by_pairs():
     assert recipe("csa", n_pairs=50, n_components=300)["n_components"] == 300
 
 
-def test_fewer_than_two_pairs_raise():
-    with pytest.raises(ValueError, match="n_pairs must be None or at least 2, not 1"):
-        recipe("ape", n_pairs=1)
+@pytest.mark.parametrize("n_pairs", [1, 100.5, "100", True])
+def test_invalid_number_of_pairs_raises(n_pairs):
+    with pytest.raises(
+        ValueError, match=f"n_pairs must be None or an integer >= 2, not {n_pairs!r}"
+    ):
+        recipe("ape", n_pairs=n_pairs)
 
 
 @pytest.mark.parametrize("name", list_recipes())
