@@ -174,7 +174,7 @@ class ScaledLoss(nn.Module):
         self,
         logit_scale: float = 1 / 0.07,
         max_logit_scale: float = 100.0,
-        learn_scale: bool = True,
+        learn_logit_scale: bool = True,
         tile_size: int | str | None = "auto",
     ) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class ScaledLoss(nn.Module):
                 f"tile_size must be None, 'auto' or an integer of at least 1, not {tile_size!r}."
             )
         log_scale = torch.tensor(math.log(logit_scale))
-        if learn_scale:
+        if learn_logit_scale:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)

@@ -32,7 +32,7 @@ class InfoNCELoss(ScaledLoss):
         Initial logit scale: factor of the cosines.
     max_logit_scale : float, default=100.0
         Upper bound of the logit scale.
-    learn_scale : bool, default=True
+    learn_logit_scale : bool, default=True
         Whether the logit scale is learned.
     tile_size : int, "auto" or None, default="auto"
         Number of rows and columns of the tiles in which logits are computed [4]_. Memory then
@@ -177,7 +177,7 @@ class SigmoidLoss(ScaledLoss):
         Initial logit scale: factor of the cosines.
     max_logit_scale : float, default=100.0
         Upper bound of the logit scale.
-    learn_scale : bool, default=True
+    learn_logit_scale : bool, default=True
         Whether logit scale and bias are learned.
     bias : float or None, default=None
         Initial bias of the logits. None is ``-log(n_pairs)`` of the first batch, with which
@@ -213,14 +213,14 @@ class SigmoidLoss(ScaledLoss):
         self,
         logit_scale: float = 10.0,
         max_logit_scale: float = 100.0,
-        learn_scale: bool = True,
+        learn_logit_scale: bool = True,
         bias: float | None = None,
         tile_size: int | str | None = "auto",
     ) -> None:
-        super().__init__(logit_scale, max_logit_scale, learn_scale, tile_size)
+        super().__init__(logit_scale, max_logit_scale, learn_logit_scale, tile_size)
         # NaN stands for a bias that the first batch determines.
         initial = torch.tensor(math.nan if bias is None else bias)
-        if learn_scale:
+        if learn_logit_scale:
             self.bias = nn.Parameter(initial)
         else:
             self.register_buffer("bias", initial)

@@ -419,7 +419,7 @@ def make_net(
         "criterion": LOSSES[config.loss],
         "criterion__logit_scale": config.logit_scale,
         "criterion__max_logit_scale": config.max_logit_scale,
-        "criterion__learn_scale": config.learn_logit_scale,
+        "criterion__learn_logit_scale": config.learn_logit_scale,
         "criterion__tile_size": config.tile_size,
         "structure_weight": config.structure_weight,
         "optimizer": OPTIMIZERS[config.optimizer],

@@ -19,7 +19,7 @@ TILE_SIZES = [None, 5]
 @pytest.mark.parametrize(
     ("loss_class", "documented"),
     [
-        (InfoNCELoss, {"max_logit_scale": 100.0, "learn_scale": True, "tile_size": "auto"}),
+        (InfoNCELoss, {"max_logit_scale": 100.0, "learn_logit_scale": True, "tile_size": "auto"}),
         (
             SigmoidLoss,
             {"logit_scale": 10.0, "max_logit_scale": 100.0, "bias": None, "tile_size": "auto"},
@@ -36,15 +36,15 @@ def test_docstring_has_the_defaults(loss_class, documented):
         assert f"default={default}" in loss_class.__doc__.split(f"{name} : ")[1].split("\n")[0]
 
 
-@pytest.mark.parametrize("learn_scale", [True, False])
-def test_state_dict_restores_scale_and_bias(learn_scale):
+@pytest.mark.parametrize("learn_logit_scale", [True, False])
+def test_state_dict_restores_scale_and_bias(learn_logit_scale):
     """The state has both learned and fixed values."""
     names = {SigmoidLoss: {"log_scale", "bias"}}
     for loss_class in LOSSES:
         options = {"bias": -3.0} if loss_class is SigmoidLoss else {}
-        loss = loss_class(logit_scale=7.0, learn_scale=learn_scale, **options)
+        loss = loss_class(logit_scale=7.0, learn_logit_scale=learn_logit_scale, **options)
         assert loss.state_dict().keys() == names.get(loss_class, {"log_scale"})
-        restored = loss_class(learn_scale=learn_scale)
+        restored = loss_class(learn_logit_scale=learn_logit_scale)
         restored.load_state_dict(loss.state_dict())
         assert restored.logit_scale.item() == pytest.approx(7.0)
         if loss_class is SigmoidLoss:

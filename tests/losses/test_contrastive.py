@@ -77,7 +77,7 @@ class TestInfoNCE:
 
 class TestScale:
     def test_scale_has_a_gradient_unless_fixed(self, embeddings):
-        learned, fixed = InfoNCELoss(), InfoNCELoss(learn_scale=False)
+        learned, fixed = InfoNCELoss(), InfoNCELoss(learn_logit_scale=False)
         learned(*embeddings).backward()
         assert learned.log_scale.grad.abs() > 0
         assert list(fixed.parameters()) == []
