@@ -49,8 +49,8 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     Parameters
     ----------
     templates : str or sequence of str
-        A key of `TEMPLATES`, one template, or several templates. Each template has one ``{}``,
-        which is replaced by the name of a class.
+        A key of `TEMPLATES`, one template, or several templates [1]_. Each template has one
+        ``{}``, which is replaced by the name of a class.
 
     Returns
     -------

@@ -268,13 +268,15 @@ def pair_quality(
 
     Notes
     -----
+    As in confident learning [1]_, a pair is scored by a model that was not fitted on it.
+
     Pairs of a rare subject, or with a caption in a language that the text encoder was not trained
     on, can have low scores. Inspect some of the pairs with the lowest scores before you drop many.
 
     References
     ----------
     .. [1] C. Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels",
-       JAIR, 2021, which scores labels out of fold.
+       JAIR, 2021.
 
     Examples
     --------

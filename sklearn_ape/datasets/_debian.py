@@ -75,7 +75,7 @@ def load_tuxpaint_stamps(
         categories, subjects : ndarray of str, shape (n_images,)
             First folder of the path, such as "animals", and complete folder ("animals/birds").
         DESCR : str
-            Description of the source, with licence and attribution.
+            Description of the source [1]_, with licence and attribution.
 
     Raises
     ------
@@ -233,7 +233,7 @@ def load_openclipart(
         groups : ndarray of int, shape (n_images,)
             Number of the distinct file, which is the same for a drawing in two folders.
         DESCR : str
-            Description of the source, with licence and attribution.
+            Description of the source [1]_, with licence and attribution.
 
     Raises
     ------

@@ -153,7 +153,7 @@ def load_openmoji(
         images : list of str, length n_images
             Paths of PNG files, sorted by code points.
         captions : list of str, length n_images
-            Unicode names, without duplicates.
+            Unicode names [2]_, without duplicates.
         categories : ndarray of str, shape (n_images,)
             Categories, such as "Animals & Nature".
         subcategories : ndarray of str, shape (n_images,)
@@ -161,7 +161,7 @@ def load_openmoji(
         emoji : ndarray of str, shape (n_images,)
             Characters.
         DESCR : str
-            Description of the source, with licence and attribution.
+            Description of the source [1]_, with licence and attribution.
 
     Raises
     ------
@@ -314,7 +314,7 @@ def load_noto_emoji(
         emoji : ndarray of str, shape (n_images,)
             Characters, without variants in skin tone and characters that the font lacks.
         DESCR : str
-            Description of the source, with licence and attribution.
+            Description of the source [1]_, with licence and attribution.
 
     Raises
     ------

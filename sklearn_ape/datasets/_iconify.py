@@ -132,7 +132,7 @@ def load_iconify(
         names : ndarray of str, shape (n_images,)
             Names of the icons in the package.
         DESCR : str
-            Description of the source, with author and licence of every set.
+            Description of the source [1]_, with author and licence of every set.
 
     Raises
     ------

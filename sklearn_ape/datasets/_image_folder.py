@@ -67,7 +67,7 @@ def load_image_folder(
           caption.
         - "table": ``metadata.csv``, ``metadata.jsonl``, ``metadata.parquet`` or ``captions.csv``
           in the folder, with the columns ``file_name`` (relative to the folder) and ``caption``
-          or ``text``. An image with several rows has several captions.
+          or ``text`` [1]_. An image with several rows has several captions.
         - "folder": the name of the folder that contains the image, with spaces for underscores.
         - "filename": the words of the file name; "red_apple-01.jpg" gives "red apple".
         - None: no captions.
@@ -119,8 +119,7 @@ def load_image_folder(
 
     References
     ----------
-    .. [1] Format of the table, as for ImageFolder:
-       https://huggingface.co/docs/datasets/image_dataset
+    .. [1] https://huggingface.co/docs/datasets/image_dataset
 
     Examples
     --------

@@ -125,8 +125,8 @@ def load_webdataset(
     Parameters
     ----------
     shards : path-like, or list of path-like
-        Local files: a folder of ``.tar`` files, a file, a glob (``"data/*.tar"``), a brace
-        pattern (``"data/{00000..00099}.tar"``), or a list of these.
+        Local files in the format of WebDataset [1]_: a folder of ``.tar`` files, a file, a glob
+        (``"data/*.tar"``), a brace pattern (``"data/{00000..00099}.tar"``), or a list of these.
     image_key : str, default="jpg;jpeg;png;webp"
         Extensions of image files. The first one that a sample has is used.
     caption_key : str, default="txt;caption;json:caption"

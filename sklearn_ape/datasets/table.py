@@ -274,7 +274,7 @@ def load_pairs(
         ``+``, ``-`` or ``@`` is removed; it prevents spreadsheets from computing the cell.
     image : str, default="image"
         Column of images: paths, bytes of image files, PIL images, arrays, or dicts
-        ``{"bytes": ..., "path": ...}`` as in Hugging Face datasets.
+        ``{"bytes": ..., "path": ...}`` as in Hugging Face datasets [1]_.
     caption : str or None, default="caption"
         Column of captions, which are texts or lists of texts. None means no captions, and so
         does "caption" if there is no such column, but one of labels.

@@ -81,6 +81,9 @@ class _OpenCLIPTower(FrozenEncoder):
 class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     """Frozen image tower of an OpenCLIP model.
 
+    OpenCLIP [2]_ is a library of models that were trained on pairs of images and texts like CLIP
+    [1]_.
+
     Parameters
     ----------
     model_name : str, default="ViT-B-32/laion2b_s34b_b79k"
@@ -207,11 +210,6 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
     See Also
     --------
     OpenCLIPImageEncoder : Image tower, which shares the loaded model.
-
-    References
-    ----------
-    .. [1] A. Radford et al., "Learning Transferable Visual Models From Natural Language
-       Supervision", ICML 2021.
 
     Examples
     --------

@@ -78,8 +78,9 @@ class _SentenceTransformerModel(FrozenEncoder):
 class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
     """Frozen model of the sentence-transformers library that maps texts to features.
 
-    All modules of the model are computed, such as Dense layers, which `TransformersTextEncoder`
-    does not support. Features equal those of ``SentenceTransformer.encode``.
+    All modules of the model [1]_ are computed, such as Dense layers, which
+    `TransformersTextEncoder` does not support. Features equal those of
+    ``SentenceTransformer.encode``.
 
     Parameters
     ----------
@@ -92,8 +93,8 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
         Text that is put before each text, or the name of one of the model's prompts, such as
         "query". None uses the model's default prompt, if there is one.
     truncate_dim : int or None, default=None
-        Number of features to keep, for models that were trained for it (Matryoshka). None uses
-        the number that the model declares, or all features.
+        Number of features to keep, for models that were trained for it (Matryoshka [2]_). None
+        uses the number that the model declares, or all features.
     normalize : bool, default=False
         Whether to L2-normalize the features. Models with a Normalize module always do so before
         `truncate_dim` is applied.
@@ -235,11 +236,6 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
     -----
     Images of which the shorter side has at least 4,096 pixels are reduced by an integer factor, to
     at least 2,048 pixels, when they are read. With ``crop="pad"`` this applies to the longer side.
-
-    References
-    ----------
-    .. [1] N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese
-       BERT-Networks", EMNLP 2019.
 
     Examples
     --------

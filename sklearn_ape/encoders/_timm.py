@@ -50,12 +50,12 @@ class TimmImageEncoder(ImageEncoder):
         A short name of `list_encoders`, whose weights come from a Python package; a folder that
         timm saved (``config.json`` and ``model.safetensors``); a name on the Hugging Face Hub
         (``"timm/vit_small_patch14_dinov2.lvd142m"``); or any name of
-        ``timm.list_models(pretrained=True)``.
+        ``timm.list_models(pretrained=True)`` [1]_.
     revision : str or None, default=None
         Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     pooling : {"auto", "mean", "gem", "cls", "cls+mean"}, default="auto"
         Pooling of the last feature map to one vector. ``"auto"`` is the network's own pooling.
-        ``"gem"`` is the generalized mean with power 3 [3]_, for convolutional networks whose last
+        ``"gem"`` is the generalized mean with power 3 [2]_, for convolutional networks whose last
         layer is a ReLU: it clips negative values. ``"cls"`` requires a class token.
     output : {"features", "logits"}, default="features"
         Output of the network. ``"logits"`` is the output of its pretrained classification head,
@@ -116,9 +116,7 @@ class TimmImageEncoder(ImageEncoder):
     References
     ----------
     .. [1] R. Wightman, "PyTorch Image Models", 2019. https://github.com/huggingface/pytorch-image-models
-    .. [2] M. Tan and Q. V. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
-       Networks", ICML 2019.
-    .. [3] F. Radenovic et al., "Fine-tuning CNN Image Retrieval with No Human Annotation",
+    .. [2] F. Radenovic et al., "Fine-tuning CNN Image Retrieval with No Human Annotation",
        IEEE TPAMI 2018.
 
     Examples

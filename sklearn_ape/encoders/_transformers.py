@@ -51,8 +51,8 @@ class TransformersTextEncoder(TextEncoder):
         Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     pooling : {"auto", "mean", "cls", "cls+mean", "last"}, default="auto"
         Pooling of the hidden states of the tokens to one vector. ``"auto"`` uses the pooling of
-        the model's sentence-transformers files, the text embedding of a two-tower model (CLIP,
-        SigLIP), or else the mean. ``"last"`` is meant for causal language models.
+        the model's sentence-transformers [1]_ files, the text embedding of a two-tower model
+        (CLIP, SigLIP), or else the mean. ``"last"`` is meant for causal language models.
     normalize : {"auto"} or bool, default="auto"
         Whether features are L2-normalized. ``"auto"`` normalizes them if the model's
         sentence-transformers files declare it.
@@ -102,8 +102,6 @@ class TransformersTextEncoder(TextEncoder):
     ----------
     .. [1] N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese
        BERT-Networks", EMNLP 2019.
-    .. [2] W. Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression
-       of Pre-Trained Transformers", NeurIPS 2020.
 
     Examples
     --------
@@ -349,11 +347,6 @@ class TransformersImageEncoder(ImageEncoder):
     --------
     TimmImageEncoder : Encoder of the same types of images, which its notes list.
     TransformersTextEncoder : Text encoders of the transformers library.
-
-    References
-    ----------
-    .. [1] T. Wolf et al., "Transformers: State-of-the-Art Natural Language Processing",
-       EMNLP 2020.
 
     Examples
     --------

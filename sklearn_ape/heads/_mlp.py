@@ -17,7 +17,7 @@ class MLPHead(Head):
     n_in, n_out : int
         Number of features, and size of the embeddings.
     depth : int
-        Number of linear layers; the heads of the paper have 4 to 6. Depth 1 is a linear map.
+        Number of linear layers; the heads of the paper [1]_ have 4 to 6. Depth 1 is a linear map.
     width : int
         Number of units of a hidden layer.
     dropout : float
@@ -77,8 +77,8 @@ class BatchNormMLPHead(MLPHead):
 
     Notes
     -----
-    ShareLock does not standardize features. Because a linear layer comes first, this changes the
-    initialization of training, but not the functions that the head can represent.
+    ShareLock [1]_ does not standardize features. Because a linear layer comes first, this changes
+    the initialization of training, but not the functions that the head can represent.
 
     References
     ----------
@@ -137,7 +137,7 @@ class ResidualHead(Head):
 
     Notes
     -----
-    The residual paths contain standardized features; in FuseMix they contain raw features.
+    The residual paths contain standardized features; in FuseMix [1]_ they contain raw features.
 
     References
     ----------
@@ -174,7 +174,7 @@ class GLUHead(ResidualHead):
         Number of linear layers. There are ``depth // 2`` blocks with two layers each, and the
         projection.
     width : int
-        Number of units in a block, after the gate.
+        Number of units in a block, after the gate [1]_.
     dropout : float
         Fraction of the hidden units dropped during training.
 
@@ -232,7 +232,7 @@ class SkipMLPHead(Head):
 
     Notes
     -----
-    A layer norm replaces the standardization of features, as in Freeze-Align.
+    A layer norm replaces the standardization of features, as in Freeze-Align [1]_.
 
     Freeze-Align projects every token and pools afterwards, with a second projector for the class
     token of the image. This head gets pooled features, so it has one projector per side. It is
@@ -289,8 +289,8 @@ class StarHead(Head):
 
     Notes
     -----
-    A layer norm replaces the standardization of features, as in SAIL. SAIL also clips the factors
-    to ±1000, which is needed in half precision but not in single precision.
+    A layer norm replaces the standardization of features, as in SAIL [1]_. SAIL also clips the
+    factors to ±1000, which is needed in half precision but not in single precision.
 
     References
     ----------

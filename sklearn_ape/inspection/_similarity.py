@@ -284,7 +284,7 @@ class SimilarityMapDisplay:
 
     The image is divided into the cells of the grid on which its encoder computes features. The
     cosine of the image with a text is the mean of the values of its cells, so that the map shows
-    which parts of the image contribute to it. Create it with `from_estimator`.
+    which parts of the image contribute to it [1]_. Create it with `from_estimator`.
 
     Parameters
     ----------

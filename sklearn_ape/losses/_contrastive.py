@@ -169,7 +169,7 @@ class _TiledInfoNCE(torch.autograd.Function):
 class SigmoidLoss(ScaledLoss):
     """The pairwise sigmoid loss of SigLIP, a binary classification of all pairs.
 
-    The loss is summed over captions and averaged over images.
+    The loss is summed over captions and averaged over images, as in SigLIP [1]_.
 
     Parameters
     ----------

@@ -150,7 +150,8 @@ def lion(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.
     groups : list of dict
         Parameter groups in the form of torch's optimizers: each has a list under ``"params"``.
     lr : float
-        Learning rate. Use a third to a tenth of that of AdamW, because steps by a sign are long.
+        Learning rate. Use a third to a tenth of that of AdamW, because steps by a sign are long
+        [1]_.
     weight_decay : float
         Decoupled weight decay of matrices. Use three to ten times that of AdamW, because it is
         multiplied by the lower learning rate.
