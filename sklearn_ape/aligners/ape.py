@@ -61,17 +61,17 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Image encoder whose class names, synonyms and definitions are used as additional training
         pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
-        **Head.** Solution that the head is combined with. ``"auto"`` trains a linear map of the
-        texts of `KernelAligner`, and then a head as a part of its blend with the solution. The
-        map, and then the blend or the head alone, are used if the recall on held-out pairs is
-        better by a standard error. Of the blends that are better than both parts and within 2 %
-        of the best, that with a share of the head nearest to 0.4 is used.
-        ``"kernel"`` and ``"linear"`` (a ridge regression) train a correction of the solution,
-        which is used under the same condition. None trains plain heads, as in the paper.
-        ``"starter"`` (the model of `load_starter`) and a fitted aligner are extended by the pairs
-        in closed form, without training; their encoders are used if `image_encoder` and
-        `text_encoder` are None. In a search, which clones it, wrap a fitted aligner in
-        `sklearn.frozen.FrozenEstimator`.
+        **Head.** Initialization in closed form:
+
+        - ``"auto"``: the solution of `KernelAligner`. It is tuned, and blended with a trained
+          head, if this is better on held-out pairs; see Notes.
+        - ``"kernel"`` (the same solution) and ``"linear"`` (a ridge regression): a head is trained
+          to correct the solution, and used if it is better by a standard error.
+        - None: no initialization. Plain heads are trained, as in the paper.
+        - ``"starter"`` (the model of `load_starter`) or a fitted aligner: the aligner is extended
+          by the pairs in closed form, without training. Its encoders are used if `image_encoder`
+          and `text_encoder` are None. Searches clone it, so wrap a fitted aligner in
+          `sklearn.frozen.FrozenEstimator`.
     init_params : dict or None, default=None
         Parameters of the extension of an aligner. Missing keys have the following defaults:
 
@@ -144,8 +144,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         pairs, and, unless ``init="auto"``, no caption.
     n_iter_no_change : int, default=15
         Number of epochs without improvement after which training stops. With ``init="auto"``, an
-        epoch is an improvement only if the recall of its best blend exceeds that of the closed
-        form, tuned if this is better, by a standard error.
+        epoch must also be better than the closed form by a standard error.
     refit : bool, default=True
         Whether to use the held-out pairs, too, once they are no longer needed: with
         ``init="auto"`` the closed form is solved again, otherwise the heads are trained again for
@@ -175,18 +174,19 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Logit scale (factor of the cosines). It is learned by training, or fitted on held-out pairs
         if the closed form, a blend with it or an extended aligner is used.
     history_ : list of dict
-        One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
-        both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
-        ``init="auto"`` also ``blend_weight``, the share of the head in the blend whose recall is
-        ``valid_recall``, or 0 if no blend exceeds the closed form by a standard error, and
-        ``head_recall``, the recall of the head alone, which is trained to complement the closed
-        form, and not to be used alone. Epoch 0 is the closed form, if training was
-        compared with it. If a linear map was used, it has the recall of the tuned closed form, and
-        that of the closed form itself as ``untuned_recall``.
+        One dict per epoch, with these keys:
+
+        - ``train_loss``, ``logit_scale`` and ``dur`` (seconds);
+        - ``valid_recall``: mean of recall@1, 5 and 10 in both directions on held-out pairs;
+        - ``blend_weight``, with ``init="auto"``: weight of the head in the blend whose recall is
+          ``valid_recall``. It is 0 if no blend exceeds the closed form by a standard error;
+        - ``head_recall``, with ``init="auto"``: recall of the head alone;
+        - ``untuned_recall``, in epoch 0: recall before the tuning, if the tuning is used.
+
+        Epoch 0 is the closed form, tuned if this is better, if training was compared with it.
     best_epoch_ : int
-        Epoch with the best recall on held-out pairs, counted from 1. Without held-out pairs, the
-        last epoch. 0 means that the closed form was kept, because no epoch was clearly better, or
-        because there were too few pairs to hold some out.
+        Epoch with the best recall on held-out pairs, or else the last one, counted from 1. 0 is
+        the closed form: no epoch was better by a standard error, or there were too few pairs.
     training_summary_ : str
         Summary of the training in one line: ``"blend 0.4: recall 0.310; closed form 0.270, tuned
         0.285, head 0.120"``. Only with ``init="auto"``.
@@ -221,60 +221,60 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     Notes
     -----
-    With ``init="auto"`` the embedding of a text is the weighted sum of two L2-normalized
-    embeddings: one by kernel ridge regression, one by the head. The sum is more accurate than
-    either, because their errors differ. Images are only whitened: a head for images would adapt
-    to the kind of images in X. With too few pairs for validation the closed form is used. With
-    ``early_stopping=False`` the closed form is not tuned, the head is trained on its own, for all
+    **Blend.** With ``init="auto"``, the embedding of a text is the weighted sum of two
+    L2-normalized embeddings: one by kernel ridge regression, one by the head. The sum is more
+    accurate than either, because their errors differ. Images are only whitened: a head for images
+    would adapt to the kind of images in X.
+
+    **Training.** The regression predicts each text on its own. First, a linear map of its
+    predictions is trained to tell the texts apart, for 10 epochs, or fewer if they would take more
+    than 400 steps. It uses AdamW, a learning rate of 1e-3, and neither `mixup` nor
+    ``"structure_weight"``; all other parameters are those of the head. The map is multiplied into
+    the coefficients, so that the fitted model is not larger. Then the head is trained with a
+    weight of 0.4 in the sum. In both trainings, each image is compared with a prediction that
+    leaves out this image and all of its captions. It is computed in closed form [2]_, and
+    approximate if images have several captions. All captions of an image are positives, never
+    negatives.
+
+    **Choice.** The map is used if it raises the recall on held-out pairs by a standard error. Then
+    the blend, or the head alone, is used under the same condition. Of the blends that are better
+    than both parts and within 2 % of the best one, that with a weight nearest to 0.4 is used. With
+    ``early_stopping=False``, the closed form is not tuned, the head is trained on its own, for all
     epochs on all pairs, and both have the same weight.
 
-    The regression predicts each text on its own. A matrix by which its predictions are multiplied
-    is trained to tell the texts apart, for 10 epochs, or fewer if they would take more than 400
-    steps. `optimizer` is AdamW, `learning_rate` 1e-3, and `mixup` and ``"structure_weight"`` are
-    0; other parameters of the loss and of the optimization are those of the head. The head is then
-    trained with a weight of 0.4 in the sum. In both, every image is left out, with all of its
-    captions, of the prediction that it is compared with. This is possible in closed form [3]_;
-    with several captions per image it is an approximation. The matrix is multiplied into the
-    coefficients, so that the fitted model is as large as without it.
+    **Interruption.** If the training of a head is interrupted, the best epoch so far is used, as
+    in scikit-learn's MLP. If the tuning is interrupted, KeyboardInterrupt is raised.
+    With `checkpoint`, the state is saved after epochs, using at most a twentieth of the time, and
+    the result at the end. `fit` on the same pairs with the same parameters resumes the training of
+    the head, after computing the closed form and its tuning again, and the result is bitwise
+    identical. If the training was complete, `fit` returns the saved result. With
+    ``random_state=None``, only an interrupted training is resumed, because every fit draws a new
+    seed. Fits of different pairs or parameters have different files and can share a folder.
 
-    All captions of an image are positives, never negatives. If the training of a head is
-    interrupted, the best epoch so far is used, as in scikit-learn's MLP. If the tuning is
-    interrupted, there is no result yet, and KeyboardInterrupt is raised.
+    With `callbacks`, or with callbacks of scikit-learn that do more than show progress, `fit`
+    never returns a saved result, because callbacks must be called. An interrupted training is
+    resumed if its callbacks have the same classes and parameters, from which they restart.
 
-    With `checkpoint`, the state of the training of a head is saved after epochs, using at most a
-    twentieth of the time, and the result at the end. A fit that is resumed computes and tunes the
-    closed form again. `fit` on the same pairs with the same parameters
-    resumes with a bitwise identical result, or returns the saved result at once. With
-    ``random_state=None`` results are not saved, because every fit draws a new seed. Only an
-    interrupted training is resumed. The files of different pairs and parameters have different
-    names, so the fits of a search can share a folder.
+    **Memory.** Features in a memory map (``numpy.load(..., mmap_mode="r")``) or in half precision
+    that would take more than 128 MiB as float32 are read in blocks of rows and not copied. With
+    ``init=None``, the fit is bitwise identical to one in memory. With ``"kernel"`` and
+    ``"linear"``, the solution is computed again for every batch, which takes long with
+    ``"kernel"``. With ``"auto"``, its predictions are in memory while the head is trained. If the
+    kernel does not use all texts, the head is trained on as many texts as have predictions that
+    fit in a tenth of the available memory, but at least on 100,000.
 
-    With `callbacks`, or with callbacks of scikit-learn that do more than show progress, a saved
-    result is never returned, because callbacks must be called. An interrupted training is resumed
-    if its callbacks have the same classes and parameters; they restart from their parameters.
-
-    Features in a memory map (``numpy.load(..., mmap_mode="r")``) or in half precision that would
-    take more than 128 MiB as float32 are not copied. They are read in blocks of rows. Batches are
-    drawn from all rows as for features in memory, so that without initialization the fit is
-    bitwise identical. With initialization, its output is computed again for every batch, which
-    costs little with ``"linear"``, and much with ``"kernel"``. With ``"auto"``, the predictions of
-    the closed form are in memory while the head is trained. If the kernel does not use all texts,
-    those of as many texts are kept, and trained on, as a tenth of the available memory holds, and
-    at least those of 100,000 texts.
-
-    With torch.distributed (``accelerate.Accelerator()`` under ``accelerate launch``), several
-    ranks train one model. Each calls `fit` on the same pairs with the same parameters and
-    processes its part of the rows of every batch. Embeddings are gathered with gradients, and all
-    ranks end with the same heads. If a rank ends, all other ranks raise RuntimeError immediately,
-    or after the timeout of the process group if it hangs.
+    **Several processes.** With torch.distributed (``accelerate.Accelerator()`` under ``accelerate
+    launch``), several ranks train one model. Each calls `fit` on the same pairs with the same
+    parameters and processes its part of the rows of every batch. Embeddings are gathered with
+    gradients, and all ranks end with the same heads. If a rank ends, all others raise
+    RuntimeError, or do so after the timeout of the process group if it hangs.
 
     References
     ----------
     .. [1] E. Rosenfeld, P. Nakkiran, H. Pouransari, O. Tuzel and F. Faghri, "APE: Aligning
        Pretrained Encoders to Quickly Learn Aligned Multimodal Representations", HITY workshop,
        NeurIPS 2022.
-    .. [2] X. Zhai et al., "LiT: Zero-Shot Transfer with Locked-image text Tuning", CVPR 2022.
-    .. [3] R. D. Cook, "Detection of Influential Observation in Linear Regression", Technometrics
+    .. [2] R. D. Cook, "Detection of Influential Observation in Linear Regression", Technometrics
        1977.
 
     Examples
