@@ -75,20 +75,19 @@ class FewShotClassifier(ZeroShotClassifier):
     class_count_ : ndarray of int, shape (n_classes,)
         Number of labelled images of each class.
     coef_ : ndarray of shape (n_classes, n_components + n_image_features)
-        Vector of each class, whose product with the vector of an image is the logit; see Notes.
+        Vector of each class. The logit is its product with the embedding of an image and its
+        centered features, both L2-normalized, plus the intercept; see Notes.
     intercept_ : ndarray of shape (n_classes,)
         Intercept of each class.
     temperature_ : float
-        Temperature that the logits are divided by, so that probabilities are calibrated. It is
-        fitted on predictions of a cross-validation. If no class has two labelled images, or only
-        one class has any, it depends on the predictions from the names alone.
+        Temperature by which the logits are divided, so that probabilities are calibrated. It is
+        fitted by cross-validation, or, if no class has two labelled images or only one class has
+        any, on predictions from the names alone.
     cv_accuracy_ : float
-        Accuracy in this cross-validation, in which each fold is predicted from the names and from
-        the labelled images of the other folds. NaN without cross-validation. Copies of an image
-        are in one fold. Near-duplicates, such as frames of a video, are not, so that the accuracy
-        is too high. If some classes have no labelled image, it is the expected accuracy for images
-        of all classes in equal numbers. The accuracy for these classes is then estimated by folds
-        that hold out all images of a class.
+        Accuracy in a cross-validation: each fold is predicted from the names and from the
+        labelled images of the other folds. NaN without cross-validation. If some classes have no
+        labelled image, it is the expected accuracy if all classes are equally frequent. It is too
+        high if there are near-duplicates, such as frames of a video, which are in different folds.
     cv_calibration_error_ : float
         Expected calibration error in this cross-validation.
     aligner_ : estimator
@@ -107,32 +106,14 @@ class FewShotClassifier(ZeroShotClassifier):
 
     Notes
     -----
-    Let a be the L2-normalized embedding of an image, and z the L2-normalized difference between
-    its features (those that the aligner embeds) and their mean over the labelled images. The
-    vector of an image is ``v = [a, z]``, because embeddings lose some of what distinguishes the
-    images of a collection. Let t_c be the text embedding of class c, s the logit scale and r the
-    vector v with a constant feature. The logit of class c is ``s * a @ t_c + r @ b_c``. With w
-    the weight of the names, the vectors b_c minimize the cross entropy of the labelled images for
-    w times the logits, plus ``alpha / 2`` times the sum of the squared norms of ``w * b_c``,
-    similar to [1]_. For a given w, this is a convex problem with one solution, which does not
-    depend on the order of the images. With more than 640 labelled images, b_c is restricted to the
-    640 principal directions of r.
+    The logit of a class is the scaled cosine of the image with the names of the class, plus a
+    linear function of the embedding and the features of the image. The linear function minimizes
+    the cross entropy of the labelled images with an L2 penalty, similar to [1]_. Logits of classes
+    with labelled images are reduced while other classes have none, similar to [2]_. The page
+    "Classify with a few labelled images" of the user guide has the formulas.
 
-    As long as a class has no labelled image, the constant feature is 0, and what the embeddings of
-    the labelled images have in common is subtracted from a: the James-Stein estimate of the mean
-    of the classes. Still, these images say that no image belongs to another class. As
-    compensation, the calibrated logit of a class with n labelled images is reduced by
-    ``log(1 + 0.006 * q * n / alpha)``, where q is the share of the classes without any [2]_. If
-    more than a tenth of the labelled images would be predicted wrongly for this reason, as may
-    happen with a small alpha or high weights, all reductions are multiplied by a smaller factor.
-
-    The weight w is 1 unless the labelled images contradict the names. Let u be the weight with
-    which the names alone predict the labelled images best. If u is below 0.5, w is u if that is
-    better in the cross-validation, or ``(2 * u) ** 2`` if no class has two labelled images. If u
-    is above 1 and no class has two labelled images, w is u. As long as a class has no labelled
-    image, w is at least 1, because the labelled images may be corrections of wrong predictions.
-    The temperature contains the factor 1 / w. The folds of the cross-validation, and so w and the
-    temperature, depend on the order of the images.
+    The linear function does not depend on the order of the images. The weight of the names and
+    the temperature do, because they are chosen by cross-validation.
 
     The embeddings and features of the labelled images are stored, 4 bytes per component. Models
     that earlier versions saved have no features, and use embeddings alone.
