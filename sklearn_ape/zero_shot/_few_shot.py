@@ -112,8 +112,9 @@ class FewShotClassifier(ZeroShotClassifier):
     with labelled images are reduced while other classes have none, similar to [2]_. The page
     "Classify with a few labelled images" of the user guide has the formulas.
 
-    The linear function does not depend on the order of the images. The weight of the names and
-    the temperature do, because they are chosen by cross-validation.
+    The names get a lower weight if they predict the labelled images badly. This weight and the
+    temperature depend on the order of the images, because they are chosen by cross-validation.
+    For a given weight, the linear function does not.
 
     The embeddings and features of the labelled images are stored, 4 bytes per component. Models
     that earlier versions saved have no features, and use embeddings alone.
