@@ -176,7 +176,7 @@ def _find_labels(folder: Path, names: list[Path], has_captions: bool) -> list[st
             )
         return None
     subfolders = [name.parts[0] for name in names]
-    if _SPLITS.issuperset(subfolders) and min(len(name.parts) for name in names) > 2:
+    if _SPLITS.issuperset(subfolders):
         splits = sorted(set(subfolders))
         warn(
             f"There are no labels, because the subfolders of {str(folder)!r} are the parts of a "

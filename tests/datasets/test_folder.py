@@ -238,6 +238,9 @@ def test_parts_of_a_split_are_not_labels(tmp_path):
     assert load_image_folder(tmp_path / "train").labels.tolist() == ["cats"]
     make(tmp_path, "dogs/1.jpg")
     assert set(load_image_folder(tmp_path).labels) == {"train", "val", "dogs"}
+    make(tmp_path, "flat/train/1.jpg", "flat/test/2.jpg")
+    with pytest.warns(UserWarning, match=r"parts of a split: 'test', 'train'"):
+        assert "labels" not in load_image_folder(tmp_path / "flat")
 
 
 def test_text_files_of_numbers_are_not_captions(folder):
