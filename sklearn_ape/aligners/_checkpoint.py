@@ -361,12 +361,17 @@ def _describe(
     return training | aligner._get_compared_weights()
 
 
+def remove_name(callback: Any) -> Any:
+    """Return a skorch callback without its name, if it has one."""
+    is_named = isinstance(callback, list | tuple) and len(callback) == 2
+    return callback[1] if is_named else callback
+
+
 def _describe_callback(callback: Any) -> str:
     """Return the class and the parameters of a skorch callback."""
-    if isinstance(callback, tuple):  # with a name
-        callback = callback[1]
+    callback = remove_name(callback)
     cls = callback if isinstance(callback, type) else type(callback)
-    values = {} if isinstance(callback, type) else vars(callback)
+    values = {} if isinstance(callback, type) else getattr(callback, "__dict__", {})
     parameters = [
         f"{name}={_hash_value(value)}" for name, value in sorted(values.items()) if name[-1] != "_"
     ]

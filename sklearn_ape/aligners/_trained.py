@@ -38,7 +38,7 @@ from ..utils.validation import (
     check_verbose,
 )
 from ._base import BaseAligner
-from ._checkpoint import Checkpoint, prepare_folder
+from ._checkpoint import Checkpoint, prepare_folder, remove_name
 
 # Parameters that may differ between ranks and between a training and its resumption. Encoders and
 # head pairs are compared by the features that they return.
@@ -387,9 +387,9 @@ def check_callbacks(callbacks: Any) -> None:
     if callbacks is not None and not isinstance(callbacks, list | tuple):
         raise TypeError(f"callbacks must be None or a list, not {callbacks!r}.")
     for item in callbacks or []:
-        # As in skorch, a callback may have a name, and may be a class.
-        callback = item[-1] if isinstance(item, tuple) and item else item
-        if not hasattr(callback, "on_train_begin"):
+        callback = remove_name(item)
+        # As in skorch, a callback may be a class, and None is skipped.
+        if callback is not None and not hasattr(callback, "on_train_begin"):
             raise TypeError(
                 f"callbacks contains {item!r}, which is not a callback of skorch. Callbacks of "
                 "scikit-learn are set by set_callbacks."

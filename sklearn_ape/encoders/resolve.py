@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
+from sklearn.utils.validation import _num_samples
 
 from ..features.validation import to_dense
 from ..utils.sklearn_compat import unfreeze
@@ -110,9 +111,10 @@ def encode_items(encoder: Any, items: Any, modality: str) -> Any:
     Encoders may be any transformers. Rows that are missing or added would shift all others.
     """
     features = to_dense(encoder.transform(items))
-    if np.ndim(features) and len(features) != len(items):
+    n_items = _num_samples(items)  # may be a sparse matrix, which has no length
+    if np.ndim(features) and len(features) != n_items:
         raise ValueError(
-            f"{modality}_encoder returned {len(features)} rows of features for {len(items)} "
+            f"{modality}_encoder returned {len(features)} rows of features for {n_items} "
             f"{modality}s. Pass an encoder that returns one row per {modality}."
         )
     return features

@@ -257,7 +257,7 @@ def check_number(
 
 def check_verbose(value: Any) -> None:
     """Raise ValueError unless ``verbose`` is None, a bool or an integer of at least 0."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         check_integer(value, "verbose", 0, optional=True)
 
 

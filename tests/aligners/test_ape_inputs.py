@@ -7,10 +7,13 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import scipy.sparse
 import torch
+from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer
+from skorch.callbacks import Callback
 
 from sklearn_ape import APEAligner, KernelAligner
 
@@ -106,6 +109,12 @@ class TestCaptions:
         with pytest.raises(ValueError, match=f"{side}_encoder returned {40 + n_more} rows of fea"):
             aligner.fit(sides["image"], sides["text"])
 
+    def test_image_encoder_takes_a_sparse_matrix(self, features):
+        """It has no length, with which the number of rows was compared."""
+        X = scipy.sparse.csr_array(np.maximum(features.image, 0))
+        aligner = KernelAligner(image_encoder=TruncatedSVD(4)).fit(X, features.text)
+        assert aligner.transform(X[:5]).shape == (5, 4)
+
     def test_frozen_encoder_is_not_cloned(self, captioned_images, features, text_encoder):
         aligner = small(text_encoder=FrozenEstimator(text_encoder))
         aligner.fit(features.image, captioned_images.captions)
@@ -159,6 +168,17 @@ class TestInvalidInput:
         aligner = small(image_encoder=MustNotRun(), text_encoder=text_encoder, callbacks=callbacks)
         with pytest.raises(TypeError, match="callbacks "):
             aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
+
+    @pytest.mark.parametrize(
+        "callback", [Callback, ["name", Callback()], ("name", None), None], ids=repr
+    )
+    def test_callbacks_of_all_forms_of_skorch_are_accepted(self, features, tmp_path, callback):
+        aligner = small(max_epochs=1, callbacks=[callback], checkpoint=tmp_path)
+        assert aligner.fit(features.image, features.text).best_epoch_ <= 1
+
+    def test_numpy_bool_as_verbose_is_accepted(self, features, capsys):
+        KernelAligner(verbose=np.False_).fit(features.image, features.text)
+        assert capsys.readouterr().err == ""
 
     def test_captions_without_text_encoder_raise(self, features, captioned_images):
         with pytest.raises(ValueError, match=r"text_encoder is None\. Pass text_encoder="):
