@@ -167,8 +167,11 @@ def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
     skipped.update(data.other_files)
     # Captions next to their images are expected, so they are not reported.
     for suffix in {".txt", ".caption"} & set(skipped):
-        files = (Path(i).with_suffix(s) for i in data.images for s in (suffix, suffix.upper()))
-        skipped[suffix] -= sum(file.is_file() for file in files)
+        # One per image: a file system that ignores case has the same file under both names.
+        skipped[suffix] -= sum(
+            any(Path(image).with_suffix(end).is_file() for end in (suffix, suffix.upper()))
+            for image in data.images
+        )
         if skipped[suffix] <= 0:
             del skipped[suffix]
     # The loader returns absolute paths. Results are easier to read with the path of the argument.

@@ -368,7 +368,7 @@ class TestOutputs:
             check_output_file(tmp_path / "out.npy", 50 * 2**20)
 
 
-def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys):
+def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys, monkeypatch):
     """Other text files are."""
     images = sorted(small_folder.rglob("*.png"))
     for image, suffix in zip(images, (".txt", ".TXT", ".caption"), strict=False):
@@ -376,5 +376,14 @@ def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys):
     assert len(list_images([str(small_folder)])) == len(images)
     assert "Skipped" not in capsys.readouterr().err
     (small_folder / "notes.txt").write_text("not a caption")
+    list_images([str(small_folder)])
+    assert "Skipped 1 file of other formats (1 '.txt')." in capsys.readouterr().err
+    # A file system that ignores case has each file under both names.
+    is_file = Path.is_file
+    monkeypatch.setattr(
+        Path,
+        "is_file",
+        lambda path: is_file(path) or is_file(path.with_suffix(path.suffix.lower())),
+    )
     list_images([str(small_folder)])
     assert "Skipped 1 file of other formats (1 '.txt')." in capsys.readouterr().err
