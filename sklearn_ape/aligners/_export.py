@@ -86,7 +86,7 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
     check_is_fitted(aligner)
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_optional(package, package=package, extra="onnx", purpose="export_onnx")
-    target = Path(folder).expanduser()
+    target = Path(os.path.expanduser(folder))
     target.mkdir(parents=True, exist_ok=True)
     # Written to a temporary folder first, so that a failed export leaves existing files in place.
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as temporary_folder:

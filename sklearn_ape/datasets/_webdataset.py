@@ -361,7 +361,7 @@ def write_webdataset(
             check_sequence(items, name, kind)
     if hasattr(images, "__len__") and hasattr(captions, "__len__"):
         check_consistent_length(images, captions)
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     folder.mkdir(parents=True, exist_ok=True)
     if existing := sorted(path.name for path in folder.glob("*.tar")):
         raise FileExistsError(

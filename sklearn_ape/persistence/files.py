@@ -176,7 +176,7 @@ def write_model(
     The safetensors file contains the config as well, so replacing this one file, which is atomic,
     replaces the model. Other files in the folder are not touched.
     """
-    target = Path(folder).expanduser()
+    target = Path(os.path.expanduser(folder))
     config = {**config, "tensors": describe_tensors(tensors), "digest": compute_digest(tensors)}
     text = dump_json(config)
     try:

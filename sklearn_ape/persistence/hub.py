@@ -235,7 +235,7 @@ def load_pretrained(
 
 def _locate_model(source: str | os.PathLike[str], revision: str | None, token: Any) -> Path:
     """Return the local folder of a model, which is downloaded from the Hub if necessary."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return path
     if path.exists():

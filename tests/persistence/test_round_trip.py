@@ -73,6 +73,10 @@ class TestAligners:
         KernelAligner().fit(concepts.image, concepts.text).save_pretrained("~/model")
         assert (tmp_path / "model" / "config.json").is_file()
         load_pretrained("~/model")
+        # A name that begins with "~" may also be that of a folder.
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "model").rename(tmp_path / "~no such user")
+        load_pretrained("~no such user").save_pretrained("~no such user")
 
     def test_feature_names_are_saved(self, concepts, tmp_path):
         frame = pd.DataFrame(concepts.image, columns=[f"f{i}" for i in range(32)])
