@@ -441,7 +441,7 @@ def _compute_relevance(
             invalid = [label for label, valid in zip(names, is_valid, strict=True) if not valid]
             raise ValueError(
                 f"labels have features that are all 0 or NaN: {format_list(invalid)}. Leave them "
-                "out, or use an encoder that knows their words."
+                "out, or pass another text_encoder or other label_features."
             )
     threshold = -1.0 if min_similarity is None else min_similarity
     return _Relevance(
