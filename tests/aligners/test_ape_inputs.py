@@ -170,7 +170,9 @@ class TestInvalidInput:
             aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
 
     @pytest.mark.parametrize(
-        "callback", [Callback, ["name", Callback()], ("name", None), None], ids=repr
+        "callback",
+        [Callback, ["name", Callback()], ("name", None), None],
+        ids=["class", "list", "name without callback", "None"],
     )
     def test_callbacks_of_all_forms_of_skorch_are_accepted(self, features, tmp_path, callback):
         aligner = small(max_epochs=1, callbacks=[callback], checkpoint=tmp_path)
