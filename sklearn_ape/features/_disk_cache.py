@@ -15,7 +15,6 @@ import numpy as np
 
 from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
 from ..utils.messages import warn
-from ..utils.validation import check_integer, check_number
 from ._sqlite import (
     BUSY_TIMEOUT_S,
     DTYPES,
@@ -284,6 +283,9 @@ class DiskFeatureCache:
         """
         if max_bytes is None and dimension is None:
             raise ValueError("max_bytes and dimension are both None. Pass one of them.")
+        # Not above: it imports scikit-learn, for which `sklearn-ape cache info` need not wait.
+        from ..utils.validation import check_integer, check_number
+
         check_number(max_bytes, "max_bytes", 0, optional=True)
         check_integer(dimension, "dimension", 1, optional=True)
         from ._maintenance import prune_file
