@@ -267,7 +267,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     launch``), several ranks train one model. Each calls `fit` on the same pairs with the same
     parameters and processes its part of the rows of every batch. Embeddings are gathered with
     gradients, and all ranks end with the same heads. If a rank ends, all others raise
-    RuntimeError, or do so after the timeout of the process group if it hangs.
+    RuntimeError at once; if it hangs, after the timeout of the process group.
 
     References
     ----------

@@ -36,8 +36,8 @@ def fit(
         _Method,
         typer.Option(
             metavar="KIND",
-            help="few-shot (from labels); from captions: ape (trained), kernel, cca, asif "
-            "(closed form), lit (trains the text encoder).",
+            help="few-shot (labels only); for captions: ape (auto), kernel or cca (closed form), "
+            "asif (no training), lit (trains the text encoder).",
         ),
     ] = "auto",
     aligner: option.Aligner = None,

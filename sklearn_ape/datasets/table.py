@@ -94,7 +94,7 @@ def _read_csv(file: Path, delimiter: str) -> Table:
 
 
 def _iter_rows(reader: Any) -> Iterator[list[str]]:
-    """Yield the rows of a csv reader, whose errors get the line and an advice."""
+    """Yield the rows of a csv reader, whose errors name the line and the remedy."""
     try:
         yield from reader
     except csv.Error as error:

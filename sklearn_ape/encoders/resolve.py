@@ -111,7 +111,7 @@ def encode_items(encoder: Any, items: Any, modality: str) -> Any:
     Encoders may be any transformers. Rows that are missing or added would shift all others.
     """
     features = to_dense(encoder.transform(items))
-    n_items = _num_samples(items)  # may be a sparse matrix, which has no length
+    n_items = _num_samples(items)  # len(items) raises for a sparse matrix
     if np.ndim(features) and len(features) != n_items:
         raise ValueError(
             f"{modality}_encoder returned {len(features)} rows of features for {n_items} "

@@ -110,7 +110,7 @@ class TestCaptions:
             aligner.fit(sides["image"], sides["text"])
 
     def test_image_encoder_takes_a_sparse_matrix(self, features):
-        """It has no length, with which the number of rows was compared."""
+        """`len` of a sparse matrix raises an error, so its rows are counted otherwise."""
         X = scipy.sparse.csr_array(np.maximum(features.image, 0))
         aligner = KernelAligner(image_encoder=TruncatedSVD(4)).fit(X, features.text)
         assert aligner.transform(X[:5]).shape == (5, 4)
