@@ -20,6 +20,10 @@ LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 # Pillow 10.1 does not read AVIF.
 LOWEST_ONLY := not (onnx or swin or image_pooling or missing_pooler or are_messages or avif)
 
+# Keep compiled modules, also where the shell forbids it: tests start many processes, each of which would compile
+# the package again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-all test-lowest coverage lint typecheck docs benchmark clean
 
 demo: $(VENV)/.starter

@@ -1,6 +1,7 @@
 """Fixtures: zip files of images, and a service with fast encoders."""
 
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from sklearn_ape.app import Limits
 from sklearn_ape.app._model import Model
 from sklearn_ape.app._session import AppService
 
-pytest.importorskip("gradio", reason='the page needs gradio: pip install "sklearn-ape[serve]"')
+# Not importorskip, which would import gradio for seconds in each process that collects tests.
+if find_spec("gradio") is None:
+    pytest.skip('the page needs gradio: pip install "sklearn-ape[serve]"', allow_module_level=True)
 
 
 class PixelEncoder(TransformerMixin, BaseEstimator):
