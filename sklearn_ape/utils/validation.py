@@ -273,11 +273,19 @@ def check_seed(random_state: Any) -> None:
 
 
 def as_label_array(y: Any) -> np.ndarray:
-    """Return y as an array; NumPy would convert the numbers of a list with texts to texts."""
-    if isinstance(y, list | tuple) and len({isinstance(label, str) for label in y}) > 1:
-        array = np.empty(len(y), dtype=object)
-        array[:] = y
-        return array
+    """Return y as an array whose elements are equal to the labels, with None for masked ones.
+
+    In a list, NumPy would convert numbers to texts if there are also texts, and a member of an
+    Enum of texts to its name, cut off to the length of the longest value.
+    """
+    if np.ma.is_masked(y):
+        y = y.tolist()
+    if isinstance(y, list | tuple):
+        y = [str.__str__(label) if isinstance(label, str) else label for label in y]
+        if len({isinstance(label, str) for label in y}) > 1:
+            array = np.empty(len(y), dtype=object)
+            array[:] = y
+            return array
     return np.asarray(y)
 
 
@@ -287,6 +295,8 @@ def as_labels(y: Any) -> np.ndarray:
     if not hasattr(y, "dtype"):
         is_table = hasattr(y, "columns")  # iterating over it would yield the columns
         y = as_label_array(y if is_table else to_list(y))
+    elif np.ma.is_masked(y):
+        y = as_label_array(y)
     labels = column_or_1d(y)
     if labels.dtype.kind == "O":  # NA of pandas is neither equal to a label nor different from it
         is_na = [type(label).__name__ == "NAType" for label in labels]

@@ -25,6 +25,7 @@ from ..prompts import (
     may_be_encoded,
     resolve_class_names,
     resolve_names,
+    to_builtin,
     to_class_array,
     validate_y,
 )
@@ -465,12 +466,16 @@ class SingleLabelClassifier(ZeroShotBase):
         is_unknown = codes < 0
         if not is_unknown.any() and self.threshold is None:
             return labels
-        unknown_type = np.asarray(self.unknown_label).dtype
+        unknown_label = to_builtin(self.unknown_label)
+        unknown_type = np.asarray(unknown_label).dtype
         same_kind = unknown_type.kind == labels.dtype.kind
         # Use an array of objects, since NumPy would convert numbers to text for "unknown".
         labels = labels.astype(np.result_type(labels.dtype, unknown_type) if same_kind else object)
-        labels[is_unknown] = self.unknown_label
+        labels[is_unknown] = unknown_label
         return labels
+
+    def _get_recorded_params(self) -> dict[str, Any]:
+        return super()._get_recorded_params() | {"unknown_label": to_builtin(self.unknown_label)}
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

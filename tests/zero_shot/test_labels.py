@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier, load_pretrained
+from sklearn_ape.metrics import per_class_accuracy
 from sklearn_ape.prompts import check_in_labels, make_captions, resolve_names, validate_y
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
@@ -92,6 +93,11 @@ class Color(enum.Enum):
 class Fruit(enum.StrEnum):
     APPLE = "apple"
     PEAR = "pear"
+
+
+class Berry(str, enum.Enum):  # noqa: UP042 (str() of a member of StrEnum is its value)
+    STRAW = "straw"
+    BLUEBERRY = "blueberry"
 
 
 class Size(enum.IntEnum):
@@ -197,6 +203,37 @@ def test_values_of_y_in_any_container_become_builtin_labels(kind):
     values = validate_y(list(labels) if kind == "StrEnum" else labels)
     assert values == TEXTS
     assert {type(value) for value in values} == {str}
+
+
+def test_members_of_an_enum_of_texts_are_their_values(aligner, features):
+    """NumPy replaced them by their names, cut off to the length of the longest value."""
+    X, y = features.image[:40], list(Berry) * 20
+    values = [member.value for member in y]
+    classifier = FewShotClassifier(aligner=aligner).fit(X, y)
+    assert classifier.classes_.tolist() == ["blueberry", "straw"]
+    assert classifier.score(X, y) == classifier.score(X, values) > 0.5
+    assert per_class_accuracy(y, values).accuracy.tolist() == [1, 1]
+
+
+def test_unknown_label_of_an_enum_is_its_value(aligner, features, tmp_path):
+    for unknown, labels in ((Berry.STRAW, ["cat", "dog"]), (Size.LARGE, {5: "cat", 6: "dog"})):
+        classifier = ZeroShotClassifier(
+            labels, aligner=aligner, threshold=1, unknown_label=unknown
+        )
+        classifier.save_pretrained(tmp_path / "saved")
+        for model in (classifier, load_pretrained(tmp_path / "saved")):
+            assert set(model.predict(features.image[:9]).tolist()) == {unknown.value}
+
+
+def test_masked_labels_are_missing():
+    """The mask was ignored."""
+    y = np.ma.masked_array(["cat", "dog", "dog"], mask=[1, 0, 0])
+    with pytest.raises(ValueError, match=r"y has 1 missing labels, the first in row 0"):
+        validate_y(y)
+    with pytest.raises(ValueError, match=r"y_true has 1 missing values \(rows 0\)"):
+        per_class_accuracy(y, ["cat", "dog", "dog"])
+    accuracy = per_class_accuracy(["cat", "dog", "dog"], y).accuracy
+    assert accuracy.tolist() == [0, 1]
 
 
 @pytest.mark.filterwarnings("error")  # such as NumPy's warning about a cast
