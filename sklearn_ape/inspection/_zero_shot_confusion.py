@@ -110,8 +110,9 @@ class ZeroShotConfusionDisplay:
         """
         check_consistent_length(X, y)
         classifier = estimator
-        while hasattr(classifier, "steps"):
-            classifier = classifier.steps[-1][1]
+        while hasattr(classifier, "steps") or hasattr(classifier, "best_estimator_"):
+            is_search = hasattr(classifier, "best_estimator_")
+            classifier = classifier.best_estimator_ if is_search else classifier.steps[-1][1]
         return cls.from_predictions(
             y,
             estimator.predict(X),

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import confusion_matrix
+from sklearn.model_selection import GridSearchCV
 
 from sklearn_ape import ZeroShotClassifier
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
@@ -43,6 +45,15 @@ class TestZeroShotConfusionDisplay:
         assert display.column_labels == [*classifier.classes_, "none"]
         assert display.row_labels == list(classifier.classes_)
         assert display.counts[:, -1].sum() == (classifier.predict(images) == "none").sum() > 0
+
+    def test_unknown_label_of_a_search_is_that_of_its_best_estimator(self, model, held_out):
+        images, _, y = held_out
+        classifier = ZeroShotClassifier(
+            NAMES, aligner=FrozenEstimator(model), unknown_label="(none)"
+        )
+        search = GridSearchCV(classifier, {"threshold": [0.6]}, cv=2).fit(images, y)
+        display = ZeroShotConfusionDisplay.from_estimator(search, images, y)
+        assert display.column_labels == [*sorted(NAMES), "(none)"]
 
     def test_most_confused_of_many_classes_are_shown(self):
         rng = np.random.default_rng(0)
