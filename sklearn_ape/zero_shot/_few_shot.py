@@ -213,7 +213,8 @@ class FewShotClassifier(ZeroShotClassifier):
         """Add labelled images, such as corrections of wrong predictions.
 
         The result is that of `fit` with all labelled images. If an image has been passed before
-        with another label, the new label replaces it.
+        with another label, the new label replaces it. `labels`, `templates` and `logit_scale`
+        keep the values of the first call.
 
         Parameters
         ----------

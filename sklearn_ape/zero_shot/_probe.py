@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..aligners.fitted_images import group_equal_images
 from ..aligners.wrapper import embed_with_features
 from ..metrics import expected_calibration_error
 from ..utils.linalg import normalize_rows
+from ..utils.messages import make_progress_bar
 
 # Feature that is appended to the vectors for the intercept. It is smaller than their norm, so the
 # intercept is penalized more than the other coefficients: it may follow frequent classes, but a
@@ -149,9 +151,10 @@ def fit_probe(
     If some classes have no examples, what the embeddings share is subtracted from a and r, and the
     logits of the other classes are adjusted; see `FewShotClassifier`.
     """
-    problem = _Problem(examples, vectors, text, scale, alpha)
-    name_weight, validation = _choose_name_weight(problem)
-    residual = problem.solve(name_weight) / name_weight
+    with make_progress_bar(None, None, desc="labelled images") as progress:
+        problem = _Problem(examples, vectors, text, scale, alpha, progress.update)
+        name_weight, validation = _choose_name_weight(problem)
+        residual = problem.solve(name_weight) / name_weight
     n_components = text.shape[1]
     coef = residual[:-1].T.copy()
     coef[:, :n_components] += scale * text
@@ -199,8 +202,9 @@ class _Problem:
         text: np.ndarray,
         scale: float,
         alpha: float,
+        report_iteration: Callable[[], object] = lambda: None,
     ) -> None:
-        self.examples = examples
+        self.examples, self.report_iteration = examples, report_iteration
         n, self.n_classes = len(examples.codes), len(text)
         # Only ratios of weights and alpha matter. With weights of mean 1, alpha determines how
         # precise and how well-conditioned the solution must be.
@@ -287,12 +291,16 @@ class _Problem:
         start = np.zeros(shape).ravel()
         # Conjugate gradients need twice as many evaluations as scipy's L-BFGS, but less time with
         # two threads: 0.70 instead of 0.92 s for a fit of 1,600 examples.
-        options = {"maxiter": 200, "gtol": self.tolerance * np.abs(loss(start)[1]).max()}
-        result = minimize(loss, start, jac=True, method="CG", options=options)
+        settings: dict[str, Any] = {
+            "jac": True,
+            "callback": lambda _: self.report_iteration(),
+            "options": {"maxiter": 200, "gtol": self.tolerance * np.abs(loss(start)[1]).max()},
+        }
+        result = minimize(loss, start, method="CG", **settings)
         if result.status == 2:  # the line search failed
             # It rejects steps far beyond the minimum, even if they are descents. With few examples
             # of a high weight, it rejected the first step, and the result was the start.
-            result = minimize(loss, result.x, jac=True, method="L-BFGS-B", options=options)
+            result = minimize(loss, result.x, method="L-BFGS-B", **settings)
         return result.x.reshape(shape)
 
 

@@ -1,5 +1,7 @@
 """Tests of the softmax regression of few-shot classification, on vectors around class centers."""
 
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -49,6 +51,14 @@ def test_wrong_names_lose_their_influence(centers, n_per_class):
         regression = LogisticRegression().fit(examples.embeddings, examples.codes)
         labels.append(regression.score(test.embeddings, test.codes))
     assert np.mean(few) > np.mean(labels) - 0.02
+
+
+def test_progress_bar_counts_the_iterations(centers, monkeypatch):
+    bar = MagicMock()
+    monkeypatch.setattr(_probe, "make_progress_bar", lambda *args, **options: bar)
+    fit(draw(centers, 4, 0.15, 0), centers)
+    bar.__exit__.assert_called_once()
+    assert bar.__enter__().update.call_count > 10
 
 
 def test_many_examples_are_solved_on_principal_directions(centers, monkeypatch):
