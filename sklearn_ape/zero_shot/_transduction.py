@@ -83,7 +83,8 @@ def _list_shares(class_prior: Any, labels: list[Any]) -> Sequence[Any] | np.ndar
     elif hasattr(class_prior, "to_list") or hasattr(class_prior, "to_pylist"):  # polars, pyarrow
         return to_list(class_prior)
     if isinstance(class_prior, Mapping):
-        unknown = [label for label in class_prior if label not in labels]
+        label_set = set(labels)
+        unknown = [label for label in class_prior if label not in label_set]
         missing = [label for label in labels if label not in class_prior]
         if unknown or missing:
             kind, names = ("unknown", unknown) if unknown else ("no share for the", missing)
