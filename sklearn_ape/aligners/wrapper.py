@@ -80,7 +80,9 @@ def unwrap(estimator: Any, parameter: str = "aligner") -> tuple[Any, Any]:
         elif hasattr(inner, "estimator") and hasattr(inner, "fit"):  # a search before its fit
             inner = inner.estimator
         else:
-            hint = " Pass its aligner_." if hasattr(inner, "aligner_") else ""
+            names = [name for name in ("aligner_", "aligner") if hasattr(inner, name)]
+            owner = "its" if inner is estimator else f"the {type(inner).__name__}'s"
+            hint = f" Pass {owner} {names[0]}." if names else ""
             raise TypeError(
                 f"{parameter} must be an aligner such as APEAligner, or a Pipeline that ends in "
                 f"one, not {type(estimator).__name__}.{hint}"

@@ -97,7 +97,7 @@ class TrainingHistoryDisplay:
             If the aligner has no history, since its solution is in closed form or it had too few
             pairs to hold any out and kept its initialization.
         """
-        aligner = unwrap_aligner(estimator)
+        aligner = unwrap_aligner(estimator, "estimator")
         check_is_fitted(aligner)
         history = getattr(aligner, "history_", None)
         if history is None:

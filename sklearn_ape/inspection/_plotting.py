@@ -108,7 +108,7 @@ def draw_thumbnail(
 
 def get_aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
     """Return the fitted aligner within an estimator, and X as that aligner takes it."""
-    preprocessing, aligner = unwrap(resolve_aligner(estimator))
+    preprocessing, aligner = unwrap(resolve_aligner(estimator), "estimator")
     check_is_fitted(aligner)
     return aligner, X if preprocessing is None else preprocessing.transform(X)
 

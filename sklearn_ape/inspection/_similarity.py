@@ -446,7 +446,7 @@ def compute_similarity_maps(
     (1, 2)
     """
     check_sequence(texts, "texts", "text")
-    preprocessing, aligner = unwrap(resolve_aligner(estimator))
+    preprocessing, aligner = unwrap(resolve_aligner(estimator), "estimator")
     encoder: Any = preprocessing or getattr(aligner, "image_encoder_", None)
     if not hasattr(encoder, "transform_grid"):
         raise TypeError(

@@ -13,7 +13,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_ape import CCAAligner
+from sklearn_ape import CCAAligner, ZeroShotClassifier
+from sklearn_ape.inspection import TrainingHistoryDisplay
 from sklearn_ape.inspection._plotting import (
     check_items,
     check_pairs,
@@ -23,6 +24,16 @@ from sklearn_ape.inspection._plotting import (
     get_axes,
     make_thumbnail,
 )
+
+
+def test_classifier_in_place_of_an_aligner_raises():
+    """The message said nothing about a classifier that was not fitted."""
+    classifier = ZeroShotClassifier(["cat", "dog"])
+    with pytest.raises(TypeError, match=r"^estimator must be .*Classifier\. Pass its aligner\.$"):
+        get_aligner_and_input(classifier, [])
+    search = GridSearchCV(classifier, {"templates": ["none"]})
+    with pytest.raises(TypeError, match=r"Pass the ZeroShotClassifier's aligner\.$"):
+        TrainingHistoryDisplay.from_estimator(search)
 
 
 class TestFormatText:
