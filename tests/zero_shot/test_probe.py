@@ -4,7 +4,8 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_ape.utils.linalg import normalize_rows
@@ -51,6 +52,28 @@ def test_wrong_names_lose_their_influence(centers, n_per_class):
         regression = LogisticRegression().fit(examples.embeddings, examples.codes)
         labels.append(regression.score(test.embeddings, test.codes))
     assert np.mean(few) > np.mean(labels) - 0.02
+
+
+def test_solution_minimizes_the_documented_loss(centers):
+    """The formulas are those of docs/few_labels.md, with the weight 1 of the names."""
+    examples, alpha, scale = draw(centers, 4, 0.2, 0), 0.5, 8.0
+    vectors, rows = examples.embeddings, np.arange(len(examples.codes))
+    probe = fit_probe(examples, vectors, centers.astype(np.float32), scale, alpha)
+    inputs = np.hstack([vectors, np.full((len(rows), 1), 0.3)])
+
+    def loss(flat):
+        residual = flat.reshape(-1, N_CLASSES)
+        log_proba = log_softmax(scale * vectors @ centers.T + inputs @ residual, axis=1)
+        errors = np.exp(log_proba)
+        errors[rows, examples.codes] -= 1
+        value = -log_proba[rows, examples.codes].sum() + alpha / 2 * (residual**2).sum()
+        return value, (inputs.T @ errors + alpha * residual).ravel()
+
+    start = np.zeros(inputs.shape[1] * N_CLASSES)
+    residual = minimize(loss, start, jac=True, options={"gtol": 1e-6}).x.reshape(-1, N_CLASSES)
+    test = draw(centers, 4, 0.2, 9).embeddings
+    expected = scale * test @ centers.T + test @ residual[:-1] + 0.3 * residual[-1]
+    np.testing.assert_allclose(test @ probe.coef.T + probe.intercept, expected, atol=0.02)
 
 
 def test_progress_bar_counts_the_iterations(centers, monkeypatch):
