@@ -174,6 +174,9 @@ def choose_top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
     order.sort(axis=1)  # ascending, so that the stable sort below breaks ties by index
     largest = np.take_along_axis(logits, order, axis=1)
     order = np.take_along_axis(order, np.argsort(-largest, axis=1, kind="stable"), axis=1)
+    # A partition chooses any of the texts that tie for the last place, and argmax the first.
+    is_tied = (logits >= largest.min(axis=1, keepdims=True)).sum(axis=1) > k
+    order[is_tied] = np.argsort(-logits[is_tied], axis=1, kind="stable")[:, :k]
     probabilities = np.take_along_axis(to_probabilities(logits), order, axis=1)
     order[np.isnan(logits[:, 0])] = UNREADABLE
     return order, probabilities
