@@ -430,16 +430,14 @@ def describe_similar_label(value: Any, labels: Iterable[Any], parameter: str) ->
     if not similar:
         return ""
     return (
-        f"{value!r} differs from the label {similar[0]!r} only in case, in spaces or in the form "
-        f"of its Unicode characters (unicodedata.normalize). Correct {parameter}."
+        f"{value!r} differs from the label {similar[0]!r} only in its type, in case, in spaces or "
+        f"in the form of its Unicode characters (unicodedata.normalize). Correct {parameter}."
     )
 
 
-def _simplify(label: Any) -> Any:
+def _simplify(label: Any) -> str:
     """Return a text without differences that are hard to see."""
-    if not isinstance(label, str):
-        return label
-    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", str(label)).casefold().split())
 
 
 def _number(names: Iterable[str]) -> list[str]:

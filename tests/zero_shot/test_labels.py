@@ -67,7 +67,7 @@ def test_values_of_y_that_are_not_labels_raise_with_hint():
         check_in_labels([0, 0, 1], dict(sorted(names.items())))
     assert "positions" not in str(raised.value)
     for value in ("Cat", "cat ", "café"):
-        with pytest.raises(ValueError, match="only in case, in spaces or in the form"):
+        with pytest.raises(ValueError, match="only in its type, in case, in spaces"):
             check_in_labels([value], {"cat": ["cat"], "cafe\u0301": ["a café"]})
 
 
@@ -213,6 +213,11 @@ def test_members_of_an_enum_of_texts_are_their_values(aligner, features):
     assert classifier.classes_.tolist() == ["blueberry", "straw"]
     assert classifier.score(X, y) == classifier.score(X, values) > 0.5
     assert per_class_accuracy(y, values).accuracy.tolist() == [1, 1]
+
+
+def test_texts_of_numbers_are_reported_as_of_another_type():
+    with pytest.raises(ValueError, match="'1' differs from the label 1 only in its type"):
+        check_in_labels(["1", "0"], {0: ["cat"], 1: ["dog"]})
 
 
 def test_unknown_label_of_an_enum_is_its_value(aligner, features, tmp_path):

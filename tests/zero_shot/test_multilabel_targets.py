@@ -179,7 +179,10 @@ class TestTables:
         [
             (["cat,dog", "cat"], r"Y has 'cat,dog' in row 0: .* Split it: Y.str.split\(','\)"),
             ([["cat", " dog"]], r"Y has ' dog' .* ' dog' differs from the label 'dog' only in"),
-            ([["Cat"], ["dog"]], r"'Cat' differs from the label 'cat' only in case.* Correct Y\."),
+            (
+                [["Cat"], ["dog"]],
+                r"'Cat' differs from the label 'cat' .* in case.* Correct Y\.",
+            ),
         ],
     )
     def test_texts_that_are_almost_labels_raise_with_remedy(self, Y, message):
