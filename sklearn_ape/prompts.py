@@ -398,9 +398,11 @@ def check_classes(classes: Any, names: Mapping[Any, list[str]] | None) -> None:
         )
 
 
-def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
-    """Raise ValueError if y has values that are not labels; the message gives their rows."""
-    unknown = {value: None for value in y if value not in names}
+def check_in_labels(
+    y: list[Any], names: Mapping[Any, list[str]], others: Sequence[Any] = ()
+) -> None:
+    """Raise ValueError for values of y that are neither labels nor among the others."""
+    unknown = {value: None for value in y if value not in names and value not in others}
     if not unknown:
         return
     first = next(iter(unknown))

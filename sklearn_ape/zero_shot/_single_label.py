@@ -328,7 +328,8 @@ class SingleLabelClassifier(ZeroShotBase):
             return names
         names = resolve_class_names(self.labels)
         if y is not None:
-            check_in_labels(y, names)
+            # With images of no class, a search can choose the threshold of a fitted aligner.
+            check_in_labels(y, names, [self.unknown_label] if keeps_aligner else [])
             if may_be_encoded(y, names):
                 self._report_encoded_labels(y, names, keeps_aligner)
         return names

@@ -75,6 +75,22 @@ class TestFit:
             classifier.fit(features.image[:30], y, captions=captioned_images.captions[:30])
         assert not hasattr(classifier, "aligner_")
 
+    def test_search_chooses_the_threshold_with_images_of_no_class(
+        self, features, captioned_images, aligner
+    ):
+        labels = {name: LABELS[name] for name in ("animal", "food")}
+        y = np.where(captioned_images.categories == "travel", "none", captioned_images.categories)
+        classifier = ZeroShotClassifier(
+            labels, aligner=FrozenEstimator(aligner), unknown_label="none"
+        )
+        thresholds = [None, 0.7, 0.8, 0.9]
+        search = GridSearchCV(classifier, {"threshold": thresholds}, cv=3, error_score="raise")
+        search.fit(features.image[150:], y[150:])
+        assert search.best_params_["threshold"] is not None
+        assert search.best_estimator_.classes_.tolist() == ["animal", "food"]
+        with pytest.raises(ValueError, match="not in labels: 'none'"):  # nothing to train on
+            classifier.set_params(aligner=clone(aligner)).fit(features.image, y)
+
     def test_captions_take_precedence_over_y(self, features, captioned_images, text_encoder):
         aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=2, random_state=0)
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
