@@ -94,6 +94,12 @@ def test_private_modules_are_imported_within_their_package(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_home_folder_is_found_without_errors(module):
+    """`expand_user` returns the path of an unknown user; the method of Path raises an error."""
+    assert ".expanduser()" not in MODULES[module].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_modules_import_only_required_packages(module):
     """Packages of extras are imported inside the functions that use them."""
     names = set()

@@ -22,7 +22,7 @@ from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset
 from ..training.distributed import Ranks, broadcast, current_ranks, is_first_rank
 from ..training.state import SaveState
-from ..utils.files import check_writable, remove_unfinished_directories
+from ..utils.files import check_writable, expand_user, remove_unfinished_directories
 from ..utils.linalg import fingerprint
 from ..utils.messages import warn
 from ..utils.sklearn_compat import observes_fit
@@ -56,7 +56,7 @@ def prepare_folder(checkpoint: Any) -> None:
         return  # in distributed training only the first rank writes
     if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
         raise TypeError(f"checkpoint must be None or the path of a folder, not {checkpoint!r}.")
-    folder = Path(checkpoint).expanduser()
+    folder = expand_user(checkpoint)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"checkpoint={str(folder)!r} is a file. Pass a folder.")
     try:
@@ -245,7 +245,7 @@ class Checkpoint:
         self.is_enabled = broadcast(ranks, aligner.checkpoint is not None)
         if self.is_enabled and is_first_rank(ranks):
             training = _describe(aligner, data, seed, ranks)
-            self._file = TrainingFile(Path(aligner.checkpoint).expanduser(), training)
+            self._file = TrainingFile(expand_user(aligner.checkpoint), training)
 
     def __enter__(self) -> Self:
         if not self.is_enabled:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..devices import default_state
 from ..encoders.image_encoder import ImageEncoder, OnPixels
+from ..utils.files import expand_user
 from ..utils.messages import import_optional
 from ..utils.sklearn_compat import unfreeze
 from ..utils.validation import check_sequence
@@ -86,7 +87,7 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
     check_is_fitted(aligner)
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_optional(package, package=package, extra="onnx", purpose="export_onnx")
-    target = Path(os.path.expanduser(folder))
+    target = expand_user(folder)
     target.mkdir(parents=True, exist_ok=True)
     # Written to a temporary folder first, so that a failed export leaves existing files in place.
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as temporary_folder:

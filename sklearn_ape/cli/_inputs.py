@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..utils.files import IMAGE_SUFFIXES
+from ..utils.files import IMAGE_SUFFIXES, expand_user
 from ._output import print_message
 
 _IMAGES: Any = typer.Argument(
@@ -175,7 +175,7 @@ def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
         if skipped[suffix] <= 0:
             del skipped[suffix]
     # The loader returns absolute paths. Results are easier to read with the path of the argument.
-    root = Path(path).expanduser().absolute()
+    root = expand_user(path).absolute()
     return [os.path.join(path, os.path.relpath(image, root)) for image in data.images]
 
 
@@ -204,7 +204,7 @@ def read_lines(file: Path) -> list[str]:
     from ..datasets.base import read_text
 
     # str.splitlines would also split at form feeds and U+2028.
-    lines = read_text(file.expanduser()).split("\n")
+    lines = read_text(expand_user(file)).split("\n")
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -333,7 +333,7 @@ def _read_labels(file: Path) -> Any:
     from ..datasets.base import read_text
     from ..utils.validation import parse_json
 
-    names = parse_json(read_text(file.expanduser()), repr(str(file)))
+    names = parse_json(read_text(expand_user(file)), repr(str(file)))
     if not isinstance(names, list | dict):
         raise ValueError(
             f"{str(file)!r} contains a {type(names).__name__}, not a list or an object. Write a "
@@ -351,7 +351,7 @@ def load_data(
     """
     from ..datasets import load_image_folder, load_pairs
 
-    path, captions = data.expanduser(), captions.lower()
+    path, captions = expand_user(data), captions.lower()
     without_captions = captions == "none"
     if path.is_file():
         if without_captions and columns.get("caption", "caption") == "caption":

@@ -31,7 +31,7 @@ from ..encoders.text_encoder import TextEncoder
 from ..features import DiskFeatureCache
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
-from ..utils.files import check_writable
+from ..utils.files import check_writable, expand_user
 from ..utils.validation import format_list
 from ._inputs import DEFAULT_TEMPLATES
 from ._output import Table, note_on_interrupt, print_message
@@ -64,7 +64,7 @@ class RuntimeOptions(NamedTuple):
             return _find_default_cache(get_data_home() / "features")
         if self.cache == _MEMORY:
             return self.cache
-        folder = Path(self.cache).expanduser()
+        folder = expand_user(self.cache)
         if folder.is_file():
             raise NotADirectoryError(f"--cache {self.cache!r} is a file. Pass a folder.")
         return str(folder)

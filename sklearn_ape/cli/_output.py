@@ -19,7 +19,7 @@ from typing import Any, Self
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..utils.files import check_writable, write_file_atomically
+from ..utils.files import check_writable, expand_user, write_file_atomically
 from ..utils.messages import escape_controls, escape_formula, escape_formula_path
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
@@ -208,7 +208,7 @@ def check_output_file(output: Path | None, n_bytes: int = _MIN_FREE_BYTES) -> No
     """Raise an error if a file cannot be written; create its folder if it is missing."""
     if output is None or _is_stdout(output):
         return
-    path = output.expanduser()
+    path = expand_user(output)
     if path.is_dir():
         raise IsADirectoryError(f"{str(output)!r} is a folder. Pass the name of a file.")
     if path.is_file() or not path.exists():  # else a device such as /dev/null
@@ -217,7 +217,7 @@ def check_output_file(output: Path | None, n_bytes: int = _MIN_FREE_BYTES) -> No
 
 def check_output_folder(output: Path) -> None:
     """Raise an error if a folder cannot be written; create its parents if they are missing."""
-    path = output.expanduser()
+    path = expand_user(output)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{str(output)!r} is a file. Pass the name of a folder.")
     _check_writable(output, _MIN_FREE_BYTES)
@@ -226,14 +226,14 @@ def check_output_folder(output: Path) -> None:
 def check_model_folder(output: Path) -> None:
     """Raise an error if a model cannot be saved to a folder."""
     check_output_folder(output)
-    if output.expanduser().is_dir():
+    if expand_user(output).is_dir():
         from ..persistence.files import check_replaceable
 
-        check_replaceable(output.expanduser())
+        check_replaceable(expand_user(output))
 
 
 def _check_writable(output: Path, n_bytes: int) -> None:
-    folder = output.expanduser().resolve().parent
+    folder = expand_user(output).resolve().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder)
@@ -252,7 +252,7 @@ def _check_writable(output: Path, n_bytes: int) -> None:
 @contextmanager
 def write_atomically(output: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces the output on success."""
-    path = output.expanduser().resolve()  # replace the target of a link, not the link
+    path = expand_user(output).resolve()  # replace the target of a link, not the link
     is_device = path.exists() and not path.is_file()  # such as /dev/null
     with nullcontext(path) if is_device else write_file_atomically(path) as temporary:
         yield temporary

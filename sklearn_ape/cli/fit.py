@@ -140,7 +140,7 @@ def fit(
         )
         card_scores = scores
     model.save_pretrained(
-        output.expanduser(), scores={make_card_label(score): score.value for score in card_scores}
+        output, scores={make_card_label(score): score.value for score in card_scores}
     )
     if scores:
         print_scores(scores, file_format)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal as format_size
 
-from ..utils.files import get_default_data_home
+from ..utils.files import expand_user, get_default_data_home
 from . import _inputs as option
 from ._inputs import parse_labels
 from ._output import CommandGroup, GroupedCommand, Table, check_output_folder, print_message
@@ -45,6 +45,7 @@ def demo(
     Example: sklearn-ape demo --output demo_report
     """
     check_output_folder(output)
+    output = expand_user(output)
     output.mkdir(parents=True, exist_ok=True)
     from .._demo import print_result, run_demo, write_report
 
@@ -97,7 +98,7 @@ def serve(
     Example: sklearn-ape serve --images photos/ --aligner my-aligner
     """
     names = parse_labels(labels, labels_file)
-    if images is not None and not images.is_dir():
+    if images is not None and not expand_user(images).is_dir():
         raise NotADirectoryError(f"--images {str(images)!r} is not a folder. Pass a folder.")
     from .. import app
     from ..prompts import resolve_class_names

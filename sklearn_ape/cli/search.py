@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..utils.files import expand_user
 from . import _inputs as option
 from ._inputs import list_images
 from ._output import (
@@ -131,7 +132,7 @@ def index(
     from ._models import RuntimeOptions
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
-    folder = output.expanduser()
+    folder = expand_user(output)
     if update and folder.is_dir():
         retriever = _update_index(folder, paths, options)
     else:
@@ -212,7 +213,7 @@ def _load_index(folder: Path | None, options: Any) -> Any:
     from ..retrieval import CrossModalRetriever
     from ._models import load_model
 
-    if folder is not None and folder.expanduser().is_file():
+    if folder is not None and expand_user(folder).is_file():
         raise NotADirectoryError(
             f"--index {str(folder)!r} is a file. Pass the folder of the index."
         )

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.utils import Bunch
 
+from ..utils.files import expand_user
 from ..utils.messages import import_optional, make_progress_bar
 from ..utils.validation import check_integer
 from .base import (
@@ -364,7 +365,7 @@ def load_noto_emoji(
 
 
 def _find_font_file(path: str | os.PathLike[str] | None) -> Path:
-    file = Path(_FONT) if path is None else Path(path).expanduser().absolute()
+    file = Path(_FONT) if path is None else expand_user(path).absolute()
     if path is not None and not file.is_file():
         raise FileNotFoundError(
             f"File {str(file)!r} does not exist. Pass the font NotoColorEmoji.ttf."

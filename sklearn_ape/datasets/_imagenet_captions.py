@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
+from ..utils.files import expand_user
 from ..utils.messages import import_optional, warn
 from ..utils.validation import check_choice, format_list, parse_json
 from .base import check_folder, make_result
@@ -125,7 +126,7 @@ def load_imagenet_captions(
     fields = _validate_fields(fields)
     check_choice(on_missing, "on_missing", ("warn", "raise", "ignore"))
     folder = check_folder(images_root, "a folder with images as <wnid>/<filename>")
-    file = Path(captions_json).expanduser().absolute()
+    file = expand_user(captions_json).absolute()
     entries = _read_entries(file)
     paths = _find_images(folder, entries)
     missing = [entry["filename"] for entry, path in zip(entries, paths, strict=True) if not path]

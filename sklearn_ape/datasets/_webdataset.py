@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from sklearn.utils import check_consistent_length
 
+from ..utils.files import expand_user
 from ..utils.messages import import_optional
 from ..utils.validation import check_integer, check_sequence, format_list
 
@@ -361,7 +362,7 @@ def write_webdataset(
             check_sequence(items, name, kind)
     if hasattr(images, "__len__") and hasattr(captions, "__len__"):
         check_consistent_length(images, captions)
-    folder = Path(os.path.expanduser(folder))
+    folder = expand_user(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if existing := sorted(path.name for path in folder.glob("*.tar")):
         raise FileExistsError(

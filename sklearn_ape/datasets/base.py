@@ -12,7 +12,7 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
-from ..utils.files import get_default_data_home
+from ..utils.files import expand_user, get_default_data_home
 
 
 def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
@@ -37,12 +37,12 @@ def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
     >>> get_data_home("some/folder").parts[-2:]
     ('some', 'folder')
     """
-    return Path(data_home).expanduser().absolute() if data_home else get_default_data_home()
+    return expand_user(data_home).absolute() if data_home else get_default_data_home()
 
 
 def check_folder(path: str | os.PathLike[str], expected: str) -> Path:
     """Return the absolute path of a folder that exists."""
-    folder = Path(path).expanduser().absolute()
+    folder = expand_user(path).absolute()
     if not folder.exists():
         raise FileNotFoundError(f"Folder {str(folder)!r} does not exist. Pass {expected}.")
     if not folder.is_dir():

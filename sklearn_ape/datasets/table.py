@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.files import IMAGE_SUFFIXES, describe_similar_file
+from ..utils.files import IMAGE_SUFFIXES, describe_similar_file, expand_user
 from ..utils.messages import import_optional, unescape_formula
 from ..utils.validation import find_repeated, format_list, parse_json
 from .base import flatten_single_captions, make_result
@@ -347,7 +347,7 @@ def load_pairs(
             raise ValueError(f"{name} must be the name of one column, not {column!r}. {advice}")
     table, where, base = _resolve_source(source)
     if root is not None:
-        base = Path(root).expanduser().absolute()
+        base = expand_user(root).absolute()
     cells = get_column(table, image, where, "image")
     if not cells:
         raise ValueError(f"{where} has 0 rows. Pass a table with one row per image and caption.")
@@ -378,7 +378,7 @@ def load_pairs(
 def _resolve_source(source: Any) -> tuple[Table, str, Path]:
     """Return the columns of a table, its name for messages, and the folder of relative paths."""
     if isinstance(source, (str, os.PathLike)):
-        file = Path(source).expanduser().absolute()
+        file = expand_user(source).absolute()
         return read_table(file), repr(str(file)), file.parent
     is_frame = hasattr(source, "columns") and hasattr(source, "to_dict")
     if is_frame or hasattr(source, "to_pydict"):  # pyarrow

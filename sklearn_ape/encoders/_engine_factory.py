@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..utils.files import get_default_data_home, write_folder_atomically
+from ..utils.files import expand_user, get_default_data_home, write_folder_atomically
 from ..utils.messages import warn
 from ._engine import (
     Engine,
@@ -55,7 +55,7 @@ def get_exports_folder(cache: Any) -> Path:
     folder = getattr(cache, "folder", cache)
     if not isinstance(folder, str | PathLike) or folder == "memory":
         folder = get_default_data_home()
-    return Path(folder).expanduser() / "engines"
+    return expand_user(folder) / "engines"
 
 
 def is_export_worthwhile(

@@ -14,6 +14,7 @@ from weakref import WeakSet
 import numpy as np
 
 from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
+from ..utils.files import expand_user
 from ..utils.messages import warn
 from ._sqlite import (
     BUSY_TIMEOUT_S,
@@ -107,7 +108,7 @@ class DiskFeatureCache:
     def __init__(self, folder: str | PathLike[str], dtype: str = "float32") -> None:
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype must be float32 or float16, not {dtype!r}.")
-        self.folder = Path(folder).expanduser()
+        self.folder = expand_user(folder)
         self.dtype = dtype
         self._tables = [FLOAT32_TABLE] if dtype == "float32" else [FLOAT16_TABLE, FLOAT32_TABLE]
         # Of the open file. If the file at the path has another one, another process has replaced

@@ -8,13 +8,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 
-from ..utils.files import lock_file, sync
+from ..utils.files import expand_user, lock_file, sync
 
 # Files are synced at most once in this time, since syncing can take longer than writing a chunk.
 _SYNC_EVERY_S = 1.0
@@ -61,7 +60,7 @@ class FeatureFile:
     def __init__(
         self, path: str | os.PathLike[str], source: str, n_rows: int, chunk_size: int, dtype: str
     ) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = expand_user(path).absolute()
         self.n_rows = n_rows
         self.chunk_size = chunk_size
         self.dtype = np.dtype(dtype).newbyteorder("<")

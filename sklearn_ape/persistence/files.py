@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..utils.files import sync, write_file_atomically, write_folder_atomically
+from ..utils.files import expand_user, sync, write_file_atomically, write_folder_atomically
 from ..utils.messages import warn
 from ..utils.validation import format_list, parse_json
 from .serialize import Deserializer, Serializer
@@ -176,7 +176,7 @@ def write_model(
     The safetensors file contains the config as well, so replacing this one file, which is atomic,
     replaces the model. Other files in the folder are not touched.
     """
-    target = Path(os.path.expanduser(folder))
+    target = expand_user(folder)
     config = {**config, "tensors": describe_tensors(tensors), "digest": compute_digest(tensors)}
     text = dump_json(config)
     try:

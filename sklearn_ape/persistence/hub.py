@@ -13,6 +13,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from ..utils.files import expand_user
 from ..utils.messages import escape_controls, escape_markdown, import_optional
 from .files import FILES, read_model
 from .serialize import Deserializer, Serializer, iter_encoder_records
@@ -235,7 +236,7 @@ def load_pretrained(
 
 def _locate_model(source: str | os.PathLike[str], revision: str | None, token: Any) -> Path:
     """Return the local folder of a model, which is downloaded from the Hub if necessary."""
-    path = Path(os.path.expanduser(source))
+    path = expand_user(source)
     if path.is_dir():
         return path
     if path.exists():

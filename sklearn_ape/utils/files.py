@@ -26,6 +26,11 @@ IMAGE_SUFFIXES = (
 """Lower-case and sorted. The wheels of Pillow read all of these formats."""
 
 
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path whose initial ~ is replaced by the home folder, if the user exists."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises an error for unknown users
+
+
 def get_default_data_home() -> Path:
     """Return the folder of the environment variable, or the user's cache folder of the package."""
     folder = os.environ.get(DATA_HOME_VARIABLE)
@@ -33,7 +38,7 @@ def get_default_data_home() -> Path:
         from platformdirs import user_cache_path
 
         folder = str(user_cache_path("sklearn_ape"))
-    return Path(folder).expanduser().absolute()
+    return expand_user(folder).absolute()
 
 
 def describe_missing_image(path: str) -> str:

@@ -25,6 +25,7 @@ from sklearn_ape.cli._output import (
     check_output_file,
     check_output_folder,
     resolve_format,
+    write_atomically,
 )
 from sklearn_ape.datasets import load_pairs
 from sklearn_ape.datasets.table import read_table
@@ -351,6 +352,14 @@ class TestOutputs:
     def test_missing_folder_is_created(self, tmp_path):
         check_output_file(tmp_path / "a" / "b" / "out.csv")
         assert os.listdir(tmp_path / "a" / "b") == []
+
+    def test_unknown_user_is_name_of_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        check_output_file(Path("~no-such-user/out.csv"))
+        check_output_folder(Path("~no-such-user/folder"))
+        with write_atomically(Path("~no-such-user/out.csv")) as path:
+            path.write_text("a")
+        assert os.listdir(tmp_path / "~no-such-user") == ["out.csv"]
 
     def test_existing_file_or_folder_in_path_raises(self, tmp_path):
         (tmp_path / "file").write_text("in the way")

@@ -1,6 +1,7 @@
 """Suffixes of image files, which all modules share, and hints for files that do not exist."""
 
 import unicodedata
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,7 +12,18 @@ from sklearn_ape.datasets import _image_folder, table
 from sklearn_ape.encoders import text_encoder
 from sklearn_ape.retrieval import _index
 from sklearn_ape.retrieval._index import resolve_queries
-from sklearn_ape.utils.files import IMAGE_SUFFIXES, describe_missing_image, describe_similar_file
+from sklearn_ape.utils.files import (
+    IMAGE_SUFFIXES,
+    describe_missing_image,
+    describe_similar_file,
+    expand_user,
+)
+
+
+def test_only_home_of_existing_user_is_expanded():
+    """The shell, too, uses the path of an unknown user as it is."""
+    assert expand_user("~/a.csv") == Path.home() / "a.csv"
+    assert expand_user("~no-such-user/a.csv") == Path("~no-such-user/a.csv")
 
 
 @pytest.mark.parametrize(
