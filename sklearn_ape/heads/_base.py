@@ -54,6 +54,7 @@ class Standardize(nn.Module):
         """
         # Sums of differences from an approximate mean do not cancel in the variance.
         center = torch.as_tensor(features[:_BLOCK_SIZE]).double().mean(dim=0)
+        check_width(center, len(self.mean))
         total, total_square = torch.zeros_like(center), torch.zeros_like(center)
         for rows in iter_row_tensors(features):
             rows = rows.double() - center
@@ -72,7 +73,19 @@ class Standardize(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return standardized features of the same shape."""
+        check_width(features, len(self.mean))
         return (features - self.mean) / self.scale
+
+
+def check_width(features: torch.Tensor, n_features: int) -> None:
+    """Raise ValueError if features, which PyTorch would broadcast, have another number of columns.
+
+    >>> check_width(torch.zeros(3, 1), 8)
+    Traceback (most recent call last):
+    ValueError: features must have 8 columns, not 1.
+    """
+    if features.shape[-1] != n_features:
+        raise ValueError(f"features must have {n_features} columns, not {features.shape[-1]}.")
 
 
 class Head(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..utils.linalg import l2_normalize
-from ._base import Head
+from ._base import Head, check_width
 
 # Number of values per block of a kernel matrix, 64 MiB.
 _BLOCK_VALUES = 2**24
@@ -127,6 +127,7 @@ class _CenteredMap(BaseMap):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
+        check_width(features, self.n_in)
         return (l2_normalize(features) - self.mean) @ getattr(self, self._matrix_name)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..devices import default_state
 from ..persistence.mixins import FittedState
+from ..utils.validation import check_integer
 from ._base import FrozenHead, Head, LinearHead
 from ._closed_form import (
     BaseMap,
@@ -112,7 +113,8 @@ def make_head(
     Raises
     ------
     ValueError
-        If `kind` or `width` is invalid, or `kind` is None and `n_out` is greater than `n_in`.
+        If `kind`, `depth` or `width` is invalid, or `kind` is None and `n_out` is greater than
+        `n_in`.
 
     Examples
     --------
@@ -123,6 +125,7 @@ def make_head(
     """
     if kind is not None and kind not in HEAD_KINDS:
         raise ValueError(f"head must be one of {', '.join(HEAD_KINDS)}, not {kind!r}.")
+    check_integer(depth, "depth", 1)
     units = 1 if kind in (None, "linear") else hidden_width(width, n_in)
     head: Head
     if kind is None:

@@ -14,6 +14,8 @@ from sklearn_ape.heads import (
     ClosedFormHead,
     FrozenHead,
     KernelMap,
+    LinearHead,
+    LinearMap,
     Standardize,
     TwoTower,
     WhitenedMap,
@@ -166,6 +168,13 @@ def test_unknown_head_raises_with_valid_names():
         make_head("mpl", 8, 5, depth=2, width=16, dropout=0.0)
 
 
+@pytest.mark.parametrize("depth", [0, -1, True, 2.0, None])
+@pytest.mark.parametrize("kind", ["mlp", "skip_mlp", "linear"])
+def test_invalid_depth_raises(kind, depth):
+    with pytest.raises(ValueError, match=f"depth must be an integer >= 1, not {depth}"):
+        make_head(kind, 8, 5, depth=depth, width=16, dropout=0.0)
+
+
 @pytest.mark.parametrize(
     ("width", "units"), [(7, 7), (np.int64(7), 7), ("4x", 400), ("0.5x", 50), ("0.001x", 1)]
 )
@@ -187,6 +196,24 @@ def test_frozen_head_has_no_parameters():
         head.start_at_zero()
     with pytest.raises(ValueError, match="at most 8, not 9"):
         make_head(None, 8, 9, depth=2, width=4, dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Standardize(8),
+        Standardize(8).set,
+        LinearHead(8, 5),
+        FrozenHead(8, 5).set_statistics,
+        LinearMap(torch.zeros(8), torch.ones(8, 5)),
+        WhitenedMap(torch.zeros(8), torch.ones(8, 5)),
+    ],
+)
+@pytest.mark.parametrize("n_columns", [1, 7])
+def test_features_of_another_width_raise(call, n_columns):
+    """PyTorch would subtract the means of all columns from a single one."""
+    with pytest.raises(ValueError, match=f"features must have 8 columns, not {n_columns}"):
+        call(torch.ones(3, n_columns))
 
 
 def test_standardize_keeps_constant_features_finite():
