@@ -212,7 +212,8 @@ class ScaledLoss(nn.Module):
         Parameters
         ----------
         image, text : torch.Tensor of shape (n_pairs, n_components)
-            L2-normalized embeddings; row i of one belongs to row i of the other.
+            L2-normalized embeddings; row i of one belongs to row i of the other. Those of the less
+            precise type, if types differ, are converted to the other type.
         positive : torch.Tensor or None, default=None
             Images and captions that belong together, including the diagonal: a bool matrix of
             shape (n_pairs, n_pairs) that is True at (i, j) for image i and caption j, or int64
@@ -232,7 +233,7 @@ class ScaledLoss(nn.Module):
         TypeError
             If `positive` is neither bool nor int64.
         """
-        check_embeddings(image, text)
+        image, text = check_embeddings(image, text)
         is_small = self.tile_size == "auto" and len(image) <= MAX_DENSE_ROWS
         if self.tile_size is None or is_small:
             return self._compute_densely(image, text, positive)
@@ -260,7 +261,7 @@ class ScaledLoss(nn.Module):
             A scalar. Logits are computed in tiles, or for all columns at once with
             ``tile_size=None``.
         """
-        check_embeddings(image, text)
+        image, text = check_embeddings(image, text)
         pairs = as_pairs(positive, len(image), image.device)
         # Also tile small batches with "auto": ranks are used where memory is short.
         tile = AUTO_TILE if self.tile_size == "auto" else int(self.tile_size or len(image))
@@ -285,11 +286,13 @@ def select_pairs(pairs: torch.Tensor, rows: slice) -> torch.Tensor:
     return pairs - pairs.new_tensor([rows.start, 0])
 
 
-def check_embeddings(image: torch.Tensor, text: torch.Tensor) -> None:
-    """Raise an error if embeddings have different or invalid shapes."""
+def check_embeddings(image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return embeddings of one type; raise ValueError if they have different or invalid shapes."""
     if image.shape != text.shape or image.ndim != 2 or not len(image):
         raise ValueError(
             "image and text need embeddings of one shape (n_pairs, n_components), not "
             f"{tuple(image.shape)} and {tuple(text.shape)}. Row i of one must belong to row i of "
             "the other."
         )
+    dtype = torch.promote_types(image.dtype, text.dtype)
+    return image.to(dtype), text.to(dtype)

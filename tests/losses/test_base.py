@@ -79,6 +79,20 @@ def test_float64_is_not_rounded_to_float32(embeddings, positive, loss_class, til
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)
+@pytest.mark.parametrize("tile_size", TILE_SIZES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_embeddings_of_different_types_are_promoted(embeddings, loss_class, tile_size, dtype):
+    """NumPy arrays are float64 by default, and encoders in half precision return bfloat16."""
+    image, text = embeddings[0], embeddings[1].to(dtype)
+    loss = loss_class(tile_size=tile_size)
+    promoted = torch.promote_types(image.dtype, dtype)
+    for compute in (loss, lambda *sides: loss.share(*sides, None, slice(0, 12))):
+        expected = compute(image.to(promoted), text.to(promoted))
+        assert torch.equal(compute(image, text), expected)
+        assert torch.equal(compute(text, image), compute(text.to(promoted), image.to(promoted)))
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
 def test_tile_size_auto_tiles_only_large_batches(embeddings, loss_class, monkeypatch):
     """Dense computation is faster for small batches and takes too much memory for large ones."""
     image, text = (side.requires_grad_() for side in embeddings)
