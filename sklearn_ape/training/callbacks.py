@@ -202,7 +202,7 @@ class StopWhenPatient(Callback):
 
 
 class DivergenceGuard(Callback):
-    """Raise an error when the loss or the weights become NaN or infinite."""
+    """Raise an error when loss or weights become NaN or infinite, or the logit scale almost 0."""
 
     def on_batch_end(
         self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
@@ -212,8 +212,11 @@ class DivergenceGuard(Callback):
             raise diverged(net)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Check the weights after the last batch."""
+        """Check the weights and the logit scale after the last batch."""
         if not all(torch.isfinite(p).all() for p in net.module_.parameters()):
+            raise diverged(net)
+        # With a lower scale, the probabilities of all pairs are equal up to rounding.
+        if not net.logit_scale > torch.finfo(torch.float32).eps:
             raise diverged(net)
 
 
@@ -262,7 +265,8 @@ def diverged(net: NeuralNet) -> FloatingPointError:
     """Return the error that is raised when training diverges."""
     return FloatingPointError(
         f"Training diverged in epoch {net.history[-1, 'epoch']}: loss, weights or embeddings are "
-        f"not finite. Lower learning_rate (now {net.lr:g}) or logit_scale."
+        "not finite, or the logit scale is almost 0. Lower learning_rate (now "
+        f"{net.lr:g}) or logit_scale."
     )
 
 

@@ -42,6 +42,14 @@ def test_divergence_raises_with_epoch_and_remedy(name):
         APEAligner(**(HEADS | DIVERGING[name])).fit(IMAGE, TEXT)
 
 
+@pytest.mark.parametrize("init", [None, "auto"])
+def test_logit_scale_of_zero_raises(init):
+    """Loss and weights are finite, but all logits are 0."""
+    aligner = APEAligner(**(HEADS | {"init": init}), learning_rate=100)
+    with pytest.raises(FloatingPointError, match=r"scale is almost 0.*rate \(now 100\)"):
+        aligner.fit(IMAGE, TEXT)
+
+
 def test_nan_weights_of_a_later_epoch_raise():
     """The error names the epoch in which the weights became NaN, or the next one."""
     aligner = APEAligner(**HEADS, callbacks=[SetWeightsToNan(2)])
