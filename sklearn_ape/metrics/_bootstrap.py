@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap, norm, t
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state
 
-from ..utils.validation import as_floats, check_integer, check_number
+from ..utils.validation import as_column, as_floats, check_integer, check_number
 
 _MAX_BATCH_VALUES = 2**22  # bounds the memory of the resamples
 # Means of resamples that differ from the mean by less than this fraction of the range of the
@@ -194,7 +194,7 @@ def paired_difference(
 def _check_sample(values: Any, name: str, confidence: float, n_resamples: int) -> np.ndarray:
     """Return values as float64, and raise ValueError for invalid values and parameters."""
     sample = as_floats(values, name, ensure_2d=False, ensure_min_samples=0)
-    sample = column_or_1d(sample).astype(np.float64)
+    sample = as_column(sample, name).astype(np.float64)
     if len(sample) < 2:
         raise ValueError(f"{name} must have at least 2 values, not {len(sample)}.")
     if not np.isfinite(sample).all():

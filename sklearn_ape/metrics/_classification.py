@@ -235,7 +235,7 @@ def _rescale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
 def _find_columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
     y = as_labels(y)
     check_consistent_length(y, scores)
-    classes = list_distinct_labels(y, "y") if labels is None else as_labels(labels)
+    classes = list_distinct_labels(y, "y") if labels is None else as_labels(labels, "labels")
     if len(classes) != scores.shape[1]:
         raise ValueError(
             f"labels has {len(classes)} classes for {scores.shape[1]} columns. Pass "
@@ -294,7 +294,7 @@ def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
     cat: 50% of 2
     dog: 100% of 1
     """
-    truth, predicted = as_labels(y_true), as_labels(y_pred)
+    truth, predicted = as_labels(y_true, "y_true"), as_labels(y_pred, "y_pred")
     check_consistent_length(truth, predicted)
     classes = list_distinct_labels(truth, "y_true")
     codes = np.searchsorted(classes, truth)

@@ -8,10 +8,16 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.utils import column_or_1d
 from threadpoolctl import ThreadpoolController
 
-from ..utils.validation import as_floats, as_numeric, check_integer, check_sequence, format_list
+from ..utils.validation import (
+    as_column,
+    as_floats,
+    as_numeric,
+    check_integer,
+    check_sequence,
+    format_list,
+)
 
 # A tile of scores fits into the processor's cache.
 _TILE_ROWS, _TILE_COLUMNS = 480, 1024
@@ -304,7 +310,7 @@ def recall_at_k(ranks: Any, k: int) -> float:
     0.5
     """
     check_integer(k, "k", 1)
-    ranks = column_or_1d(as_numeric(ranks, "ranks"))
+    ranks = as_column(as_numeric(ranks, "ranks"), "ranks")
     if not len(ranks):
         raise ValueError("ranks is empty. Pass one rank per query.")
     if ranks.dtype.kind not in "iuf":

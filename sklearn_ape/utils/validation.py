@@ -16,7 +16,7 @@ from os import PathLike
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
-from sklearn.utils import check_array, check_random_state, column_or_1d
+from sklearn.utils import check_array, check_random_state
 
 _MAX_LISTED = 5
 
@@ -135,6 +135,25 @@ def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
         input_name=name,
         **options,
     )
+
+
+def as_column(values: Any, name: str) -> np.ndarray:
+    """Return a one-dimensional array; a matrix with one column becomes one.
+
+    `sklearn.utils.column_or_1d` does the same, but its message names every parameter y.
+    """
+    array = check_array(
+        values,
+        dtype=None,
+        ensure_2d=False,
+        allow_nd=True,
+        ensure_all_finite=False,
+        ensure_min_samples=0,
+        input_name=name,
+    )
+    if not array.ndim or array.shape[1:] not in ((), (1,)):
+        raise ValueError(f"{name} must have one dimension, not the shape {array.shape}.")
+    return array.reshape(-1)
 
 
 def is_missing(value: Any) -> bool:
@@ -289,15 +308,15 @@ def as_label_array(y: Any) -> np.ndarray:
     return np.asarray(y)
 
 
-def as_labels(y: Any) -> np.ndarray:
+def as_labels(y: Any, name: str = "y") -> np.ndarray:
     """Return class labels as a one-dimensional array without converting them."""
-    check_sequence(y, "y", "class", "classes")
+    check_sequence(y, name, "class", "classes")
     if not hasattr(y, "dtype"):
         is_table = hasattr(y, "columns")  # iterating over it would yield the columns
         y = as_label_array(y if is_table else to_list(y))
     elif np.ma.is_masked(y):
         y = as_label_array(y)
-    labels = column_or_1d(y)
+    labels: Any = as_column(y, name)
     if labels.dtype.kind == "O":  # NA of pandas is neither equal to a label nor different from it
         is_na = [type(label).__name__ == "NAType" for label in labels]
         labels = np.where(is_na, None, labels)

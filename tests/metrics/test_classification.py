@@ -53,6 +53,14 @@ def test_pyarrow_numbers_are_numbers():
     assert result.accuracy.tolist() == [0.5, 1.0]
 
 
+@pytest.mark.parametrize("name", ["y_true", "y_pred"])
+@pytest.mark.parametrize("labels", [np.zeros((2, 3)), 0, "cat", np.array([["a", "b"]])])
+def test_error_names_the_parameter(name, labels):
+    arguments = {"y_true": ["a", "b"], "y_pred": ["a", "b"], name: labels}
+    with pytest.raises(ValueError, match=f"^{name} (must have one dimension|is a single|must be)"):
+        per_class_accuracy(**arguments)
+
+
 @pytest.mark.parametrize(
     ("y_true", "message"),
     [

@@ -170,7 +170,7 @@ class TestPairedDifference:
         ([0.0, 1.0], {"n_resamples": 0}, "n_resamples must be an integer >= 1"),
         ([0.0, 1.0], {"n_resamples": 99.5}, "n_resamples must be an integer >= 1"),
         (np.ma.masked_array([0, 1, 1], mask=[0, 1, 0]), {}, "masked values in 1 rows"),
-        (np.zeros((3, 2)), {}, "should be a 1d array"),
+        (np.zeros((3, 2)), {}, r"(values|first) must have one dimension, not the shape \(3, 2\)"),
     ],
 )
 def test_invalid_input_raises(values, parameters, message):

@@ -111,7 +111,8 @@ def test_ranks_may_be_any_sequence_of_integers(kind):
      ([True, False], "ranks must be numbers, not of type bool"),
      (["0", "1"], "ranks must be numbers, not of type <U1"),
      ([0, None], "ranks must be numbers, not of type object"),
-     (np.zeros((2, 3), int), "should be a 1d array"),
+     (np.zeros((2, 3), int), r"ranks must have one dimension, not the shape \(2, 3\)"),
+     (3, "ranks must have one dimension"),
      (np.ma.masked_array([0, 1], mask=[0, 1]), "ranks has masked values")],
 )  # fmt: skip
 def test_invalid_ranks_raise(ranks, message):
