@@ -15,13 +15,13 @@ from sklearn.utils import check_array
 from ..utils.messages import warn
 from ..utils.validation import format_list
 from ._plotting import (
-    OTHERS,
     check_items,
     format_text,
     get_aligner_and_input,
     get_axes,
     get_images,
     make_thumbnail,
+    name_others,
     resolve_pairs,
 )
 
@@ -303,7 +303,8 @@ class EmbeddingMapDisplay:
         if labels is None:
             color = _IMAGE_COLOR if marker == "o" else _TEXT_COLOR
             return [self.ax_.scatter(points[:, 0], points[:, 1], color=color, **options)]
-        names = np.array([str(label if label in colors else OTHERS) for label in labels])
+        # The last name is that of the group of the other labels.
+        names = np.array([str(label if label in colors else [*colors][-1]) for label in labels])
         return [
             self.ax_.scatter(*points[names == str(label)].T, color=color, **options)
             for label, color in colors.items()
@@ -390,5 +391,5 @@ def _assign_colors(*label_lists: Any) -> dict[Any, Any]:
     # Grey comes last. It is for the less frequent labels, or for the tenth label.
     colors = dict(zip(colored, [*palette, grey], strict=False))
     if len(counts) > _MAX_COLORS:
-        colors[OTHERS] = grey
+        colors[name_others(counts)] = grey
     return colors

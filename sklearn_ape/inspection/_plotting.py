@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -15,9 +16,6 @@ from ..encoders.items import ItemError, read_image
 from ..metrics import retrieval
 from ..utils.messages import import_optional
 from ..utils.validation import check_sequence
-
-OTHERS = "(others)"
-"""Name of the group of labels or classes that are not shown separately."""
 
 # Matplotlib fails for figures of 2**16 pixels or more on a side.
 _MAX_FIGURE_INCHES = 40.0
@@ -54,6 +52,18 @@ def format_text(text: Any, width: int = 40, lines: int = 1) -> str:
     escaped = "\n".join(wrapped).replace("$", r"\$")
     # A legend leaves out labels that begin with an underscore.
     return f" {escaped}" if escaped.startswith("_") else escaped
+
+
+def name_others(labels: Iterable[Any]) -> str:
+    """Return the name of the group of labels that are not shown, which is not a label itself.
+
+    >>> name_others(["cat"]), name_others(["cat", "(others)"])
+    ('(others)', '((others))')
+    """
+    names, name = set(map(str, labels)), "(others)"
+    while name in names:
+        name = f"({name})"
+    return name
 
 
 def write_in_cell(

@@ -12,12 +12,12 @@ from sklearn.utils.validation import check_consistent_length
 
 from ..utils.validation import as_labels, check_integer
 from ._plotting import (
-    OTHERS,
     check_items,
     draw_thumbnail,
     format_text,
     get_axes,
     get_images,
+    name_others,
     write_in_cell,
 )
 
@@ -161,7 +161,8 @@ class ZeroShotConfusionDisplay:
         ValueError
             If the lengths differ, there are no samples, or `max_classes` is below 2.
         """
-        truth, predicted = _as_list(y_true), _as_list(y_pred)
+        truth = as_labels(y_true, "y_true").tolist()
+        predicted = as_labels(y_pred, "y_pred").tolist()
         check_consistent_length(truth, predicted)
         if not truth:
             raise ValueError("y_true is empty. Pass at least one label.")
@@ -176,7 +177,7 @@ class ZeroShotConfusionDisplay:
         row_of = {label: row for row, label in enumerate(rows)}
         column_of = {label: column for column, label in enumerate(columns)}
         if any(true in row_of and pred not in column_of for true, pred in counts):
-            columns = [*columns, OTHERS]
+            columns = [*columns, name_others(columns)]
         cell_of = {
             (true, pred): (row_of[true], column_of.get(pred, len(columns) - 1))
             for true, pred in counts
@@ -270,11 +271,6 @@ class ZeroShotConfusionDisplay:
         ax.set(xlabel="predicted", ylabel="true")
         if self.title:
             ax.set_title(format_text(self.title, 60, 2), fontsize="medium")
-
-
-def _as_list(labels: Any) -> list[Any]:
-    """Return labels as built-in types."""
-    return as_labels(labels).tolist()
 
 
 def _sort_labels(labels: Iterable[Any]) -> list[Any]:

@@ -71,6 +71,15 @@ class TestEmbeddingMapDisplay:
         assert names[-1] == "(others)"
         display.figure_.canvas.draw()
 
+    def test_label_with_the_name_of_the_others_has_its_own_color(self):
+        image = np.random.default_rng(0).normal(size=(60, 4))
+        labels = ["(others)"] * 20 + [f"label {i % 20}" for i in range(40)]
+        display = EmbeddingMapDisplay.from_predictions(image, image, labels=labels)
+        names = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+        assert names[-1] == "((others))"
+        assert len(display.image_points_[0].get_offsets()) == 20
+        assert sum(len(points.get_offsets()) for points in display.image_points_) == 60
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -71,6 +71,15 @@ class TestZeroShotConfusionDisplay:
         cell = display.row_labels.index(7), display.column_labels.index(8)
         assert display.counts[cell] == (truth == 7).sum()
 
+    def test_class_with_the_name_of_the_others_has_its_own_column(self):
+        truth = ["(others)"] * 3 + ["a", "b", "b"]
+        predicted = ["(others)", "b", "c", "a", "(others)", "b"]
+        display = ZeroShotConfusionDisplay.from_predictions(truth, predicted, max_classes=2)
+        assert display.row_labels == ["(others)", "b"]
+        assert display.column_labels == ["(others)", "b", "((others))"]
+        assert display.counts.tolist() == [[1, 1, 1], [1, 1, 0]]
+        assert len(display.ax_.patches) == 2  # frames of hits
+
     def test_labels_of_several_types_are_drawn(self):
         display = ZeroShotConfusionDisplay.from_predictions(
             [1, 2, 2, "unknown"],
