@@ -154,9 +154,9 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     ----------
     groups : array-like of shape (n_samples,)
         Output of `find_near_duplicates`.
-    scores : array-like of shape (n_samples,) or None, default=None
-        Scores, such as ``pair_quality(...).score``; higher is better. With None, and for ties,
-        the first row is kept.
+    scores : array-like of shape (n_samples,), PairQuality or None, default=None
+        Scores, or the output of `pair_quality`; higher is better. With None, and for ties, the
+        first row is kept.
 
     Returns
     -------
@@ -181,6 +181,7 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     check_sequence(groups, "groups", "group")
     n_rows = len(groups)
     numbers = number_groups(groups, n_rows)
+    scores = scores.score if isinstance(scores, PairQuality) else scores
     values = np.zeros(n_rows) if scores is None else np.asarray(scores, dtype=float)
     if values.shape != (n_rows,):
         raise ValueError(

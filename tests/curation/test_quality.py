@@ -13,6 +13,7 @@ from sklearn.model_selection import GroupKFold
 
 from sklearn_ape import CCAAligner
 from sklearn_ape.curation import (
+    PairQuality,
     _quality,
     drop_near_duplicates,
     drop_noisy,
@@ -83,7 +84,10 @@ def test_drop_keeps_best_row_per_group():
     """The first row is kept, or the one with the highest score; ties keep the first."""
     groups = [3, 3, 8, 3, 8]
     assert drop_near_duplicates(groups).tolist() == [0, 2]
-    assert drop_near_duplicates(groups, scores=[1, 2, 5, 2, 5]).tolist() == [1, 2]
+    scores = np.array([1, 2, 5, 2, 5])
+    quality = PairQuality(scores, scores, scores, np.full(5, "agreement"))
+    assert drop_near_duplicates(groups, scores=scores).tolist() == [1, 2]
+    assert drop_near_duplicates(groups, scores=quality).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
