@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 
 from ..devices import default_state, resolve_device
-from ..features import FeatureCache
+from ..features import FeatureCache, open_cache
 from ..persistence.mixins import FittedState, SerializableMixin
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
@@ -447,6 +447,7 @@ class FrozenEncoder(
                 f"n_jobs must be None, a positive integer or -1 (all cores), not {self.n_jobs!r}."
             )
         self._resolve_engine_name()
+        open_cache(self.cache)  # raises an error if it is not valid
 
     # Saving: the record holds the fingerprint of the weights, not the weights themselves
 

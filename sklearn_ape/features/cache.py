@@ -114,7 +114,7 @@ def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache
     Raises
     ------
     TypeError
-        If ``cache`` is of an unsupported type.
+        If ``cache`` is of an unsupported type or an empty text.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache
     """
     if cache is None:
         return MemoryFeatureCache(max_bytes=0)  # always empty
-    if isinstance(cache, str | PathLike):
+    if isinstance(cache, str | PathLike) and fspath(cache):
         return _PROCESS_CACHE if fspath(cache) == "memory" else DiskFeatureCache(cache)
     if isinstance(cache, DiskFeatureCache):
         return copy.copy(cache)

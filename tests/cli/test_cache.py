@@ -33,6 +33,12 @@ def test_home_that_cannot_be_written_is_not_used(small_folder, run, tmp_path, mo
     assert len(result.stdout.splitlines()) == 13
 
 
+def test_empty_cache_option_is_an_error(small_folder, run):
+    """The features were stored in the working folder."""
+    result = run("classify", small_folder, "--labels", "a,b", "--cache", "", code=1)
+    assert "--cache is empty. Pass a folder, or 'memory'" in result.stderr
+
+
 def damage(folder):
     with sqlite3.connect(folder / "features.sqlite") as connection:
         connection.execute("UPDATE features SET value = ZEROBLOB(1552) WHERE rowid = 400")

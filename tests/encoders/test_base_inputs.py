@@ -304,12 +304,13 @@ def test_nan_or_infinite_features_raise(paths, monkeypatch):
         ({"on_error": "ignore"}, "on_error must be one of raise, nan"),
         ({"model_name": None}, "model_name must be a str, not None"),
         ({"model_name": ""}, "model_name must be a str"),
+        ({"cache": ""}, "cache must be 'memory', a folder, a feature cache or None, not ''"),
     ],
 )
 def test_invalid_parameter_raises(parameters, message, no_weights):
     """fit and transform raise an error with the valid choices."""
     for method in ("fit", "transform"):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             getattr(TimmImageEncoder(**parameters), method)(["a.png"])
 
 

@@ -79,6 +79,8 @@ def test_open_cache_accepts_names_paths_and_none(tmp_path):
         assert cache.get_many(ENTRIES) == {}
     with pytest.raises(TypeError, match="'memory', a folder, a feature cache or None, not 3"):
         open_cache(3)
+    with pytest.raises(TypeError, match="a feature cache or None, not ''"):
+        open_cache("")
 
 
 def test_encoder_with_cache_can_be_cloned_pickled_and_printed(tmp_path):
