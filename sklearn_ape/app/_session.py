@@ -427,9 +427,14 @@ class AppService:
         """
         collection, aligner = session.images or self.images, self.get_aligner(session)
         caching_aligner = replace_caches(aligner, collection.cache, on_error="nan")
-        encode(get_encoders(caching_aligner)[0], collection.images, progress, "Encoding image")
-        items = list(zip(collection.images, collection.names, strict=True))
-        retriever = CrossModalRetriever(caching_aligner).fit(collection.images, items)
+        encoder, images = get_encoders(caching_aligner)[0], collection.images
+        features = encode(encoder, images, progress, "Encoding image")
+        # Readable images only, so that the others are not reported again.
+        rows = np.flatnonzero(~np.isnan(features[:, 0]))
+        if not len(rows):
+            raise ValueError(f"None of the {len(images)} images could be read. Check the files.")
+        items = [(images[row], collection.names[row]) for row in rows]
+        retriever = CrossModalRetriever(caching_aligner).fit([images[row] for row in rows], items)
         # Query images of visitors must not be stored in the cache.
         retriever.aligner_ = aligner
         return retriever

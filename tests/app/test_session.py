@@ -227,9 +227,13 @@ class TestSearch:
         (tmp_path / "broken.jpg").write_bytes(b"")
         images = [captioned_images.images[0], str(tmp_path / "broken.jpg")]
         service = AppService(load_model(None), [*images, captioned_images.images[1]], limits)
-        with pytest.warns(EncodingFailedWarning):
+        with pytest.warns(UserWarning, match=r"broken\.jpg") as record:
             _, found = service.search(Session(), "an animal", None, 20)
         assert sorted(image.image for image in found) == sorted(captioned_images.images[:2])
+        assert len(record) == 1  # the image is reported once
+        service = AppService(load_model(None), images[1:], limits)
+        with pytest.warns(EncodingFailedWarning), pytest.raises(ValueError, match="None of the 1"):
+            service.search(Session(), "an animal", None, 20)
 
     def test_incomplete_captions_are_no_error(self, captioned_images, tmp_path):
         for row in range(2):
