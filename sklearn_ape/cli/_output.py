@@ -223,13 +223,21 @@ def check_output_folder(output: Path) -> None:
     _check_writable(output, _MIN_FREE_BYTES)
 
 
-def check_model_folder(output: Path) -> None:
-    """Raise an error if a model cannot be saved to a folder."""
+def check_model_folder(output: Path, is_index: bool = False) -> None:
+    """Raise an error if a model, or an index, cannot be saved to a folder."""
     check_output_folder(output)
-    if expand_user(output).is_dir():
-        from ..persistence.files import check_replaceable
+    folder = expand_user(output)
+    if folder.is_dir():
+        from ..persistence.files import check_replaceable, read_class_name
 
-        check_replaceable(expand_user(output))
+        check_replaceable(folder)
+        name = read_class_name(folder)
+        if name is not None and is_index != (name == "CrossModalRetriever"):
+            what = f"a model of class {name}" if is_index else "an index"
+            raise FileExistsError(
+                f"{str(output)!r} has {what}, which would be replaced. Pass another folder, or "
+                "delete this one."
+            )
 
 
 def _check_writable(output: Path, n_bytes: int) -> None:

@@ -266,6 +266,13 @@ def check_replaceable(folder: Path) -> None:
     )
 
 
+def read_class_name(folder: Path) -> str | None:
+    """Return the name of the class of a saved model, or None if there is no valid config."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(_load_config(folder)["model"]["$class"])
+    return None
+
+
 def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card: str) -> None:
     with write_folder_atomically(folder / TENSORS) as temporary:
         write_tensors(temporary / TENSORS, tensors, config)

@@ -3,11 +3,14 @@
 import os
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sklearn_ape import CrossModalRetriever, load_pretrained
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_1"
 
 
 @pytest.fixture
@@ -117,6 +120,15 @@ class TestUpdate:
         run("index", photos / "food", "-o", tmp_path / "index", "--update", "--quiet")
         n_images = len(list((photos / "food").iterdir()))
         assert load_pretrained(tmp_path / "index").n_samples_fit_ == n_images
+
+    @pytest.mark.parametrize("update", [(), ("--update",)])
+    def test_index_and_model_do_not_replace_each_other(self, photos, run, tmp_path, update):
+        for name in ("kernel", "retriever"):
+            shutil.copytree(FIXTURES / name, tmp_path / name)
+        result = run("index", photos, "-o", tmp_path / "kernel", *update, code=1)
+        assert "kernel' has a model of class KernelAligner, which would be rep" in result.stderr
+        result = run("fit", photos, "-o", tmp_path / "retriever", code=1)
+        assert "retriever' has an index, which would be replaced" in result.stderr
 
     def test_unknown_kind_names_the_option(self, photos, run, tmp_path):
         """The error named the parameter of CrossModalRetriever, index."""
