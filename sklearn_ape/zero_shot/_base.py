@@ -28,6 +28,7 @@ from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
 from ..utils.validation import check_number, is_missing, to_list
 from ._label_embeddings import embed_labels
+from ._transduction import convert_class_prior
 
 # Maximum number of classes that a model card lists.
 _MAX_LISTED_CLASSES = 20
@@ -164,6 +165,8 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
     def _get_recorded_params(self) -> dict[str, Any]:
         params = super()._get_recorded_params()
         params["labels"] = convert_labels(params["labels"])
+        if "class_prior" in params:
+            params["class_prior"] = convert_class_prior(params["class_prior"])
         return params
 
     def _get_state(self) -> dict[str, Any]:

@@ -76,12 +76,17 @@ def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray:
     return np.maximum(shares / shares.sum(), _MIN_SHARE)
 
 
+def convert_class_prior(class_prior: Any) -> Any:
+    """Return a column as a dict or a list, and any other ``class_prior`` parameter as it is."""
+    if hasattr(class_prior, "to_dict"):  # a pandas Series, such as the result of value_counts
+        return class_prior.to_dict()
+    is_column = hasattr(class_prior, "to_list") or hasattr(class_prior, "to_pylist")
+    return to_list(class_prior) if is_column else class_prior
+
+
 def _list_shares(class_prior: Any, labels: list[Any]) -> Sequence[Any] | np.ndarray:
     """Return the values of a ``class_prior`` parameter in the order of the labels."""
-    if hasattr(class_prior, "to_dict"):  # a pandas Series, such as the result of value_counts
-        class_prior = class_prior.to_dict()
-    elif hasattr(class_prior, "to_list") or hasattr(class_prior, "to_pylist"):  # polars, pyarrow
-        return to_list(class_prior)
+    class_prior = convert_class_prior(class_prior)
     if isinstance(class_prior, Mapping):
         label_set = set(labels)
         unknown = [label for label in class_prior if label not in label_set]

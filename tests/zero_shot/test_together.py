@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from scipy.special import softmax
 
-from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier
+from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, load_pretrained
 from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.zero_shot import _transduction
 from sklearn_ape.zero_shot._transduction import (
@@ -150,7 +150,7 @@ class TestShares:
         few = FewShotClassifier(LABELS, aligner=aligner, class_prior=shares).fit(X, y)
         assert set(few.predict_together(X)) == {"animal", "food"}
 
-    def test_mapping_and_sequence_agree_with_bayes_rule(self, aligner, features):
+    def test_mapping_and_sequence_agree_with_bayes_rule(self, aligner, features, tmp_path):
         X, shares = features.image[150:160], [0.2, 0.5, 0.3]
         plain = ZeroShotClassifier(LABELS, aligner=aligner).predict_proba(X)
         expected = plain * shares
@@ -160,6 +160,9 @@ class TestShares:
         for class_prior in (shares, named, *columns):
             classifier = ZeroShotClassifier(LABELS, aligner=aligner, class_prior=class_prior)
             np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-5)
+            classifier.save_pretrained(tmp_path)
+            loaded = load_pretrained(tmp_path)
+            np.testing.assert_array_equal(loaded.predict_proba(X), classifier.predict_proba(X))
 
     @pytest.mark.parametrize(
         ("class_prior", "message"),
