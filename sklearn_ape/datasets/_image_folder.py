@@ -66,8 +66,8 @@ def load_image_folder(
           ``.txt`` or ``.caption``, in lower or upper case. Each line that is not blank is a
           caption.
         - "table": ``metadata.csv``, ``metadata.jsonl``, ``metadata.parquet`` or ``captions.csv``
-          in the folder, with the columns ``file_name`` (relative to the folder) and ``caption``
-          or ``text`` [1]_. An image with several rows has several captions.
+          in the folder, with the columns ``file_name`` or ``image`` (relative to the folder) and
+          ``caption`` or ``text`` [1]_. An image with several rows has several captions.
         - "folder": the name of the folder that contains the image, with spaces for underscores.
         - "filename": the words of the file name; "red_apple-01.jpg" gives "red apple".
         - None: no captions.
@@ -307,31 +307,33 @@ def _find_single_table(folder: Path) -> Path:
 def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
     file = _find_single_table(folder)
     table, where = read_table(file), repr(str(file))
+    column = "image" if "file_name" not in table and "image" in table else "file_name"
     if "label" in table and not set(_CAPTION_COLUMNS) & set(table):
         raise ValueError(
             f"{where} has labels and no captions. Read it with load_pairs({where}, "
-            "image='file_name', label='label', caption=None). On the command line, pass the table "
-            "in place of the folder, with --image file_name --label label."
+            f"image={column!r}, label='label', caption=None). On the command line, pass the table "
+            f"in place of the folder, with --image {column} --label label."
         )
-    files = get_column(table, "file_name", where)
+    files = get_column(table, column, where)
     texts = parse_captions(get_text_column(table, _CAPTION_COLUMNS, where), where)
     captions: dict[Path, list[str]] = {name: [] for name in names}
     unknown = []
     for name, row_captions in zip(map(str, files), texts, strict=True):
-        image_captions = captions.get(Path(os.path.normpath(name)))
+        path = os.path.relpath(name, folder) if os.path.isabs(name) else os.path.normpath(name)
+        image_captions = captions.get(Path(path))
         if image_captions is None:
             unknown.append(name)
         else:
             image_captions.extend(row_captions)
     if unknown:
-        check_utf8(unknown, "the column 'file_name'", where)
+        check_utf8(unknown, f"the column {column!r}", where)
         raise FileNotFoundError(
             f"{where} lists {len(unknown)} files that are not among the images in "
             f"{str(folder)!r}: {format_list(unknown)}. "
             + (
                 describe_similar_file(str(folder / unknown[0]))
-                or "Write names that are relative to this folder in the column 'file_name', or "
-                "pass extensions=... if the images have unusual extensions."
+                or "Write names that are relative to this folder in the column "
+                f"{column!r}, or pass extensions=... if the images have unusual extensions."
             )
         )
     missing = [name.as_posix() for name, texts in captions.items() if not texts]

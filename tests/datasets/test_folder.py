@@ -189,6 +189,14 @@ def test_metadata_tables_give_captions(folder, kind, column):
     assert data.captions == texts
 
 
+def test_table_may_have_the_form_of_curated_pairs(folder):
+    """`sklearn-ape curate` writes absolute paths into the column `image`."""
+    rows = [(str(folder / name), name, "a label") for name in NAMES]
+    frame = pd.DataFrame(rows, columns=["image", "caption", "label"])
+    frame.to_csv(folder / "captions.csv", index=False)
+    assert load_image_folder(folder).captions == list(NAMES)
+
+
 def test_rows_of_one_image_are_several_captions(folder):
     write_metadata(folder, "csv")
     with (folder / "metadata.csv").open("a") as stream:
