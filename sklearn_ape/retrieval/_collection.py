@@ -410,10 +410,9 @@ def _to_key(item: Any) -> Any:
         return item
     item = item.item() if isinstance(item, np.generic) else _to_json_type(item)
     if isinstance(item, dict):
-        # A missing value of a table is NaN, which is not equal to itself.
-        item = tuple(
-            sorted((key, None if is_missing(value) else value) for key, value in item.items())
-        )
+        item = tuple(sorted((key, _to_key(value)) for key, value in item.items()))
+    elif is_missing(item):  # NaN is not equal to itself
+        item = None
     hash(item)
     return (bool, item) if isinstance(item, bool) else item  # True is equal to 1, a row number
 

@@ -414,6 +414,16 @@ class TestSaving:
         assert retriever.items_[7] == {"id": 7, "name": "image 7"}
         assert save_and_load(retriever, tmp_path).items_ == retriever.items_
 
+    @pytest.mark.parametrize("items", [[1.0, np.nan, 2.0], ["a", np.nan, None]])
+    def test_missing_item_is_removed_after_loading(self, aligner, concepts, tmp_path, items):
+        """NaN is not equal to itself; NaN and None both are missing values."""
+        for kind in (list, np.array, pd.Series):
+            retriever = CrossModalRetriever(aligner).fit(concepts.image[:3], kind(items))
+            expected = [item for item in items if not pd.isna(item)]
+            loaded = save_and_load(retriever, tmp_path)
+            assert loaded.remove([float("nan")]).items_ == expected
+            assert retriever.remove([float("nan")]).items_ == expected
+
     def test_retriever_with_encoders_is_saved(
         self, captioned_images, features, image_encoder, text_encoder, tmp_path
     ):
