@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -31,6 +32,14 @@ _HANDLED_BY_TYPER = (_UsageError, typer.Exit, typer.Abort)
 # Errors whose message tells the user what to do. A TypeError is not among them: options are
 # checked before they are passed on, so that it is a bug of this package.
 _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
+
+
+# Parameters in messages for Python that are options of commands.
+_PARAMETER = re.compile(r"\b(captions|device|templates)=(['\"])(\S+?)\2")
+_SKIPPING = re.compile(
+    r"pass on_error='nan' to \w*ImageEncoder to skip them"
+    r"|pass check_files=False and use an encoder with on_error='nan'"
+)
 
 
 # Options by the heading under which --help lists them. All others are advanced.
@@ -141,7 +150,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename!r}: {error.strerror}"
     if isinstance(error, _USER_ERRORS):
-        return str(error)
+        return _name_options(str(error))
     # torch is slow to import, and if it was not imported, it did not raise the error.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
@@ -154,7 +163,16 @@ def _describe(error: Exception) -> str:
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print_message(f"sklearn-ape: Warning: {message}")
+    print_message(f"sklearn-ape: Warning: {_name_options(str(message))}")
+
+
+def _name_options(text: str) -> str:
+    """Return a message with the names of options in place of those of parameters.
+
+    >>> _name_options("Pass captions='sidecar', or use device='cpu'.")
+    'Pass --captions sidecar, or use --device cpu.'
+    """
+    return _PARAMETER.sub(r"--\1 \3", _SKIPPING.sub("leave out --strict", text))
 
 
 def _discard_stdout() -> None:

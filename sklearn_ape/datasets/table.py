@@ -404,7 +404,8 @@ def _check_not_swapped(
         raise ValueError(
             f"{where} has names of images as captions, but not as images: the first row has "
             f"the image {cells[0]!r} and the caption {captions[0]!r}. If the columns are "
-            f"swapped, pass image={caption!r}, caption={image!r}."
+            f"swapped, pass image={caption!r}, caption={image!r}, or --image {caption} --caption "
+            f"{image} in a command."
         )
 
 

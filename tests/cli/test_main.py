@@ -142,6 +142,24 @@ class TestServe:
             assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--captions", "filename", "--strict"), "Remove them, or leave out --strict."),
+        (("--captions", "folder"), "--captions folder requires that all images are in"),
+        ((), "are not used as captions. Pass --captions sidecar to use them."),
+    ],
+)
+def test_messages_name_options(small_folder, run, tmp_path, arguments, message):
+    """The messages for Python name parameters."""
+    for image in [*small_folder.rglob("*.png")][:3]:
+        image.with_suffix(".txt").write_text("0 0.5 0.5")  # an annotation of a box
+    (small_folder / "broken.png").write_bytes(b"")
+    result = run("fit", small_folder, "-o", tmp_path / "model", *arguments, code=1)
+    assert message in result.stderr
+    assert "='" not in result.stderr
+
+
 @pytest.fixture
 def failing(small_folder, run, monkeypatch):
     """Run classify with a classifier that raises an error, and return the result."""
