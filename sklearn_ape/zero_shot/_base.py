@@ -164,10 +164,14 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
 
     def _get_recorded_params(self) -> dict[str, Any]:
         params = super()._get_recorded_params()
-        params["labels"] = convert_labels(params["labels"])
-        if "class_prior" in params:
-            params["class_prior"] = convert_class_prior(params["class_prior"])
-        return params
+        converters = {
+            "labels": convert_labels,
+            "class_prior": convert_class_prior,
+            "unknown_label": to_builtin,
+        }
+        return params | {
+            name: convert(params[name]) for name, convert in converters.items() if name in params
+        }
 
     def _get_state(self) -> dict[str, Any]:
         return {**super()._get_state(), "names": getattr(self, "_names", None)}

@@ -475,9 +475,6 @@ class SingleLabelClassifier(ZeroShotBase):
         labels[is_unknown] = unknown_label
         return labels
 
-    def _get_recorded_params(self) -> dict[str, Any]:
-        return super()._get_recorded_params() | {"unknown_label": to_builtin(self.unknown_label)}
-
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_number(self.threshold, "threshold", 0, 1, closed="both", optional=True)
