@@ -15,7 +15,13 @@ from ..features import FeatureCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, pool_patches
 from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, read_preparation
-from .weights import Network, check_source, load_from_source, read_side_file
+from .weights import (
+    Network,
+    check_source,
+    explain_load_errors,
+    load_from_source,
+    read_side_file,
+)
 
 # Limit of tokens for models that declare no limit or a meaninglessly large one.
 _MAX_TOKENS = 512
@@ -258,7 +264,17 @@ class _TextFeatures(torch.nn.Module):
 def _count_positions(model: Any) -> int | None:
     """Return the number of learned position embeddings, or None if there are none."""
     config = getattr(model.config, "text_config", None) or model.config
-    return getattr(config, "max_position_embeddings", None)
+    n_positions = getattr(config, "max_position_embeddings", None)
+    if n_positions is None or n_positions < 1:  # XLNet has -1
+        return None
+    # RoBERTa and its relatives do not use the positions up to that of the padding token.
+    paddings = (
+        module.padding_idx
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    )
+    padding = next((index for index in paddings if index is not None), -1)
+    return n_positions - padding - 1
 
 
 def _is_siglip(model: Any) -> bool:
@@ -378,6 +394,14 @@ class TransformersImageEncoder(ImageEncoder):
         check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
 
+    def _get_identity(self) -> dict[str, Any]:
+        identity = super()._get_identity()
+        with explain_load_errors(self.model_name):
+            config = read_side_file(self.model_name, self.revision, "config.json") or {}
+        # Earlier versions left out random patches, so that their cached features are not used.
+        patches = {"patches": "all"} if config.get("model_type") == "vit_mae" else {}
+        return identity | patches
+
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel
 
@@ -389,6 +413,8 @@ class TransformersImageEncoder(ImageEncoder):
         )
         # transformers initializes a pooler that the checkpoint lacks at random.
         model.pooler_is_pretrained = not any("pooler" in key for key in loaded["missing_keys"])
+        if model.config.model_type == "vit_mae":  # it would drop three of four patches at random
+            model.config.mask_ratio = 0.0
         return Network(model.to(device, memory_format=torch.channels_last), prepare, device)
 
     def _preprocess(self, preprocessing: Any, image: Any) -> torch.Tensor:
@@ -414,7 +440,11 @@ class _ImageFeatures(torch.nn.Module):
                 embedding = model.get_image_features(pixel_values=pixels)
                 return getattr(embedding, "pooler_output", embedding)
             model = model.vision_model
-        output = model(pixel_values=pixels)
+        options = {}
+        if model.config.model_type == "vit_mae":  # it shuffles the patches in the order of noise
+            noise = torch.arange(model.embeddings.patch_embeddings.num_patches)
+            options["noise"] = noise.expand(pixels.shape[0], -1).to(pixels.device)
+        output = model(pixel_values=pixels, **options)
         pooled = getattr(output, "pooler_output", None)
         if self.pooling == "auto" and pooled is not None and self.model.pooler_is_pretrained:
             return pooled.flatten(1)

@@ -9,6 +9,8 @@ import torch
 
 from sklearn_ape import LiTAligner
 from sklearn_ape.encoders import TransformersImageEncoder, TransformersTextEncoder
+from sklearn_ape.encoders.base import FrozenEncoder
+from sklearn_ape.features import DiskFeatureCache
 
 transformers = pytest.importorskip("transformers")
 
@@ -115,6 +117,42 @@ def test_missing_pooler_is_replaced_by_class_token(tmp_path):
         expected = model.vit(pixel_values=pixels).last_hidden_state[:, 0]
     actual = TransformersImageEncoder(str(tmp_path), cache=None).transform(IMAGES)
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
+def test_masked_autoencoder_sees_all_patches(engine, tmp_path):
+    """Features of ViT-MAE do not leave out random patches, as its training does."""
+    save_model(tmp_path, transformers.ViTMAEConfig(**VISION), prepare=processor())
+    model = transformers.ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    with torch.inference_mode():
+        pixels = processor()(images=IMAGES, return_tensors="pt")["pixel_values"]
+        last = model(pixel_values=pixels).last_hidden_state
+    options = {"cache": DiskFeatureCache(tmp_path / "cache"), "engine": engine, "batch_size": 2}
+    for pooling, expected in {"auto": last[:, 0], "mean": last[:, 1:].mean(dim=1)}.items():
+        encoder = TransformersImageEncoder(str(tmp_path), pooling=pooling, **options)
+        np.testing.assert_allclose(encoder.transform(IMAGES), expected, atol=1e-4, rtol=1e-4)
+        # Caches of versions that left out patches have other keys.
+        assert encoder._get_identity() != FrozenEncoder._get_identity(encoder)
+
+
+@pytest.mark.parametrize(("kind", "n_tokens"), [("roberta", 15), ("xlnet", 512)])
+def test_long_text_is_cut_to_usable_positions(kind, n_tokens, tmp_path):
+    """RoBERTa reserves the positions up to that of padding, and XLNet has no limit."""
+    sizes = {"vocab_size": 12, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16}
+    configs = {
+        "roberta": lambda: transformers.RobertaConfig(**TEXT, pad_token_id=0),
+        "xlnet": lambda: transformers.XLNetConfig(**sizes),
+    }
+    save_model(tmp_path, configs[kind](), prepare=tokenizer())
+    encoder = TransformersTextEncoder(str(tmp_path), cache=None)
+    start = "cat " * (n_tokens - 3)  # two tokens are special
+    texts = [f"{start} dog", f"{start} cat", f"{start} cat dog dog"]
+    other, longest, cut = encoder.transform(texts)
+    np.testing.assert_allclose(cut, longest, atol=1e-5)
+    assert np.abs(longest - other).max() > 1e-4
+    if kind == "roberta":
+        with pytest.raises(ValueError, match="is more than the 15 positions"):
+            encoder.set_params(max_length=16).transform(texts)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
