@@ -238,7 +238,13 @@ def compute_features(
 ) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
     """Return the finite features of a batch by key, and an error for every other item."""
     computed, failures = {}, {}
-    for key, feature in zip(keys, engine(tensors), strict=True):
+    features = engine(tensors)
+    if features.ndim != 2:
+        raise ValueError(
+            f"The network returns features of shape {features.shape[1:]} per item, not one "
+            "vector. Pass another pooling, such as 'mean', or another encoder."
+        )
+    for key, feature in zip(keys, features, strict=True):
         if np.isfinite(feature).all():
             computed[key] = feature
         else:

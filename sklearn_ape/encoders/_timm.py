@@ -310,6 +310,11 @@ class TimmImageEncoder(ImageEncoder):
             with explain_load_errors(self.model_name):
                 model = timm.create_model(self._make_timm_name(), pretrained=True)
         config = timm.data.resolve_model_data_config(model)
+        if config["input_size"][0] != 3:
+            raise ValueError(
+                f"model_name={self.model_name!r} takes images of {config['input_size'][0]} "
+                "channels, but images are converted to 3. Use a model with in_chans=3."
+            )
         if self.crop == "pad":
             config["crop_pct"] = 1.0
         transform = timm.data.create_transform(**config)

@@ -332,3 +332,17 @@ def test_damaged_model_folder_raises(tmp_path, paths, damage):
                 file.write_bytes(b"garbage" * 9)
     with pytest.raises(ValueError, match="is a folder that could not be loaded"):
         TimmImageEncoder(str(tmp_path)).transform(paths[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_chans": 1}, "takes images of 1 channels, but images are converted to 3"),
+        ({"global_pool": ""}, r"features of shape \(\d+, 64\) per item, not one vector"),
+    ],
+)
+def test_unsuitable_network_raises(options, message, tmp_path, paths):
+    with torch.random.fork_rng():
+        save_model(tmp_path, "test_vit", num_classes=5, **options)
+    with pytest.raises(ValueError, match=message):
+        TimmImageEncoder(str(tmp_path)).transform(paths[:1])
