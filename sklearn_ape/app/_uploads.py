@@ -19,7 +19,7 @@ from PIL import Image
 from ..aligners.pairs import flatten_captions
 from ..datasets import load_image_folder
 from ..datasets.table import get_column, get_text_column, parse_captions, read_table
-from ..encoders.items import ItemError, read_image
+from ..encoders.items import ItemError, check_proportions, read_image
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.validation import format_list
 from ._limits import Limits, Progress, UserError, check_text, format_size, hide_folder, quote
@@ -257,7 +257,7 @@ def _find_problem(path: str | os.PathLike[str], limits: Limits) -> str | None:
     except Exception:  # plugins of Pillow raise any exception; read_image describes the problem
         pass
     try:
-        read_image(path, _CHECK_SIDE)
+        check_proportions(read_image(path, _CHECK_SIDE))
     except ItemError as error:
         return str(error).replace(os.fspath(path), Path(path).name)
     return None

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from ..utils.validation import check_choice
 from .base import FrozenEncoder
-from .items import ItemError, check_image, digest_image, read_image, unwrap_image
+from .items import check_image, check_proportions, digest_image, read_image, unwrap_image
 from .weights import Network
 
 # Magnification of the largest view.
@@ -28,9 +28,6 @@ _MAX_ZOOM = 4 / 3
 # 1 - cosine of 2e-5 (median) and at most 2e-4. With 3 the largest differences are more frequent,
 # and with 2 they are up to 3e-3.
 _REDUCING_GAP = 4
-
-# Resizing the shorter side of a narrower image would make the longer one fill the memory.
-_MAX_ASPECT_RATIO = 100
 
 # The square around a long image has up to a hundred times its pixels, so its size is limited.
 _MAX_SQUARE = 8192
@@ -197,8 +194,7 @@ class ImageEncoder(FrozenEncoder):
     def _prepare_item(self, prepare: Any, item: Any) -> Any:
         preprocessing = self._get_preprocessing(prepare)
         image = read_image(item, self._compute_min_side(preprocessing), self.crop == "pad")
-        if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
-            raise ItemError(f"is too narrow ({image.width} x {image.height} pixels). Crop it.")
+        check_proportions(image)
         if self.crop == "pad" and image.width != image.height:
             image = _pad_to_square(image)
         if self.views == 1:

@@ -144,6 +144,9 @@ def as_items(X: Any, modality: str) -> list[Any]:
 # sparse file may pretend to be of any size.
 _LARGE_FILE = 2**26
 
+# Resizing the shorter side of a narrower image would make the longer one fill the memory.
+_MAX_ASPECT_RATIO = 100
+
 # Number of pixels scaled at a time, which bounds memory.
 _PIXELS_AT_ONCE = 2**20
 
@@ -183,6 +186,12 @@ def check_image(item: Any) -> None:
     """Raise ItemError for an item whose header shows that it is not an image."""
     if isinstance(item, str | os.PathLike | _BYTES):
         _open(item).close()
+
+
+def check_proportions(image: Image.Image) -> None:
+    """Raise ItemError for an image that is too narrow for the networks of encoders."""
+    if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+        raise ItemError(f"is too narrow ({image.width} x {image.height} pixels). Crop it.")
 
 
 def read_image(

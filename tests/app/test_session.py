@@ -260,6 +260,21 @@ class TestSearch:
         _, results = service.search(session, "a cat", None, 5)
         assert {f.name for f in results} == {"red cat", "dog"}
 
+    def test_narrow_image_is_skipped_or_raises(
+        self, service, make_zip, captioned_images, tmp_path
+    ):
+        """Encoders reject it, with an error that is not for visitors."""
+        narrow = tmp_path / "long cat.png"
+        Image.new("RGB", (900, 2)).save(narrow)
+        with pytest.raises(UserError, match="The image cannot be used: it is too narrow"):
+            service.search(Session(), "", str(narrow), 5)
+        contents = {f"cat{'x' * i}.png": Path(captioned_images.images[i]) for i in range(6)}
+        archive = make_zip(contents | {"long cat.png": narrow})
+        session = service.load_images(Session(), archive, ignore_progress)
+        assert "'long cat.png' is too narrow (900 x 2 pixels)" in session.images.title
+        session, _ = service.align(Session(), archive, "kernel", False, ignore_progress)
+        assert session.alignment.n_pairs == 6
+
     def test_initial_images_can_be_searched_again(self, service, make_zip, captioned_images):
         archive = make_zip({f"{n}.png": Path(captioned_images.images[n]) for n in range(60, 63)})
         session = service.load_images(Session(), archive, ignore_progress)
