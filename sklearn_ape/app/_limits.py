@@ -24,7 +24,9 @@ class UserError(ValueError):
 
 
 def check_text(text: str, limits: Limits, kind: str) -> None:
-    """Raise `UserError` if a text is too long."""
+    """Raise `UserError` if a text has no visible characters, or is too long."""
+    if not any(char.isprintable() and not char.isspace() for char in text):
+        raise UserError(f"A {kind} has no visible characters: {quote(text)}. Replace it.")
     if len(text) > limits.text_length:
         raise UserError(
             f"The {kind} {quote(text)} has {len(text):,} characters; the limit is "

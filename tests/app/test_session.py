@@ -247,6 +247,17 @@ class TestSearch:
         with pytest.raises(UserError, match="characters"):
             service.search(Session(), "x" * 1000, None, 5)
 
+    def test_invisible_text_raises(self, service, make_zip, captioned_images):
+        """Text encoders reject it, with an error that is not for visitors."""
+        image = captioned_images.images[0]
+        with pytest.raises(UserError, match=r"A query has no visible characters: '\\u200b'"):
+            service.search(Session(), "\u200b", None, 5)
+        with pytest.raises(UserError, match="A label has no visible characters"):
+            service.classify(Session(), image, "cat, \u200b", "simple", 0)
+        archive = make_zip({"a.png": Path(image), "a.txt": "a cat\n\u200b\n"})
+        with pytest.raises(UserError, match="A caption has no visible characters"):
+            service.align(Session(), archive, "kernel", False, ignore_progress)
+
     def test_unreadable_image_of_zip_is_skipped(self, service, make_zip, captioned_images):
         archive = make_zip(
             {
