@@ -256,6 +256,8 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
+    except OSError:  # a full disk, which says nothing about the network
+        raise
     except Exception as error:  # the exporter raises various exceptions for unsupported operations
         raise EngineError(f"torch cannot export the network to ONNX: {error}") from error
 
@@ -374,9 +376,12 @@ def export_to_openvino(workload: Workload, folder: Path) -> None:
             shape = [-1] * free + list(x.shape[free:])
             node.get_node().set_partial_shape(openvino.PartialShape(shape))
         model.validate_nodes_and_infer_types()
-        openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
     except Exception as error:  # the converter raises various types, as the exporter does
         raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
+    try:
+        openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(f"OpenVINO cannot write the network: {error}") from error
 
 
 @lru_cache(maxsize=1)

@@ -154,6 +154,23 @@ def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkey
     assert not exports(tmp_path)
 
 
+@pytest.mark.parametrize("engine", OTHERS)
+def test_export_is_repeated_after_a_full_disk(engine, tiny, tmp_path):
+    """A full disk does not mean that the network cannot be exported."""
+    resource = pytest.importorskip("resource")
+    encoder = TimmImageEncoder(tiny, cache=tmp_path, engine=engine, device="cpu")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.warns(RuntimeWarning, match="so torch computes it"):
+            assert encoder._get_engine(300).name == "torch"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.rglob("*.failure.txt")) == []
+    weights.shared_networks.clear()
+    assert encoder._get_engine(300).name == engine
+
+
 def test_network_error_is_raised_unchanged(tmp_path, paths):
     """An error of the network itself is not attributed to the engine."""
     pytest.importorskip("openvino")
