@@ -446,6 +446,14 @@ class FrozenEncoder(
             raise ValueError(
                 f"n_jobs must be None, a positive integer or -1 (all cores), not {self.n_jobs!r}."
             )
+        if os.path.isdir(self.model_name):
+            folder = get_exports_folder(self.cache).resolve()  # next to the features
+            if folder.is_relative_to(Path(self.model_name).resolve()):
+                raise ValueError(
+                    f"cache={self.cache!r} is in the folder of model_name={self.model_name!r}, "
+                    "whose files identify the weights, so that no cached feature would be found "
+                    "again. Pass another folder."
+                )
         self._resolve_engine_name()
         open_cache(self.cache)  # raises an error if it is not valid
 

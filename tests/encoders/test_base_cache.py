@@ -24,6 +24,7 @@ from sklearn_ape.encoders import (
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.utils.concurrency import LRUCache
 from tests.encoders.conftest import gained
+from tests.encoders.tiny_networks import text_folder
 
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
@@ -39,6 +40,17 @@ def test_cache_key_is_content_not_name(encoder, paths, tmp_path):
     Image.fromarray(pixels + 200).save(path)
     os.utime(path, (10**9, 10**9))
     assert gained(encoder, [path]) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["", "features"])
+def test_cache_in_the_model_folder_raises(tmp_path, name):
+    """Each feature would change the digest of the folder, by which features are found."""
+    encoder = TransformersTextEncoder(text_folder(tmp_path), cache=tmp_path / name)
+    with pytest.raises(ValueError, match=r"is in the folder of model_name=.* Pass another"):
+        encoder.transform(["a cat"])
+    beside = tmp_path.with_name(f"{tmp_path.name}-features")
+    assert gained(encoder.set_params(cache=beside), ["a cat"]) == (0, 1)
+    assert gained(encoder, ["a cat"]) == (1, 0)
 
 
 @pytest.mark.parametrize("on_error", ["raise", "nan"])

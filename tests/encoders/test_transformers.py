@@ -122,14 +122,16 @@ def test_missing_pooler_is_replaced_by_class_token(tmp_path):
 @pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
 def test_masked_autoencoder_sees_all_patches(engine, tmp_path):
     """Features of ViT-MAE do not leave out random patches, as its training does."""
-    save_model(tmp_path, transformers.ViTMAEConfig(**VISION), prepare=processor())
-    model = transformers.ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder, transformers.ViTMAEConfig(**VISION), prepare=processor())
+    model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     with torch.inference_mode():
         pixels = processor()(images=IMAGES, return_tensors="pt")["pixel_values"]
         last = model(pixel_values=pixels).last_hidden_state
     options = {"cache": DiskFeatureCache(tmp_path / "cache"), "engine": engine, "batch_size": 2}
     for pooling, expected in {"auto": last[:, 0], "mean": last[:, 1:].mean(dim=1)}.items():
-        encoder = TransformersImageEncoder(str(tmp_path), pooling=pooling, **options)
+        encoder = TransformersImageEncoder(str(folder), pooling=pooling, **options)
         np.testing.assert_allclose(encoder.transform(IMAGES), expected, atol=1e-4, rtol=1e-4)
         # Caches of versions that left out patches have other keys.
         assert encoder._get_identity() != FrozenEncoder._get_identity(encoder)
