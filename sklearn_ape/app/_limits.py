@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import escape_controls
 from ..utils.validation import check_integer
 
@@ -24,7 +25,7 @@ class UserError(ValueError):
 
 
 def check_text(text: str, limits: Limits, kind: str) -> None:
-    """Raise `UserError` if a text has no visible characters, or is too long."""
+    """Raise `UserError` if a text is too long, invisible, or the name of an image file."""
     if not any(char.isprintable() and not char.isspace() for char in text):
         raise UserError(f"A {kind} has no visible characters: {quote(text)}. Replace it.")
     if len(text) > limits.text_length:
@@ -32,6 +33,9 @@ def check_text(text: str, limits: Limits, kind: str) -> None:
             f"The {kind} {quote(text)} has {len(text):,} characters; the limit is "
             f"{limits.text_length:,}. Shorten it."
         )
+    # Encoders reject the paths of existing files, so that visitors could find out which exist.
+    if Path(text).suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError(f"The {kind} {quote(text)} is a file name. Describe an image in words.")
 
 
 def make_visitor_message(error: BaseException) -> str:

@@ -230,7 +230,7 @@ class TestSearch:
         with pytest.warns(UserWarning, match=r"broken\.jpg") as record:
             _, found = service.search(Session(), "an animal", None, 20)
         assert sorted(image.image for image in found) == sorted(captioned_images.images[:2])
-        assert len(record) == 1  # the image is reported once
+        assert ["broken.jpg" in str(warning.message) for warning in record].count(True) == 1
         service = AppService(load_model(None), images[1:], limits)
         with pytest.warns(EncodingFailedWarning), pytest.raises(ValueError, match="None of the 1"):
             service.search(Session(), "an animal", None, 20)
@@ -257,6 +257,18 @@ class TestSearch:
         archive = make_zip({"a.png": Path(image), "a.txt": "a cat\n\u200b\n"})
         with pytest.raises(UserError, match="A caption has no visible characters"):
             service.align(Session(), archive, "kernel", False, ignore_progress)
+
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_answer_does_not_tell_whether_a_file_exists(
+        self, service, captioned_images, tmp_path, exists
+    ):
+        image, file = captioned_images.images[0], tmp_path / "secret.png"
+        if exists:
+            shutil.copy(image, file)
+        with pytest.raises(UserError, match="is a file name"):
+            service.search(Session(), str(file), None, 5)
+        with pytest.raises(UserError, match="is a file name"):
+            service.classify(Session(), image, f"cat, {file}", "none", 0)
 
     def test_unreadable_image_of_zip_is_skipped(self, service, make_zip, captioned_images):
         archive = make_zip(
