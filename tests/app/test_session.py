@@ -259,9 +259,7 @@ class TestSearch:
             service.align(Session(), archive, "kernel", False, ignore_progress)
 
     @pytest.mark.parametrize("exists", [True, False])
-    def test_answer_does_not_tell_whether_a_file_exists(
-        self, service, captioned_images, tmp_path, exists
-    ):
+    def test_existing_file_gets_same_answer(self, service, captioned_images, tmp_path, exists):
         image, file = captioned_images.images[0], tmp_path / "secret.png"
         if exists:
             shutil.copy(image, file)
