@@ -95,7 +95,7 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     if not resolved:
         raise ValueError("templates is empty. Pass at least one template, such as '{}'.")
     for template in resolved:
-        if not isinstance(template, str) or template.replace("{{}}", "").count("{}") != 1:
+        if not isinstance(template, str) or template.count("{}") != 1:
             raise ValueError(
                 f"templates has {template!r}, which does not have exactly one placeholder {{}} "
                 "for the class name. Write a template such as 'a photo of a {}'."
