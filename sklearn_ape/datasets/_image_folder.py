@@ -356,8 +356,16 @@ def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:
     return [name.parent.name.replace("_", " ").strip() for name in names]
 
 
+def _remove_suffixes(file: Path) -> str:
+    """Return a file name without its suffix, and without others as in photo.png.jpg."""
+    file = file.with_suffix("")
+    while file.suffix.lower() in IMAGE_SUFFIXES:
+        file = file.with_suffix("")
+    return file.name
+
+
 def _name_by_file(_: Path, names: list[Path]) -> list[str]:
-    captions = [split_words(name.stem) for name in names]
+    captions = [split_words(_remove_suffixes(name)) for name in names]
     empty = [name.as_posix() for name, text in zip(names, captions, strict=True) if not text]
     if empty:
         raise ValueError(

@@ -417,7 +417,7 @@ class TestAlign:
         assert "at least 50 distinct pairs" in session.alignment.remark
 
     def test_unreadable_image_is_skipped(self, service, make_zip, captioned_images):
-        contents = {f"cat{'x' * i}.png": Path(captioned_images.images[i]) for i in range(6)}
+        contents = {f"cat{'x' * i}.jpg.png": Path(captioned_images.images[i]) for i in range(6)}
         archive = make_zip(contents | {"broken cat.png": b"nothing"})
         session, remark = service.align(Session(), archive, "kernel", False, ignore_progress)
         assert session.alignment.n_pairs == 6

@@ -99,6 +99,11 @@ def test_captions_can_be_names(folder):
     assert len(images) == 3
 
 
+def test_all_suffixes_of_images_are_left_out(tmp_path):
+    make(tmp_path, "red.apple.PNG.jpg")
+    assert load_image_folder(tmp_path, captions="filename").captions == ["red.apple"]
+
+
 def test_numbered_folders_are_distinct(tmp_path):
     """Numbers in folder names are kept, unlike those in file names."""
     make(tmp_path, "road_sign_1/a.jpg", "road_sign_2/b.jpg")
