@@ -244,10 +244,10 @@ def _check_query_image(path: str) -> None:
         raise IsADirectoryError(f"--like {path!r} is a folder. Pass the path of an image.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"--like {path!r} does not exist. Pass the path of an image.")
-    from ..encoders.items import ItemError, read_image
+    from ..encoders.items import ItemError, check_proportions, read_image
 
     try:
-        read_image(path)
+        check_proportions(read_image(path))
     except ItemError as error:
         raise ValueError(f"--like {path!r} cannot be read as an image: it {error}") from error
 

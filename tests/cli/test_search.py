@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sklearn_ape import CrossModalRetriever, load_pretrained
 
@@ -163,12 +164,14 @@ class TestMinScore:
         ("folder", "is a folder"),
         ("text.jpg", "cannot be read as an image: it is a text file, not an image"),
         ("cut.png", "cannot be read as an image"),
+        ("narrow.png", "cannot be read as an image: it is too narrow"),
         ("none", "does not exist"),
     ],
 )
 def test_query_image_is_checked_first(photos, run, tmp_path, name, message):
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.jpg").write_text("no image")
+    Image.new("RGB", (900, 2)).save(tmp_path / "narrow.png")
     image = next((photos / "food").iterdir()).read_bytes()
     (tmp_path / "cut.png").write_bytes(image[: len(image) // 2])
     result = run("search", photos, "--like", tmp_path / name, code=1)
