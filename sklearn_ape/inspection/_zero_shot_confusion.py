@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
+from ..prompts import to_builtin
 from ..utils.validation import as_labels, check_integer
 from ._plotting import (
     check_items,
@@ -167,6 +168,7 @@ class ZeroShotConfusionDisplay:
         if not truth:
             raise ValueError("y_true is empty. Pass at least one label.")
         check_integer(max_classes, "max_classes", 2)
+        unknown_label = to_builtin(unknown_label)
         sample_images = check_items(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
         classes = _sort_labels({*truth, *predicted} - {unknown_label})

@@ -1,5 +1,7 @@
 """ZeroShotConfusionDisplay: counts, example images and hidden classes."""
 
+import enum
+
 import numpy as np
 import pytest
 from sklearn.frozen import FrozenEstimator
@@ -15,6 +17,10 @@ NAMES = {
     "food": ["food", "a fruit", "a drink"],
     "travel": ["a vehicle", "a building", "the weather"],
 }
+
+
+class Unknown(str, enum.Enum):  # noqa: UP042 (str() of a member of StrEnum is its value)
+    NONE = "none"
 
 
 class TestZeroShotConfusionDisplay:
@@ -79,6 +85,13 @@ class TestZeroShotConfusionDisplay:
         assert display.column_labels == ["(others)", "b", "((others))"]
         assert display.counts.tolist() == [[1, 1, 1], [1, 1, 0]]
         assert len(display.ax_.patches) == 2  # frames of hits
+
+    def test_unknown_label_of_an_enum_is_its_value(self):
+        display = ZeroShotConfusionDisplay.from_predictions(
+            ["cat", "dog"], ["cat", "none"], unknown_label=Unknown.NONE
+        )
+        names = [label.get_text() for label in display.ax_.get_xticklabels()]
+        assert names == display.column_labels == ["cat", "dog", "none"]
 
     def test_labels_of_several_types_are_drawn(self):
         display = ZeroShotConfusionDisplay.from_predictions(
