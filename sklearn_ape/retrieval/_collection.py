@@ -411,9 +411,9 @@ def _to_key(item: Any) -> Any:
     item = item.item() if isinstance(item, np.generic) else _to_json_type(item)
     if isinstance(item, dict):
         item = tuple(sorted((key, _to_key(value)) for key, value in item.items()))
-    elif is_missing(item):  # NaN is not equal to itself
-        item = None
     hash(item)
+    if is_missing(item):  # NaN is not equal to itself
+        return None
     return (bool, item) if isinstance(item, bool) else item  # True is equal to 1, a row number
 
 
