@@ -138,7 +138,7 @@ def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
 
 
 def as_column(values: Any, name: str) -> np.ndarray:
-    """Return a one-dimensional array; a matrix with one column becomes one.
+    """Return values as a one-dimensional array; they may be a matrix with one column.
 
     `sklearn.utils.column_or_1d` does the same, but its message names every parameter y.
     """
@@ -292,7 +292,7 @@ def check_seed(random_state: Any) -> None:
 
 
 def as_label_array(y: Any) -> np.ndarray:
-    """Return y as an array whose elements are equal to the labels, with None for masked ones.
+    """Return y as an array whose elements are equal to the labels; masked labels become None.
 
     In a list, NumPy would convert numbers to texts if there are also texts, and a member of an
     Enum of texts to its name, cut off to the length of the longest value.

@@ -145,8 +145,8 @@ class ZeroShotClassifier(SingleLabelClassifier):
             Images, or features if the aligner takes features.
         y : sequence of length n_samples or None, default=None
             Label of each image, which must be one of `labels` unless that is None. An unfitted
-            aligner is trained on the prompts of these labels, unless there are captions. If the
-            aligner is kept, images of no class may have the label `unknown_label`.
+            aligner is trained on the prompts of these labels, unless there are captions. With
+            `labels` and a fitted aligner, images of no class may have the label `unknown_label`.
         captions : sequence of length n_samples or None, default=None
             A caption or a list of captions for each image, on which an unfitted aligner is trained
             instead of y. If the aligner is kept, captions are not used, and a warning says so.

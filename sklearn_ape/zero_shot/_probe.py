@@ -151,7 +151,7 @@ def fit_probe(
     If some classes have no examples, what the embeddings share is subtracted from a and r, and the
     logits of the other classes are adjusted; see `FewShotClassifier`.
     """
-    with make_progress_bar(None, None, desc="labelled images") as progress:
+    with make_progress_bar(None, None, desc="Solving") as progress:
         problem = _Problem(examples, vectors, text, scale, alpha, progress.update)
         name_weight, validation = _choose_name_weight(problem)
         residual = problem.solve(name_weight) / name_weight
