@@ -135,6 +135,7 @@ def _fill(folder, n):
 def _fill_with_size_limit(folder, n):
     import resource
 
+    sys.dont_write_bytecode = True  # Python would cut compiled modules off at the limit
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
     return _fill(folder, n)
 

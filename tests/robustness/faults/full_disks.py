@@ -4,6 +4,7 @@ import errno
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from contextlib import contextmanager
 
@@ -55,6 +56,7 @@ def call_with_size_limit(kibibytes, work):
     """Call `work` with a limit on file sizes, which replaces full disks if mounting fails."""
     import resource
 
+    sys.dont_write_bytecode = True  # Python would cut compiled modules off at the limit
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kibibytes, 1024 * kibibytes))
     return work()
 
