@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ..encoders.items import ItemError
+from ..encoders.text_encoder import validate_text
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import escape_controls
 from ..utils.validation import check_integer
@@ -25,9 +27,11 @@ class UserError(ValueError):
 
 
 def check_text(text: str, limits: Limits, kind: str) -> None:
-    """Raise `UserError` if a text is too long, invisible, or the name of an image file."""
-    if not any(char.isprintable() and not char.isspace() for char in text):
-        raise UserError(f"A {kind} has no visible characters: {quote(text)}. Replace it.")
+    """Raise `UserError` if a text is too long, not valid, or the name of an image file."""
+    try:
+        validate_text(text)
+    except ItemError as error:
+        raise UserError(f"The {kind} {quote(text)} {error}") from None
     if len(text) > limits.text_length:
         raise UserError(
             f"The {kind} {quote(text)} has {len(text):,} characters; the limit is "

@@ -325,7 +325,7 @@ class AppService:
         """
         session, index = self._get_index(session, progress)
         query = " ".join((query or "").split())
-        k = min(int(k), self.limits.found, index.n_samples_fit_ - index.n_unread_)
+        k = min(int(k), self.limits.found, index.n_samples_fit_)
         if query:
             check_text(query, self.limits, "query")
             result = index.search([query], k=k, modality="text")

@@ -102,7 +102,7 @@ class TextEncoder(FrozenEncoder):
     n_jobs = None  # tokenizers are fast, or use several threads on their own
 
     def _digest_item(self, item: Any) -> bytes:
-        return hashlib.sha256(b"text" + _validate_text(item).encode()).digest()
+        return hashlib.sha256(b"text" + validate_text(item).encode()).digest()
 
     def _check_item(self, item: Any) -> None:
         if Path(item).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(item):
@@ -170,7 +170,7 @@ def _may_be_english(text: str) -> bool:
     return any(map(str.isalnum, text)) or not any(is_symbol)
 
 
-def _validate_text(item: Any) -> str:
+def validate_text(item: Any) -> str:
     """Return a text that is not blank, or raise ItemError."""
     if isinstance(item, str):
         # Control and format characters are as invisible as white space.

@@ -250,12 +250,12 @@ class TestSearch:
     def test_invisible_text_raises(self, service, make_zip, captioned_images):
         """Text encoders reject it, with an error that is not for visitors."""
         image = captioned_images.images[0]
-        with pytest.raises(UserError, match=r"A query has no visible characters: '\\u200b'"):
+        with pytest.raises(UserError, match=r"The query '\\u200b' is an empty text"):
             service.search(Session(), "\u200b", None, 5)
-        with pytest.raises(UserError, match="A label has no visible characters"):
+        with pytest.raises(UserError, match=r"The label .* is an empty text"):
             service.classify(Session(), image, "cat, \u200b", "simple", 0)
         archive = make_zip({"a.png": Path(image), "a.txt": "a cat\n\u200b\n"})
-        with pytest.raises(UserError, match="A caption has no visible characters"):
+        with pytest.raises(UserError, match=r"The caption .* is an empty text"):
             service.align(Session(), archive, "kernel", False, ignore_progress)
 
     @pytest.mark.parametrize("exists", [True, False])
