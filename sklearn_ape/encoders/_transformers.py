@@ -262,7 +262,7 @@ class _TextFeatures(torch.nn.Module):
 
 
 def _count_positions(model: Any) -> int | None:
-    """Return the number of learned position embeddings, or None if there are none."""
+    """Return the largest number of tokens of a text, or None if the model has no limit."""
     config = getattr(model.config, "text_config", None) or model.config
     n_positions = getattr(config, "max_position_embeddings", None)
     if n_positions is None or n_positions < 1:  # XLNet has -1

@@ -200,7 +200,7 @@ def test_missing_column_names_the_parameter(folder, frame):
     """An error about a column lists the columns, the parameter and the option of commands."""
     with pytest.raises(ValueError, match=r"no column 'text'.*as caption, or --caption"):
         load_pairs(frame, caption="text", root=folder)
-    (folder / "captions.csv").write_text("picture,caption\na.jpg,a cat\n")
+    (folder / "captions.csv").write_text("photo,caption\na.jpg,a cat\n")
     with pytest.raises(ValueError, match=r"no column 'file_name'.* Rename one of its columns\."):
         load_image_folder(folder)
 

@@ -139,7 +139,7 @@ def test_masked_autoencoder_sees_all_patches(engine, tmp_path):
 
 @pytest.mark.parametrize(("kind", "n_tokens"), [("roberta", 15), ("xlnet", 512)])
 def test_long_text_is_cut_to_usable_positions(kind, n_tokens, tmp_path):
-    """RoBERTa reserves the positions up to that of padding, and XLNet has no limit."""
+    """RoBERTa does not use its first positions, and XLNet accepts texts of any length."""
     sizes = {"vocab_size": 12, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16}
     configs = {
         "roberta": lambda: transformers.RobertaConfig(**TEXT, pad_token_id=0),
