@@ -45,7 +45,8 @@ test-all: $(VENV)/.dev
 	$(PYTEST) -m "$(TIER)"
 
 test-lowest: $(LOWEST)/.installed
-	SKLEARN_APE_LOWEST=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -k "$(LOWEST_ONLY)" $(LOWEST_TESTS)
+	SKLEARN_APE_LOWEST=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile \
+		-m "not exhaustive" -k "$(LOWEST_ONLY)" $(LOWEST_TESTS)
 
 # Run this by hand: measuring coverage takes too long for CI.
 coverage: $(VENV)/.dev

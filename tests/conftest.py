@@ -18,11 +18,13 @@ ROOT = Path(__file__).parents[1]
 # Files and folders whose tests run only in `make test-all`, not in `make test`.
 EXHAUSTIVE = (
     "docs",
+    "tests/aligners/test_distributed_training.py",
     "tests/app/test_browser.py",
     "tests/cli/test_docs.py",
     "tests/cli/test_processes.py",
     "tests/encoders/test_distributed_encoding.py",
     "tests/robustness/faults",
+    "tests/robustness/test_checkpoint_kills.py",
 )
 
 # Names of each category of `captioned_images`.

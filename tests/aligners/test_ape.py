@@ -66,6 +66,7 @@ class TestScikitLearn:
 
 
 class TestFit:
+    @pytest.mark.sampled(5)
     @pytest.mark.parametrize("head", ["mlp", "residual", "glu", "linear"])
     @pytest.mark.parametrize("side", ["text", "image", "both"])
     def test_heads_learn_common_concepts(self, concepts, head, side):
@@ -222,6 +223,7 @@ class TestFit:
         assert out == ""
 
 
+@pytest.mark.exhaustive
 def test_fit_is_bitwise_identical_in_another_process():
     """Results must not depend on the state of the process, such as hash seeds."""
     code = (

@@ -250,6 +250,7 @@ class TestCallbacks:
         assert files(tmp_path) == ["trained.safetensors"]
         assert_same(clone(plain).fit(X, Y), before)
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize(
         "callbacks",
         [None, [Scale(0.9)], [Scale(), Scale()], [Callback()]],

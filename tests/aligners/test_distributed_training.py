@@ -66,7 +66,6 @@ def test_only_rank_0_shows_progress(launched):
     assert stderr.count("align:   0%") == 1
 
 
-@pytest.mark.exhaustive
 def test_exit_of_a_rank_ends_the_others_with_a_message(folder):
     processes = [
         subprocess.Popen(

@@ -123,6 +123,7 @@ def test_interrupted_run_resumes(encoder, truth, path, written):
     assert written == [0, 1, 2, 3]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_killed_encode_to_resumes(encoder, truth, path, feature_cache):
     """Two chunks before SIGKILL are kept and not encoded again."""

@@ -119,6 +119,7 @@ def test_missing_pooler_is_replaced_by_class_token(tmp_path):
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
 def test_masked_autoencoder_sees_all_patches(engine, tmp_path):
     """Features of ViT-MAE do not leave out random patches, as its training does."""

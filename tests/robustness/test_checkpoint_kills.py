@@ -64,7 +64,6 @@ class TestKills:
         names = os.listdir(tmp_path / "checkpoint")
         assert not [name for name in names if name.endswith(".unfinished")]
 
-    @pytest.mark.exhaustive
     def test_training_killed_at_random_moments_resumes(self, run_jobs, whole, tmp_path):
         rng = random.Random(0)
         job = {"case": "mixup", "folder": tmp_path}
@@ -73,7 +72,6 @@ class TestKills:
         assert run_jobs(job) == [0]
         assert_same(load_pretrained(tmp_path / "model0"), whole("mixup"))
 
-    @pytest.mark.exhaustive
     def test_killed_distributed_training_resumes(self, run_jobs, tmp_path):
         """Rank 0 writes the state, all ranks resume, and the result equals that without a kill."""
         folders = [tmp_path / name for name in ("killed", "whole")]
@@ -92,7 +90,6 @@ class TestKills:
         for other in others:
             assert_same(first, other)
 
-    @pytest.mark.exhaustive
     def test_two_processes_with_one_checkpoint_both_finish(self, run_jobs, whole, tmp_path):
         jobs = [{"case": "plain", "folder": tmp_path, "rank": rank} for rank in range(2)]
         assert run_jobs(*jobs) == [0, 0]
@@ -100,7 +97,6 @@ class TestKills:
             assert_same(load_pretrained(tmp_path / f"model{rank}"), whole("plain"))
         assert files(tmp_path / "checkpoint") == ["trained.safetensors"]
 
-    @pytest.mark.exhaustive
     def test_killed_training_of_text_tower_resumes(self, run_jobs, tmp_path):
         pytest.importorskip("transformers")
         model, images, captions = _small_tower(tmp_path)

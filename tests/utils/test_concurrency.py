@@ -37,6 +37,7 @@ def test_forked_child_of_process_that_has_encoded_can_encode(engine):
     run("encode", engine)
 
 
+@pytest.mark.exhaustive
 @needs_fork
 def test_forked_child_can_work_while_parent_holds_all_locks():
     run("locked")

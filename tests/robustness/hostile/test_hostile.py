@@ -25,6 +25,7 @@ def done(tmp_path_factory):
     return outcomes(str(tmp_path_factory.mktemp("hostile")))
 
 
+@pytest.mark.exhaustive
 def test_every_case_has_an_outcome(done):
     """There are many valid and many invalid images among the cases."""
     assert len(done) > 600
@@ -34,6 +35,7 @@ def test_every_case_has_an_outcome(done):
     assert kinds["error"] > 200
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["crash", "hang", "greedy", "unclear", "wrong"])
 def test_no_case_fails(done, kind):
     """Reading never ends in a crash, a hang, too much memory, wrong pixels or an unclear error."""
