@@ -383,7 +383,8 @@ class _Features(torch.nn.Module):
 def _fold_batch_norms(model: torch.nn.Module, size: tuple[int, ...]) -> torch.nn.Module:
     """Return a copy whose convolutions include the batch normalizations that follow them.
 
-    torch takes up to a quarter less time for it. The features are the same up to rounding. The
+    On a CPU they also include padding, see `_PaddedKernelConv`. torch takes up to a third less
+    time for it. The features are the same up to rounding. The
     network itself is returned if it uses a convolution in an unusual way or cannot be copied.
     """
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
@@ -395,16 +396,18 @@ def _fold_batch_norms(model: torch.nn.Module, size: tuple[int, ...]) -> torch.nn
 
 
 def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
-    from timm.layers import BatchNormAct2d
+    from timm.layers import BatchNormAct2d, Conv2dSame
 
     folded = deepcopy(model)
     names = {module: name for name, module in folded.named_modules()}
     # Layers by the id of their output, which is unique as long as the output exists.
     sources: dict[int, tuple[torch.Tensor, torch.nn.Conv2d]] = {}
     pairs: list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]] = []
+    input_sizes: dict[torch.nn.Conv2d, torch.Size] = {}
 
-    def note_output(conv: torch.nn.Conv2d, _: Any, output: torch.Tensor) -> None:
+    def note_output(conv: torch.nn.Conv2d, inputs: Any, output: torch.Tensor) -> None:
         sources[id(output)] = output, conv
+        input_sizes[conv] = inputs[0].shape[2:]
 
     def note_input(norm: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
         if id(inputs[0]) in sources:
@@ -417,20 +420,59 @@ def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
         elif type(module) in (torch.nn.BatchNorm2d, BatchNormAct2d):
             hooks.append(module.register_forward_pre_hook(note_input))
     pixels = torch.rand((1, *size), generator=torch.Generator().manual_seed(0))
-    pixels = pixels.to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    pixels = pixels.to(device)
     with torch.no_grad():
         # Not the logits: those of a new classification head may be zero for all features.
         expected = folded.forward_features(pixels)
         for hook in hooks:
             hook.remove()
         for conv, norm in pairs:
-            folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
+            joint: torch.nn.Module = fuse_conv_bn_eval(conv, norm)
+            if isinstance(joint, Conv2dSame) and device.type == "cpu":
+                joint = _PaddedKernelConv(joint, input_sizes[conv])
+            folded.set_submodule(names[conv], joint)
             remaining_layers = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
             folded.set_submodule(names[norm], torch.nn.Sequential(*remaining_layers))
         tolerance = 1e-3 * float(expected.abs().max())
         features = folded.forward_features(pixels)
         is_same = torch.allclose(features, expected, rtol=1e-3, atol=tolerance)
     return folded if is_same else model
+
+
+class _PaddedKernelConv(torch.nn.Module):
+    """A convolution with the padding "same" of TensorFlow, for images of one size.
+
+    This padding may need one more row at the bottom, or column at the right, than at the other
+    end, for which `Conv2dSame` of timm copies the input: a seventh of the time of EfficientNet.
+    With a row of zeros at the top of the kernel, both ends get the same padding.
+    """
+
+    kernel: torch.Tensor
+
+    def __init__(self, conv: Any, size: torch.Size) -> None:
+        from timm.layers import get_same_padding
+
+        super().__init__()
+        self.conv = conv
+        self.size = size
+        parts = zip(size, conv.kernel_size, conv.stride, conv.dilation, strict=True)
+        pads = [get_same_padding(*part) for part in parts]
+        self.padding = tuple((n + 1) // 2 for n in pads)
+        n_rows, n_columns = (n % 2 for n in pads)
+        kernel = torch.nn.functional.pad(conv.weight.detach(), (n_columns, 0, n_rows, 0))
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Exported networks do not need it.
+        is_exported = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if is_exported or x.shape[2:] != self.size:
+            return self.conv(x)
+        conv = self.conv
+        return torch.nn.functional.conv2d(
+            x, self.kernel, conv.bias, conv.stride, self.padding, conv.dilation, conv.groups
+        )
 
 
 def _to_bytes(pixels: torch.Tensor) -> np.ndarray:

@@ -64,6 +64,24 @@ def test_batch_norms_are_folded_into_convolutions(name, n_kept):
         assert norms[0] in set(model.modules())  # the model is not changed
 
 
+@pytest.mark.parametrize(("size", "n_zeros"), [(64, 1), (65, 0)])
+def test_padding_is_part_of_convolutions(size, n_zeros):
+    """Features are the same for images of any size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model("tf_mobilenetv3_small_100").eval()
+        images = [torch.rand(1, 3, *shape) for shape in ((64, 64), (65, 65), (95, 64))]
+    folded = _timm._fold_batch_norms(model, (3, size, size))
+    padded = [part for part in folded.modules() if isinstance(part, _timm._PaddedKernelConv)]
+    assert {part.conv.kernel_size[0] for part in padded} == {3, 5}
+    assert {part.kernel.shape[2] - part.conv.kernel_size[0] for part in padded} == {n_zeros}
+    with torch.inference_mode():
+        for pixels in images:
+            expected = model.forward_features(pixels)
+            features = folded.forward_features(pixels)
+            torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_batch_norm_of_a_reused_convolution_is_kept():
     """Both normalizations of the same output cannot be part of one convolution."""
 
