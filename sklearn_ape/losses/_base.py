@@ -197,10 +197,13 @@ class ScaledLoss(nn.Module):
     @property
     def logit_scale(self) -> torch.Tensor:
         """Factor by which cosines are multiplied."""
-        return self.log_scale.clamp(max=self.max_log_scale).exp()
+        # A constant is subtracted, because `clamp` has no gradient beyond the bound and, since
+        # torch 2.15, at the bound, so that the scale would stay there.
+        excess = (self.log_scale.detach() - self.max_log_scale).clamp(min=0)
+        return (self.log_scale - excess).exp()
 
     def clamp_(self) -> None:
-        """Clamp the learned scale: beyond its bound it would have no gradient to return."""
+        """Clamp the learned scale, so that it returns from its bound at once."""
         with torch.no_grad():
             self.log_scale.clamp_(max=self.max_log_scale)
 
