@@ -52,6 +52,15 @@ class TextTower(nn.Module):
             self.precision = "float32"
             self._used_names = self._remove_unused_modules()
 
+    def check_padding(self) -> None:
+        """Raise ValueError if the embedding of a text depends on the other texts of its batch."""
+        network = Network(self.tower, self.pipeline, self.device)
+        if self.encoder._is_sensitive_to_padding(network):
+            raise ValueError(
+                f"text_encoder={self.encoder!r} does not mask padding, so that it cannot be "
+                "trained with batches of captions. Pass another text encoder, or use APEAligner."
+            )
+
     def trained_state(self) -> dict[str, Any]:
         """Return the trained weights, the linear map and the encoder, without its weights."""
         trained = [(name, p) for name, p in self.tower.named_parameters() if p.requires_grad]

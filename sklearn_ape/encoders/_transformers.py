@@ -11,7 +11,9 @@ import torch
 from sklearn.utils import gen_batches
 from torch import nn
 
+from ..devices import default_state
 from ..features import FeatureCache
+from ..utils.concurrency import LRUCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, pool_patches
 from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, read_preparation
@@ -31,6 +33,11 @@ _TOKENIZED_AT_ONCE = 4096
 
 # Inputs of the network, in the order in which `_TextFeatures` takes them.
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+# Largest relative change of features by padding that is rounding.
+_PADDING_TOLERANCE = 1e-4
+# Whether padding changes features, by the encoder's identity.
+_sensitive_to_padding: LRUCache[bytes, bool] = LRUCache(max_entries=1024)
 
 
 class _TextPipeline(NamedTuple):
@@ -103,6 +110,9 @@ class TransformersTextEncoder(TextEncoder):
     Texts are prepared as the model's files declare. They are lower-cased for SigLIP and SigLIP 2,
     and for sentence-transformers models with ``do_lower_case``. The default prompt of a
     sentence-transformers model is prepended. A warning lists prompts without a default.
+
+    Networks that do not mask padding, such as FNet and ConvBERT, encode one text at a time. In
+    larger batches, features would depend on the other texts.
 
     References
     ----------
@@ -218,6 +228,29 @@ class TransformersTextEncoder(TextEncoder):
             tokens = self._tokenize(pipeline, texts, padding=False)["input_ids"]
             lengths += map(len, tokens)
         return sorted(range(len(items)), key=lambda row: (lengths[row], items[row]), reverse=True)
+
+    def _choose_batch_size(self, device: torch.device) -> int:
+        identity = self._digest_identity()
+        is_sensitive = _sensitive_to_padding.get(identity)
+        if is_sensitive is None:
+            is_sensitive = self._is_sensitive_to_padding(self._get_network())
+            _sensitive_to_padding.put(identity, is_sensitive)
+        return 1 if is_sensitive else super()._choose_batch_size(device)
+
+    def _is_sensitive_to_padding(self, network: Network) -> bool:
+        """Return whether the features of a text change with the tokens behind its end."""
+        if _is_siglip(network.model):  # which pads all texts to the same length
+            return False
+        inputs = self._make_tensors(network, ["a", "a b c d e f g h"])
+        for tensor in inputs:
+            tensor[1] = tensor[0]
+        ids, mask = inputs[:2]
+        # Not the last token, which some two-tower models find by its id.
+        ids[1, mask[1] == 0] = ids[1, 0]
+        with default_state(), torch.inference_mode():
+            module = self._make_module(network)
+            padded, filled = module(*(tensor.to(network.device) for tensor in inputs)).float()
+        return bool((padded - filled).abs().max() > _PADDING_TOLERANCE * padded.abs().max())
 
     def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         # SigLIP was trained with texts padded to a fixed length, and attends to the padding.

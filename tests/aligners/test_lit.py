@@ -50,6 +50,7 @@ def save_encoder(folder, kind="bert"):
         "t5": lambda: transformers.T5Config(
             vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=24, num_heads=2, num_layers=2
         ),
+        "fnet": lambda: transformers.FNetConfig(**{**text, "num_attention_heads": None}),
     }[kind]()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -342,6 +343,10 @@ class TestInvalidInput:
         for encoder in (TfidfVectorizer(), OpenCLIPTextEncoder()):
             with pytest.raises(TypeError, match="must be a TransformersTextEncoder or the name"):
                 small(encoder).fit(*pairs)
+
+    def test_encoder_without_mask_raises(self, tmp_path, pairs):
+        with pytest.raises(ValueError, match="does not mask padding, so that it cannot be"):
+            small(save_encoder(tmp_path, "fnet")).fit(*pairs)
 
     def test_captions_without_text_encoder_raise(self, pairs):
         with pytest.raises(ValueError, match=r"text_encoder is None\. Pass text_encoder="):

@@ -327,6 +327,7 @@ def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
     """Texts are sorted by tokens, not letters, to reduce padding."""
     save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), batch_size=2, cache=None)
+    encoder.transform(["cat"])  # the first call also checks whether padding changes features
     shapes = []
     tensors = TransformersTextEncoder._make_tensors
 
@@ -344,6 +345,19 @@ def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
     assert all(n * length == words for n, length, words in shapes)
     alone = np.concatenate([encoder.transform([text]) for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fnet", "convbert"])
+def test_features_do_not_depend_on_the_batch(kind, tmp_path):
+    """FNet does not mask padding, and ConvBERT masks only its attention."""
+    config = {
+        "fnet": lambda: transformers.FNetConfig(**{**TEXT, "num_attention_heads": None}),
+        "convbert": lambda: transformers.ConvBertConfig(**TEXT, embedding_size=16, head_ratio=1),
+    }[kind]()
+    save_model(tmp_path, config, prepare=tokenizer())
+    encoder = TransformersTextEncoder(str(tmp_path), batch_size=3, cache=None)
+    alone = np.concatenate([encoder.transform([text]) for text in TEXTS])
+    np.testing.assert_allclose(encoder.transform(TEXTS), alone, rtol=1e-5)
 
 
 LOUD = [text.upper() for text in TEXTS]
