@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
 import time
 import warnings
@@ -200,6 +201,8 @@ def _keep_large_allocations() -> None:
 
 
 _ONNX_FILE = "model.onnx"
+# Errors that say nothing about the network.
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class OnnxEngine:
@@ -256,9 +259,9 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
-    except OSError:  # a full disk, which says nothing about the network
-        raise
     except Exception as error:  # the exporter raises various exceptions for unsupported operations
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+            raise
         raise EngineError(f"torch cannot export the network to ONNX: {error}") from error
 
 

@@ -22,6 +22,7 @@ from sklearn.utils import Tags
 from ..devices import default_state, resolve_device
 from ..features import FeatureCache, open_cache
 from ..persistence.mixins import FittedState, SerializableMixin
+from ..utils.files import expand_user
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
 from ..utils.validation import check_choice
@@ -31,6 +32,7 @@ from ._engine_factory import get_exports_folder, is_export_worthwhile, make_engi
 from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
 from .weights import (
     Network,
+    check_outside_model,
     compute_fingerprint,
     digest_folder,
     format_library_version,
@@ -245,7 +247,8 @@ class FrozenEncoder(
             A `FileExistsError`, if the file or the partial file contains features of other items
             or of another encoder.
         ValueError
-            If a feature does not fit in float16, or a parameter is invalid.
+            If a feature does not fit in float16, a parameter is invalid, or the file is in the
+            folder of the model.
         OSError
             If the file cannot be written, or another process is writing it (`FileLockedError`).
 
@@ -263,6 +266,7 @@ class FrozenEncoder(
         (2, 384)
         """
         self._check_parameters()
+        check_outside_model(self.model_name, expand_user(path), f"path={str(path)!r}")
         features, self.errors_ = encode_to_file(
             self, path, X, chunk_size, n_jobs, dtype, overwrite, verbose
         )
@@ -446,14 +450,8 @@ class FrozenEncoder(
             raise ValueError(
                 f"n_jobs must be None, a positive integer or -1 (all cores), not {self.n_jobs!r}."
             )
-        if os.path.isdir(self.model_name):
-            folder = get_exports_folder(self.cache).resolve()  # next to the features
-            if folder.is_relative_to(Path(self.model_name).resolve()):
-                raise ValueError(
-                    f"cache={self.cache!r} is in the folder of model_name={self.model_name!r}, "
-                    "whose files identify the weights, so that no cached feature would be found "
-                    "again. Pass another folder."
-                )
+        exports = get_exports_folder(self.cache)  # next to the features
+        check_outside_model(self.model_name, exports, f"cache={self.cache!r}")
         self._resolve_engine_name()
         open_cache(self.cache)  # raises an error if it is not valid
 

@@ -252,6 +252,15 @@ def check_source(model_name: str, encoder: Any) -> None:
         )
 
 
+def check_outside_model(model_name: str, path: Path, argument: str) -> None:
+    """Raise ValueError if a file or folder to write is in the folder of the model."""
+    if os.path.isdir(model_name) and path.resolve().is_relative_to(Path(model_name).resolve()):
+        raise ValueError(
+            f"{argument} is in the folder of model_name={model_name!r}, whose files identify the "
+            "weights, so that no feature would be found again. Pass another folder."
+        )
+
+
 def compute_fingerprint(model_name: str, revision: str | None) -> str | None:
     """Return a digest or commit of the weights; None for a hub model not downloaded yet."""
     if model_name in PACKAGED:

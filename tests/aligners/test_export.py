@@ -1,5 +1,6 @@
 """Aligners exported to ONNX and as models of open_clip."""
 
+import errno
 import pickle
 from types import SimpleNamespace
 
@@ -52,6 +53,21 @@ def test_wrong_export_raises_and_writes_nothing(concepts, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="differ from the aligner"):
         export_onnx(aligner, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("onnxruntime")
+def test_full_disk_leaves_no_new_folder(concepts, tmp_path, monkeypatch):
+    aligner = clone(ALIGNERS["kernel"]).fit(concepts.image, concepts.text)
+
+    def fails(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            export_onnx(aligner, tmp_path / name)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
 
 def test_aligner_without_heads_raises(concepts, tmp_path):

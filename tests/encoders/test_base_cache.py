@@ -53,6 +53,17 @@ def test_cache_in_the_model_folder_raises(tmp_path, name):
     assert gained(encoder, ["a cat"]) == (1, 0)
 
 
+@pytest.mark.parametrize("name", ["a.npy", "features/a.npy"])
+def test_encode_to_the_model_folder_raises(tmp_path, name):
+    encoder = TransformersTextEncoder(text_folder(tmp_path), cache=None)
+    files = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"^path=.* is in the folder of model_name=.* Pass anot"):
+        encoder.encode_to(tmp_path / name, ["a cat"])
+    assert sorted(tmp_path.rglob("*")) == files
+    beside = tmp_path.with_name(f"{tmp_path.name}-{name.replace('/', '-')}")
+    assert encoder.encode_to(beside, ["a cat"]).shape == (1, 16)
+
+
 @pytest.mark.parametrize("on_error", ["raise", "nan"])
 def test_file_changed_during_reading_fails(tmp_path, monkeypatch, on_error):
     """Otherwise the cache would keep the features of the new image under the old digest."""

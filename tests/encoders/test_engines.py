@@ -176,6 +176,21 @@ def test_export_is_repeated_after_a_full_disk(engine, tiny, tmp_path, monkeypatc
     assert encoder._get_engine(300).name == engine
 
 
+def test_error_without_a_full_disk_is_not_repeated(tiny, tmp_path, monkeypatch):
+    """Exporters also raise OSError for networks whose source code is not available."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    def fails(*_, **__):
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    encoder = TimmImageEncoder(tiny, cache=tmp_path, engine="onnx", device="cpu")
+    with pytest.warns(RuntimeWarning, match="so torch computes it: .* could not get source"):
+        assert encoder._get_engine(300).name == "torch"
+    assert len(list(tmp_path.rglob("*.failure.txt"))) == 1
+
+
 def test_network_error_is_raised_unchanged(tmp_path, paths):
     """An error of the network itself is not attributed to the engine."""
     pytest.importorskip("openvino")
