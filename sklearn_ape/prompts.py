@@ -496,5 +496,5 @@ def _check_type(label: Any, parameter: str) -> None:
 
 
 def _as_list(value: Any) -> list[Any]:
-    is_single = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
+    is_single = isinstance(value, str | Mapping | Iterator) or not isinstance(value, Iterable)
     return [value] if is_single else to_list(value)

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
 from ..prompts import to_builtin
-from ..utils.validation import as_labels, check_integer
+from ..utils.validation import as_labels, check_integer, check_not_missing
 from ._plotting import (
     check_items,
     draw_thumbnail,
@@ -160,7 +160,8 @@ class ZeroShotConfusionDisplay:
         Raises
         ------
         ValueError
-            If the lengths differ, there are no samples, or `max_classes` is below 2.
+            If the lengths differ, there are no samples, labels are missing, or `max_classes` is
+            below 2.
         """
         truth = as_labels(y_true, "y_true").tolist()
         predicted = as_labels(y_pred, "y_pred").tolist()
@@ -169,6 +170,9 @@ class ZeroShotConfusionDisplay:
             raise ValueError("y_true is empty. Pass at least one label.")
         check_integer(max_classes, "max_classes", 2)
         unknown_label = to_builtin(unknown_label)
+        for labels, name in ((truth, "y_true"), (predicted, "y_pred")):
+            # A classifier may have unknown_label=None.
+            check_not_missing(["" if x is unknown_label else x for x in labels], name)
         sample_images = check_items(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
         classes = _sort_labels({*truth, *predicted} - {unknown_label})

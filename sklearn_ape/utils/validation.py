@@ -323,14 +323,19 @@ def as_labels(y: Any, name: str = "y") -> np.ndarray:
     return labels
 
 
-def list_distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
-    """Return sorted distinct labels; raise ValueError if labels are missing or of mixed types."""
-    missing = [row for row, value in enumerate(y.tolist()) if is_missing(value)]
+def check_not_missing(values: Sequence[Any], name: str) -> None:
+    """Raise ValueError with the rows of missing labels."""
+    missing = [row for row, value in enumerate(values) if is_missing(value)]
     if missing:
         raise ValueError(
             f"{name} has {len(missing)} missing values (rows {format_list(missing, str)}). "
             "Remove these rows."
         )
+
+
+def list_distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
+    """Return sorted distinct labels; raise ValueError if labels are missing or of mixed types."""
+    check_not_missing(y.tolist(), name)
     try:
         return np.unique(y)
     except TypeError:

@@ -365,6 +365,7 @@ class SingleLabelClassifier(ZeroShotBase):
     def _prepare_logits(self, use_prior: bool = True) -> LogitTiles:
         """Check the parameters and the fitted state, and embed the labels."""
         self._check_ready()
+        self._check_order_of_shares(self.class_prior)
         logits = self._make_class_logits()
         if use_prior and self.class_prior is not None:
             shares = resolve_class_prior(self.class_prior, logits.classes)

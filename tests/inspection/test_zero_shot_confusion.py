@@ -86,6 +86,13 @@ class TestZeroShotConfusionDisplay:
         assert display.counts.tolist() == [[1, 1, 1], [1, 1, 0]]
         assert len(display.ax_.patches) == 2  # frames of hits
 
+    def test_unknown_label_may_be_none(self):
+        display = ZeroShotConfusionDisplay.from_predictions(
+            ["a", "b", None], ["a", None, None], unknown_label=None
+        )
+        assert display.column_labels == ["a", "b", None]
+        assert display.counts.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+
     def test_unknown_label_of_an_enum_is_its_value(self):
         display = ZeroShotConfusionDisplay.from_predictions(
             ["cat", "dog"], ["cat", "none"], unknown_label=Unknown.NONE
@@ -110,6 +117,8 @@ class TestZeroShotConfusionDisplay:
         [
             ((["a"], ["a", "b"]), "inconsistent"),
             (([], []), "y_true is empty"),
+            ((["a", np.nan, None], ["a"] * 3), r"y_true has 2 missing values \(rows 1, 2\)"),
+            (([1, 2], [1.0, np.nan]), r"y_pred has 1 missing values \(rows 1\)"),
             ((["a"], ["a"], {"images": []}), "images has 0 items for 1 samples"),
             ((["a"], ["a"], {"max_classes": 1}), "max_classes must be an integer >= 2, not 1"),
             ((["a"], ["a"], {"max_classes": np.nan}), "max_classes must be an integer >= 2"),

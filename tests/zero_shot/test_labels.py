@@ -110,6 +110,7 @@ class Size(enum.IntEnum):
     [
         ((name for name in ("cat", "dog")), "labels is a generator, which cannot be copied"),
         (map(str, [1, 2]), "labels is a map, .* Pass a list"),
+        ({"cat": iter(["cat", "kitten"])}, "for class 'cat', .* Pass a text or a list of texts"),
         ({"cat": 0, "dog": 1}.keys(), "labels is a dict_keys, .* Pass a list"),
         (types.MappingProxyType({"cat": ["tabby"]}), "labels is a mappingproxy, .* Pass a dict"),
         ([Color.RED], "of type Color. Pass its name or its value"),

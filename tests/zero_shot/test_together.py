@@ -150,6 +150,20 @@ class TestShares:
         few = FewShotClassifier(LABELS, aligner=aligner, class_prior=shares).fit(X, y)
         assert set(few.predict_together(X)) == {"animal", "food"}
 
+    @pytest.mark.parametrize("cls", [ZeroShotClassifier, FewShotClassifier])
+    def test_sequence_for_changed_labels_raises(self, aligner, features, captioned_images, cls):
+        """Shares of the labels at fit would become those of other labels."""
+        X, y = features.image[100:], captioned_images.categories[100:]
+        classifier = cls(LABELS, aligner=aligner, class_prior=[0.2, 0.5, 0.3]).fit(X, y)
+        expected = classifier.predict(X)
+        changed = {**LABELS, "city": LABELS["travel"]}
+        del changed["travel"]
+        for method in ("predict", "predict_together"):
+            with pytest.raises(ValueError, match="labels was changed after fit"):
+                getattr(classifier.set_params(labels=changed), method)(X)
+        classifier.set_params(labels=dict(reversed(LABELS.items())))  # the same classes
+        np.testing.assert_array_equal(classifier.predict(X), expected)
+
     def test_mapping_and_sequence_agree_with_bayes_rule(self, aligner, features, tmp_path):
         X, shares = features.image[150:160], [0.2, 0.5, 0.3]
         plain = ZeroShotClassifier(LABELS, aligner=aligner).predict_proba(X)
