@@ -64,8 +64,6 @@ class RuntimeOptions(NamedTuple):
             return _find_default_cache(get_data_home() / "features")
         if self.cache == _MEMORY:
             return self.cache
-        if not self.cache:
-            raise ValueError("--cache is empty. Pass a folder, or 'memory' to store no features.")
         folder = expand_user(self.cache)
         if folder.is_file():
             raise NotADirectoryError(f"--cache {self.cache!r} is a file. Pass a folder.")

@@ -62,6 +62,21 @@ _GROUPS = {
 class GroupedCommand(TyperCommand):
     """A command whose options are listed by purpose, common ones first."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, none of which may be empty: an empty path is the current folder."""
+        parts = [arg.split("=", 1) if arg.startswith("--") else [arg] for arg in args]
+        words = [word for part in parts for word in part]
+        options = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
+        if "" in words:
+            previous = ["", *words][words.index("")]
+            name = previous if previous in options else "An argument"
+            raise typer.BadParameter(
+                f"{name} is empty. Pass a value, or leave it out. The shell passes an empty text "
+                "for a variable that is not set.",
+                ctx=ctx,
+            )
+        return super().parse_args(ctx, args)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the options."""
         records: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{g: [] for g in _GROUPS}}

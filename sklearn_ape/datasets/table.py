@@ -465,7 +465,10 @@ def _check_files(images: list[Any], base: Path, where: str) -> None:
     if missing:
         advice = describe_similar_file(missing[0])
         if not advice:
-            advice = f"Pass root=... if relative paths do not refer to {str(base)!r}."
+            advice = (
+                f"Relative paths refer to {str(base)!r}. Correct the paths, or pass root=... to "
+                "load_pairs in Python."
+            )
             if len(missing) < len(paths):
                 advice += (
                     " Remove these rows, or pass check_files=False and use an encoder with "

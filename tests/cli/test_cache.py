@@ -33,10 +33,22 @@ def test_home_that_cannot_be_written_is_not_used(small_folder, run, tmp_path, mo
     assert len(result.stdout.splitlines()) == 13
 
 
-def test_empty_cache_option_is_an_error(small_folder, run):
-    """The features were stored in the working folder."""
-    result = run("classify", small_folder, "--labels", "a,b", "--cache", "", code=1)
-    assert "--cache is empty. Pass a folder, or 'memory'" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("classify", "a.png", "--labels", "a,b", "--cache", ""), "--cache is empty"),
+        (("demo", "--cache="), "--cache is empty"),
+        (("fit", "-o", "", "."), "-o is empty"),
+        (("fit", "", "--quiet"), "An argument is empty"),
+        (("cache", "info", "--quiet", ""), "An argument is empty"),
+    ],
+)
+def test_empty_argument_is_an_error(run, tmp_path, monkeypatch, arguments, message):
+    """Files were read from, or written to, the working folder."""
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments, code=2)
+    assert f"{message}. Pass a value" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def damage(folder):
@@ -126,7 +138,7 @@ class TestPrune:
         run("cache", "prune", "--dimension", "1280", folder)
         assert DiskFeatureCache(folder).info().counts == {("float32", 384): 100}
 
-    @pytest.mark.parametrize("size", ["", "2", "2XB", "GB", "-1GB", "1e9", "٣GB"])
+    @pytest.mark.parametrize("size", ["2", "2XB", "GB", "-1GB", "1e9", "٣GB"])
     def test_invalid_size_raises(self, run, folder, size):
         result = run("cache", "prune", f"--max-size={size}", folder, code=2)
         assert "is not a size" in result.stderr

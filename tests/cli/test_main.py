@@ -160,6 +160,15 @@ def test_messages_name_options(small_folder, run, tmp_path, arguments, message):
     assert "='" not in result.stderr
 
 
+def test_strict_explains_missing_images_of_a_table(run, tmp_path):
+    """Parameters of Python are not options of commands."""
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\nmissing.png,a cat\n")
+    result = run("fit", table, "-o", tmp_path / "model", "--strict", code=1)
+    assert f"Relative paths refer to {str(tmp_path)!r}. Correct the paths" in result.stderr
+    assert "in Python" in result.stderr
+
+
 @pytest.fixture
 def failing(small_folder, run, monkeypatch):
     """Run classify with a classifier that raises an error, and return the result."""
