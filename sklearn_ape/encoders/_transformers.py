@@ -16,7 +16,13 @@ from ..features import FeatureCache
 from ..utils.concurrency import LRUCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, pool_patches
-from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, read_preparation
+from .text_encoder import (
+    TOKENIZING,
+    TextEncoder,
+    TextPreparation,
+    pool_tokens,
+    read_preparation,
+)
 from .weights import (
     Network,
     check_source,
@@ -34,6 +40,11 @@ _TOKENIZED_AT_ONCE = 4096
 # Inputs of the network, in the order in which `_TextFeatures` takes them.
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
+# Ends of the names of parameters that are tokens before those of the patches.
+_PREFIX_TOKENS = (
+    *("cls_token", "class_embedding", "distillation_token", "register_tokens"),
+    *("dist_token", "reg_token"),  # of timm
+)
 # Largest relative change of features by padding that is rounding.
 _PADDING_TOLERANCE = 1e-4
 # Whether padding changes features, by the encoder's identity.
@@ -185,7 +196,7 @@ class TransformersTextEncoder(TextEncoder):
             pooling = _parse_pooling(config)
             if preparation.prompt and not config.get("include_prompt", True):
                 pooling = f"{pooling} without the prompt"
-        # `_pool_tokens` raises an error for a pooling with a step that is not implemented here.
+        # `pool_tokens` raises an error for a pooling with a step that is not implemented here.
         unsupported = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
         if unsupported:
             pooling = f"{pooling} and {', '.join(sorted(unsupported))}"
@@ -290,7 +301,7 @@ class _TextFeatures(torch.nn.Module):
             if is_seq2seq and hasattr(tower, "get_encoder"):
                 tower = tower.get_encoder()
             last = tower(**tokens).last_hidden_state.float()
-            pooled = _pool_tokens(last, mask, self.pooling)
+            pooled = pool_tokens(last, mask, self.pooling)
         return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
 
 
@@ -323,22 +334,6 @@ def _parse_pooling(config: dict[str, Any]) -> str:
     ]
     names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
     return "+".join(names.get(mode, mode) for mode in np.atleast_1d(modes))
-
-
-def _pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Pool hidden states, (n, n_tokens, width), over tokens that are not padding."""
-    if pooling not in ("mean", "cls", "cls+mean", "last"):
-        raise ValueError(
-            f"pooling='auto' is not supported for this model, whose files declare {pooling!r}. "
-            "Pass pooling='mean', 'cls', 'cls+mean' or 'last'."
-        )
-    weights = mask.unsqueeze(-1).to(last.dtype)
-    mean = (last * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-    if pooling == "mean":
-        return mean
-    if pooling == "last":
-        return last[torch.arange(last.shape[0]), mask.sum(dim=1) - 1]
-    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
 
 
 @dataclass(eq=False, repr=False)
@@ -472,7 +467,10 @@ class _ImageFeatures(torch.nn.Module):
             if self.pooling == "auto":
                 embedding = model.get_image_features(pixel_values=pixels)
                 return getattr(embedding, "pooler_output", embedding)
-            model = model.vision_model
+            model = getattr(model, "vision_model", None) or getattr(model, "image_model", None)
+            if model is None:
+                name = type(self.model).__name__
+                raise ValueError(f"{name} has no image tower to pool. Pass pooling='auto'.")
         options = {}
         if model.config.model_type == "vit_mae":  # it shuffles the patches in the order of noise
             noise = torch.arange(model.embeddings.patch_embeddings.num_patches)
@@ -493,8 +491,10 @@ class _ImageFeatures(torch.nn.Module):
 
 def _count_prefix_tokens(model: Any) -> int:
     """Return the number of class, distillation and register tokens before the patches."""
-    names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
-    if not {"cls_token", "class_embedding"} & set(names):
-        return 0
-    registers = getattr(model.config, "num_register_tokens", 0) or 0
-    return 1 + ("distillation_token" in names) + registers
+    # The pooling head of AIMv2 has a class token of its own, which is not among the patches.
+    counts = {
+        name.rsplit(".", 1)[-1]: parameter.numel() // parameter.shape[-1]
+        for name, parameter in model.named_parameters()
+        if name.endswith(_PREFIX_TOKENS) and not name.startswith("head.")
+    }
+    return sum(counts.values()) if {"cls_token", "class_embedding"} & counts.keys() else 0

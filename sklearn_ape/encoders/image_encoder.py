@@ -135,6 +135,14 @@ class OnPixels(nn.Module):
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the input of the network, (n, 3, height, width)."""
         if not self.takes_bytes:
+            if pixels.ndim != 4:
+                shape = tuple(pixels.shape[1:])
+                raise ValueError(
+                    f"The image processor of this model returns arrays of shape {shape} instead "
+                    "of (3, height, width), as those of video models and of SigLIP 2 NaFlex do. "
+                    "Use a model of images of a fixed size, such as "
+                    "'google/siglip2-base-patch16-224'."
+                )
             return pixels.contiguous(memory_format=torch.channels_last)
         # The permuted bytes are in channels-last format, which is the fastest for convolutions.
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std

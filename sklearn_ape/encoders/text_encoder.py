@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from sklearn.utils import Tags
 
 from ..utils.concurrency import ForkSafeLock
@@ -83,6 +84,22 @@ def read_preparation(
             f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
     return TextPreparation(prompts.get(default, ""), lower, tokenizer_lowers)
+
+
+def pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Pool hidden states, (n, n_tokens, width), over tokens that are not padding."""
+    if pooling not in ("mean", "cls", "cls+mean", "last"):
+        raise ValueError(
+            f"pooling='auto' is not supported for this model, whose files declare {pooling!r}. "
+            "Pass pooling='mean', 'cls', 'cls+mean' or 'last'."
+        )
+    weights = mask.unsqueeze(-1).to(last.dtype)
+    mean = (last * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    if pooling == "mean":
+        return mean
+    if pooling == "last":
+        return last[torch.arange(last.shape[0]), mask.sum(dim=1) - 1]
+    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
 
 
 # Fast tokenizers are not thread-safe. They also have an internal lock, which would stay locked in

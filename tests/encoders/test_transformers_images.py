@@ -1,0 +1,51 @@
+"""Image models of transformers whose towers, tokens or processors differ from those of ViT."""
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_ape.encoders import TransformersImageEncoder
+from tests.encoders import test_transformers as hf
+
+
+@pytest.mark.parametrize("kind", ["aimv2", "registers", "flava"])
+def test_mean_is_that_of_the_patches(kind, tmp_path):
+    """AIMv2 has a class token in its head only, and timm names registers differently."""
+    towers = {"vision_config": hf.VISION, "text_config": hf.TEXT, "projection_dim": 6}
+    flava = {
+        "image_config": hf.VISION,
+        "text_config": hf.TEXT,
+        "multimodal_config": hf.SMALL,
+        "image_codebook_config": {"hidden_size": 8, "num_groups": 1, "vocab_size": 8},
+        "hidden_size": 16,
+    }
+    config, tower, n_prefix = {
+        "aimv2": lambda: (hf.transformers.Aimv2Config(**towers), "vision_model", 0),
+        "registers": lambda: (
+            hf.transformers.TimmWrapperConfig(
+                architecture="test_vit", model_args={"reg_tokens": 2}
+            ),
+            None,
+            3,
+        ),
+        "flava": lambda: (hf.transformers.FlavaConfig(**flava), "image_model", 1),
+    }[kind]()
+    model = hf.save_model(tmp_path, config, prepare=hf.processor())
+    with torch.inference_mode():
+        pixels = hf.processor()(images=hf.IMAGES, return_tensors="pt")["pixel_values"]
+        last = (getattr(model, tower) if tower else model)(pixel_values=pixels).last_hidden_state
+    encoder = TransformersImageEncoder(str(tmp_path), pooling="mean", cache=None)
+    expected = last[:, n_prefix:].mean(dim=1)
+    np.testing.assert_allclose(encoder.transform(hf.IMAGES), expected, atol=1e-4, rtol=1e-4)
+    if kind == "aimv2":
+        with pytest.raises(ValueError, match="needs a network with a class token"):
+            encoder.set_params(pooling="cls").transform(hf.IMAGES)
+
+
+def test_processor_of_patches_raises(tmp_path):
+    """Images of a NaFlex model are sequences of patches, with a mask and a shape each."""
+    config = hf.transformers.Siglip2VisionConfig(**hf.SMALL, num_patches=16, patch_size=8)
+    processor = hf.transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    hf.save_model(tmp_path, config, prepare=processor)
+    with pytest.raises(ValueError, match=r"arrays of shape \(16, 192\) .* Use a model of images"):
+        TransformersImageEncoder(str(tmp_path), cache=None).transform(hf.IMAGES)
