@@ -16,17 +16,11 @@ from ..features import FeatureCache
 from ..utils.concurrency import LRUCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, pool_patches
-from .text_encoder import (
-    TOKENIZING,
-    TextEncoder,
-    TextPreparation,
-    pool_tokens,
-    read_preparation,
-)
+from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, pool_tokens, read_preparation
 from .weights import (
     Network,
     check_source,
-    explain_load_errors,
+    identify_corrections,
     load_from_source,
     read_side_file,
 )
@@ -169,13 +163,16 @@ class TransformersTextEncoder(TextEncoder):
     def _get_identity(self) -> dict[str, Any]:
         identity = super()._get_identity()
         preparation = read_preparation(self.model_name, self.revision, identity["weights"])
-        return identity | preparation.identity()
+        corrections = identify_corrections(self.model_name, self.revision, identity["weights"])
+        return identity | preparation.identity() | corrections
 
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
 
         tokenizer = load_from_source(AutoTokenizer.from_pretrained, self.model_name, self.revision)
-        model = load_from_source(AutoModel.from_pretrained, self.model_name, self.revision)
+        model = load_from_source(
+            AutoModel.from_pretrained, self.model_name, self.revision, dtype=torch.float32
+        )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         # The poolings "last" and "cls" require padding on the right. Generative models pad left.
@@ -424,11 +421,8 @@ class TransformersImageEncoder(ImageEncoder):
 
     def _get_identity(self) -> dict[str, Any]:
         identity = super()._get_identity()
-        with explain_load_errors(self.model_name):
-            config = read_side_file(self.model_name, self.revision, "config.json") or {}
-        # Earlier versions left out random patches, so that their cached features are not used.
-        patches = {"patches": "all"} if config.get("model_type") == "vit_mae" else {}
-        return identity | patches
+        source = self.model_name, self.revision
+        return identity | identify_corrections(*source, identity["weights"])
 
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel
@@ -436,8 +430,9 @@ class TransformersImageEncoder(ImageEncoder):
         prepare = load_from_source(
             AutoImageProcessor.from_pretrained, self.model_name, self.revision
         )
+        options = {"dtype": torch.float32, "output_loading_info": True}
         model, loaded = load_from_source(
-            AutoModel.from_pretrained, self.model_name, self.revision, output_loading_info=True
+            AutoModel.from_pretrained, self.model_name, self.revision, **options
         )
         # transformers initializes a pooler that the checkpoint lacks at random.
         model.pooler_is_pretrained = not any("pooler" in key for key in loaded["missing_keys"])

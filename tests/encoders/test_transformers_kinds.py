@@ -1,10 +1,11 @@
-"""Image models of transformers whose towers, tokens or processors differ from those of ViT."""
+"""Models of transformers whose towers, tokens, processors or precision are special."""
 
 import numpy as np
 import pytest
 import torch
 
-from sklearn_ape.encoders import TransformersImageEncoder
+from sklearn_ape.encoders import TransformersImageEncoder, TransformersTextEncoder
+from sklearn_ape.encoders.base import FrozenEncoder
 from tests.encoders import test_transformers as hf
 
 
@@ -49,3 +50,23 @@ def test_processor_of_patches_raises(tmp_path):
     hf.save_model(tmp_path, config, prepare=processor)
     with pytest.raises(ValueError, match=r"arrays of shape \(16, 192\) .* Use a model of images"):
         TransformersImageEncoder(str(tmp_path), cache=None).transform(hf.IMAGES)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_computed_in_float32(dtype, tmp_path):
+    """Features are those of the same weights in float32, and have another key than before."""
+    bert, convnext = hf.transformers.BertConfig(**hf.TEXT), hf.image_config("convnext")
+    models = {
+        "texts": (TransformersTextEncoder, bert, hf.tokenizer(), hf.TEXTS),
+        "images": (TransformersImageEncoder, convnext, hf.processor(), hf.IMAGES),
+    }
+    for name, (cls, config, prepare, items) in models.items():
+        half, full = str(tmp_path / f"{name} half"), str(tmp_path / f"{name} full")
+        model = hf.save_model(half, config, prepare=prepare).to(dtype)
+        model.save_pretrained(half)
+        model.float().save_pretrained(full)
+        prepare.save_pretrained(full)
+        expected = cls(full, cache=None, engine="torch").transform(items)
+        encoder = cls(half, cache=None, engine="torch")
+        np.testing.assert_allclose(encoder.transform(items), expected, rtol=1e-5, atol=1e-6)
+        assert encoder._get_identity() != FrozenEncoder._get_identity(encoder)
