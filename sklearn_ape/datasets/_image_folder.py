@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.files import IMAGE_SUFFIXES, describe_similar_file
+from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list
 from .base import check_folder, flatten_single_captions, make_result, read_text, split_words
@@ -329,12 +329,9 @@ def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
         check_utf8(unknown, f"the column {column!r}", where)
         raise FileNotFoundError(
             f"{where} lists {len(unknown)} files that are not among the images in "
-            f"{str(folder)!r}: {format_list(unknown)}. "
-            + (
-                describe_similar_file(str(folder / unknown[0]))
-                or "Write names that are relative to this folder in the column "
-                f"{column!r}, or pass extensions=... if the images have unusual extensions."
-            )
+            f"{str(folder)!r}: {format_list(unknown)}. Write names that are relative to this "
+            f"folder in the column {column!r}, or pass extensions=... if the images have unusual "
+            "extensions."
         )
     missing = [name.as_posix() for name, texts in captions.items() if not texts]
     if missing:
