@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.files import IMAGE_SUFFIXES, describe_similar_file, expand_user
+from ..utils.files import describe_similar_file, expand_user
 from ..utils.messages import import_optional, unescape_formula
 from ..utils.validation import find_repeated, format_list, parse_json
 from .base import flatten_single_captions, make_result
@@ -358,7 +358,6 @@ def load_pairs(
     if caption is not None:
         captions = parse_captions(get_text_column(table, caption, where, "caption"), where)
         bunch.captions = flatten_single_captions(captions)
-        _check_not_swapped(cells, bunch.captions, image, caption, where)
     if label is not None:
         bunch.labels = _check_labels(get_text_column(table, label, where, "label"), label, where)
     bunch.images = _resolve_images(cells, base, where)
@@ -393,24 +392,6 @@ def _resolve_source(source: Any) -> tuple[Table, str, Path]:
         "source must be the path of a table, a pyarrow Table, or a pandas or polars DataFrame, "
         f"not {type(source).__name__}.{hint}"
     )
-
-
-def _check_not_swapped(
-    cells: list[Any], captions: list[Any], image: Any, caption: Any, where: str
-) -> None:
-    """Raise ValueError if captions are names of image files and images are not."""
-    are_texts = all(isinstance(cell, str) for cell in cells)
-    if are_texts and all(map(_is_file_name, captions)) and not any(map(_is_file_name, cells)):
-        raise ValueError(
-            f"{where} has names of images as captions, but not as images: the first row has "
-            f"the image {cells[0]!r} and the caption {captions[0]!r}. If the columns are "
-            f"swapped, pass image={caption!r}, caption={image!r}, or --image {caption} --caption "
-            f"{image} in a command."
-        )
-
-
-def _is_file_name(value: Any) -> bool:
-    return isinstance(value, str) and os.path.splitext(value)[1].lower() in IMAGE_SUFFIXES
 
 
 def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
