@@ -157,7 +157,9 @@ def _read_translations(file: Path) -> dict[str, str]:
 
 
 _CLIP_ART_FOLDER = "/usr/share/openclipart"
-_CLIP_ART_LAYOUT = "a folder with the folders png and svg, as in the packages of Open Clip Art"
+_CLIP_ART_LAYOUT = (
+    "a folder with the folders png and svg, as in the packages openclipart-png and openclipart-svg"
+)
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _MAX_KEYWORDS = 6
@@ -306,11 +308,6 @@ def _find_clip_art(path: str | os.PathLike[str] | None) -> Path:
     )
     for name in ("png", "svg"):
         if not (folder / name).is_dir():
-            if path is None:
-                raise ImportError(
-                    f"Folder {str(folder / name)!r} of Open Clip Art does not exist. Install it "
-                    f"with: apt install openclipart-{name}"
-                )
             raise FileNotFoundError(
                 f"{str(folder)!r} has no folder {name!r}. Pass {_CLIP_ART_LAYOUT}."
             )

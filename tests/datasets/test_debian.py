@@ -107,7 +107,7 @@ def test_missing_package_raises(monkeypatch, tmp_path):
         load_openclipart()
     (tmp_path / "half" / "png").mkdir(parents=True)
     monkeypatch.setattr(_debian, "_CLIP_ART_FOLDER", str(tmp_path / "half"))
-    with pytest.raises(ImportError, match="apt install openclipart-svg"):
+    with pytest.raises(FileNotFoundError, match=r"no folder 'svg'.* openclipart-svg"):
         load_openclipart()
 
 
