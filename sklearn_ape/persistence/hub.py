@@ -300,15 +300,9 @@ def _download(repo_id: str, revision: str | None, token: Any) -> Path:
             f"{repo_id!r} is neither a folder nor a public model on the Hub. If the model is "
             "private, log in with `hf auth login` or pass token=."
         ) from error
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{repo_id!r} on the Hub has no revision {revision!r}.") from error
-    except errors.HFValidationError as error:
-        raise ValueError(
-            f"{repo_id!r} is not a valid ID of a model on the Hub: {error}"
-        ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         raise OSError(
-            f"{repo_id!r} is not a folder, a model of this ID is not in the local cache, and the "
-            f"Hub cannot be reached: {error}"
+            f"{repo_id!r} is not a folder, and cannot be loaded from the Hub or from the local "
+            f"cache: {error}"
         ) from error
     return Path(folder)
