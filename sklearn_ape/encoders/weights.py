@@ -302,11 +302,6 @@ def explain_load_errors(model_name: str, candidates: Iterable[str] = PACKAGED) -
                 "config.json and the weights, which save_pretrained of transformers or "
                 "timm.models.save_for_hf writes."
             ) from error
-        if os.path.isabs(model_name) or model_name.startswith(("./", "../", "~")):
-            raise ValueError(
-                f"model_name={model_name!r} is a folder that does not exist. Pass the path of an "
-                "existing folder."
-            ) from error
         raise ValueError(
             f"model_name={model_name!r} could not be loaded: it is not in list_encoders(), not a "
             "folder, and not a model that could be downloaded from the hub."
