@@ -213,10 +213,6 @@ def _load_index(folder: Path | None, options: Any) -> Any:
     from ..retrieval import CrossModalRetriever
     from ._models import load_model
 
-    if folder is not None and expand_user(folder).is_file():
-        raise NotADirectoryError(
-            f"--index {str(folder)!r} is a file. Pass the folder of the index."
-        )
     retriever = load_model(str(folder), options)
     if not isinstance(retriever, CrossModalRetriever):
         raise ValueError(
@@ -240,10 +236,6 @@ def _suggest_query(images: Sequence[str]) -> str:
 
 def _check_query_image(path: str) -> None:
     """Raise an error unless a path is an image, before the collection is read."""
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"--like {path!r} is a folder. Pass the path of an image.")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"--like {path!r} does not exist. Pass the path of an image.")
     from ..encoders.items import ItemError, check_proportions, read_image
 
     try:
