@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
+from scipy.spatial import KDTree
 from sklearn.utils import gen_batches
 
 from ..features.memmap import is_table, iter_row_tiles
@@ -232,32 +233,22 @@ def find_copies(
     If `compares_embeddings`, one of the embeddings with this key must be equal up to rounding.
     Rows of NaN are not returned.
     """
-    rows_of: dict[Any, list[int]] = {key: [] for key in new_keys}
-    for row, key in enumerate(keys):
-        if key in rows_of:
-            rows_of[key].append(row)
-    # Sorted by the first component, so that each new embedding is compared with few others.
-    first = embeddings[:, 0].astype(np.float32)
-    sorted_rows = {
-        key: np.array(rows)[np.argsort(first[rows])] for key, rows in rows_of.items() if rows
-    }
-    sorted_first = {key: first[rows] for key, rows in sorted_rows.items()}
-    copies = []
-    for row in np.flatnonzero(~np.isnan(new_embeddings[:, 0])).tolist():
-        key = new_keys[row]
-        if key not in sorted_rows:
-            continue
-        if compares_embeddings:
-            embedding = new_embeddings[row]
-            bounds = [embedding[0] - _ROUNDING, embedding[0] + _ROUNDING]
-            rows = sorted_rows[key][slice(*np.searchsorted(sorted_first[key], bounds))]
-            for columns in (slice(8), slice(None)):  # a few components exclude most rows
-                differences = np.abs(embeddings[rows, columns] - embedding[columns])
-                rows = rows[(differences <= _ROUNDING).all(axis=1)]
-            if not rows.size:
-                continue
-        copies.append(row)
-    return copies
+    known, is_readable = set(keys), ~np.isnan(new_embeddings[:, 0])
+    copies = [row for row, key in enumerate(new_keys) if is_readable[row] and key in known]
+    if not (copies and compares_embeddings):
+        return copies
+    few = slice(8)  # a few components exclude most rows
+    queries = new_embeddings[copies, few]
+    nearby = KDTree(embeddings[:, few]).query_ball_point(queries, _ROUNDING, p=np.inf)
+    return [
+        row
+        for row, old_rows in zip(copies, nearby, strict=True)
+        if any(
+            keys[old] == new_keys[row]
+            and np.allclose(embeddings[old], new_embeddings[row], rtol=0, atol=_ROUNDING)
+            for old in old_rows
+        )
+    ]
 
 
 def _find_largest_columns(values: np.ndarray, k: int) -> np.ndarray:

@@ -85,6 +85,9 @@ class TestAdd:
         retriever.add(X[6:8], ["a cat", "a bird"])
         retriever.remove(["a cat", "a bird"]).add(X[:1], ["a cat"])
         assert retriever.items_ == ["a dog", "a dog", "a cat"]
+        retriever.fit(X[[0, 0]], ["a cat", "a bird"])
+        with pytest.warns(UserWarning, match=r"^1 of 2 images were already .*: 'a bird'\."):
+            retriever.add(X[:2], ["a bird", "a bird"])
 
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     def test_all_copies_with_the_same_label_are_reported(self, aligner, concepts, dtype):
