@@ -34,7 +34,6 @@ from ..utils.validation import (
     check_choice,
     check_integer,
     check_number,
-    check_seed,
     check_verbose,
 )
 from ._base import BaseAligner
@@ -265,7 +264,7 @@ class TrainedAligner(BaseAligner):
         check_boolean(self.early_stopping, "early_stopping")
         check_callbacks(self.callbacks)
         check_verbose(self.verbose)
-        check_seed(self.random_state)
+        check_random_state(self.random_state)
         resolve_device(self.device)
         check_loss_params(self.loss, self._resolve_dicts("loss_params"))
 

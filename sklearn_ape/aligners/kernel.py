@@ -14,7 +14,7 @@ from ..devices import resolve_device
 from ..heads import KernelMap, TwoTower
 from ..training.data import PairDataset, subset
 from ..training.net import embed
-from ..utils.validation import check_integer, check_number, check_seed, check_verbose
+from ..utils.validation import check_integer, check_number, check_verbose
 from ._closed_form import (
     RIDGE,
     WHITENING,
@@ -239,5 +239,5 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         if self.max_anchors != "auto":
             check_integer(self.max_anchors, "max_anchors", 2)
         check_verbose(self.verbose)
-        check_seed(self.random_state)
+        check_random_state(self.random_state)
         resolve_device(self.device)

@@ -16,7 +16,7 @@ from os import PathLike
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 
 _MAX_LISTED = 5
 
@@ -278,17 +278,6 @@ def check_verbose(value: Any) -> None:
     """Raise ValueError unless ``verbose`` is None, a bool or an integer of at least 0."""
     if not isinstance(value, bool | np.bool_):
         check_integer(value, "verbose", 0, optional=True)
-
-
-def check_seed(random_state: Any) -> None:
-    """Raise ValueError unless ``random_state`` is None, a seed or a RandomState."""
-    try:
-        check_random_state(random_state)
-    except ValueError:
-        raise ValueError(
-            f"random_state must be None, an integer from 0 to {2**32 - 1} or a RandomState, not "
-            f"{random_state!r}."
-        ) from None
 
 
 def as_label_array(y: Any) -> np.ndarray:
