@@ -255,8 +255,7 @@ class TrainedAligner(BaseAligner):
         check_choice(self.loss, "loss", tuple(LOSSES))
         check_integer(self.n_components, "n_components", 1, optional=True)
         check_integer(self.batch_size, "batch_size", 2)
-        if self.max_epochs != "auto" or not self._can_choose_epochs:
-            check_integer(self.max_epochs, "max_epochs", 1)
+        check_integer(self.max_epochs, "max_epochs", 1, auto=self._can_choose_epochs)
         check_integer(self.n_iter_no_change, "n_iter_no_change", 1)
         check_number(self.validation_fraction, "validation_fraction", 0, 1, closed="neither")
         check_number(self.learning_rate, "learning_rate", 0, closed="neither")
@@ -266,7 +265,7 @@ class TrainedAligner(BaseAligner):
         check_verbose(self.verbose)
         check_random_state(self.random_state)
         resolve_device(self.device)
-        check_loss_params(self.loss, self._resolve_dicts("loss_params"))
+        check_loss_params(self._resolve_dicts("loss_params"))
 
     def _resolve_dicts(self, name: str) -> dict[str, Any]:
         """Return a parameter that is a dict or None, with the defaults of missing keys."""
@@ -395,7 +394,7 @@ def check_callbacks(callbacks: Any) -> None:
             )
 
 
-def check_loss_params(loss: str, values: Mapping[str, Any]) -> None:
+def check_loss_params(values: Mapping[str, Any]) -> None:
     """Raise an error if a value of ``loss_params`` is invalid."""
     scale = values["logit_scale"]
     check_number(scale, "loss_params['logit_scale']", 0, closed="neither")
@@ -404,5 +403,5 @@ def check_loss_params(loss: str, values: Mapping[str, Any]) -> None:
     if "structure_weight" in values:
         check_number(values["structure_weight"], "loss_params['structure_weight']", 0)
     if "tile_size" in values:
-        with name_key("loss_params", "tile_size"):
-            LOSSES[loss](tile_size=values["tile_size"])
+        name = "loss_params['tile_size']"
+        check_integer(values["tile_size"], name, 1, optional=True, auto=True)

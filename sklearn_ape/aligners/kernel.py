@@ -236,8 +236,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         check_number(self.ridge, "ridge", 0, closed="neither")
         check_number(self.whitening, "whitening", 0, closed="neither")
         check_integer(self.n_components, "n_components", 1, optional=True)
-        if self.max_anchors != "auto":
-            check_integer(self.max_anchors, "max_anchors", 2)
+        check_integer(self.max_anchors, "max_anchors", 2, auto=True)
         check_verbose(self.verbose)
         check_random_state(self.random_state)
         resolve_device(self.device)

@@ -25,7 +25,7 @@ from ..persistence.mixins import FittedState, SerializableMixin
 from ..utils.files import expand_user
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
-from ..utils.validation import check_choice
+from ..utils.validation import check_choice, check_integer
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file, n_features_by_identity
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choose_engine
 from ._engine_factory import get_exports_folder, is_export_worthwhile, make_engine
@@ -437,11 +437,7 @@ class FrozenEncoder(
     def _check_parameters(self) -> None:
         if not isinstance(self.model_name, str) or not self.model_name:
             raise ValueError(f"model_name must be a str, not {self.model_name!r}.")
-        is_integer = isinstance(self.batch_size, int | np.integer) and self.batch_size is not True
-        if self.batch_size != "auto" and (not is_integer or int(self.batch_size) < 1):
-            raise ValueError(
-                f"batch_size must be 'auto' or an integer >= 1, not {self.batch_size!r}."
-            )
+        check_integer(self.batch_size, "batch_size", 1, auto=True)
         check_choice(self.engine, "engine", ENGINES)
         check_choice(self.on_error, "on_error", ("raise", "nan"))
         check_choice(self.dtype, "dtype", ("auto", "float32", "bfloat16", "float16"))

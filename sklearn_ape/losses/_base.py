@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..utils.validation import check_number
+from ..utils.validation import check_integer, check_number
 
 # With tile_size="auto", up to this batch size all logits are computed at once, which is faster.
 # The matrix takes 64 MiB. Larger batches are computed in tiles of 4 MiB.
@@ -181,11 +180,7 @@ class ScaledLoss(nn.Module):
         check_number(logit_scale, "logit_scale", 0, closed="neither")
         if max_logit_scale != math.inf:  # infinity means no bound
             check_number(max_logit_scale, "max_logit_scale", 0, closed="neither")
-        is_size = isinstance(tile_size, Integral) and tile_size is not True and tile_size >= 1
-        if not (tile_size is None or tile_size == "auto" or is_size):
-            raise ValueError(
-                f"tile_size must be None, 'auto' or an integer of at least 1, not {tile_size!r}."
-            )
+        check_integer(tile_size, "tile_size", 1, optional=True, auto=True)
         log_scale = torch.tensor(math.log(logit_scale))
         if learn_logit_scale:
             self.log_scale = nn.Parameter(log_scale)

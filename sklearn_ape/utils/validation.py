@@ -241,12 +241,18 @@ def check_boolean(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be True or False, not {value!r}.")
 
 
-def check_integer(value: Any, name: str, low: int, optional: bool = False) -> None:
-    """Raise ValueError unless a parameter is an integer of at least `low`, or None if optional."""
-    if value is None and optional:
+def check_integer(
+    value: Any, name: str, low: int, optional: bool = False, auto: bool = False
+) -> None:
+    """Raise ValueError unless a parameter is an integer of at least `low`.
+
+    None is also valid if `optional`, and "auto" if `auto`.
+    """
+    if (optional and value is None) or (auto and isinstance(value, str) and value == "auto"):
         return
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < low:
-        prefix = "None or " if optional else ""
+        others = ", ".join(["None"] * optional + ["'auto'"] * auto)
+        prefix = f"{others} or " if others else ""
         raise ValueError(f"{name} must be {prefix}an integer >= {low}, not {value!r}.")
 
 

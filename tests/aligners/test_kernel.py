@@ -266,7 +266,7 @@ def test_head_pairs_are_used_like_training_pairs(concepts):
      ("ridge", 0, r"ridge must be a number in \(0, inf\)"),
      ("whitening", -1, "whitening must be a number"),
      ("n_components", 33, "n_components must be None or at most 32, .*, not 33"),
-     ("max_anchors", 1, "max_anchors must be an integer >= 2"),
+     ("max_anchors", 1, "max_anchors must be .auto. or an integer >= 2"),
      ("device", "gpu", "device must be 'auto'")],
 )  # fmt: skip
 def test_invalid_parameter_raises(concepts, parameter, value, message):

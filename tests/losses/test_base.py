@@ -120,7 +120,7 @@ def test_invalid_shapes_raise(loss_class, shape):
 @pytest.mark.parametrize("loss_class", LOSSES)
 @pytest.mark.parametrize("tile_size", [True, 0, 2.0, "all"])
 def test_invalid_tile_size_raises(loss_class, tile_size):
-    with pytest.raises(ValueError, match="tile_size must be None, 'auto' or an integer of at le"):
+    with pytest.raises(ValueError, match="tile_size must be None, 'auto' or an integer >= 1"):
         loss_class(tile_size=tile_size)
 
 

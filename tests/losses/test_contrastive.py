@@ -223,7 +223,7 @@ class TestTiles:
 class TestInvalidInput:
     @pytest.mark.parametrize("tile_size", [0, -1, 2.5, "all"])
     def test_invalid_tile_size_raises(self, tile_size):
-        with pytest.raises(ValueError, match="tile_size must be None, 'auto' or an integer"):
+        with pytest.raises(ValueError, match="tile_size must be None, 'auto' or an integer >= 1"):
             InfoNCELoss(tile_size=tile_size)
 
     @pytest.mark.parametrize("name", ["logit_scale", "max_logit_scale"])
