@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ..features.memmap import StoredRows, select
 from ..utils.concurrency import map_threaded
 from ..utils.linalg import merge_groups
+from ..utils.validation import check_number
 
 # With fewer groups, recall is too noisy to find the best epoch. With more, each evaluation would
 # take longer and the similarity matrix more memory, for hardly more precision.
@@ -274,8 +275,7 @@ class PairBatches:
         rank: int = 0,
         n_ranks: int = 1,
     ) -> None:
-        if not 0 <= mixup < math.inf:
-            raise ValueError(f"mixup={mixup!r} is not valid. Pass a finite number of at least 0.")
+        check_number(mixup, "mixup", 0)
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle

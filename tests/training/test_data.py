@@ -169,7 +169,7 @@ class TestMixup:
 
     @pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
     def test_invalid_alpha_raises(self, alpha):
-        with pytest.raises(ValueError, match=r"mixup=.* is not valid"):
+        with pytest.raises(ValueError, match="mixup must be a number in"):
             PairBatches(dataset(4), 2, mixup=alpha)
 
 
