@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple, Self
@@ -368,16 +367,6 @@ def get_fitted_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any
         "_n_features_out": module.n_components,
         "fingerprint_": module.fingerprint(),
     }
-
-
-@contextmanager
-def name_key(name: str, key: str) -> Iterator[None]:
-    """Name a key of a dict in an error whose message begins with the key alone."""
-    try:
-        yield
-    except ValueError as error:
-        message = str(error).removeprefix(key)
-        raise ValueError(f"{name}[{key!r}]{message}") from None
 
 
 def check_callbacks(callbacks: Any) -> None:

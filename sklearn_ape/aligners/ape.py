@@ -18,7 +18,7 @@ from ..heads import HEAD_KINDS, TwoTower, hidden_width
 from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset, n_batches
-from ..training.net import OPTIMIZERS, cosine_schedule
+from ..training.net import OPTIMIZERS, check_warmup
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
@@ -26,7 +26,7 @@ from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_hea
 from ._closed_form import fit_held_out_logit_scale, make_embedders
 from ._extension import choose_encoder, extend, resolve_base
 from ._serialization import HeadsMixin
-from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun, name_key
+from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun
 from .pairs import as_sequence, holds_images, holds_texts
 
 # Number of steps for max_epochs="auto", and bounds of the number of epochs. On 30,000 pairs of
@@ -477,9 +477,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         check_number(self.mixup, "mixup", 0)
         check_boolean(self.refit, "refit")
         values = self._resolve_dicts("optimizer_params")
-        check_number(values["warmup"], "optimizer_params['warmup']", 0)
-        with name_key("optimizer_params", "warmup"):
-            cosine_schedule(1, values["warmup"])
+        check_warmup(values["warmup"], "optimizer_params['warmup']")
         name = "optimizer_params['clip_norm']"
         check_number(values["clip_norm"], name, 0, closed="neither", optional=True)
         check_choice(values["dtype"], "optimizer_params['dtype']", ("auto", "float32", "bfloat16"))

@@ -19,6 +19,7 @@ from ..devices import default_state
 from ..heads import TwoTower
 from ..losses import LOSSES, StructureLoss
 from ..utils.concurrency import ForkSafeLock
+from ..utils.validation import check_number
 from .data import PairBatches, PairDataset, as_tensor
 from .distributed import Ranks, is_first_rank
 
@@ -196,6 +197,12 @@ def _split_by_decay(groups: list[dict[str, Any]], weight_decay: float) -> list[d
     return split
 
 
+def check_warmup(warmup: Any, name: str) -> None:
+    """Raise ValueError unless a parameter is a number of steps (int) or a fraction of them."""
+    longest = math.inf if isinstance(warmup, Integral) else 1
+    check_number(warmup, name, 0, longest, closed="both")
+
+
 def cosine_schedule(n_steps: int, warmup: float = 0.05) -> LRScheduler:
     """Make a callback that warms the learning rate up linearly, then decays it by a cosine.
 
@@ -224,16 +231,9 @@ def cosine_schedule(n_steps: int, warmup: float = 0.05) -> LRScheduler:
     >>> [round(factor(step), 2) for step in (0, 1, 2, 3, 52, 100)]
     [0.25, 0.5, 0.75, 1.0, 0.5, 0.0]
     """
-    if isinstance(warmup, Integral):
-        is_valid, n_warmup = warmup >= 0, max(1, int(warmup))
-    else:
-        is_valid = 0 <= warmup <= 1
-        n_warmup = max(1, round(warmup * n_steps)) if is_valid else 1
-    if not is_valid:
-        raise ValueError(
-            f"warmup={warmup!r} is out of range. Pass a float from 0.0 to 1.0 (a fraction of all "
-            "steps) or an int of at least 0 (a number of steps)."
-        )
+    check_warmup(warmup, "warmup")
+    is_number = isinstance(warmup, Integral)
+    n_warmup = max(1, int(warmup) if is_number else round(warmup * n_steps))
 
     def factor(step: int) -> float:
         if step < n_warmup:

@@ -185,5 +185,5 @@ class TestSchedule:
 
     @pytest.mark.parametrize("warmup", [-1, -0.1, 1.5, float("nan")])
     def test_invalid_warmup_raises(self, warmup):
-        with pytest.raises(ValueError, match=r"warmup=.* is out of range"):
+        with pytest.raises(ValueError, match="warmup must be a number in"):
             cosine_schedule(100, warmup)
