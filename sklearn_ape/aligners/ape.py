@@ -221,53 +221,29 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     Notes
     -----
-    **Blend.** With ``init="auto"``, the embedding of a text is the weighted sum of two
-    L2-normalized embeddings: one by kernel ridge regression, one by the head. The sum is more
-    accurate than either, because their errors differ. Images are only whitened: a head for images
-    would adapt to the kind of images in X.
-
-    **Training.** The regression predicts each text on its own. First, a linear map of its
-    predictions is trained to tell the texts apart, for 10 epochs, or fewer if they would take more
-    than 400 steps. It uses AdamW, a learning rate of 1e-3, and neither `mixup` nor
-    ``"structure_weight"``; all other parameters are those of the head. The map is multiplied into
-    the coefficients, so that the fitted model is not larger. Then the head is trained with a
-    weight of 0.4 in the sum. In both trainings, each image is compared with a prediction that
-    leaves out this image and all of its captions. It is computed in closed form [2]_, and
-    approximate if images have several captions. All captions of an image are positives, never
-    negatives.
-
-    **Choice.** The map is used if it raises the recall on held-out pairs by a standard error. Then
-    the blend, or the head alone, is used under the same condition. Of the blends that are better
-    than both parts and within 2 % of the best one, that with a weight nearest to 0.4 is used. With
+    With ``init="auto"``, the embedding of a text is the weighted sum of two L2-normalized
+    embeddings: one by kernel ridge regression, one by the head. Images are only whitened. Before,
+    a linear map of the regression's predictions is trained to tell the texts apart, for at most
+    10 epochs or 400 steps, and multiplied into its coefficients. In both trainings, each image is
+    compared with a prediction that leaves out this image and all of its captions [2]_. Each part
+    is used if it raises the recall on held-out pairs by a standard error. With
     ``early_stopping=False``, the closed form is not tuned, the head is trained on its own, for all
-    epochs on all pairs, and both have the same weight.
+    epochs on all pairs, and both have the same weight. The page "What fit learns" of the user
+    guide has the details, also of `checkpoint`.
 
-    **Interruption.** If the training of a head is interrupted, the best epoch so far is used, as
-    in scikit-learn's MLP. If the tuning is interrupted, KeyboardInterrupt is raised.
-    With `checkpoint`, the state is saved after epochs, using at most a twentieth of the time, and
-    the result at the end. `fit` on the same pairs with the same parameters resumes the training of
-    the head, after computing the closed form and its tuning again, and the result is bitwise
-    identical. If the training was complete, `fit` returns the saved result. With
-    ``random_state=None``, only an interrupted training is resumed, because every fit draws a new
-    seed. Fits of different pairs or parameters have different files and can share a folder.
+    If the training of a head is interrupted, the best epoch so far is used, as in scikit-learn's
+    MLP. If the tuning is interrupted, KeyboardInterrupt is raised.
 
-    With `callbacks`, or with callbacks of scikit-learn that do more than show progress, `fit`
-    never returns a saved result, because callbacks must be called. An interrupted training is
-    resumed if its callbacks have the same classes and parameters, from which they restart.
+    Features in a memory map (``numpy.load(..., mmap_mode="r")``) or in half precision that would
+    take more than 128 MiB as float32 are read in blocks of rows and not copied. With ``"kernel"``
+    and ``"linear"``, the solution is computed again for every batch, which takes long with
+    ``"kernel"``. With ``"auto"``, its predictions are in memory while the head is trained: those
+    that fit in a tenth of the available memory, but at least 100,000.
 
-    **Memory.** Features in a memory map (``numpy.load(..., mmap_mode="r")``) or in half precision
-    that would take more than 128 MiB as float32 are read in blocks of rows and not copied. With
-    ``init=None``, the fit is bitwise identical to one in memory. With ``"kernel"`` and
-    ``"linear"``, the solution is computed again for every batch, which takes long with
-    ``"kernel"``. With ``"auto"``, its predictions are in memory while the head is trained. If the
-    kernel does not use all texts, the head is trained on as many texts as have predictions that
-    fit in a tenth of the available memory, but at least on 100,000.
-
-    **Several processes.** With torch.distributed (``accelerate.Accelerator()`` under ``accelerate
-    launch``), several ranks train one model. Each calls `fit` on the same pairs with the same
-    parameters and processes its part of the rows of every batch. Embeddings are gathered with
-    gradients, and all ranks end with the same heads. If a rank ends, all others raise
-    RuntimeError at once; if it hangs, after the timeout of the process group.
+    With torch.distributed (``accelerate.Accelerator()`` under ``accelerate launch``), several
+    ranks train one model. Each calls `fit` on the same pairs with the same parameters and
+    processes its part of the rows of every batch. If a rank ends, all others raise RuntimeError at
+    once; if it hangs, after the timeout of the process group.
 
     References
     ----------
