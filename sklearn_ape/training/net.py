@@ -256,10 +256,6 @@ class AlignmentNet(NeuralNet):
         `PairDataset`.
     structure_weight : float, default=0.0
         Weight of `StructureLoss`, which is added for every side that has a trained head.
-    structure_temperature : float, default=0.1
-        Temperature of `StructureLoss`.
-    structure_levels : int, default=1
-        Levels of `StructureLoss`.
     ranks : Ranks or None, default=None
         Ranks of distributed training, each of which gets its part of a batch from `PairBatches`.
         Every step is that of the whole batch.
@@ -296,15 +292,11 @@ class AlignmentNet(NeuralNet):
         self,
         *args: Any,
         structure_weight: float = 0.0,
-        structure_temperature: float = 0.1,
-        structure_levels: int = 1,
         ranks: Ranks | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.structure_weight = structure_weight
-        self.structure_temperature = structure_temperature
-        self.structure_levels = structure_levels
         self.ranks = ranks
 
     @property
@@ -333,7 +325,7 @@ class AlignmentNet(NeuralNet):
             loss = self.criterion_.share(*y_pred, positive, ranks.rows(n_pairs))
         if not (training and self.structure_weight):
             return loss
-        structure = StructureLoss(self.structure_temperature, self.structure_levels)
+        structure = StructureLoss()
         weight = self.structure_weight
         for side, embeddings in zip(("image", "text"), y_pred, strict=True):
             head = getattr(self.module_, f"{side}_head")

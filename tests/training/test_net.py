@@ -84,17 +84,15 @@ class TestStructure:
         plain = weighted.criterion_(*outputs)
         assert weighted.get_loss(outputs, positive, X=inputs, training=False) == plain
 
-    def test_clone_passes_parameters_to_the_structure_loss(self, data):
-        weighted = clone(
-            make_net(data, structure_weight=1.0, structure_levels=3, structure_temperature=1)
-        )
+    def test_structure_loss_of_the_head_is_added(self, data):
+        weighted = clone(make_net(data, structure_weight=1.0))
         weighted, plain = weighted.initialize(), make_net(data).initialize()
         plain.module_.load_state_dict(weighted.module_.state_dict())
         inputs, positive = data[torch.arange(64)]
         outputs = weighted.infer(inputs)
         added = weighted.get_loss(outputs, positive, X=inputs, training=True)
         added = added - plain.get_loss(outputs, positive, X=inputs, training=True)
-        expected = StructureLoss(temperature=1, levels=3)(data.text, outputs[1])
+        expected = StructureLoss()(data.text, outputs[1])
         torch.testing.assert_close(added, expected, rtol=1e-3, atol=1e-6)
 
 
