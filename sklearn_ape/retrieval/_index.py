@@ -312,14 +312,6 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
     if not isinstance(queries, list | tuple) or not queries:
         return None
     check_choice(modality, "modality", MODALITIES)
-    for row, query in enumerate(queries):
-        is_pair = isinstance(query, tuple) and len(query) == 2
-        if is_pair and isinstance(query[0], str) and not isinstance(query[1], str):
-            if is_missing(query[1]):
-                problem, advice = "an image without a text", "Add it, or search for images alone."
-            else:
-                problem, advice = "a text and an image", "Pass the image first: (image, text)."
-            raise ValueError(f"queries has a pair of {problem} in row {row}. {advice}")
     are_pairs = [
         isinstance(query, tuple) and len(query) == 2 and isinstance(query[1], str)
         for query in queries
