@@ -295,14 +295,7 @@ def name_label(label: Any) -> str:
 
 
 def _split_labels(labels: str) -> list[str]:
-    try:
-        lines = list(csv.reader(io.StringIO(labels, newline=""), skipinitialspace=True))
-    except csv.Error as error:
-        raise typer.BadParameter(
-            f"cannot be parsed ({error}). Put names that contain commas or quotes in double "
-            "quotes, or in a file for --labels-file.",
-            param_hint="--labels",
-        ) from error
+    lines = csv.reader(io.StringIO(labels, newline=""), skipinitialspace=True)
     names = [name.strip() for line in lines for name in line if name.strip()]
     if names and names[0].startswith("[") and names[-1].endswith("]"):
         raise typer.BadParameter(
