@@ -312,7 +312,7 @@ def print_result(result: DemoResult) -> None:
     )
     photographs.add_column("most probable names")
     for photograph in result.photographs:
-        photographs.add_row(photograph.truth, _describe_names(photograph, n_names=3))
+        photographs.add_row(photograph.truth, _describe_names(photograph))
     console.print(photographs)
     n = result.n_held_out
     console.print(
@@ -382,8 +382,8 @@ def _make_table(title: str, first_column: str, *columns: str) -> Table:
     return table
 
 
-def _describe_names(prediction: Prediction, n_names: int) -> str:
-    names = zip(prediction.names[:n_names], prediction.probabilities[:n_names], strict=True)
+def _describe_names(prediction: Prediction) -> str:
+    names = zip(prediction.names[:3], prediction.probabilities[:3], strict=True)
     return ", ".join(f"{name} {_format_percent(probability)}" for name, probability in names)
 
 

@@ -97,10 +97,10 @@ def show_errors(gr: Any) -> Iterator[None]:
         raise gr.Error(message, **options) from error
 
 
-def _add_image_input(gr: Any, label: str, elem_id: str) -> Any:
+def _add_image_input(gr: Any, elem_id: str) -> Any:
     """Return an image field that passes the path of the uploaded file."""
     field = gr.Image(
-        label=label,
+        label="Image",
         type="filepath",
         image_mode=None,
         sources=["upload", "clipboard"],
@@ -180,7 +180,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     gr.Markdown("Drop an image and enter label names: the page shows the most probable labels.")
     with gr.Row():
         with gr.Column(min_width=300):
-            image = _add_image_input(gr, "Image", "classify-image")
+            image = _add_image_input(gr, "classify-image")
             if service.examples:
                 gr.Markdown("Examples: click an image to classify it.")
                 examples = gr.Gallery(
@@ -310,7 +310,7 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             gr.Examples([[text] for text in _EXAMPLE_QUERIES], query, cache_examples=False)
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
-                image = _add_image_input(gr, "Image", "search-image")
+                image = _add_image_input(gr, "search-image")
                 gr.Markdown("Empty the query above to search by this image.")
             with gr.Accordion("Search your own images", open=False):
                 archive = _add_zip_input(gr, service, "Images", "search-zip")

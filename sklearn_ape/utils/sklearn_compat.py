@@ -61,12 +61,12 @@ class FitContext:
             )
 
     @contextmanager
-    def fitting(self, inner: Any, name: str) -> Iterator[None]:
-        """Report the fit of an inner estimator, and propagate the callbacks to it."""
+    def fitting(self, inner: Any) -> Iterator[None]:
+        """Report the fit of an inner aligner, and propagate the callbacks to it."""
         if self.context is None:
             yield
             return
-        task = self.context.subcontext(task_name=name)
+        task = self.context.subcontext(task_name="fit-aligner")
         with task.propagate_callback_context(inner):
             task.call_on_fit_task_begin(estimator=self.estimator, **self.data)
             yield

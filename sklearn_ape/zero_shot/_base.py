@@ -81,7 +81,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
 
     def _fit_aligner(self, X: Any, captions: Any, progress: FitContext) -> Any:
         aligner = clone(self.aligner)
-        with progress.fitting(aligner, "fit-aligner"):
+        with progress.fitting(aligner):
             return aligner.fit(X, captions)
 
     def _warn_if_fit_was_lost(self) -> None:
