@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence
@@ -81,11 +80,9 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
         if templates in TEMPLATES:
             return TEMPLATES[templates]
         if "{" not in templates:
-            close = difflib.get_close_matches(templates, TEMPLATES, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
                 f"templates={templates!r} is not a set of templates. The sets are "
-                f"{', '.join(TEMPLATES)}.{hint} To use your own template, mark the place of the "
+                f"{', '.join(TEMPLATES)}. To use your own template, mark the place of the "
                 "name with {}, as in 'a photo of a {}'."
             )
         templates = (templates,)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import csv
-import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -151,17 +150,15 @@ def get_column(
             return values.to_pylist() if hasattr(values, "to_pylist") else values.to_list()
     if not table:
         raise ValueError(f"{where} is empty. Pass a table with columns of images and captions.")
-    near = difflib.get_close_matches(candidates[0], list(table), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     if parameter is None:
-        hint += " Rename one of its columns."
+        hint = "Rename one of its columns."
     else:
-        hint += f" Pass the name of a column as {parameter}, or --{parameter} in a command."
+        hint = f"Pass the name of a column as {parameter}, or --{parameter} in a command."
         if parameter == "caption":
             hint += " Labels need no captions: pass their column as label, or --label."
     raise ValueError(
         f"{where} has no column {' or '.join(map(repr, candidates))}. Its columns are "
-        f"{', '.join(map(repr, table))}.{hint}"
+        f"{', '.join(map(repr, table))}. {hint}"
     )
 
 

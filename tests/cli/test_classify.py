@@ -147,7 +147,7 @@ class TestErrors:
             (("--labels", LABELS, "--threshold", "2"), 2, "less than or equal"),
             (("--labels", LABELS, "-o", "out.xlsx"), 2, "no suffix of a known format"),
             (("--labels", LABELS, "--aligner", "./gone"), 1, "'./gone' is not a folder"),
-            (("--labels", LABELS, "--templates", "drawin"), 1, "Did you mean 'drawing'"),
+            (("--labels", LABELS, "--templates", "drawin"), 1, "drawin is not a set of templates"),
             (("--labels", LABELS, "--device", "cuda:77"), 1, "cuda"),
         ],
     )

@@ -278,7 +278,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         ("parameter", "value", "message"),
-        [("templates", "simpel", "Did you mean 'simple'"),
+        [("templates", "simpel", "'simpel' is not a set of"),
          ("templates", ["a photo"], "exactly one place"),
          ("threshold", 1.5, r"threshold must be None or a number in \[0, 1\], not 1.5"),
          ("threshold", float("nan"), "threshold must be None or a number"),
