@@ -280,6 +280,14 @@ class TestErrors:
         with pytest.raises(UserError, match="not in the zip"):
             read(contents)
 
+    def test_table_does_not_reveal_files_outside_zip(self, read, tmp_path):
+        """A hint to a file whose name differs in case would tell a visitor that it exists."""
+        (tmp_path / "secret.txt").write_text("a secret")
+        contents = {"a.png": b"", "captions.csv": "file_name,caption\na.png,a\n../secret.TXT,b\n"}
+        with pytest.raises(UserError, match="not among the images") as caught:
+            read(contents)
+        assert "exists" not in str(caught.value)
+
     def test_too_many_images_raise(self, read):
         contents = {f"cat{i}x.png": b"" for i in range(5)}
         with pytest.raises(UserError, match="the limit is 4"):
