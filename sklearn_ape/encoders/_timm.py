@@ -384,8 +384,8 @@ def _fold_batch_norms(model: torch.nn.Module, size: tuple[int, ...]) -> torch.nn
     """Return a copy whose convolutions include the batch normalizations that follow them.
 
     On a CPU they also include padding, see `_PaddedKernelConv`. torch takes up to a third less
-    time for it. The features are the same up to rounding. The
-    network itself is returned if it uses a convolution in an unusual way or cannot be copied.
+    time for it. The features are the same up to rounding. The network itself is returned if it
+    uses a convolution in an unusual way or cannot be copied.
     """
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
         return model
@@ -428,8 +428,10 @@ def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
         for hook in hooks:
             hook.remove()
         for conv, norm in pairs:
-            joint: torch.nn.Module = fuse_conv_bn_eval(conv, norm)
-            if isinstance(joint, Conv2dSame) and device.type == "cpu":
+            joint: Any = fuse_conv_bn_eval(conv, norm)
+            # In a dilated kernel, a row of zeros would shift the others by several rows.
+            is_dilated = joint.dilation != (1, 1)
+            if isinstance(joint, Conv2dSame) and not is_dilated and device.type == "cpu":
                 joint = _PaddedKernelConv(joint, input_sizes[conv])
             folded.set_submodule(names[conv], joint)
             remaining_layers = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()

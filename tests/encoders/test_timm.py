@@ -82,6 +82,24 @@ def test_padding_is_part_of_convolutions(size, n_zeros):
             torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_padding_of_dilated_convolutions_is_kept():
+    """Zeros in a dilated kernel are several rows apart. The normalization is folded."""
+
+    class Dilated(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = timm.layers.Conv2dSame(3, 4, 3, stride=2, dilation=2)
+            self.norm = torch.nn.BatchNorm2d(4)
+
+        def forward_features(self, x):
+            return self.norm(self.conv(x))
+
+    model = Dilated().eval()
+    folded = _timm._fold_batch_norms(model, (3, 16, 16))
+    assert type(folded.conv) is timm.layers.Conv2dSame
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+
+
 def test_batch_norm_of_a_reused_convolution_is_kept():
     """Both normalizations of the same output cannot be part of one convolution."""
 
