@@ -237,15 +237,19 @@ def find_copies(
     copies = [row for row, key in enumerate(new_keys) if is_readable[row] and key in known]
     if not (copies and compares_embeddings):
         return copies
-    few = slice(8)  # a few components exclude most rows
-    queries = new_embeddings[copies, few]
-    nearby = KDTree(embeddings[:, few]).query_ball_point(queries, _ROUNDING, p=np.inf)
+    codes = {key: code for code, key in enumerate(known)}
+
+    def make_points(rows: np.ndarray, keys: Sequence[Any]) -> np.ndarray:
+        # A few components exclude most rows. Those of different keys are never near.
+        return np.column_stack([[codes[key] for key in keys], rows[:, :8]])
+
+    queries = make_points(new_embeddings[copies], [new_keys[row] for row in copies])
+    nearby = KDTree(make_points(embeddings, keys)).query_ball_point(queries, _ROUNDING, p=np.inf)
     return [
         row
         for row, old_rows in zip(copies, nearby, strict=True)
         if any(
-            keys[old] == new_keys[row]
-            and np.allclose(embeddings[old], new_embeddings[row], rtol=0, atol=_ROUNDING)
+            np.allclose(embeddings[old], new_embeddings[row], rtol=0, atol=_ROUNDING)
             for old in old_rows
         )
     ]
