@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
 from ..prompts import to_builtin
-from ..utils.validation import as_labels, check_integer, check_not_missing
+from ..utils.validation import as_labels, check_integer, check_not_missing, is_missing
 from ._plotting import (
     check_items,
     draw_thumbnail,
@@ -170,9 +170,12 @@ class ZeroShotConfusionDisplay:
             raise ValueError("y_true is empty. Pass at least one label.")
         check_integer(max_classes, "max_classes", 2)
         unknown_label = to_builtin(unknown_label)
-        for labels, name in ((truth, "y_true"), (predicted, "y_pred")):
-            # A classifier may have unknown_label=None.
-            check_not_missing(["" if x is unknown_label else x for x in labels], name)
+        if is_missing(unknown_label):  # NaN is not equal to itself
+            truth = [unknown_label if is_missing(label) else label for label in truth]
+            predicted = [unknown_label if is_missing(label) else label for label in predicted]
+        else:
+            check_not_missing(truth, "y_true")
+            check_not_missing(predicted, "y_pred")
         sample_images = check_items(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
         classes = _sort_labels({*truth, *predicted} - {unknown_label})

@@ -93,6 +93,13 @@ class TestZeroShotConfusionDisplay:
         assert display.column_labels == ["a", "b", None]
         assert display.counts.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
 
+    def test_unknown_label_may_be_nan(self):
+        display = ZeroShotConfusionDisplay.from_predictions(
+            [1.0, 2.0, 2.0], np.array([1.0, np.nan, np.nan]), unknown_label=np.nan
+        )
+        assert display.column_labels[:2] == [1.0, 2.0]
+        assert display.counts.tolist() == [[1, 0, 0], [0, 0, 2]]
+
     def test_unknown_label_of_an_enum_is_its_value(self):
         display = ZeroShotConfusionDisplay.from_predictions(
             ["cat", "dog"], ["cat", "none"], unknown_label=Unknown.NONE
