@@ -316,6 +316,13 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
     if not isinstance(queries, list | tuple) or not queries:
         return None
     check_choice(modality, "modality", MODALITIES)
+    for row, query in enumerate(queries):
+        types = [isinstance(part, str) for part in query] if isinstance(query, tuple) else []
+        if types == [True, False]:
+            raise ValueError(
+                f"queries has a pair in row {row} whose text is of type "
+                f"{type(query[1]).__name__}. Pass the image first and then a text: (image, text)."
+            )
     are_pairs = [
         isinstance(query, tuple) and len(query) == 2 and isinstance(query[1], str)
         for query in queries

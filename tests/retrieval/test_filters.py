@@ -247,8 +247,8 @@ class TestPairs:
         [
             ([("a.png", "red"), "blue"], "mixes pairs of an image and a text with other queries"),
             ([("a.png", " ")], "an empty text in row 0"),
-            ([("red", b"")], r"row 0: \('red', b''\) is of type tuple"),
-            ([("a.png", "red"), ("b.png", np.nan)], r"with other queries \(query 1\)"),
+            ([("red", b"")], r"row 0 whose text is of type bytes\. Pass the image first"),
+            ([("a.png", "red"), ("b.png", np.nan)], r"pair in row 1 whose text is of type float"),
         ],
     )
     def test_invalid_pairs_raise(self, emoji, queries, message):
