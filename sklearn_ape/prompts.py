@@ -160,6 +160,9 @@ def prompts_of(label: object, names: Sequence[str], templates: str | Sequence[st
     return list(dict.fromkeys(prompts))
 
 
+# Deeper nesting of labels is more likely an error than a hierarchy.
+_MAX_DEPTH = 20
+
 _CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y."
 _SEVERAL_HINT = (
     "For several labels per image, use MultiLabelZeroShotClassifier. For one-hot rows, pass "
@@ -354,6 +357,11 @@ def flatten_labels(labels: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any,
 def _iter_nodes(
     labels: Mapping[Any, Any], parents: tuple[Any, ...]
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if len(parents) > _MAX_DEPTH:
+        raise ValueError(
+            f"labels is nested more than {_MAX_DEPTH} levels deep, at {_format_path(parents[:4])} "
+            "> ...: a group may contain itself. Pass a hierarchy without cycles."
+        )
     for label, value in labels.items():
         path = (*parents, to_builtin(label))
         yield path, value

@@ -57,7 +57,7 @@ class TestLabels:
     def test_cycle_raises(self):
         labels = {"a": {"b": None}}
         labels["a"]["c"] = labels
-        with pytest.raises(ValueError, match="'a' twice: a and a > c > a"):
+        with pytest.raises(ValueError, match=r"'a' twice|may contain itself"):
             flatten_labels(labels)
 
     def test_flat_labels_have_no_levels(self, aligner, features):
