@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -473,12 +474,16 @@ def _check_no_missing(y: Iterable[Any]) -> None:
 def _check_type(label: Any, parameter: str) -> None:
     """Raise ValueError for labels that NumPy would change or that a file cannot store."""
     if not isinstance(label, str | bool | int | float):
-        hint = "Convert it to text."
-        if isinstance(label, Iterable) and not isinstance(label, bytes | bytearray):
-            hint = "For several labels per image, use MultiLabelZeroShotClassifier."
+        hint = " Convert it to text, for example with str()."
+        if isinstance(label, bytes | bytearray):
+            hint = " Decode it."
+        elif isinstance(label, Enum):
+            hint = " Pass its name or its value."
+        elif isinstance(label, Iterable):
+            hint = " For several labels per image, use MultiLabelZeroShotClassifier."
         raise ValueError(
             f"{parameter} must be texts or numbers, not {reprlib.repr(label)} of type "
-            f"{type(label).__name__}. {hint}"
+            f"{type(label).__name__}.{hint}"
         )
     if isinstance(label, str) and label.endswith("\0"):
         raise ValueError(

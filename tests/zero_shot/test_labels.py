@@ -113,7 +113,7 @@ class Size(enum.IntEnum):
         ({"cat": iter(["cat", "kitten"])}, "for class 'cat', .* Pass a text or a list of texts"),
         ({"cat": 0, "dog": 1}.keys(), "labels is a dict_keys, .* Pass a list"),
         (types.MappingProxyType({"cat": ["tabby"]}), "labels is a mappingproxy, .* Pass a dict"),
-        ([Color.RED], "of type Color. Convert it to text"),
+        ([Color.RED], "of type Color. Pass its name or its value"),
         ([datetime.date(2020, 1, 1)], "of type date. Convert it to text"),
         (np.array(["2020-01-01"], dtype="datetime64[D]"), "of type datetime64. Convert it"),
         (np.array(["2020-01-01"], dtype="datetime64[ns]"), "of type datetime64. Convert it"),
@@ -132,7 +132,7 @@ def test_invalid_labels_raise_with_type(labels, message):
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ([Color.RED] * 2, "y must be texts or numbers, .* of type Color. Convert it"),
+        ([Color.RED] * 2, "y must be texts or numbers, .* of type Color. Pass its name"),
         ([datetime.date(2020, 1, 1)] * 2, "of type date. Convert it to text"),
         (np.array(["2020-01-01"], dtype="datetime64[ns]"), r"datetime64\[ns\]. Convert"),
         (pd.Series(pd.to_datetime(["2020-01-01"])), "not values of type datetime64"),
@@ -140,7 +140,7 @@ def test_invalid_labels_raise_with_type(labels, message):
         ([["a cat", "a pet"], ["a dog"]], "image: its rows have different lengths. For several"),
         ([{"cat"}, {"dog"}], "of type set. For several labels per image, use MultiLabel"),
         (np.eye(3), r"got an array of shape \(3, 3\).*For one-hot rows, pass numpy.argmax"),
-        ([b"cat"], "of type bytes. Convert it to text"),
+        ([b"cat"], "of type bytes. Decode it"),
     ],
     ids=str,
 )

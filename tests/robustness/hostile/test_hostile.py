@@ -154,7 +154,7 @@ class TestNames:
         [
             (["a", "a\0"], "ends in a NUL"),
             ({"a": "x", "b\0": "y"}, "ends in a NUL"),
-            ([b"cat", b"dog"], "of type bytes. Convert it to text"),
+            ([b"cat", b"dog"], "of type bytes. Decode it"),
             ([("a", "b"), ("c", "d")], "of type tuple"),
             ([["a"], ["b"]], "of type list"),
             ({"a": {"k": 1}, "b": "c"}, "is a hierarchy"),
