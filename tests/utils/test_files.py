@@ -8,7 +8,7 @@ from PIL import Image
 
 from sklearn_ape.app import _session, _uploads
 from sklearn_ape.cli import _inputs
-from sklearn_ape.datasets import _image_folder, table
+from sklearn_ape.datasets import _image_folder
 from sklearn_ape.encoders import text_encoder
 from sklearn_ape.retrieval import _index
 from sklearn_ape.retrieval._index import resolve_queries
@@ -28,7 +28,7 @@ def test_only_home_of_existing_user_is_expanded():
 
 @pytest.mark.parametrize(
     "module",
-    [_uploads, _session, _inputs, _image_folder, table, text_encoder, _index],
+    [_uploads, _session, _inputs, _image_folder, text_encoder, _index],
     ids=lambda module: module.__name__,
 )
 def test_all_modules_use_one_object(module):
