@@ -165,9 +165,15 @@ def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
         warnings.filterwarnings("ignore", "There are no labels")  # none are needed
         data = load_image_folder(path, captions=None)
     skipped.update(data.other_files)
-    # Captions next to their images are expected, so text files are not reported.
-    for suffix in (".txt", ".caption"):
-        skipped.pop(suffix, None)
+    # Captions next to their images are expected, so they are not reported.
+    for suffix in {".txt", ".caption"} & set(skipped):
+        # One per image: a file system that ignores case has the same file under both names.
+        skipped[suffix] -= sum(
+            any(Path(image).with_suffix(end).is_file() for end in (suffix, suffix.upper()))
+            for image in data.images
+        )
+        if skipped[suffix] <= 0:
+            del skipped[suffix]
     # The loader returns absolute paths. Results are easier to read with the path of the argument.
     root = expand_user(path).absolute()
     return [os.path.join(path, os.path.relpath(image, root)) for image in data.images]

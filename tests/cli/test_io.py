@@ -47,11 +47,11 @@ class TestListImages:
         names = ["with space.PNG", "line\nfeed.png", "Früchte 🍎.png", "a,b;'c'.png", "[1].png"]
         for name in names:
             shutil.copy(image, folder / name)
-        (folder / "notes.md").write_text("no image")
+        (folder / "notes.txt").write_text("no image")
         (folder / ".hidden.png").write_text("no image")
         (folder / "link.png").symlink_to(image)
         assert sorted(relative(list_images([str(folder)]), folder)) == sorted([*names, "link.png"])
-        assert "Skipped 1 file of other formats (1 '.md')" in capsys.readouterr().err
+        assert "Skipped 1 file of other formats (1 '.txt')" in capsys.readouterr().err
 
     def test_existing_file_named_like_pattern_is_a_file(self, image, tmp_path):
         target = tmp_path / "[1].png"
@@ -373,13 +373,22 @@ class TestOutputs:
             check_output_file(tmp_path / "out.npy", 50 * 2**20)
 
 
-def test_text_files_are_not_reported_as_skipped(small_folder, capsys):
-    """They may hold captions. Other files are reported."""
+def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys, monkeypatch):
+    """Other text files are."""
     images = sorted(small_folder.rglob("*.png"))
     for image, suffix in zip(images, (".txt", ".TXT", ".caption"), strict=False):
         image.with_suffix(suffix).write_text("a caption")
     assert len(list_images([str(small_folder)])) == len(images)
     assert "Skipped" not in capsys.readouterr().err
-    (small_folder / "notes.md").write_text("not a caption")
+    (small_folder / "notes.txt").write_text("not a caption")
     list_images([str(small_folder)])
-    assert "Skipped 1 file of other formats (1 '.md')." in capsys.readouterr().err
+    assert "Skipped 1 file of other formats (1 '.txt')." in capsys.readouterr().err
+    # A file system that ignores case has each file under both names.
+    is_file = Path.is_file
+    monkeypatch.setattr(
+        Path,
+        "is_file",
+        lambda path: is_file(path) or is_file(path.with_suffix(path.suffix.lower())),
+    )
+    list_images([str(small_folder)])
+    assert "Skipped 1 file of other formats (1 '.txt')." in capsys.readouterr().err
