@@ -222,14 +222,14 @@ class APEAligner(HeadsMixin, TrainedAligner):
     Notes
     -----
     With ``init="auto"``, the embedding of a text is the weighted sum of two L2-normalized
-    embeddings: one by kernel ridge regression, one by the head. Images are only whitened. Before,
-    a linear map of the regression's predictions is trained to tell the texts apart, for at most
-    10 epochs or 400 steps, and multiplied into its coefficients. In both trainings, each image is
-    compared with a prediction that leaves out this image and all of its captions [2]_. Each part
-    is used if it raises the recall on held-out pairs by a standard error. With
-    ``early_stopping=False``, the closed form is not tuned, the head is trained on its own, for all
-    epochs on all pairs, and both have the same weight. The page "What fit learns" of the user
-    guide has the details, also of `checkpoint`.
+    embeddings: one by kernel ridge regression, one by the head. Images are only whitened. First, a
+    linear map of the regression's predictions is trained to tell the texts apart, for at most 10
+    epochs or 400 steps, and multiplied into the coefficients. Then the head is trained. Both
+    trainings compare each image with a prediction that leaves out this image and all of its
+    captions [2]_. Each part is used if it raises the recall on held-out pairs by a standard error.
+    With ``early_stopping=False``, the closed form is not tuned, the head is trained on its own,
+    for all epochs on all pairs, and both have the same weight. The page "What fit learns" of the
+    user guide has the details, also of `checkpoint`.
 
     If the training of a head is interrupted, the best epoch so far is used, as in scikit-learn's
     MLP. If the tuning is interrupted, KeyboardInterrupt is raised.
