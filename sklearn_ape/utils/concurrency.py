@@ -178,9 +178,18 @@ def map_threaded(
     or wait to be consumed. The first exception ends the iteration. If the iteration ends early,
     running calls are completed and waiting calls are cancelled.
     """
+    import torch
+    from threadpoolctl import ThreadpoolController
+
     # torch computes with one core in each thread. Otherwise each thread would start its own pool,
-    # and the pools would compete for the same cores.
-    with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=_limit_torch_threads) as pool:
+    # and the pools would compete for the same cores. Finding the libraries takes milliseconds.
+    openmp = ThreadpoolController().select(user_api="openmp")
+
+    def limit_threads() -> None:
+        torch.get_num_threads()  # torch sets the number itself at the first call in a thread
+        openmp.limit(limits=1)  # OpenMP keeps it per thread: other threads are not affected
+
+    with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=limit_threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -192,12 +201,3 @@ def map_threaded(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _limit_torch_threads() -> None:
-    import torch
-    from threadpoolctl import ThreadpoolController
-
-    torch.get_num_threads()  # torch sets the number itself at the first call in a thread
-    # OpenMP keeps the limit per thread, so other threads are not affected.
-    ThreadpoolController().select(user_api="openmp").limit(limits=1)
