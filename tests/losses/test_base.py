@@ -197,25 +197,25 @@ class TestMemory:
     @pytest.mark.exhaustive
     @pytest.mark.parametrize("loss_class", LOSSES)
     def test_large_batch_allocates_no_square_matrix(self, loss_class):
-        """A tile has one million of the 67 million logits of 8,192 pairs."""
-        sides = [torch.randn(8192, 4).requires_grad_() for _ in range(2)]
+        """A tile has one million of the 25 million logits of 5,000 pairs."""
+        sides = [torch.randn(5000, 4).requires_grad_() for _ in range(2)]
         with LargestTensor() as largest:
             loss_class()(*sides).backward()
         assert 2**16 < largest.n_elements <= 2**20
         with LargestTensor() as largest:
-            loss_class(tile_size=None)(*(side[:3000] for side in sides)).backward()
-        assert largest.n_elements == 3000**2  # the test detects a square matrix
+            loss_class(tile_size=None)(*(side[:2000] for side in sides)).backward()
+        assert largest.n_elements == 2000**2  # the test detects a square matrix
 
     @pytest.mark.exhaustive
     @pytest.mark.parametrize("loss_class", LOSSES)
     def test_rank_allocates_only_tiles_of_its_rows(self, loss_class):
-        sides = [torch.randn(8192, 4).requires_grad_() for _ in range(2)]
+        sides = [torch.randn(4096, 4).requires_grad_() for _ in range(2)]
         with LargestTensor() as largest:
-            loss_class().share(*sides, None, rank_rows(8192, 1, 4)).backward()
+            loss_class().share(*sides, None, rank_rows(4096, 1, 4)).backward()
         assert 2**18 < largest.n_elements <= 2**20
         with LargestTensor() as largest:
-            loss_class(tile_size=64).share(*sides, None, rank_rows(8192, 1, 4)).backward()
-        assert largest.n_elements <= 8192 * 4  # the size of the embeddings
+            loss_class(tile_size=64).share(*sides, None, rank_rows(4096, 1, 4)).backward()
+        assert largest.n_elements <= 4096 * 4  # the size of the embeddings
 
     def test_full_batch_training_allocates_no_square_matrix(self):
         rng = np.random.default_rng(0)
