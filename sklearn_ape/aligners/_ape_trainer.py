@@ -33,10 +33,9 @@ from ._closed_form import (
     make_linear_maps,
     whiten_images,
 )
-from ._head_training import HeadTraining
+from ._head_training import BlendTraining, HeadTraining, correct, train_correction
 from ._kernel_maps import choose_smoothness, count_predicted_texts, make_kernel_maps
 from ._kernel_ridge import count_default_anchors
-from ._tuning import BlendTraining, correct, train_correction
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun

@@ -23,7 +23,6 @@ from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import escape_markdown
 from ..zero_shot import FewShotClassifier, ZeroShotClassifier
-from ._alignment import align
 from ._limits import (
     Limits,
     Progress,
@@ -37,6 +36,7 @@ from ._model import (
     Alignment,
     Download,
     Model,
+    align,
     encode,
     get_encoders,
     load_zip,

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..utils.messages import escape_markdown, import_optional
-from ._alignment import list_methods
 from ._limits import Progress, format_size, make_visitor_message
-from ._model import Alignment, describe_encoders
+from ._model import Alignment, describe_encoders, list_methods
 from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:

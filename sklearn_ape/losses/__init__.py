@@ -1,7 +1,6 @@
 """Losses between the embeddings of images and texts."""
 
-from ._contrastive import InfoNCELoss, SigmoidLoss
-from ._structure import StructureLoss
+from ._contrastive import InfoNCELoss, SigmoidLoss, StructureLoss
 
 LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
 """Contrastive losses, by the names that `APEAligner` takes."""

@@ -7,7 +7,7 @@ from sklearn.base import clone
 
 from sklearn_ape import APEAligner
 from sklearn_ape.aligners import _checkpoint
-from sklearn_ape.aligners._tuning import LinearCorrection
+from sklearn_ape.aligners._head_training import LinearCorrection
 from sklearn_ape.training import AlignmentNet
 from sklearn_ape.utils import files as file_utils
 

@@ -14,10 +14,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClassifier
-from sklearn_ape.app import Limits, _alignment
-from sklearn_ape.app._alignment import list_methods
+from sklearn_ape.app import Limits, _model
 from sklearn_ape.app._limits import UserError, ignore_progress, make_visitor_message
-from sklearn_ape.app._model import Model, Recall, load_model
+from sklearn_ape.app._model import Model, Recall, list_methods, load_model
 from sklearn_ape.app._session import AppService, Session, load_collection, parse_labels
 from sklearn_ape.encoders import EncodingFailedWarning
 from sklearn_ape.features import MemoryFeatureCache
@@ -369,7 +368,7 @@ class TestAlign:
             held_out.extend(Path(image).stem for image in images)
             return Recall(name, 0, 0)
 
-        monkeypatch.setattr(_alignment, "_measure_recall", measure_recall)
+        monkeypatch.setattr(_model, "_measure_recall", measure_recall)
         service.align(Session(), make_zip(contents), "cca", False, ignore_progress)
         rows = {name[:-1] for name in held_out}
         assert rows

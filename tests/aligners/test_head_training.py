@@ -10,18 +10,18 @@ from sklearn.base import clone
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners import _ape_trainer, _kernel_maps, _kernel_ridge, _tuning
+from sklearn_ape.aligners import _ape_trainer, _head_training, _kernel_maps, _kernel_ridge
 from sklearn_ape.aligners._ape_trainer import summarize_training
 from sklearn_ape.aligners._closed_form import whiten_images
-from sklearn_ape.aligners._head_training import HeadTraining
-from sklearn_ape.aligners._kernel_maps import count_predicted_texts, make_kernel_maps
-from sklearn_ape.aligners._tuning import (
+from sklearn_ape.aligners._head_training import (
     BlendTraining,
+    HeadTraining,
     LeftOutPairs,
     LeftOutTraining,
     LinearCorrection,
     correct,
 )
+from sklearn_ape.aligners._kernel_maps import count_predicted_texts, make_kernel_maps
 from sklearn_ape.heads import BlendedHead, KernelMap, make_head
 from sklearn_ape.training.data import PairDataset
 
@@ -274,7 +274,7 @@ class TestFit:
 
         monkeypatch.setattr(_ape_trainer, "count_default_anchors", lambda *arguments: 300)
         monkeypatch.setattr(_ape_trainer, "count_predicted_texts", lambda n_out: 256)
-        monkeypatch.setattr(_tuning, "_MAX_STEPS", 8)
+        monkeypatch.setattr(_head_training, "_MAX_STEPS", 8)
         monkeypatch.setattr(LeftOutTraining, "train", train)
         small(max_epochs=1).fit(pairs.image, pairs.text)
         assert trained == [(256, 4), (256, 1)]
@@ -331,7 +331,7 @@ class TestFit:
 
         fitted = clone(tuned).set_params(max_epochs=1).fit(pairs.image, pairs.text)
         fingerprint = fitted.fingerprint_
-        monkeypatch.setattr("sklearn_ape.aligners._tuning.LinearCorrection.forward", Stop)
+        monkeypatch.setattr("sklearn_ape.aligners._head_training.LinearCorrection.forward", Stop)
         with pytest.raises(KeyboardInterrupt):
             fitted.fit(pairs.image, pairs.text)
         assert fitted.fingerprint_ == fingerprint
