@@ -6,7 +6,6 @@ from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from sklearn.utils import gen_batches
 from torch import nn
@@ -16,7 +15,14 @@ from ..features import FeatureCache
 from ..utils.concurrency import LRUCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, pool_patches
-from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, pool_tokens, read_preparation
+from .text_encoder import (
+    TOKENIZING,
+    TextEncoder,
+    TextPreparation,
+    parse_pooling,
+    pool_tokens,
+    read_preparation,
+)
 from .weights import (
     Network,
     check_source,
@@ -190,7 +196,7 @@ class TransformersTextEncoder(TextEncoder):
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
             config = read_side_file(self.model_name, self.revision, file) or {}
-            pooling = _parse_pooling(config)
+            pooling = parse_pooling(config)
             if preparation.prompt and not config.get("include_prompt", True):
                 pooling = f"{pooling} without the prompt"
         # `pool_tokens` raises an error for a pooling with a step that is not implemented here.
@@ -297,7 +303,7 @@ class _TextFeatures(torch.nn.Module):
             is_seq2seq = getattr(tower.config, "is_encoder_decoder", False)
             if is_seq2seq and hasattr(tower, "get_encoder"):
                 tower = tower.get_encoder()
-            last = tower(**tokens).last_hidden_state.float()
+            last = _get_hidden_states(tower(**tokens), tower)
             pooled = pool_tokens(last, mask, self.pooling)
         return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
 
@@ -318,19 +324,16 @@ def _count_positions(model: Any) -> int | None:
     return n_positions - padding - 1
 
 
+def _get_hidden_states(output: Any, model: Any) -> torch.Tensor:
+    last = getattr(output, "last_hidden_state", None)
+    if last is None:
+        name = type(model).__name__
+        raise ValueError(f"{name} returns no hidden states to pool. Choose another model.")
+    return last.float()
+
+
 def _is_siglip(model: Any) -> bool:
     return model.config.model_type.startswith("siglip")
-
-
-def _parse_pooling(config: dict[str, Any]) -> str:
-    """Return the pooling of a sentence-transformers config in the old or the new format."""
-    modes = config.get("pooling_mode") or [
-        key.removeprefix("pooling_mode_")
-        for key, is_used in config.items()
-        if key.startswith("pooling_mode_") and is_used
-    ]
-    names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
-    return "+".join(names.get(mode, mode) for mode in np.atleast_1d(modes))
 
 
 @dataclass(eq=False, repr=False)
@@ -434,6 +437,8 @@ class TransformersImageEncoder(ImageEncoder):
         model, loaded = load_from_source(
             AutoModel.from_pretrained, self.model_name, self.revision, **options
         )
+        if any(parameter.ndim == 5 for parameter in model.parameters()):
+            raise ValueError(f"{type(model).__name__} is a network of videos, not of images.")
         # transformers initializes a pooler that the checkpoint lacks at random.
         model.pooler_is_pretrained = not any("pooler" in key for key in loaded["missing_keys"])
         if model.config.model_type == "vit_mae":  # it would drop three of four patches at random
@@ -474,7 +479,7 @@ class _ImageFeatures(torch.nn.Module):
         pooled = getattr(output, "pooler_output", None)
         if self.pooling == "auto" and pooled is not None and self.model.pooler_is_pretrained:
             return pooled.flatten(1)
-        last = output.last_hidden_state.float()  # (n, channels, h, w) or (n, n_tokens, width)
+        last = _get_hidden_states(output, model)  # (n, channels, h, w) or (n, n_tokens, width)
         n_prefix = 0 if last.ndim == 4 else _count_prefix_tokens(model)
         pooling = self.pooling
         if pooling == "auto":

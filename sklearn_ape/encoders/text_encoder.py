@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from sklearn.utils import Tags
 
@@ -84,6 +85,17 @@ def read_preparation(
             f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
     return TextPreparation(prompts.get(default, ""), lower, tokenizer_lowers)
+
+
+def parse_pooling(config: dict[str, Any]) -> str:
+    """Return the pooling of a sentence-transformers config in the old or the new format."""
+    modes = config.get("pooling_mode") or [
+        key.removeprefix("pooling_mode_")
+        for key, is_used in config.items()
+        if key.startswith("pooling_mode_") and is_used
+    ]
+    names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
+    return "+".join(names.get(mode, mode) for mode in np.atleast_1d(modes))
 
 
 def pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

@@ -52,6 +52,29 @@ def test_processor_of_patches_raises(tmp_path):
         TransformersImageEncoder(str(tmp_path), cache=None).transform(hf.IMAGES)
 
 
+SMALL_VIDEO = hf.VISION | {"num_frames": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (hf.transformers.HGNetV2Config(), "HGNetV2Backbone returns no hidden states"),
+        (hf.transformers.VideoMAEConfig(**SMALL_VIDEO), "VideoMAEModel is a network of videos"),
+    ],
+)
+def test_network_without_features_of_images_raises(config, message, tmp_path):
+    hf.save_model(tmp_path, config, prepare=hf.processor())
+    with pytest.raises(ValueError, match=message):
+        TransformersImageEncoder(str(tmp_path), cache=None).transform(hf.IMAGES)
+
+
+def test_text_network_without_hidden_states_raises(tmp_path):
+    config = hf.transformers.DPRConfig(**hf.TEXT)
+    hf.save_model(tmp_path, config, prepare=hf.tokenizer())
+    with pytest.raises(ValueError, match="DPRQuestionEncoder returns no hidden states"):
+        TransformersTextEncoder(str(tmp_path), cache=None).transform(hf.TEXTS)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_in_half_precision_are_computed_in_float32(dtype, tmp_path):
     """Features are those of the same weights in float32, and have another key than before."""
