@@ -230,8 +230,8 @@ class TimmImageEncoder(ImageEncoder):
                 last = network.model.forward_features(normalized)
                 grid = module.network.split_pooling(last)
                 pooled = module.network.pool(last).float()
-                difference = (grid.mean(dim=(1, 2)) - pooled).abs().max()
-                if difference > _GRID_TOLERANCE * pooled.abs().max():
+                mean, tolerance = grid.mean(dim=(1, 2)), _GRID_TOLERANCE * pooled.abs().max()
+                if mean.shape != pooled.shape or (mean - pooled).abs().max() > tolerance:
                     raise ValueError(
                         f"pooling={self.pooling!r} of {self.model_name!r} is not a mean over the "
                         "image. Pass pooling='mean'."
@@ -345,7 +345,15 @@ class _Features(torch.nn.Module):
         if self.output == "logits":
             return self.model(pixels)
         # Pooling, powers and means are computed in float32 even if the network is not.
-        return self.pool(self.model.forward_features(pixels).float())
+        last = self.model.forward_features(pixels)
+        if not isinstance(last, list):
+            return self.pool(last.float())
+        if self.pooling != "auto":
+            raise ValueError(
+                f"pooling={self.pooling!r} is not supported for {type(self.model).__name__}, "
+                "which returns features of several scales. Use 'auto'."
+            )
+        return self.model.forward_head([scale.float() for scale in last], pre_logits=True)
 
     def pool(self, last: torch.Tensor) -> torch.Tensor:
         """Map the last features to (n, n_features).
@@ -369,9 +377,14 @@ class _Features(torch.nn.Module):
 
     def split_pooling(self, last: torch.Tensor) -> torch.Tensor:
         """Return features (n, h, w, width) of the cells whose mean is the pooled feature."""
-        if last.ndim == 3:  # tokens
-            grid_size = tuple(self.model.patch_embed.grid_size)
-            return last[:, self._n_prefix :].unflatten(1, grid_size).float()
+        if isinstance(last, list) or last.ndim == 3:  # of several scales, or tokens
+            grid_size = getattr(getattr(self.model, "patch_embed", None), "grid_size", ())
+            if isinstance(last, list) or np.prod(grid_size) != last.shape[1] - self._n_prefix:
+                raise ValueError(
+                    f"{type(self.model).__name__} has no grid of features. Choose a convolutional "
+                    "network or a vision transformer of timm."
+                )
+            return last[:, self._n_prefix :].unflatten(1, tuple(grid_size)).float()
         last = (last if self._has_channels_last else last.permute(0, 2, 3, 1)).float()
         if self.pooling != "gem":
             return last

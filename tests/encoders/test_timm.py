@@ -353,6 +353,18 @@ def test_replaced_model_folder_is_reloaded(tmp_path, paths):
     assert np.abs(first - second).max() > 1e-3
 
 
+def test_features_of_several_scales_are_pooled_by_the_network(tmp_path, paths):
+    with torch.random.fork_rng():
+        model = save_model(tmp_path, "crossvit_tiny_240", num_classes=5, depth=([1, 1, 0],))
+    encoder = TimmImageEncoder(str(tmp_path), cache=None)
+    with torch.inference_mode():
+        last = model.forward_features(prepared(encoder, paths[:2]))
+        expected = model.forward_head(last, pre_logits=True)
+    np.testing.assert_allclose(encoder.transform(paths[:2]), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="CrossVit, which returns features of several scales"):
+        encoder.set_params(pooling="mean").transform(paths[:2])
+
+
 @pytest.mark.parametrize(
     "damage", ["no config", "garbage config", "garbage weights", "no weights"]
 )

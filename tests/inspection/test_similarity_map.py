@@ -33,6 +33,20 @@ class TestGrid:
         with pytest.raises(ValueError, match="is not a mean over the image"):
             encoder.set_params(pooling="cls").transform_grid(images)
 
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("mobilenetv3_small_050", "Pass pooling='mean'"),  # its features are not the map's
+            ("levit_128s", "LevitDistilled has no grid of features"),
+            ("crossvit_tiny_240", "CrossVit has no grid of features"),
+        ],
+    )
+    def test_network_without_grid_raises(self, captioned_images, tmp_path, name, message):
+        save_model(tmp_path, name, num_classes=7)
+        encoder = TimmImageEncoder(str(tmp_path), cache=None)
+        with pytest.raises(ValueError, match=message):
+            encoder.transform_grid(captioned_images.images[:1])
+
     def test_unsupported_options_raise(self, captioned_images):
         encoder = TimmImageEncoder("efficientnet_lite0", views=2, cache=None)
         with pytest.raises(ValueError, match="requires views=1"):
