@@ -103,7 +103,8 @@ def index(
     kind: Annotated[
         Literal["exact", "faiss", "usearch"],
         typer.Option(
-            metavar="KIND", help="exact, faiss (faster) or usearch (fastest, approximate)."
+            metavar="KIND",
+            help="exact, faiss (same results) or usearch (approximate, for large collections).",
         ),
     ] = "exact",
     update: Annotated[
