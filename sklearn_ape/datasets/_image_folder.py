@@ -71,8 +71,8 @@ def load_image_folder(
         - "folder": the name of the folder that contains the image, with spaces for underscores.
         - "filename": the words of the file name; "red_apple-01.jpg" gives "red apple".
         - None: no captions.
-        - "auto": "sidecar" if at least a tenth of the images have such files, or else "table" if
-          there is one, otherwise None.
+        - "auto": "sidecar" if at least a tenth of the images have such files, and these do not
+          hold only numbers, or else "table" if there is one, otherwise None.
     recursive : bool, default=True
         Whether to include images in subfolders.
     extensions : sequence of str, default=None
@@ -92,7 +92,8 @@ def load_image_folder(
             One caption per image; lists if any image has several; None if there are none.
         labels : ndarray of str, shape (n_images,)
             Name of the subfolder of `path` that contains the image. The field exists only if
-            all images are in subfolders.
+            all images are in subfolders, and these are not parts of a split, such as "train"
+            and "test".
         other_files : dict of {str: int}
             Number of skipped files that are not images, by extension; most frequent first.
         DESCR : str
@@ -110,8 +111,9 @@ def load_image_folder(
     Warns
     -----
     UserWarning
-        If a subfolder cannot be read; if a few images are not in a subfolder, so that there are no
-        labels; or if only a few images have a text file, so that "auto" ignores the files.
+        If a subfolder cannot be read; if there are no labels, because a few images are not in a
+        subfolder or the subfolders are parts of a split; or if "auto" ignores text files, because
+        only a few images have one or they hold only numbers.
 
     See Also
     --------

@@ -273,8 +273,8 @@ def load_pairs(
         Column of images: paths, bytes of image files, PIL images, arrays, or dicts
         ``{"bytes": ..., "path": ...}`` as in Hugging Face datasets [1]_.
     caption : str or None, default="caption"
-        Column of captions, which are texts or lists of texts. None means no captions, and so
-        does "caption" if there is no such column, but one of labels.
+        Column of captions, which are texts or lists of texts. None means no captions. The
+        column of the default may be missing if `label` is set.
     label : str or None, default=None
         Column of labels. None means no labels.
     root : path-like, default=None
