@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -128,6 +129,7 @@ def index(
             "keeps the aligner and the kind of the index. Remove --aligner and --kind.",
             param_hint="--update",
         )
+    started_at = time.time()
     paths = [os.path.abspath(path) for path in list_images(images, quiet)]
 
     from ._models import RuntimeOptions
@@ -139,6 +141,8 @@ def index(
     else:
         retriever = _build_index(paths, aligner, options, kind)
     retriever.save_pretrained(folder)
+    for file in folder.iterdir():  # an update embeds images that were changed after this time
+        os.utime(file, (started_at, started_at))
     print_message(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
 
 
@@ -172,6 +176,7 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
         encoder = get_image_encoder(retriever)
         encoded = encode_images(encoder, added, options, may_be_empty=bool(unchanged))
         added = [added[row] for row in encoded.readable_rows]
+        removed |= changed.difference(added)
     if not unchanged:
         retriever.fit(added)
     else:
@@ -183,13 +188,16 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
     return retriever
 
 
-def _may_be_newer(path: str, time: float) -> bool:
+def _may_be_newer(path: str, indexed_at: float) -> bool:
     """Return whether an image may have changed after a time.
 
     Copies may keep the time of the original, but the system records when they replaced the file.
     """
-    status = os.stat(path)
-    return max(status.st_mtime, status.st_ctime) > time
+    try:
+        status = os.stat(path)
+    except OSError:  # such as a link to a missing file, which is then reported as unreadable
+        return True
+    return max(status.st_mtime, status.st_ctime) > indexed_at
 
 
 def _build_index(

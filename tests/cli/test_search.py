@@ -108,6 +108,37 @@ class TestUpdate:
         items = load_pretrained(tmp_path / "index").items_
         assert sorted(items) == sorted(map(str, folder.iterdir()))
 
+    def test_link_to_missing_image_is_dropped(self, photos, run, tmp_path):
+        """The update failed with "No such file or directory"."""
+        shutil.copytree(photos / "food", tmp_path / "food")
+        shutil.copy(next((photos / "animal").iterdir()), tmp_path / "target.png")
+        (tmp_path / "food" / "link.png").symlink_to(tmp_path / "target.png")
+        run("index", tmp_path / "food", "-o", tmp_path / "index", "--quiet")
+        (tmp_path / "target.png").unlink()
+        arguments = ("index", tmp_path / "food", "-o", tmp_path / "index", "--update")
+        assert "0 images embedded, 1 removed." in run(*arguments).stderr
+        items = load_pretrained(tmp_path / "index").items_
+        assert sorted(items) == sorted(
+            str(path) for path in (tmp_path / "food").iterdir() if path.is_file()
+        )
+
+    def test_image_that_changes_while_it_is_indexed(self, photos, run, tmp_path, monkeypatch):
+        """It counted as unchanged in all later updates."""
+        shutil.copytree(photos / "food", tmp_path / "food")
+        first, second = sorted((tmp_path / "food").iterdir())[:2]
+        save = CrossModalRetriever.save_pretrained
+
+        def change_and_save(retriever, folder):
+            shutil.copy(second, first)
+            save(retriever, folder)
+
+        arguments = ("index", tmp_path / "food", "-o", tmp_path / "index", "--update")
+        with monkeypatch.context() as patch:
+            patch.setattr(CrossModalRetriever, "save_pretrained", change_and_save)
+            run(*arguments)
+        assert "1 images embedded, 0 removed." in run(*arguments).stderr
+        assert "0 images embedded, 0 removed." in run(*arguments).stderr
+
     def test_images_that_exist_are_not_dropped(self, photos, run, tmp_path):
         run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
         before = (tmp_path / "index" / "config.json").stat().st_mtime_ns
