@@ -107,14 +107,16 @@ def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     """
     skipped: Counter[str] = Counter()
     listed = list(_iter_images(arguments, skipped))
-    paths = dict.fromkeys(listed)
+    paths: dict[str, str] = {}
+    for path in listed:  # "photos" and "./photos" are the same folder
+        paths.setdefault(os.path.abspath(path), path)
     _report_skipped(skipped, quiet)
     if len(paths) < len(listed):
         n_repeated = len(listed) - len(paths)
         print_message(f"Repeated paths are listed once ({n_repeated:,} left out).", quiet)
     if not paths:
         raise ValueError("IMAGES contains no images. Pass images, or folders that contain images.")
-    return list(paths)
+    return list(paths.values())
 
 
 def _report_skipped(skipped: Counter[str], quiet: bool) -> None:

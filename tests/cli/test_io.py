@@ -63,6 +63,8 @@ class TestListImages:
         assert len(everything) == 12
         assert list_images([str(small_folder / "**" / "*.png"), str(small_folder)]) == everything
         assert list_images([str(small_folder), str(small_folder / "animal")]) == everything
+        other_path = small_folder / "food" / ".." / "animal"
+        assert list_images([str(small_folder), str(other_path)]) == everything
 
     def test_captions_matched_by_pattern_are_skipped(self, small_folder, capsys):
         (small_folder / "animal" / "cat.txt").write_text("a cat")
