@@ -30,7 +30,12 @@ def normalize_words(text: str) -> list[str]:
     >>> normalize_words("Red FROGS, glass")
     ['red', 'frog', 'glass']
     """
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
+    characters = unicodedata.normalize("NFKC", text).casefold()
+    # Marks, such as vowels of Hindi and Thai, are parts of words, but do not match \w.
+    words = "".join(
+        c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in characters
+    ).split()
+    words = [word for word in words if word[0].isalnum()]  # not the variation selector of an emoji
     return [re.sub(r"(?<=[^s]{2})s$", "", word) for word in words]
 
 

@@ -40,6 +40,9 @@ def name_shares(label_names, caption):
         ("bus", "bus", 1),
         ("a {} by night", "a cat by night", 0),
         ("!", "!", 0),
+        ("की", "एक का", 0),  # different vowels
+        ("बिल्ली", "एक बिल्ली", 1 / 2),
+        ("❤\ufe0f", "☀\ufe0f", 0),
     ],
 )
 def test_names_match_whole_words(name, caption, share):
