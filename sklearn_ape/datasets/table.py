@@ -405,6 +405,11 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
                 "Pass a column with one label per image. For several labels per image, pass the "
                 "column of lists to MultiLabelZeroShotClassifier.fit."
             )
+        if isinstance(value, bytes | Mapping):
+            raise ValueError(
+                f"{where} has the {type(value).__name__} {value!r} in column {name!r}, row {row} "
+                "(the first is 0). Convert the labels to texts."
+            )
     return np.array([str(value).strip() for value in values])
 
 

@@ -170,6 +170,14 @@ def test_lists_of_labels_raise(folder, frame, cells):
         load_pairs(frame, label="kind", root=folder)
 
 
+@pytest.mark.parametrize("cells", [[b"a", b"b", b"a"], [{"name": "a"}] * 3])
+def test_labels_that_are_bytes_or_records_raise(folder, frame, cells):
+    """They became labels such as "b'a'"."""
+    frame["kind"] = cells
+    with pytest.raises(ValueError, match=r"in column 'kind', row 0 .* Convert the labels to text"):
+        load_pairs(frame, label="kind", root=folder)
+
+
 def test_lists_written_as_text_raise(folder, frame):
     """pandas writes lists of captions to csv like this, and each became one caption."""
     frame["text"] = ["['a cat', 'a pet']", '["it\'s a dog"]', "['x']"]
