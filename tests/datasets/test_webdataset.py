@@ -222,6 +222,8 @@ def test_written_shards_are_read(tmp_path, captioned_images):
             write_webdataset([content[0], other], ["one", "two"], tmp_path / name)
     with pytest.raises(TypeError, match=r"Caption 0 .* is not a str: 7"):
         write_webdataset(content[:1], [7], tmp_path / "third")
+    with pytest.raises(ValueError, match=r"Caption 1 .* is ' '"):  # not only when it is read
+        write_webdataset(content[:2], ["one", " "], tmp_path / "blank")
     with pytest.raises(TypeError, match=r"Image 0 .* of type ndarray"):
         write_webdataset([np.zeros((8, 8, 3))], ["one"], tmp_path / "fourth")
     write_webdataset([b"any"], ["one"], tmp_path / "dotted", extension=".jpg")
