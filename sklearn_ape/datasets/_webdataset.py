@@ -384,7 +384,9 @@ def _make_sample(number: int, image: Any, caption: Any, extension: str | None) -
     if not isinstance(caption, str):
         raise TypeError(f"Caption {number} (the first is 0) is not a str: {caption!r}.")
     if not caption.strip():  # the loader rejects it
-        raise ValueError(f"Caption {number} (the first is 0) is {caption!r}. Pass a text with words.")
+        raise ValueError(
+            f"Caption {number} (the first is 0) is {caption!r}. Pass a text with words."
+        )
     return {"__key__": f"{number:09d}", name: content, "txt": caption.encode()}
 
 

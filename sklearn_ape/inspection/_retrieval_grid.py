@@ -319,10 +319,9 @@ def _check_are_images(items: Any) -> None:
     if items is None:
         raise ValueError("images is None. Pass the images that were searched.")
     flat = [item for row in items for item in row]
-    if _are_texts(items) and not any(map(os.path.isfile, flat)):
-        example = flat[0] if flat else None
+    if flat and _are_texts(items) and not any(map(os.path.isfile, flat)):
         raise ValueError(
-            f"result has items such as {example!r}, which are not files. Pass the images that "
+            f"result has items such as {flat[0]!r}, which are not files. Pass the images that "
             "were searched as images."
         )
 

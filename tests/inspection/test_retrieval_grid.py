@@ -110,3 +110,11 @@ def test_missing_results_have_no_text_and_no_frame(held_out):
     )
     assert [text.get_text() for text in display.text_[0]] == ["0.90\na tiger", ""]
     display.figure_.canvas.draw()
+
+
+def test_search_without_results_is_drawn():
+    """The error said that items such as None are not files."""
+    result = np.full((1, 2), np.nan), np.full((1, 2), -1), [[]]
+    display = RetrievalGridDisplay.from_predictions(result, ["x"])
+    assert display.thumbnails_ == [[]]
+    display.figure_.canvas.draw()
