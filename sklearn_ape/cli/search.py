@@ -151,12 +151,14 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
     from ._models import encode_images, get_image_encoder
 
     retriever = _load_index(folder, options)
-    if retriever._has_y:
+    items = retriever.items_
+    # An index of images in memory, which was created in Python, has row numbers.
+    if retriever._has_y or not all(isinstance(item, str) for item in items):
         raise ValueError(
             f"{str(folder)!r} was not created by 'sklearn-ape index': its items are not the paths "
             "of images. Create it again without --update."
         )
-    indexed = set(retriever.items_)
+    indexed = set(items)
     indexed_at = max(path.stat().st_mtime for path in folder.iterdir())
     changed = {path for path in indexed.intersection(paths) if _may_be_newer(path, indexed_at)}
     removed = indexed.difference(paths)

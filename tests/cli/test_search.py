@@ -153,6 +153,14 @@ class TestUpdate:
         n_images = len(list((photos / "food").iterdir()))
         assert load_pretrained(tmp_path / "index").n_samples_fit_ == n_images
 
+    def test_index_without_paths_raises(self, photos, run, tmp_path):
+        """The items of images in memory are row numbers, and the update failed with TypeError."""
+        images = [np.full((9, 9, 3), grey, np.uint8) for grey in (0, 255)]
+        with pytest.warns(UserWarning, match="items in results are not saved"):
+            CrossModalRetriever().fit(images).save_pretrained(tmp_path / "index")
+        arguments = ("index", photos, "-o", tmp_path / "index", "--update")
+        assert "its items are not the paths of images" in run(*arguments, code=1).stderr
+
     @pytest.mark.parametrize("update", [(), ("--update",)])
     def test_index_and_model_do_not_replace_each_other(self, photos, run, tmp_path, update):
         for name in ("kernel", "retriever"):
