@@ -28,6 +28,29 @@ class Delimited(dict[str, list[str]]):
     """Columns of a csv or tsv file, whose bytes that are not UTF-8 are surrogates."""
 
 
+class _Records(Mapping[str, list[Any]]):
+    """Columns of JSON objects.
+
+    A column is made when it is read. If every object had other keys, all columns together would
+    need memory that is quadratic in the number of objects.
+    """
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self.records = records
+        self.names = dict.fromkeys(name for record in records for name in record)
+
+    def __getitem__(self, name: str) -> list[Any]:
+        if name not in self.names:
+            raise KeyError(name)
+        return [record.get(name) for record in self.records]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 def read_table(file: Path) -> Table:
     """Return the columns of a file, without converting texts."""
     kind = file.suffix.lower()
@@ -112,8 +135,7 @@ def _read_json_lines(file: Path) -> Table:
             rows.append(parse_json(line, f"line {number}"))
             if not isinstance(rows[-1], dict):
                 raise ValueError(f'line {number} is not an object such as {{"caption": "..."}}.')
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+    return _Records(rows)
 
 
 def _read_parquet(file: Path) -> Table:
@@ -158,7 +180,7 @@ def get_column(
             hint += " Labels need no captions: pass their column as label, or --label."
     raise ValueError(
         f"{where} has no column {' or '.join(map(repr, candidates))}. Its columns are "
-        f"{', '.join(map(repr, table))}. {hint}"
+        f"{format_list(table, limit=20)}. {hint}"
     )
 
 

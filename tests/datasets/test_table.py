@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -359,3 +360,15 @@ def test_columns_may_be_numbers(folder):
     assert load_pairs(frame, image=0, caption=1, root=folder, check_files=False).captions == [
         "a cat"
     ]
+
+
+def test_objects_with_different_keys_need_linear_memory(tmp_path):
+    """A file of 16 MB, which the web app accepts, filled the memory."""
+    table = tmp_path / "t.jsonl"
+    table.write_text("".join(f'{{"{name}.jpg": "a cat"}}\n' for name in range(3000)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"no column 'image'.* '0\.jpg', .*'19\.jpg', "):
+        load_pairs(table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20  # all columns together have 72 MB
