@@ -298,7 +298,10 @@ def encode_images(
     with note_on_interrupt(options.resume_note), warnings.catch_warnings():
         warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
         features = encoder.transform(images)
-    errors = dict(encoder.errors_)
+    errors = {  # the images of a parquet table may be bytes, whose errors do not name them
+        row: error if isinstance(images[row], str) else f"row {row} (the first is 0): {error}"
+        for row, error in encoder.errors_.items()
+    }
     if len(errors) == len(images) and not may_be_empty:
         raise ValueError(f"None of the {len(images)} images can be read. The first: {errors[0]}")
     report_unreadable(errors, len(images))

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -41,6 +42,16 @@ class TestScores:
         written = json.loads(report.read_text())
         assert written["images"] == 60
         assert [score["n"] for score in written["scores"]] == [int(row["n"]) for row in table_rows]
+
+    def test_unreadable_bytes_are_named_by_row(self, small_folder, run, tmp_path):
+        paths = sorted(small_folder.rglob("*.png"))
+        table = {
+            "image": [path.read_bytes() for path in paths[:11]] + [b"no image"],
+            "label": [path.parent.name for path in paths],
+        }
+        pd.DataFrame(table).to_parquet(tmp_path / "pairs.parquet")
+        result = run("evaluate", tmp_path / "pairs.parquet", "--label", "label")
+        assert "row 11 (the first is 0): the bytes object is a text file" in result.stderr
 
     def test_labels_file_gives_other_names(self, small_folder, rows, tmp_path):
         names = tmp_path / "labels.json"
