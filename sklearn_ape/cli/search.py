@@ -6,6 +6,7 @@ import glob
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,6 +133,7 @@ def index(
     started_at = time.time()
     paths = [os.path.abspath(path) for path in list_images(images, quiet)]
 
+    from ..persistence.files import CONFIG
     from ._models import RuntimeOptions
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
@@ -141,13 +143,15 @@ def index(
     else:
         retriever = _build_index(paths, aligner, options, kind)
     retriever.save_pretrained(folder)
-    for file in folder.iterdir():  # an update embeds images that were changed after this time
-        os.utime(file, (started_at, started_at))
+    with suppress(OSError):  # some network file systems do not support it
+        # An update embeds images that were changed after this time.
+        os.utime(folder / CONFIG, (started_at, started_at))
     print_message(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
 
 
 def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
     """Return the index in a folder after embedding new and changed images only."""
+    from ..persistence.files import CONFIG
     from ._models import encode_images, get_image_encoder
 
     retriever = _load_index(folder, options)
@@ -159,7 +163,7 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             "of images. Create it again without --update."
         )
     indexed = set(items)
-    indexed_at = max(path.stat().st_mtime for path in folder.iterdir())
+    indexed_at = (folder / CONFIG).stat().st_mtime
     changed = {path for path in indexed.intersection(paths) if _may_be_newer(path, indexed_at)}
     removed = indexed.difference(paths)
     existing = sorted(filter(os.path.isfile, removed))

@@ -136,6 +136,7 @@ class TestUpdate:
         with monkeypatch.context() as patch:
             patch.setattr(CrossModalRetriever, "save_pretrained", change_and_save)
             run(*arguments)
+        (tmp_path / "index" / "notes.txt").write_text("This file is newer than the index.")
         assert "1 images embedded, 0 removed." in run(*arguments).stderr
         assert "0 images embedded, 0 removed." in run(*arguments).stderr
 
