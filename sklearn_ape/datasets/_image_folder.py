@@ -72,7 +72,7 @@ def load_image_folder(
         - "filename": the words of the file name; "red_apple-01.jpg" gives "red apple".
         - None: no captions.
         - "auto": "sidecar" if at least a tenth of the images have such files, and these do not
-          hold only numbers, or else "table" if there is one, otherwise None.
+          hold only numbers, or else "table" if there is one with captions, otherwise None.
     recursive : bool, default=True
         Whether to include images in subfolders.
     extensions : sequence of str, default=None
@@ -113,7 +113,7 @@ def load_image_folder(
     UserWarning
         If a subfolder cannot be read; if there are no labels, because a few images are not in a
         subfolder or the subfolders are parts of a split; or if "auto" ignores text files, because
-        only a few images have one or they hold only numbers.
+        only a few images have one or they hold only numbers, or a table without captions.
 
     See Also
     --------
@@ -269,7 +269,16 @@ def _detect_source(folder: Path, names: list[Path], other_suffixes: Counter[str]
                 f"({format_list(named)}), so that text files are not used as captions. Write "
                 "the missing ones, and pass captions='sidecar', to use them."
             )
-    return "table" if _find_tables(folder) else None
+    tables = _find_tables(folder)
+    if len(tables) == 1:
+        columns = list(read_table(tables[0]))
+        if not {"label", *_CAPTION_COLUMNS} & set(columns):
+            warn(
+                f"{str(tables[0])!r} has no captions and is not used, as its columns are "
+                f"{format_list(columns)}. Name them 'file_name' and 'caption' to use it."
+            )
+            return None
+    return "table" if tables else None
 
 
 def _read_sidecars(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:

@@ -267,6 +267,17 @@ def test_text_files_of_numbers_are_not_captions(folder):
     assert load_image_folder(folder, captions="sidecar").captions[0][0].startswith("0 0.808")
 
 
+def test_table_of_other_data_is_not_used(folder):
+    """Collections often have a table of their own, such as one of patients."""
+    (folder / "metadata.csv").write_text("image_id,dx\n1,mel\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"has no captions and is not used, .* 'image_id', 'dx'"):
+        data = load_image_folder(folder)
+    assert data.captions is None
+    assert data.labels.tolist() == ["cats", "cats", "dogs"]
+    with pytest.raises(ValueError, match="has no column 'file_name'"):
+        load_image_folder(folder, captions="table")
+
+
 def test_table_of_labels_names_its_loader(folder):
     """The format of labelled images on the Hugging Face hub."""
     rows = [f"{name},{name.split('/')[0]}" for name in NAMES]
