@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from ..heads import BlendedHead, ClosedFormHead, Head, TwoTower, WhitenedMap, make_head
 from ..training.callbacks import (
@@ -20,8 +21,8 @@ from ..training.callbacks import (
 )
 from ..training.data import PairDataset
 from ..training.distributed import Ranks, broadcast
-from ..training.net import embed_pairs
-from ..utils.messages import shows_progress
+from ..training.net import AlignmentNet, embed_pairs
+from ..utils.messages import shows_progress, warn
 from ._closed_form import (
     RIDGE,
     WHITENING,
@@ -135,7 +136,8 @@ def train_heads(
 
     Training has two phases. The first searches for the best epoch on held-out pairs, the second
     trains on all pairs for that number of epochs. Return the heads, the logit scale and the
-    history of the first phase.
+    history of the first phase. If the second phase is interrupted, its heads may be untrained, so
+    those of the first phase are returned, with a warning.
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
@@ -150,7 +152,7 @@ def train_heads(
         maps = None if heads.init is None else solve(pairs)
         return HeadTraining(_make_module(heads, maps, pairs), pairs, run), maps
 
-    result = checkpoint.result
+    result, search = checkpoint.result, None
     if result is None:
         training, maps = prepare(train)
         result, scale = _search_best_epoch(training, valid, maps is not None, run)
@@ -165,15 +167,27 @@ def train_heads(
             if config.refit:
                 closed_form = make_closed_form(solve(data), run.ranks)
             return closed_form, scale, result
+        search = training.module, scale, result
         if valid is None or not config.refit:
-            return training.module, scale, result
+            return search
     # A checkpoint has a result only during this phase.
     checkpoint.begin("refit")
     # The first phase has advanced the generator, and a resumed training skips it.
     torch.manual_seed(run.seed)
     training, _ = prepare(data)
-    scale = _train_again(training, result.best_epoch, run)
-    return training.module, scale, result
+    net = _train_again(training, result.best_epoch, run)
+    n_epochs = sum("train_loss" in row for row in net.history)
+    if n_epochs == result.best_epoch:
+        return training.module, net.logit_scale, result
+    checkpoint.stop()
+    if search is None:  # the run was resumed from a checkpoint, which does not have these heads
+        raise KeyboardInterrupt
+    warn(
+        f"Training on all pairs was stopped after {n_epochs} of {result.best_epoch} epochs. The "
+        "heads trained without the held-out pairs are used, as with refit=False.",
+        ConvergenceWarning,
+    )
+    return search
 
 
 def _search_best_epoch(
@@ -197,15 +211,12 @@ def _search_best_epoch(
     return result, net.logit_scale
 
 
-def _train_again(training: HeadTraining, n_epochs: int, run: TrainingRun) -> float:
-    """Train for the best number of epochs without held-out pairs; return the logit scale."""
+def _train_again(training: HeadTraining, n_epochs: int, run: TrainingRun) -> AlignmentNet:
+    """Train for the best number of epochs without held-out pairs, and return the net."""
     callbacks = run.checkpoint.callbacks("refit")
     if shows_progress(run.verbose):
         callbacks.insert(0, ("progress", EpochProgress(n_epochs, "refit", run.verbose)))
-    net = training.train(callbacks, n_epochs)
-    if sum("train_loss" in row for row in net.history) < n_epochs:  # interrupted by Ctrl-C
-        run.checkpoint.stop()
-    return net.logit_scale
+    return training.train(callbacks, n_epochs)
 
 
 def _add_closed_form(

@@ -232,7 +232,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
     user guide has the details, also of `checkpoint`.
 
     If the training of a head is interrupted, the best epoch so far is used, as in scikit-learn's
-    MLP. If the tuning is interrupted, KeyboardInterrupt is raised.
+    MLP. If its training on all pairs (`refit`) is interrupted, the result is that of
+    ``refit=False``. If the tuning or a resumed refit is interrupted, KeyboardInterrupt is raised.
 
     Features in a memory map (``numpy.load(..., mmap_mode="r")``) or in half precision that would
     take more than 128 MiB as float32 are read in blocks of rows and not copied. With ``"kernel"``

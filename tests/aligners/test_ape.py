@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
 
 from sklearn_ape import APEAligner, KernelAligner
+from sklearn_ape.aligners import _ape_trainer
 from sklearn_ape.aligners._closed_form import fit_held_out_logit_scale, fit_logit_scale
 from sklearn_ape.losses import InfoNCELoss
 from sklearn_ape.training.data import PairDataset
+from sklearn_ape.training.net import AlignmentNet
 
 
 def small(**parameters):
@@ -147,6 +150,28 @@ class TestFit:
         without.fit(concepts.image, concepts.text)
         assert without.history_[0]["train_loss"] == refitted.history_[0]["train_loss"]
         assert without.fingerprint_ != refitted.fingerprint_
+
+    def test_interrupted_refit_warns_and_keeps_the_heads_of_the_search(
+        self, concepts, monkeypatch
+    ):
+        """The heads of the refit are untrained after a few steps."""
+        options = {"max_epochs": 40, "batch_size": 32}
+        search = small(**options, refit=False).fit(concepts.image, concepts.text)
+        train_again = _ape_trainer._train_again
+
+        def interrupt(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        def train_interrupted(*args):
+            monkeypatch.setattr(AlignmentNet, "train_step", interrupt)
+            return train_again(*args)
+
+        monkeypatch.setattr(_ape_trainer, "_train_again", train_interrupted)
+        message = f"on all pairs was stopped after 0 of {search.best_epoch_} epochs"
+        with pytest.warns(ConvergenceWarning, match=message):
+            aligner = small(**options).fit(concepts.image, concepts.text)
+        assert aligner.fingerprint_ == search.fingerprint_
+        assert aligner.logit_scale_ == search.logit_scale_
 
     def test_interruption_at_the_end_of_an_epoch_counts_the_epoch(self, concepts):
         class Interrupt(Callback):

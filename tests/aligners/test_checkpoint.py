@@ -16,6 +16,7 @@ from sklearn_ape import load_pretrained
 from sklearn_ape.aligners import _checkpoint
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.persistence import files as model_files
+from sklearn_ape.training.net import AlignmentNet
 from tests.aligners import checkpoint_cases as cases
 from tests.aligners.checkpoint_cases import (
     Killed,
@@ -152,6 +153,23 @@ class TestFolder:
             warnings.simplefilter("error")
             assert_same(clone(aligner).fit(X, Y), whole("plain"))
         assert files(tmp_path) == []
+
+    def test_interruption_of_a_resumed_refit_raises(self, steps, whole, monkeypatch, tmp_path):
+        """The checkpoint has the state of the refit, and not the heads of the search."""
+        aligner = cases.aligner("plain", checkpoint=tmp_path)
+        counted = steps(None)
+        clone(aligner).set_params(checkpoint=None).fit(X, Y)
+        kill(aligner, steps, counted.n_done - 1)
+
+        def interrupt(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as context:
+            context.setattr(AlignmentNet, "train_step", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                clone(aligner).fit(X, Y)
+        assert files(tmp_path) == ["training.safetensors"]
+        assert_same(clone(aligner).fit(X, Y), whole("plain"))
 
     def test_diverged_training_leaves_no_checkpoint(self, tmp_path):
         aligner = cases.aligner(
