@@ -9,7 +9,6 @@ from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from sklearn.utils import check_random_state
 
 from ..devices import default_state, resolve_device
 from ..heads import BaseMap, TwoTower
@@ -34,6 +33,7 @@ from ..utils.validation import (
     check_integer,
     check_number,
     check_verbose,
+    resolve_random_state,
 )
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder, remove_name
@@ -227,7 +227,7 @@ class TrainedAligner(BaseAligner):
         with default_state(), restored_on_failure(self):
             self._forget_fit()
             data = self._fit_pairs(X, y)
-            rng = check_random_state(self.random_state)
+            rng = resolve_random_state(self.random_state)
             seed = int(rng.randint(np.iinfo(np.int32).max))
             ranks, seed = join_ranks(self._get_compared_parameters(), data, seed)
             self.device_ = resolve_device(self.device)
@@ -262,7 +262,7 @@ class TrainedAligner(BaseAligner):
         check_boolean(self.early_stopping, "early_stopping")
         check_callbacks(self.callbacks)
         check_verbose(self.verbose)
-        check_random_state(self.random_state)
+        resolve_random_state(self.random_state)
         resolve_device(self.device)
         check_loss_params(self._resolve_dicts("loss_params"))
 

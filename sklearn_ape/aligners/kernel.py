@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
 from ..heads import KernelMap, TwoTower
 from ..training.data import PairDataset, subset
 from ..training.net import embed
-from ..utils.validation import check_integer, check_number, check_verbose
+from ..utils.validation import check_integer, check_number, check_verbose, resolve_random_state
 from ._closed_form import (
     RIDGE,
     WHITENING,
@@ -183,7 +182,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         self.verbose = verbose
 
     def _fit_data(self, data: PairDataset) -> None:
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        seed = resolve_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         whiten = partial(whiten_images, whitening=self.whitening, n_components=self.n_components)
         image_map = whiten(data)
         solve = partial(
@@ -238,5 +237,5 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         check_integer(self.n_components, "n_components", 1, optional=True)
         check_integer(self.max_anchors, "max_anchors", 2, auto=True)
         check_verbose(self.verbose)
-        check_random_state(self.random_state)
+        resolve_random_state(self.random_state)
         resolve_device(self.device)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GroupKFold
-from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils import gen_batches
 
 from ..aligners.kernel import KernelAligner
 from ..aligners.pairs import as_sequence, flatten_captions, holds_images, holds_texts
@@ -23,6 +23,7 @@ from ..utils.validation import (
     check_number,
     check_sequence,
     number_groups,
+    resolve_random_state,
 )
 
 # Shape of a tile of similarities if pairs of all rows are compared.
@@ -313,7 +314,7 @@ def pair_quality(
         find_near_duplicates(image) if groups is None else number_groups(groups, len(image))
     )[is_valid]
     features = image_features[is_valid], text_features[is_valid]
-    rng = check_random_state(random_state)
+    rng = resolve_random_state(random_state)
     agreement = _compute_agreement(*features, duplicates, same_caption, aligner, cv, rng)
     signals = np.zeros((2, len(image)))
     signals[:, is_valid] = agreement, _compute_specificity(same_caption, duplicates)

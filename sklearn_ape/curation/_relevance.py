@@ -11,13 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils import gen_batches
 
 from ..encoders.resolve import encode_items, resolve_encoder
 from ..features.memmap import iter_row_tiles
 from ..prompts import prompts_of, resolve_class_names, resolve_templates
 from ..utils.messages import warn
-from ..utils.validation import check_integer, check_number, format_list, number_groups
+from ..utils.validation import (
+    check_integer,
+    check_number,
+    format_list,
+    number_groups,
+    resolve_random_state,
+)
 from ._quality import Captions, check_captions, normalize_valid_rows
 
 _ARTICLES = {"a", "an", "the"}
@@ -385,7 +391,7 @@ def select_relevant(
         )
     n_rows = relevance.n_pairs
     numbers = np.arange(n_rows) if groups is None else number_groups(groups, n_rows)
-    order = check_random_state(random_state).permutation(n_rows)
+    order = resolve_random_state(random_state).permutation(n_rows)
     limits = n_rows if n_pairs is None else n_pairs, n_rows if per_label is None else per_label
     if balance and min(limits) < n_rows:
         chosen = choose_round_robin(relevance, order, numbers, *limits)

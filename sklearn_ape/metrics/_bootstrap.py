@@ -6,9 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap, norm, t
-from sklearn.utils import check_random_state
 
-from ..utils.validation import as_column, as_floats, check_integer, check_number
+from ..utils.validation import (
+    as_column,
+    as_floats,
+    check_integer,
+    check_number,
+    resolve_random_state,
+)
 
 _MAX_BATCH_VALUES = 2**22  # bounds the memory of the resamples
 # Means of resamples that differ from the mean by less than this fraction of the range of the
@@ -232,7 +237,7 @@ def _compute_bootstrap_bounds(
         n_resamples=n_resamples,
         batch=max(1, _MAX_BATCH_VALUES // n),
         method="percentile",
-        random_state=check_random_state(random_state),
+        random_state=resolve_random_state(random_state),
     ).bootstrap_distribution
     is_tie = np.abs(means - mean) <= _ROUNDING * np.ptp(sample)
     n_below = np.sum((means < mean) & ~is_tie) + is_tie.sum() / 2

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from ..devices import default_state
 from ..heads import TwoTower
 from ..losses import LOSSES, StructureLoss
 from ..utils.concurrency import ForkSafeLock
-from ..utils.validation import check_number
 from .data import PairBatches, PairDataset, as_tensor
 from .distributed import Ranks, is_first_rank
 
@@ -200,7 +199,12 @@ def _split_by_decay(groups: list[dict[str, Any]], weight_decay: float) -> list[d
 def check_warmup(warmup: Any, name: str) -> None:
     """Raise ValueError unless a parameter is a number of steps (int) or a fraction of them."""
     longest = math.inf if isinstance(warmup, Integral) else 1
-    check_number(warmup, name, 0, longest, closed="both")
+    is_number = isinstance(warmup, Real) and not isinstance(warmup, bool)
+    if not (is_number and 0 <= float(warmup) <= longest):
+        raise ValueError(
+            f"{name} must be a number in [0, 1], a fraction of all steps, or an integer >= 0, a "
+            f"number of steps, not {warmup!r}."
+        )
 
 
 def cosine_schedule(n_steps: int, warmup: float = 0.05) -> LRScheduler:

@@ -16,7 +16,7 @@ from os import PathLike
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_random_state
 
 _MAX_LISTED = 5
 
@@ -278,6 +278,17 @@ def check_number(
         raise ValueError(
             f"{name} must be {prefix}a number in {left}{low:g}, {high:g}{right}, not {value!r}."
         )
+
+
+def resolve_random_state(random_state: Any) -> np.random.RandomState:
+    """Return the generator of a ``random_state`` parameter; an error names the parameter."""
+    try:
+        return check_random_state(random_state)
+    except ValueError:
+        raise ValueError(
+            "random_state must be None, an integer from 0 to 2**32 - 1 or an instance of "
+            f"numpy.random.RandomState, not {random_state!r}."
+        ) from None
 
 
 def check_verbose(value: Any) -> None:

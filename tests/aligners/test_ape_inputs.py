@@ -150,8 +150,8 @@ class TestInvalidInput:
     @pytest.mark.parametrize("cls", [APEAligner, KernelAligner])
     @pytest.mark.parametrize(
         ("parameter", "value", "message"),
-        [("random_state", -1, "Seed must be between 0 and"),
-         ("random_state", np.random.default_rng(0), "Generator.* cannot be used to seed"),
+        [("random_state", -1, "random_state must be None, an integer from 0 .*, not -1"),
+         ("random_state", np.random.default_rng(0), "random_state must be .*, not Generator"),
          ("verbose", "yes", "verbose must be None or an integer >= 0, not 'yes'")],
     )  # fmt: skip
     def test_invalid_parameter_raises_before_images_are_encoded(
@@ -294,7 +294,7 @@ class TestInvalidInput:
          ("validation_fraction", 1.0, "validation_fraction must be"),
          ("init", "ridge", "init must be one of auto, kernel, linear, starter, not 'ridge'"),
          ("optimizer", "sgd", "optimizer must be one of adamw, adam, lion"),
-         ("optimizer_params", {"warmup": 1.5}, r"\['warmup'\] must be a number in \[0, 1\]"),
+         ("optimizer_params", {"warmup": 1.5}, r"\['warmup'\] must be .*number of steps"),
          ("optimizer_params", {"warmup": "long"}, r"_params\['warmup'\] must be a number"),
          ("optimizer_params", {"clip_norm": 0}, r"\['clip_norm'\] must be None or a number"),
          ("optimizer_params", {"lr": 1}, "unknown key 'lr'. Valid keys are warmup, clip_norm"),

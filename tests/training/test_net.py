@@ -181,7 +181,7 @@ class TestSchedule:
         assert rise == pytest.approx([(step + 1) / n_steps for step in range(n_steps)])
         assert factor(n_steps) == 1.0
 
-    @pytest.mark.parametrize("warmup", [-1, -0.1, 1.5, float("nan")])
+    @pytest.mark.parametrize("warmup", [-1, -0.1, 1.5, float("nan"), True])
     def test_invalid_warmup_raises(self, warmup):
-        with pytest.raises(ValueError, match="warmup must be a number in"):
+        with pytest.raises(ValueError, match=r"must be a number in \[0, 1\].* number of steps"):
             cosine_schedule(100, warmup)
