@@ -78,6 +78,11 @@ def unwrap(estimator: Any, parameter: str = "aligner") -> tuple[Any, Any]:
         elif hasattr(inner, "best_estimator_"):
             inner = inner.best_estimator_
         elif hasattr(inner, "estimator") and hasattr(inner, "fit"):  # a search before its fit
+            if not getattr(inner, "refit", True):
+                raise TypeError(
+                    f"{parameter} is a {type(inner).__name__} with refit=False, which has no "
+                    "fitted aligner. Pass one with refit=True."
+                )
             inner = inner.estimator
         else:
             names = [name for name in ("aligner_", "aligner") if hasattr(inner, name)]

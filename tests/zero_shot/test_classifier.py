@@ -9,6 +9,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.metrics import classification_report, log_loss, top_k_accuracy_score
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import APEAligner, CCAAligner, ZeroShotClassifier
@@ -323,6 +324,15 @@ class TestBadInput:
             ZeroShotClassifier(LABELS, aligner=other).predict([[0.0]])
         with pytest.raises(ValueError, match=r"aligner=load_pretrained\('me/saved'\)"):
             ZeroShotClassifier(LABELS, aligner="me/saved").fit([[0.0]], ["animal"])
+
+    def test_search_with_refit_false_raises(self, model):
+        search = GridSearchCV(model[-1], {}, refit=False)
+        search.cv_results_ = {}  # as after fit
+        classifier = ZeroShotClassifier(LABELS, aligner=search)
+        with pytest.raises(TypeError, match="aligner is a GridSearchCV with refit=False"):
+            classifier.predict([[0.0]])
+        with pytest.raises(TypeError, match="aligner is a GridSearchCV with refit=False"):
+            classifier.fit([[0.0]], ["animal"])
 
     def test_labels_of_y_that_are_not_classes_warn(self, model, held_out):
         classifier = ZeroShotClassifier(LABELS, aligner=model)
