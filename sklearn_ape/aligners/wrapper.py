@@ -135,6 +135,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
     """
 
     aligner: Any
+    _at_fit: dict[str, Any]
     _fit_only: ClassVar[tuple[str, ...]] = ("aligner",)
 
     def _note_fit(self) -> None:
@@ -175,7 +176,13 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
             # A digest is valid in one process only. `__setstate__` computes it again if the
             # aligner is unchanged; "" is never equal to a digest.
             is_current = digest_embedding(self._get_aligner_in_use()) == record["embeddings"]
-            state["_at_fit"] = {**record, "embeddings": None if is_current else ""}
+            # joblib loads an array that the state has twice as two arrays, which would differ.
+            changed = {
+                name: value
+                for name, value in record["parameters"].items()
+                if value is not state[name]
+            }
+            state["_at_fit"] = {"embeddings": None if is_current else "", "parameters": changed}
         if "aligner_" in state and self._uses_starter():
             state["aligner_"] = None  # 88 MB that every installation has
         return state
@@ -186,8 +193,12 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         super().__setstate__(state)  # type: ignore[misc]
         if hasattr(self, "aligner_") and "_at_fit" not in state:  # pickled by an earlier version
             self._note_fit()
-        elif "_at_fit" in state and state["_at_fit"]["embeddings"] is None:
-            self._at_fit["embeddings"] = digest_embedding(self._get_aligner_in_use())
+        elif "_at_fit" in state:
+            loaded = self._at_fit
+            self._note_fit()
+            self._at_fit["parameters"] |= loaded["parameters"]
+            if loaded["embeddings"] is not None:
+                self._at_fit["embeddings"] = loaded["embeddings"]
 
     def _get_recorded_params(self) -> dict[str, Any]:
         params = super()._get_recorded_params()

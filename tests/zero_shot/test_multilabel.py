@@ -4,6 +4,7 @@ import pickle
 import re
 import warnings
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -257,6 +258,17 @@ class TestThresholdsOfLabels:
             assert classifier.predict(numbered.X).shape == (160, 4)
         fitted.set_params(standardize=True).fit(numbered.X, numbered.Y)
         np.testing.assert_array_equal(fitted.predict(numbered.X), before)
+
+    def test_joblib_file_with_array_to_standardize_by_is_current(self, fitted, numbered, tmp_path):
+        """joblib stores an array that a pickle would store once as often as it occurs."""
+        fitted.set_params(standardize=numbered.X[:50]).fit(numbered.X, numbered.Y)
+        joblib.dump(fitted, tmp_path / "current")
+        np.testing.assert_array_equal(
+            joblib.load(tmp_path / "current").predict(numbered.X), fitted.predict(numbered.X)
+        )
+        joblib.dump(fitted.set_params(standardize=numbered.X[:60]), tmp_path / "changed")
+        with pytest.raises(ValueError, match=r"standardize=.* was set after fit"):
+            joblib.load(tmp_path / "changed").predict(numbered.X)
 
     def test_thresholds_are_read_only(self, fitted):
         with pytest.raises(ValueError, match="read-only"):
