@@ -42,8 +42,10 @@ def test_gpu_program_compares_with_a_peer(part):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("name", "n_epochs"), [("sharelock", 5), ("sail", 20)])
-def test_plain_loop_trains_the_network_of_the_recipe(name, n_epochs):
+@pytest.mark.parametrize(
+    ("name", "batch_size", "n_epochs"), [("sharelock", 40, 4), ("sail", 20, 20)]
+)
+def test_plain_loop_trains_the_network_of_the_recipe(name, batch_size, n_epochs):
     """Both have the same numbers of parameters, and learn random pairs in a few steps."""
     rng = np.random.default_rng(0)
     pairs = trainers.Pairs(
@@ -62,7 +64,7 @@ def test_plain_loop_trains_the_network_of_the_recipe(name, n_epochs):
     ]
     assert sizes[0] == sizes[1]
     for fit in (trainers.fit_recipe, trainers.fit_by_hand):
-        fitted = fit(name, loop, pairs, 20, n_epochs, 0)
+        fitted = fit(name, loop, pairs, batch_size, n_epochs, 0)
         assert len(fitted.seconds) == n_epochs
         assert trainers.compute_recall(fitted, pairs) > 0.5
 
