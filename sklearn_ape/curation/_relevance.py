@@ -30,6 +30,16 @@ _ARTICLES = {"a", "an", "the"}
 _MAX_NAME_WORDS = 8
 
 
+def _replace_unless_mark(match: re.Match[str]) -> str:
+    """Return a space, or the mark itself: vowel signs of Hindi and Thai are parts of words.
+
+    The variation selectors of emoji are marks, too, but not parts of words.
+    """
+    character = match[0]
+    is_mark = unicodedata.category(character).startswith("M")
+    return character if is_mark and not "\ufe00" <= character <= "\ufe0f" else " "
+
+
 def normalize_words(text: str) -> list[str]:
     """Split a text into words without case and plural s.
 
@@ -37,11 +47,7 @@ def normalize_words(text: str) -> list[str]:
     ['red', 'frog', 'glass']
     """
     characters = unicodedata.normalize("NFKC", text).casefold()
-    # Marks, such as vowels of Hindi and Thai, are parts of words, but do not match \w.
-    words = "".join(
-        c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in characters
-    ).split()
-    words = [word for word in words if word[0].isalnum()]  # not the variation selector of an emoji
+    words = re.findall(r"[^\W_]\S*", re.sub(r"[\W_]", _replace_unless_mark, characters))
     return [re.sub(r"(?<=[^s]{2})s$", "", word) for word in words]
 
 

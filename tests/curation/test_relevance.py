@@ -43,6 +43,8 @@ def name_shares(label_names, caption):
         ("की", "एक का", 0),  # different vowels
         ("बिल्ली", "एक बिल्ली", 1 / 2),
         ("❤\ufe0f", "☀\ufe0f", 0),
+        ("cat", "❤\ufe0fcats", 1),
+        ("1", "1\ufe0f\u20e3", 1),  # the emoji of a digit
     ],
 )
 def test_names_match_whole_words(name, caption, share):
