@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-import time
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -130,14 +130,16 @@ def index(
             "keeps the aligner and the kind of the index. Remove --aligner and --kind.",
             param_hint="--update",
         )
-    started_at = time.time()
+    folder = expand_user(output)
+    # Not time.time(): the clock of a file server may differ from that of this computer.
+    with tempfile.TemporaryFile(dir=folder.resolve().parent) as file:
+        started_at = os.fstat(file.fileno()).st_mtime_ns
     paths = [os.path.abspath(path) for path in list_images(images, quiet)]
 
     from ..persistence.files import CONFIG
     from ._models import RuntimeOptions
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
-    folder = expand_user(output)
     if update and folder.is_dir():
         retriever = _update_index(folder, paths, options)
     else:
@@ -145,7 +147,7 @@ def index(
     retriever.save_pretrained(folder)
     with suppress(OSError):  # some network file systems do not support it
         # An update embeds images that were changed after this time.
-        os.utime(folder / CONFIG, (started_at, started_at))
+        os.utime(folder / CONFIG, ns=(started_at, started_at))
     print_message(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
 
 

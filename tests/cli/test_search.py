@@ -140,6 +140,20 @@ class TestUpdate:
         assert "1 images embedded, 0 removed." in run(*arguments).stderr
         assert "0 images embedded, 0 removed." in run(*arguments).stderr
 
+    def test_clock_that_differs_from_that_of_the_file_system(
+        self, photos, run, tmp_path, monkeypatch
+    ):
+        """Images that had changed in the hour after the index counted as unchanged."""
+        shutil.copytree(photos / "food", tmp_path / "food")
+        first, second = sorted((tmp_path / "food").iterdir())[:2]
+        arguments = ("index", tmp_path / "food", "-o", tmp_path / "index", "--update")
+        clock = time.time
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: clock() + 3600)
+            run(*arguments)
+        shutil.copy(second, first)
+        assert "1 images embedded, 0 removed." in run(*arguments).stderr
+
     def test_images_that_exist_are_not_dropped(self, photos, run, tmp_path):
         run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
         before = (tmp_path / "index" / "config.json").stat().st_mtime_ns
