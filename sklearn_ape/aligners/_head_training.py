@@ -1,4 +1,4 @@
-"""Training of heads: of two, of a kernel's tuning, and of one beside a kernel."""
+"""Training of both heads, of a correction that tunes a kernel, and of a head blended with one."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _MIN_PAIRS_IN_BFLOAT16 = 10_000
 # Numbers of epochs and of steps of the tuning; the smaller one ends it. Recall@1 on other sets was
 # 14.1 % after 10 or 17 epochs of 24,000 icons and 13.8 % after 33, and 34.3 % after 10 epochs of
 # 80,000 icons and 34.1 % after 21. It was lower with the learning rates 3e-3 and 1e-2, too.
-_N_EPOCHS, _MAX_STEPS = 10, 400
-_LEARNING_RATE = 1e-3
+_N_TUNING_EPOCHS, _MAX_TUNING_STEPS = 10, 400
+_TUNING_LEARNING_RATE = 1e-3
 
 # Least share of the other images and texts in a prediction, for which the prediction without an
 # image is divided by it. It limits the error if nearly all of the prediction is due to the image.
@@ -345,11 +345,11 @@ def train_correction(maps: Maps, data: PairDataset, run: TrainingRun) -> np.ndar
     assert maps.fit is not None
     data = _drop_unpredicted(data, maps.fit)
     n_steps = n_batches(len(data.pairs), run.config.batch_size)
-    n_epochs = min(_N_EPOCHS, max(1, _MAX_STEPS // n_steps))
+    n_epochs = min(_N_TUNING_EPOCHS, max(1, _MAX_TUNING_STEPS // n_steps))
     config = replace(
         run.config,
         optimizer="adamw",
-        learning_rate=_LEARNING_RATE,
+        learning_rate=_TUNING_LEARNING_RATE,
         max_epochs=n_epochs,
         mixup=0.0,
         structure_weight=0.0,

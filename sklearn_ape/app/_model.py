@@ -235,9 +235,9 @@ def align(
 ) -> Alignment:
     """Fit an aligner on captioned images, with the encoders of another aligner.
 
-    With the method "extend", the pairs are added to that aligner.
-    The aligner is fitted on all pairs. The recall is that of an aligner fitted without the
-    held-out pairs, next to the recall of `initial_aligner` on the same pairs.
+    With the method "extend", the pairs are added to that aligner. The aligner is fitted on all
+    pairs. The recall is that of an aligner fitted without the held-out pairs, next to the recall
+    of `initial_aligner` on the same pairs.
     """
     methods = list_methods(initial_aligner)
     if method not in methods:

@@ -274,7 +274,7 @@ class TestFit:
 
         monkeypatch.setattr(_ape_trainer, "count_default_anchors", lambda *arguments: 300)
         monkeypatch.setattr(_ape_trainer, "count_predicted_texts", lambda n_out: 256)
-        monkeypatch.setattr(_head_training, "_MAX_STEPS", 8)
+        monkeypatch.setattr(_head_training, "_MAX_TUNING_STEPS", 8)
         monkeypatch.setattr(LeftOutTraining, "train", train)
         small(max_epochs=1).fit(pairs.image, pairs.text)
         assert trained == [(256, 4), (256, 1)]
