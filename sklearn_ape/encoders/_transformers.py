@@ -438,7 +438,7 @@ class TransformersImageEncoder(ImageEncoder):
             AutoModel.from_pretrained, self.model_name, self.revision, **options
         )
         if any(parameter.ndim == 5 for parameter in model.parameters()):
-            raise ValueError(f"{type(model).__name__} is a network of videos, not of images.")
+            raise ValueError(f"{type(model).__name__} encodes videos. Choose a network of images.")
         # transformers initializes a pooler that the checkpoint lacks at random.
         model.pooler_is_pretrained = not any("pooler" in key for key in loaded["missing_keys"])
         if model.config.model_type == "vit_mae":  # it would drop three of four patches at random

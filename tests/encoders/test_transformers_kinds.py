@@ -59,7 +59,7 @@ SMALL_VIDEO = hf.VISION | {"num_frames": 2}
     ("config", "message"),
     [
         (hf.transformers.HGNetV2Config(), "HGNetV2Backbone returns no hidden states"),
-        (hf.transformers.VideoMAEConfig(**SMALL_VIDEO), "VideoMAEModel is a network of videos"),
+        (hf.transformers.VideoMAEConfig(**SMALL_VIDEO), "VideoMAEModel encodes videos"),
     ],
 )
 def test_network_without_features_of_images_raises(config, message, tmp_path):
