@@ -28,6 +28,7 @@ from ..heads import TwoTower
 from ..persistence import load_pretrained
 from ..persistence.files import TENSORS, read_model
 from ..persistence.serialize import Serializer, iter_encoder_records
+from ..prompts import resolve_class_names
 from ..training import split_pairs
 from ..zero_shot import FewShotClassifier
 from ._limits import Limits, Progress, UserError, hide_folder, scale_progress
@@ -82,13 +83,14 @@ class Model(NamedTuple):
     """A fitted aligner for images and texts, and the labels of a classifier that contained it.
 
     If that was a few-shot classifier with labelled images, it is kept as well. The name is shown
-    on the page.
+    on the page. `names` are the texts that the classifier embeds for each label.
     """
 
     aligner: Any
     labels: list[str] | None = None
     few_shot: FewShotClassifier | None = None
     name: str = "aligner"
+    names: dict[str, list[str]] | None = None
 
 
 def load_model(aligner: Any) -> Model:
@@ -97,9 +99,12 @@ def load_model(aligner: Any) -> Model:
     is_clip = isinstance(aligner, str) and aligner.startswith("open_clip:")
     if aligner is not None and not hasattr(aligner, "fit") and not is_clip:
         estimator = load_pretrained(aligner)
-    labels = None
+    labels = names = None
     if hasattr(estimator, "predict_proba"):
         labels = [str(label) for label in getattr(estimator, "classes_", [])] or None
+        if getattr(estimator, "labels", None) is not None:
+            texts = resolve_class_names(estimator.labels)
+            names = {str(label): of_label for label, of_label in texts.items()}
     wrapped = get_wrapped_aligner(resolve_aligner(estimator))
     check_is_fitted(wrapped)
     preprocessing, inner = unwrap(wrapped)
@@ -118,7 +123,7 @@ def load_model(aligner: Any) -> Model:
         few_shot = copy.copy(estimator)
         few_shot.aligner = few_shot.aligner_ = fitted
         few_shot._note_fit()
-    return Model(fitted, labels, few_shot, _name_model(aligner, inner))
+    return Model(fitted, labels, few_shot, _name_model(aligner, inner), names)
 
 
 def _name_model(source: Any, aligner: Any) -> str:

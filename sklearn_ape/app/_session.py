@@ -197,6 +197,11 @@ class Session:
     previous_few_shot: FewShotClassifier | None = None
     can_undo: bool = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        # Gradio copies the initial session for each visitor, with the weights of a few-shot
+        # classifier. A session is never changed, so that visitors can share it.
+        return self
+
     def set_few_shot(self, few_shot: FewShotClassifier | None) -> Session:
         """Return a session with another few-shot classifier, and no correction to undo."""
         return replace(self, few_shot=few_shot, previous_few_shot=None, can_undo=False)
@@ -237,7 +242,7 @@ class AppService:
         aligner = self.get_aligner(session)
         try:
             classifier = few_shot or ZeroShotClassifier(
-                names, aligner=aligner, templates=templates
+                self._name_labels(names), aligner=aligner, templates=templates
             )
             top_labels, top_probabilities = classifier.predict_top_k([path], k=len(names))
         except ValueError as error:  # about the labels, since the image was checked above
@@ -276,7 +281,9 @@ class AppService:
             raise UserError("Choose the correct label of the image. It must be one of the labels.")
         if few_shot is None:
             aligner = self.get_aligner(session)
-            few_shot = FewShotClassifier(names, aligner=aligner, templates=templates)
+            few_shot = FewShotClassifier(
+                self._name_labels(names), aligner=aligner, templates=templates
+            )
         elif few_shot.class_count_.sum() >= self.limits.corrections:
             raise UserError(
                 f"The limit is {self.limits.corrections:,} labelled images. Use FewShotClassifier "
@@ -289,6 +296,11 @@ class AppService:
         return replace(
             session, few_shot=few_shot, previous_few_shot=session.few_shot, can_undo=True
         )
+
+    def _name_labels(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the texts to embed for each label, which a served classifier may define."""
+        names = self.model.names or {}
+        return {label: names.get(label, label) for label in labels}
 
     def undo_correction(self, session: Session) -> Session:
         """Forget the last correction. Those that it replaced are used again."""

@@ -11,10 +11,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, load_pretrained
 from sklearn_ape.app import Limits
 from sklearn_ape.app._limits import UserError, ignore_progress
-from sklearn_ape.app._model import Model
+from sklearn_ape.app._model import Model, load_model
 from sklearn_ape.app._session import AppService, Session
 from sklearn_ape.encoders import TransformersTextEncoder
 
@@ -168,3 +168,23 @@ class TestHostileZips:
 
     def test_missing_zip_raises(self, service):
         assert "no zip yet" in self.refusal(service, None)
+
+
+class TestServedClassifier:
+    @pytest.mark.parametrize("is_hierarchy", [False, True])
+    def test_names_of_labels_are_embedded(self, served, captioned_images, is_hierarchy):
+        """Also in corrections. Labels that the classifier does not have are embedded as such."""
+        names = {"1": ["a cat", "a dog"], "2": "a house"}
+        labels = {"all": names} if is_hierarchy else names
+        model = load_model(ZeroShotClassifier(labels, aligner=served))
+        service = AppService(model, captioned_images.images[:4], Limits())
+        image = captioned_images.images[5]
+        request = (image, "1, 2, a tuba", "none")
+        names |= {"a tuba": None}
+        zero_shot = ZeroShotClassifier(names, aligner=served, templates="none")
+        few_shot = FewShotClassifier(names, aligner=served, templates="none").fit([image], ["2"])
+        corrected = service.correct(Session(), *request, "2")
+        for session, classifier in ((Session(), zero_shot), (corrected, few_shot)):
+            expected = dict(zip(names, classifier.predict_proba([image])[0].tolist(), strict=True))
+            results = service.classify(session, *request, 0)
+            assert results.probabilities == pytest.approx(expected, abs=1e-5)

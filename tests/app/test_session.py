@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 
@@ -145,6 +146,7 @@ class TestCorrect:
         assert results.probabilities["tuba"] == pytest.approx(expected, abs=1e-5)
         session = service.correct(service.initial_session, image, "tuba, cat", "simple", "cat")
         assert service.reset_aligner(session).few_shot is model.few_shot
+        assert deepcopy(service.initial_session).few_shot is model.few_shot  # not copied
 
     def test_names_of_subfolders_are_labels(self, captioned_images, tmp_path):
         """Underscores are spaces, and classes that differ by a number remain different."""
