@@ -308,6 +308,12 @@ def encode_images(
     return EncodedImages(features, errors)
 
 
+def identify_images(images: Sequence[Any]) -> list[Any]:
+    """Return keys of images: rows of a table with the same image have equal keys."""
+    is_paths = all(isinstance(image, str) for image in images)
+    return list(images) if is_paths else group_images(images).tolist()
+
+
 def report_unreadable(errors: dict[int, str], n_images: int) -> None:
     """Print the number of unreadable images and the first of them to standard error."""
     if not errors:

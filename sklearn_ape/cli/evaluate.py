@@ -84,11 +84,14 @@ def evaluate(
     preprocessing, inner = unwrap(model)
     # In a Pipeline, the aligner expects features.
     inputs = images if preprocessing is None else preprocessing.transform(images)
-    n_fitted = _count_fitted(inner, inputs, classifier, images)
+    # A table has one row per caption, but images are counted once.
+    keys = _models.identify_images(images)
+    is_fitted = _find_fitted(inner, inputs, classifier, images)
+    n_fitted = None if is_fitted is None else len({keys[row] for row in is_fitted.nonzero()[0]})
     scores: list[_models.Score] = []
     labelled = y_true = y_pred = texts = None
     if labels_true is not None:
-        # A table has one row per caption. In the accuracy, an image counts once per label.
+        # In the accuracy, an image counts once per label.
         pairs = zip(group_images(images), (str(labels_true[row]) for row in rows), strict=True)
         image_by_pair = dict(zip(pairs, images, strict=True))
         y_true, labelled = [label for _, label in image_by_pair], list(image_by_pair.values())
@@ -104,7 +107,7 @@ def evaluate(
         facts = {
             "data": str(data),
             "aligner": aligner or "starter",
-            "images": len(bunch.images),
+            "images": len(set(_models.identify_images(bunch.images))),
             "used_for_fitting": n_fitted,
             "unreadable": [encoded.errors[row] for row in sorted(encoded.errors)],
         }
@@ -115,9 +118,9 @@ def evaluate(
         print_message(f"Wrote the figure to {str(figure)!r}.", quiet)
     if n_fitted:
         print_message(
-            f"sklearn-ape: Warning: {n_fitted:,} of {len(images):,} images were used to fit this "
-            "aligner, so these scores are higher than on new images. Evaluate on images that were "
-            "held out."
+            f"sklearn-ape: Warning: {n_fitted:,} of {len(set(keys)):,} images were used to fit "
+            "this aligner, so these scores are higher than on new images. Evaluate on images "
+            "that were held out."
         )
     _models.print_scores(scores, file_format)  # last, because the reader may stop reading
 
@@ -131,15 +134,15 @@ def _check_has_truth(bunch: Any, data: Path) -> None:
         )
 
 
-def _count_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> int | None:
-    """Return the number of images with which a model was fitted, or None if it is not known."""
+def _find_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> Any:
+    """Return a mask of the images with which a model was fitted, or None if it is not known."""
     from ..zero_shot import FewShotClassifier
 
     is_fitted = aligner.was_fitted_on(inputs) if hasattr(aligner, "was_fitted_on") else None
     if isinstance(classifier, FewShotClassifier):
         is_example = classifier.was_fitted_on(images)
         is_fitted = is_example if is_fitted is None else is_fitted | is_example
-    return None if is_fitted is None else int(is_fitted.sum())
+    return is_fitted
 
 
 def _resolve_groups(labels: Any, y_true: Sequence[str], y_pred: Sequence[Any]) -> list[str]:

@@ -187,17 +187,19 @@ class _Evaluation(NamedTuple):
         With a split, the model is fitted on the training images and `score` is called with the
         rows of training and test images. With `refit`, the model is then fitted on all images.
         """
+        from ._models import identify_images
+
         scores: list[Any] = []
-        n_fitted = len(images)
+        fitted = keys = identify_images(images)
         if split is not None:
             train, test = split
-            n_fitted = len(train)
+            fitted = [keys[row] for row in train]
             model.fit([images[row] for row in train], [y[row] for row in train])
             scores = score(train, test)
         if split is None or self.refit:
-            n_fitted = len(images)
+            fitted = keys
             model.fit(images, y)
-        return model, scores, n_fitted
+        return model, scores, len(set(fitted))
 
 
 def _make_encoders(
@@ -239,12 +241,19 @@ def _fit_aligner(
     With names, a classifier with the aligner is returned.
     """
     from ..zero_shot import ZeroShotClassifier
-    from ._models import encode_images, score_accuracy, score_recall, split_rows
+    from ._models import (
+        encode_images,
+        identify_images,
+        score_accuracy,
+        score_recall,
+        split_rows,
+    )
 
     encoded = encode_images(aligner.image_encoder, bunch.images, options)
-    if not bunch.from_labels and len(bunch.images) < _FEW_CAPTIONED:
+    n_images = len(set(identify_images(bunch.images)))
+    if not bunch.from_labels and n_images < _FEW_CAPTIONED:
         print_message(
-            f"{len(bunch.images):,} images with captions are few for a new aligner, and the "
+            f"{n_images:,} images with captions are few for a new aligner, and the "
             "starter model is probably more accurate. Compare both with 'sklearn-ape evaluate' on "
             "other images, or extend the starter model in Python: APEAligner(init='starter').",
             options.quiet,
@@ -320,6 +329,7 @@ def _fit_few_shot(
     from ._models import (
         encode_images,
         get_image_encoder,
+        identify_images,
         load_aligner,
         make_score,
         split_rows,
@@ -330,7 +340,13 @@ def _fit_few_shot(
     aligner = load_aligner(source, options)
     encoder = get_image_encoder(aligner)
     encoded = encode_images(encoder, bunch.images, options)
-    rows = encoded.readable_rows
+    # A table has one row per caption. An image is used once per label.
+    first_rows: dict[Any, int] = {}
+    readable = encoded.readable_rows.tolist()
+    keys = identify_images([bunch.images[row] for row in readable])
+    for row, key in zip(readable, keys, strict=True):
+        first_rows.setdefault((key, y[row]), row)
+    rows = list(first_rows.values())
     images, y = [bunch.images[row] for row in rows], [y[row] for row in rows]
     features = encoded.features[rows]
     encoder.set_params(verbose=0)  # the features of all readable images are cached now
