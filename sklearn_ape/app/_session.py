@@ -137,15 +137,18 @@ def make_examples(collection: ImageCollection) -> list[tuple[Any, str]]:
     return examples
 
 
-def parse_labels(text: str | None, limits: Limits) -> list[str]:
+def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) -> list[str]:
     """Return the distinct label names of a text, separated by commas, or one per line.
 
     Several lines are names with commas, unless a line has two commas: then a list was continued on
-    another line. List markers before a name and commas behind it are ignored.
+    another line, unless it is one of the `known` labels. List markers before a name and commas
+    behind it are ignored.
     """
     lines = [line.strip(" \t,;") for line in re.split(r"\r\n|\r|\n", text or "")]
     lines = [re.sub(r"^[-*•]\s+", "", line) for line in lines if line]
-    has_one_per_line = len(lines) > 1 and all(len(re.findall("[,;]", x)) < 2 for x in lines)
+    has_one_per_line = len(lines) > 1 and all(
+        line in known or len(re.findall("[,;]", line)) < 2 for line in lines
+    )
     names = lines if has_one_per_line else re.split(r"[,;\n]", "\n".join(lines))
     labels = list(dict.fromkeys(" ".join(name.split()) for name in names if name.strip()))
     if not labels:
@@ -217,6 +220,7 @@ class AppService:
         self.model = model
         self.limits = limits
         self.images = load_collection(images)
+        self.labels = model.labels or self.images.labels or []  # initial labels of the page
         self.examples = make_examples(self.images)
         self.initial_session = Session(few_shot=model.few_shot)
         # Values that are computed when they are needed. Concurrent requests wait for the result
@@ -269,7 +273,7 @@ class AppService:
     def parse_labels(self, labels: str) -> list[str]:
         """Return the label names of a text, see `parse_labels`; none if they are not valid."""
         with contextlib.suppress(UserError):
-            return parse_labels(labels, self.limits)
+            return parse_labels(labels, self.limits, self.labels)
         return []
 
     def correct(
@@ -313,7 +317,7 @@ class AppService:
     ) -> tuple[str, list[str], FewShotClassifier | None]:
         """Return the image's path, the labels, and the few-shot classifier if it has them."""
         path = check_image(image, self.limits)
-        names = parse_labels(labels, self.limits)
+        names = parse_labels(labels, self.limits, self.labels)
         if templates not in TEMPLATES:
             raise UserError(
                 f"{quote(str(templates))} is not a set of prompt templates. Choose one of "

@@ -474,8 +474,8 @@ def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Bloc
         gr.Markdown(introduction)
         session = gr.State(service.initial_session, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
-            own = labels or service.model.labels or service.images.labels
-            classify_tab(gr, service, session, own or DEFAULT_LABELS)
+            service.labels = list(labels or service.labels or DEFAULT_LABELS)
+            classify_tab(gr, service, session, service.labels)
         with gr.Tab("Search", id="search"):
             search_tab(gr, service, session)
         with gr.Tab("Align your own", id="align"):

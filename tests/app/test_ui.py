@@ -7,7 +7,7 @@ from sklearn_ape.app import Limits
 from sklearn_ape.app._limits import UserError
 from sklearn_ape.app._model import Alignment, Model, Recall, describe_encoders, load_model
 from sklearn_ape.app._session import AppService
-from sklearn_ape.app._ui import build_page, describe_alignment, show_errors
+from sklearn_ape.app._ui import _join_labels, build_page, describe_alignment, show_errors
 from tests.app.conftest import PixelEncoder, TrigramEncoder
 
 
@@ -135,3 +135,17 @@ class TestDescribeAlignment:
         )
         assert r"\!" not in text
         assert r"!\[x\](http\://evil/x\.png)\<b\>" in text
+
+
+@pytest.mark.parametrize("is_served", [False, True])
+def test_initial_labels_with_several_commas_are_not_split(
+    fast_aligner, captioned_images, is_served
+):
+    """Otherwise, the corrections of a served few-shot classifier would not be used."""
+    labels = ["cock, rooster, male", "hen"]
+    model = Model(fast_aligner, labels=labels if is_served else None)
+    service = AppService(model, captioned_images.images[:4], Limits())
+    build_page(service, None if is_served else labels)
+    assert service.parse_labels(_join_labels(labels)) == labels
+    assert service.parse_labels(f"{_join_labels(labels)}\nduck") == [*labels, "duck"]
+    assert service.parse_labels("cat, dog, car\nhen") == ["cat", "dog", "car", "hen"]
