@@ -293,8 +293,11 @@ class AppService:
                 f"The limit is {self.limits.corrections:,} labelled images. Use FewShotClassifier "
                 "in Python for more."
             )
+        label: Any = correct_label
+        if session.few_shot is few_shot:  # the labels of a served classifier may be numbers
+            label = next(x for x in few_shot.classes_.tolist() if str(x) == correct_label)
         try:
-            few_shot = copy.copy(few_shot).partial_fit([path], [correct_label])
+            few_shot = copy.copy(few_shot).partial_fit([path], [label])
         except ValueError as error:  # about the labels, since the image was checked above
             raise UserError(str(error).replace(path, "The image")) from error
         return replace(
@@ -324,7 +327,7 @@ class AppService:
                 f"{', '.join(TEMPLATES)}."
             )
         few_shot = session.few_shot
-        is_same = few_shot is not None and set(few_shot.classes_.tolist()) == set(names)
+        is_same = few_shot is not None and set(map(str, few_shot.classes_)) == set(names)
         return path, names, few_shot if is_same else None
 
     def search(

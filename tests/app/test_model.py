@@ -188,3 +188,12 @@ class TestServedClassifier:
             expected = dict(zip(names, classifier.predict_proba([image])[0].tolist(), strict=True))
             results = service.classify(session, *request, 0)
             assert results.probabilities == pytest.approx(expected, abs=1e-5)
+
+    def test_labels_that_are_numbers_are_corrected(self, served, captioned_images):
+        first, image = captioned_images.images[4:6]
+        few_shot = FewShotClassifier({1: "a cat", 2: "a house"}, aligner=served).fit([first], [1])
+        service = AppService(load_model(few_shot), captioned_images.images[:4], Limits())
+        session = service.correct(service.initial_session, image, "1, 2", "simple", "2")
+        assert session.few_shot.class_count_.tolist() == [1, 1]
+        result = service.classify(session, image, "1, 2", "simple", 0)
+        assert "Labelled images used: 2." in result.summary
