@@ -300,8 +300,8 @@ class _TextFeatures(torch.nn.Module):
             pooled = getattr(embedding, "pooler_output", embedding)
         else:
             tower = getattr(self.model, "text_model", self.model)
-            is_seq2seq = getattr(tower.config, "is_encoder_decoder", False)
-            if is_seq2seq and hasattr(tower, "get_encoder"):
+            # Not by `is_encoder_decoder`, which is False in files of a T5EncoderModel.
+            if hasattr(tower, "encoder") and hasattr(tower, "decoder"):
                 tower = tower.get_encoder()
             last = _get_hidden_states(tower(**tokens), tower)
             pooled = pool_tokens(last, mask, self.pooling)

@@ -93,3 +93,16 @@ def test_weights_in_half_precision_are_computed_in_float32(dtype, tmp_path):
         encoder = cls(half, cache=None, engine="torch")
         np.testing.assert_allclose(encoder.transform(items), expected, rtol=1e-5, atol=1e-6)
         assert encoder._get_identity() != FrozenEncoder._get_identity(encoder)
+
+
+def test_encoder_that_was_saved_without_its_decoder(tmp_path):
+    """The config of a T5EncoderModel does not say that it is a part of an encoder and decoder."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    config = hf.transformers.T5Config(vocab_size=len(hf.WORDS), **sizes)
+    tokenizer, cls = hf.tokenizer(), hf.transformers.T5EncoderModel
+    model = hf.save_model(tmp_path, config, cls=cls, prepare=tokenizer)
+    inputs = [tokenizer(text, return_tensors="pt")["input_ids"] for text in hf.TEXTS]
+    with torch.inference_mode():
+        expected = [model(input_ids=ids).last_hidden_state[0].mean(dim=0) for ids in inputs]
+    encoder = TransformersTextEncoder(str(tmp_path), cache=None, engine="torch")
+    np.testing.assert_allclose(encoder.transform(hf.TEXTS), expected, atol=1e-4, rtol=1e-4)
