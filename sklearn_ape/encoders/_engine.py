@@ -244,8 +244,9 @@ class _PositionalInputs(torch.nn.Module):
 def export_to_onnx(workload: Workload, folder: Path) -> None:
     example = workload.examples()[0]
     names = [f"input_{number}" for number in range(len(example))]
-    dynamic = torch.export.Dim.DYNAMIC
-    shapes = tuple(dict.fromkeys(range(count_free_axes(x)), dynamic) for x in example)
+    # The number of positions is fixed in some networks of texts, such as those of CLIP.
+    axes = (torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO)
+    shapes = tuple(dict(enumerate(axes[: count_free_axes(x)])) for x in example)
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")

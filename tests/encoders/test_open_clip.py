@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_ape.encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
+from sklearn_ape.encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder, _engine
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -52,6 +52,19 @@ def test_towers_share_one_network(tmp_path):
     with torch.inference_mode():
         np.testing.assert_allclose(features[0], model.encode_image(pixels), atol=1e-5)
         np.testing.assert_allclose(features[1], model.encode_text(tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_text_tower_is_exported(engine, tmp_path):
+    """All texts have the same number of tokens, which is fixed in the network."""
+    pytest.importorskip(_engine._PACKAGES[engine][-1])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder)
+    expected = OpenCLIPTextEncoder(str(folder), engine="torch", cache=None).transform(TEXTS)
+    encoder = OpenCLIPTextEncoder(str(folder), engine=engine, cache=tmp_path, batch_size=2)
+    np.testing.assert_allclose(encoder.transform(TEXTS), expected, rtol=1e-4, atol=1e-5)
+    assert encoder._get_engine(len(TEXTS)).name == engine
 
 
 def test_replaced_model_folder_is_reloaded(tmp_path):
