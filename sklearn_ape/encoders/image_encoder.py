@@ -55,7 +55,8 @@ class Preprocessing(NamedTuple):
         steps = [
             step
             for step in getattr(transform, "transforms", [])
-            if type(step).__name__ not in ("ToTensor", "MaybeToTensor")
+            # Images are RGB already. open_clip converts them by a class or, earlier, a function.
+            if type(step).__name__ not in ("ToTensor", "MaybeToTensor", "MaybeConvertMode")
             and getattr(step, "__name__", "") != "_convert_to_rgb"
         ]
         kinds = [transforms.Resize, transforms.CenterCrop, transforms.Normalize]

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sklearn_ape.encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder, _engine
+from sklearn_ape.encoders.image_encoder import Preprocessing
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -52,6 +54,26 @@ def test_towers_share_one_network(tmp_path):
     with torch.inference_mode():
         np.testing.assert_allclose(features[0], model.encode_image(pixels), atol=1e-5)
         np.testing.assert_allclose(features[1], model.encode_text(tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_preprocessing_equals_library(mode, tmp_path):
+    """Images are cropped as by open_clip, and faster, since its steps are recognized."""
+    model = save_model(tmp_path)
+    path = tmp_path / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["preprocess_cfg"]["resize_mode"] = mode
+    path.write_text(json.dumps(config))
+    encoder = OpenCLIPImageEncoder(str(tmp_path), engine="torch", cache=None)
+    is_fast = isinstance(encoder._get_network().prepare["image"], Preprocessing)
+    assert is_fast == (mode == "shortest")
+    _, transform = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")
+    pixels = torch.stack([transform(Image.fromarray(image)) for image in IMAGES])
+    with torch.inference_mode():
+        expected = model.encode_image(pixels).numpy()
+    np.testing.assert_allclose(
+        encoder.transform(IMAGES), expected, atol=0.01 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
