@@ -282,7 +282,10 @@ class _Model(nn.Module):
         pixels = image if isinstance(image, torch.Tensor) else torch.stack(list(image))
         network = self._encoder._get_network()
         module = OnPixels(self._encoder._make_pixel_network(network), None, self._encoder.views)
-        features = module(pixels.to(network.device, torch.float32)).float()
+        dtype = self._encoder.dtype_
+        options = {"dtype": getattr(torch, dtype), "enabled": dtype != "float32"}
+        with torch.autocast(network.device.type, **options):
+            features = module(pixels.to(network.device, torch.float32)).float()
         embeddings = self._aligner._embed_valid("image", features.cpu().numpy())
         return torch.from_numpy(embeddings).to(pixels.device)
 

@@ -211,8 +211,11 @@ def test_retrieval_measures_equal_aligner(model, captioned_images):
 
 
 class TestOpenClip:
-    @pytest.mark.sampled(3)
-    @pytest.mark.parametrize("options", [{}, {"crop": "pad", "pooling": "gem"}, {"views": 4}])
+    @pytest.mark.sampled(4)
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"crop": "pad", "pooling": "gem"}, {"views": 4}, {"dtype": "bfloat16"}],
+    )
     def test_pixels_and_embeddings_equal_encoder(self, options, captioned_images, text_encoder):
         encoder = TimmImageEncoder(engine="torch", cache=None, **options)
         X, y = captioned_images.images[:9], captioned_images.captions[:9]
