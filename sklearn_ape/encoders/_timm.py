@@ -337,7 +337,8 @@ class _Features(torch.nn.Module):
         self.model = model
         self.pooling = pooling
         self.output = output
-        self._n_prefix = getattr(model, "num_prefix_tokens", 0)
+        names = " ".join(dict(model.named_parameters(recurse=False)))  # for VOLO, CoaT and PiT
+        self._n_prefix = getattr(model, "num_prefix_tokens", int("cls_token" in names))
         self._has_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -153,6 +153,11 @@ def pool_patches(last: torch.Tensor, pooling: str, n_prefix: int) -> torch.Tenso
     """Pool tokens, (n, n_tokens, width), of which `n_prefix` come before those of the patches."""
     if pooling != "mean" and not n_prefix:
         raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
+    if pooling != "cls" and last.shape[1] <= n_prefix:
+        raise ValueError(
+            f"pooling={pooling!r} needs features of patches, but this network returns class "
+            "tokens only. Use 'auto' or 'cls'."
+        )
     mean = last[:, n_prefix:].mean(dim=1)
     if pooling == "mean":
         return mean

@@ -394,3 +394,20 @@ def test_unsuitable_network_raises(options, message, tmp_path, paths):
         save_model(tmp_path, "test_vit", num_classes=5, **options)
     with pytest.raises(ValueError, match=message):
         TimmImageEncoder(str(tmp_path)).transform(paths[:1])
+
+
+@pytest.mark.parametrize("name", ["volo_d1_224", "coat_lite_tiny"])
+def test_class_token_without_attribute_is_not_a_patch(name):
+    """These networks of timm have no `num_prefix_tokens`, but a class token."""
+    model = timm.create_model(name, img_size=64).eval()
+    with torch.inference_mode():
+        last = model.forward_features(torch.rand(2, 3, 64, 64))
+    for pooling, expected in (("cls", last[:, 0]), ("mean", last[:, 1:].mean(dim=1))):
+        assert torch.equal(_timm._Features(model, pooling, "features").pool(last), expected)
+
+
+def test_mean_without_patches_raises():
+    """PiT returns the class token only."""
+    model = timm.create_model("pit_ti_224").eval()
+    with torch.inference_mode(), pytest.raises(ValueError, match="returns class tokens only"):
+        _timm._Features(model, "mean", "features")(torch.rand(1, 3, 224, 224))
