@@ -481,9 +481,7 @@ class _ImageFeatures(torch.nn.Module):
             return pooled.flatten(1)
         last = _get_hidden_states(output, model)  # (n, channels, h, w) or (n, n_tokens, width)
         n_prefix = 0 if last.ndim == 4 else _count_prefix_tokens(model)
-        pooling = self.pooling
-        if pooling == "auto":
-            pooling = "cls" if n_prefix else "mean"
+        pooling = {"auto": "cls" if n_prefix else "mean"}.get(self.pooling, self.pooling)
         if last.ndim == 4 and pooling == "mean":
             return last.mean(dim=(2, 3))
         return pool_patches(last, pooling, n_prefix)
@@ -491,6 +489,8 @@ class _ImageFeatures(torch.nn.Module):
 
 def _count_prefix_tokens(model: Any) -> int:
     """Return the number of class, distillation and register tokens before the patches."""
+    if model.config.model_type == "dinov3_convnext":  # the mean over the image comes first
+        return 1
     # The pooling head of AIMv2 has a class token of its own, which is not among the patches.
     counts = {
         name.rsplit(".", 1)[-1]: parameter.numel() // parameter.shape[-1]

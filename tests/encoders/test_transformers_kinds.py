@@ -43,6 +43,21 @@ def test_mean_is_that_of_the_patches(kind, tmp_path):
             encoder.set_params(pooling="cls").transform(hf.IMAGES)
 
 
+def test_pooled_token_is_not_a_patch(tmp_path):
+    """The first token of a DINOv3 ConvNeXt is its pooled output."""
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4}
+    processor = hf.transformers.ViTImageProcessor(size={"height": 64, "width": 64})
+    config = hf.transformers.DINOv3ConvNextConfig(**sizes)
+    model = hf.save_model(tmp_path, config, prepare=processor)
+    with torch.inference_mode():
+        output = model(processor(images=hf.IMAGES, return_tensors="pt")["pixel_values"])
+    last = output.last_hidden_state
+    assert torch.equal(last[:, 0], output.pooler_output)
+    for pooling, expected in (("mean", last[:, 1:].mean(dim=1)), ("cls", last[:, 0])):
+        encoder = TransformersImageEncoder(str(tmp_path), pooling=pooling, cache=None)
+        np.testing.assert_allclose(encoder.transform(hf.IMAGES), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_processor_of_patches_raises(tmp_path):
     """Images of a NaFlex model are sequences of patches, with a mask and a shape each."""
     config = hf.transformers.Siglip2VisionConfig(**hf.SMALL, num_patches=16, patch_size=8)
