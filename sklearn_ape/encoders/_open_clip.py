@@ -56,8 +56,9 @@ class _OpenCLIPTower(FrozenEncoder):
             return digest_folder(Path(self.model_name))
         if not self._is_hub_name():
             return self.model_name
-        commit = find_hub_commit(self.model_name, self.revision, _CONFIG)
-        return f"{self.model_name}@{commit}" if commit else None
+        repo_id = self.model_name.removeprefix("hf-hub:")
+        commit = find_hub_commit(repo_id, self.revision, _CONFIG)
+        return f"{repo_id}@{commit}" if commit else None
 
     def _load_network(self, device: torch.device) -> Network:
         import open_clip
@@ -66,7 +67,8 @@ class _OpenCLIPTower(FrozenEncoder):
             if os.path.isdir(self.model_name):
                 name, weights = f"local-dir:{self.model_name}", None
             elif self._is_hub_name():
-                name, weights = f"local-dir:{_download(self.model_name, self.revision)}", None
+                repo_id = self.model_name.removeprefix("hf-hub:")
+                name, weights = f"local-dir:{_download(repo_id, self.revision)}", None
             else:
                 name, _, weights = self.model_name.partition("/")
             model, transform = open_clip.create_model_from_pretrained(name, pretrained=weights)

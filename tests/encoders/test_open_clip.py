@@ -89,6 +89,20 @@ def test_text_tower_is_exported(engine, tmp_path):
     assert encoder._get_engine(len(TEXTS)).name == engine
 
 
+def test_hub_name_may_have_the_prefix_of_open_clip(tmp_path, monkeypatch):
+    """The name without the prefix is downloaded."""
+    save_model(tmp_path)
+    names = []
+
+    def download(repo_id, **_):
+        names.append(repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    OpenCLIPTextEncoder("hf-hub:owner/model", cache=None).transform(TEXTS)
+    assert set(names) == {"owner/model"}
+
+
 def test_replaced_model_folder_is_reloaded(tmp_path):
     """Another model in the same folder is loaded and encoded again."""
     save_model(tmp_path)
