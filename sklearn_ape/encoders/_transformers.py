@@ -481,7 +481,7 @@ class _ImageFeatures(torch.nn.Module):
             return pooled.flatten(1)
         last = _get_hidden_states(output, model)  # (n, channels, h, w) or (n, n_tokens, width)
         n_prefix = 0 if last.ndim == 4 else _count_prefix_tokens(model)
-        pooling = {"auto": "cls" if n_prefix else "mean"}.get(self.pooling, self.pooling)
+        pooling = ("cls" if n_prefix else "mean") if self.pooling == "auto" else self.pooling
         if last.ndim == 4 and pooling == "mean":
             return last.mean(dim=(2, 3))
         return pool_patches(last, pooling, n_prefix)
