@@ -179,12 +179,13 @@ class TransformersTextEncoder(TextEncoder):
         model = load_from_source(
             AutoModel.from_pretrained, self.model_name, self.revision, dtype=torch.float32
         )
+        # It is False in the files of a T5EncoderModel.
+        model.config.is_encoder_decoder |= hasattr(model, "encoder") and hasattr(model, "decoder")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         # The poolings "last" and "cls" require padding on the right. Generative models pad left.
         tokenizer.padding_side = "right"
-        prepare = self._read_pipeline(tokenizer, model)
-        return Network(model.to(device), prepare, device)
+        return Network(model.to(device), self._read_pipeline(tokenizer, model), device)
 
     def _read_pipeline(self, tokenizer: Any, model: Any) -> _TextPipeline:
         """Read pooling, normalization and length from the sentence-transformers files."""
@@ -300,8 +301,8 @@ class _TextFeatures(torch.nn.Module):
             pooled = getattr(embedding, "pooler_output", embedding)
         else:
             tower = getattr(self.model, "text_model", self.model)
-            # Not by `is_encoder_decoder`, which is False in files of a T5EncoderModel.
-            if hasattr(tower, "encoder") and hasattr(tower, "decoder"):
+            is_seq2seq = getattr(tower.config, "is_encoder_decoder", False)
+            if is_seq2seq and hasattr(tower, "get_encoder"):
                 tower = tower.get_encoder()
             last = _get_hidden_states(tower(**tokens), tower)
             pooled = pool_tokens(last, mask, self.pooling)
@@ -327,8 +328,7 @@ def _count_positions(model: Any) -> int | None:
 def _get_hidden_states(output: Any, model: Any) -> torch.Tensor:
     last = getattr(output, "last_hidden_state", None)
     if last is None:
-        name = type(model).__name__
-        raise ValueError(f"{name} returns no hidden states to pool. Choose another model.")
+        raise ValueError(f"{type(model).__name__} returns no hidden states. Choose another model.")
     return last.float()
 
 
