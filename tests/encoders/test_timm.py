@@ -355,7 +355,7 @@ def test_replaced_model_folder_is_reloaded(tmp_path, paths):
 
 def test_features_of_several_scales_are_pooled_by_the_network(tmp_path, paths):
     with torch.random.fork_rng():
-        model = save_model(tmp_path, "crossvit_tiny_240", num_classes=5, depth=([1, 1, 0],))
+        model = save_model(tmp_path, "crossvit_tiny_240", num_classes=5)
     encoder = TimmImageEncoder(str(tmp_path), cache=None)
     with torch.inference_mode():
         last = model.forward_features(prepared(encoder, paths[:2]))
