@@ -171,7 +171,7 @@ def load_model(source: str | None, options: RuntimeOptions) -> Any:
     or a Hub id.
     """
     if source is None or source.startswith("open_clip:"):
-        # A copy, because the starter model is shared within the process.
+        # A copy, as below, because the starter model is shared within the process.
         return _set_options(copy.deepcopy(resolve_aligner(source)), options)
     is_folder = os.path.isdir(os.path.expanduser(source))
     if not is_folder and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
@@ -179,9 +179,14 @@ def load_model(source: str | None, options: RuntimeOptions) -> Any:
             f"{source!r} is not a folder. Pass a folder that 'sklearn-ape fit' or 'sklearn-ape "
             "index' has written, or owner/name of a model on the Hub."
         )
+    from ..aligners.starter import is_starter
     from ..persistence import load_pretrained
 
-    return _set_options(load_pretrained(source), options)
+    model = load_pretrained(source)
+    for estimator in _iter_estimators(model):
+        if is_starter(vars(estimator).get("aligner_")):
+            estimator.aligner_ = copy.deepcopy(estimator.aligner_)
+    return _set_options(model, options)
 
 
 def get_image_encoder(model: Any) -> Any:

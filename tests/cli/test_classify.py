@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_ape import MultiLabelZeroShotClassifier, ZeroShotClassifier
+from sklearn_ape import MultiLabelZeroShotClassifier, ZeroShotClassifier, load_starter
+from sklearn_ape.cli import _models
 
 LABELS = "an animal,food,a vehicle"
 
@@ -210,3 +211,15 @@ def test_comments_and_commas_in_files_of_labels(small_folder, rows, run, tmp_pat
     assert {row["label"] for row in table} == {"food", "an animal"}
     result = run("classify", small_folder, "--labels", "['food','animal']", code=2)
     assert "without brackets" in " ".join(result.stderr.split())
+
+
+def test_options_of_a_saved_classifier_leave_the_starter_unchanged(tmp_path):
+    """The starter model is shared within the process, also by a model that refers to it."""
+    classifier = ZeroShotClassifier(["a cat", "a dog"])
+    classifier.fit([np.zeros((32, 32, 3), np.uint8)], ["a cat"])
+    classifier.save_pretrained(tmp_path / "model")
+    expected = load_starter().image_encoder_.get_params()
+    options = _models.RuntimeOptions(cache=None, device="cpu", n_jobs=1, quiet=True)
+    model = _models.load_model(str(tmp_path / "model"), options)
+    assert model.aligner_.image_encoder_.on_error == "nan"
+    assert load_starter().image_encoder_.get_params() == expected
