@@ -111,9 +111,11 @@ def load_image_folder(
     Warns
     -----
     UserWarning
-        If a subfolder cannot be read; if there are no labels, because a few images are not in a
-        subfolder or the subfolders are parts of a split; or if "auto" ignores text files, because
-        only a few images have one or they hold only numbers, or a table without captions.
+        - If a subfolder cannot be read.
+        - If subfolders are not labels, because they are parts of a split or a few images are in
+          none.
+        - If "auto" does not use text files, which only a few images have or which hold only
+          numbers, or a table, which has no captions.
 
     See Also
     --------

@@ -337,8 +337,8 @@ class _Features(torch.nn.Module):
         self.model = model
         self.pooling = pooling
         self.output = output
-        names = " ".join(dict(model.named_parameters(recurse=False)))  # for VOLO, CoaT and PiT
-        self._n_prefix = getattr(model, "num_prefix_tokens", int("cls_token" in names))
+        has_cls = any("cls_token" in name for name, _ in model.named_parameters(recurse=False))
+        self._n_prefix = getattr(model, "num_prefix_tokens", int(has_cls))  # VOLO and PiT lack it
         self._has_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -182,7 +182,8 @@ def map_threaded(
     from threadpoolctl import ThreadpoolController
 
     # torch computes with one core in each thread. Otherwise each thread would start its own pool,
-    # and the pools would compete for the same cores. Finding the libraries takes milliseconds.
+    # and the pools would compete for the same cores. The libraries are found once, because it
+    # takes milliseconds.
     openmp = ThreadpoolController().select(user_api="openmp")
 
     def limit_threads() -> None:
