@@ -33,9 +33,9 @@ class Form(NamedTuple):
 
 
 def _mapped(rows: np.ndarray) -> np.ndarray:
-    folder = tempfile.mkdtemp(prefix="numerics-")
-    np.save(Path(folder, "rows.npy"), rows)
-    return np.load(Path(folder, "rows.npy"), mmap_mode="r")
+    with tempfile.TemporaryDirectory(prefix="numerics-") as folder:
+        np.save(Path(folder, "rows.npy"), rows)
+        return np.load(Path(folder, "rows.npy"), mmap_mode="r")  # remains mapped without its name
 
 
 def _frozen(rows: np.ndarray) -> np.ndarray:

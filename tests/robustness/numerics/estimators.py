@@ -146,14 +146,19 @@ def _rank(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
     return retrieval_ranks(test_image, test_text, np.column_stack([rows, rows]))
 
 
+# Removed when the process ends, because encoders load their files late.
+_MODELS = tempfile.TemporaryDirectory(prefix="numerics-")
+
+
 @lru_cache(maxsize=1)
 def _tiny_text_folder() -> str:
-    return text_folder(Path(tempfile.mkdtemp(prefix="numerics-")))
+    return text_folder(Path(_MODELS.name))
 
 
 @lru_cache(maxsize=1)
 def _tiny_clip_folder() -> str:
-    folder = Path(tempfile.mkdtemp(prefix="numerics-"))
+    folder = Path(_MODELS.name, "clip")
+    folder.mkdir()
     test_open_clip.save_model(folder)
     return str(folder)
 
