@@ -407,7 +407,7 @@ class TestWithScikitLearn:
                       "check_classifiers_multilabel_output_format_decision_function"):  # fmt: skip
             assert check in passed
 
-    @pytest.mark.sampled(3)
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize(
         "settings",
         [{"prevalence": 0.3, "shrinkage": 0.0, "cv": 2},
