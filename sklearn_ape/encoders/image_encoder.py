@@ -59,8 +59,10 @@ class Preprocessing(NamedTuple):
             if type(step).__name__ not in ("ToTensor", "MaybeToTensor", "MaybeConvertMode")
             and getattr(step, "__name__", "") != "_convert_to_rgb"
         ]
-        kinds = [transforms.Resize, transforms.CenterCrop, transforms.Normalize]
-        if [type(step) for step in steps] != kinds:
+        kinds = [type(step) for step in steps]
+        if kinds == [transforms.Resize, transforms.Normalize] and np.size(steps[0].size) == 2:
+            steps.insert(1, transforms.CenterCrop(steps[0].size))  # leaves out nothing
+        elif kinds != [transforms.Resize, transforms.CenterCrop, transforms.Normalize]:
             return None
         resize, crop, normalize = steps
         interpolation = resize.interpolation.value
