@@ -275,8 +275,7 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
         return _MAX_SIDE
 
     def _preprocess(self, preprocessing: Any, image: Any) -> Any:
-        factor = min(image.size) // _MAX_SIDE
-        return image.reduce(factor) if factor > 1 else image
+        return image  # the model prepares images itself
 
     def _make_pixel_network(self, network: Network) -> nn.Module:
         raise ValueError(

@@ -85,9 +85,6 @@ class Preprocessing(NamedTuple):
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels of an RGB image as bytes, (height, width, 3)."""
         new_width, new_height = self._compute_size(*image.size)
-        factor = min(image.width // new_width, image.height // new_height) // _REDUCING_GAP
-        if factor > 1:
-            image = image.reduce(factor)
         pixels = torch.from_numpy(np.array(image))
         if (image.width, image.height) != (new_width, new_height):
             planes = pixels.permute(2, 0, 1).unsqueeze(0)
@@ -209,25 +206,25 @@ class ImageEncoder(FrozenEncoder):
 
     def _prepare_item(self, prepare: Any, item: Any) -> Any:
         preprocessing = self._get_preprocessing(prepare)
-        image = read_image(item, self._compute_min_side(preprocessing), self.crop == "pad")
+        min_side = self._compute_min_side(preprocessing)
+        zoom = _MAX_ZOOM if self.views > 2 else 1
+        image = read_image(item, min_side and math.ceil(min_side * zoom), self.crop == "pad")
         check_proportions(image)
         if self.crop == "pad" and image.width != image.height:
             image = _pad_to_square(image)
-        if self.views == 1:
-            return self._preprocess(preprocessing, image)
-        views = _iter_views(image, self.views)
-        return torch.stack([self._preprocess(preprocessing, view) for view in views])
+        views = [
+            self._preprocess(preprocessing, _reduce(view, min_side))
+            for view in _iter_views(image, self.views)
+        ]
+        return views[0] if self.views == 1 else torch.stack(views)
 
     def _preprocess(self, preprocessing: Any, image: Any) -> torch.Tensor:
         return preprocessing(image)
 
     def _compute_min_side(self, preprocessing: Any) -> int | None:
-        """Return the smallest side at which images are decoded without a loss of detail."""
-        if not isinstance(preprocessing, Preprocessing):
-            return None
-        resize = preprocessing.resize
-        side = _REDUCING_GAP * (resize if isinstance(resize, int) else max(resize))
-        return math.ceil(side * (_MAX_ZOOM if self.views > 2 else 1))
+        """Return the shorter side to which larger images are reduced first, or None."""
+        side = _get_resized_side(preprocessing)
+        return None if side is None else math.ceil(_REDUCING_GAP * side)
 
     def _make_blank(self) -> Any:
         return Image.new("RGB", (32, 32), "white")
@@ -258,6 +255,28 @@ class ImageEncoder(FrozenEncoder):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _get_resized_side(preprocessing: Any) -> float | None:
+    """Return the shorter side of resized images, or an upper bound of it, or None.
+
+    This reads a `Preprocessing` or an image processor of the transformers library.
+    """
+    if isinstance(preprocessing, Preprocessing):
+        resize = preprocessing.resize
+        return resize if isinstance(resize, int) else max(resize)
+    size = getattr(preprocessing, "size", None)
+    if size is None or not getattr(preprocessing, "do_resize", False):
+        return None
+    sizes = [size.get(key) or 0 for key in ("shortest_edge", "height", "width")]
+    # Processors of ConvNeXt divide the size by the part that their crop keeps.
+    return max(sizes) / (getattr(preprocessing, "crop_pct", None) or 1) or None
+
+
+def _reduce(image: Any, min_side: int | None) -> Any:
+    """Reduce an image by the largest integer that leaves `min_side` pixels of the shorter side."""
+    factor = min(image.size) // min_side if min_side else 1
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _pad_to_square(image: Any) -> Any:

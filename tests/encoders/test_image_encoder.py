@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.encoders import TimmImageEncoder, TransformersImageEncoder
 from sklearn_ape.encoders.image_encoder import OnPixels, Preprocessing
 from sklearn_ape.encoders.items import read_image
 
@@ -119,6 +120,19 @@ class TestLargeImages:
             features = encoder.transform([file])[0]
             cosine = features @ expected / np.linalg.norm(features) / np.linalg.norm(expected)
             assert 1 - cosine < 3e-4
+
+    @pytest.mark.parametrize(("name", "side"), [("ViT", 896), ("CLIP", 896), ("ConvNext", 1024)])
+    def test_processors_of_transformers_get_reduced_images(self, name, side):
+        """Resizing 12 megapixels takes longer than the network, and hardly changes the pixels."""
+        size = {"height": 224, "width": 224} if name == "ViT" else {"shortest_edge": 224}
+        processor = getattr(transformers, f"{name}ImageProcessor")(size=size)
+        encoder = TransformersImageEncoder(cache=None)
+        assert encoder._compute_min_side(processor) == side
+        image = random_image(400, 300).resize((4000, 3000))
+        expected = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        for item in (image, as_jpeg(image)):
+            pixels = encoder._prepare_item(processor, item)
+            assert (pixels - expected).abs().mean() < 0.02 * expected.std()
 
     def test_jpeg_is_decoded_at_reduced_scale(self):
         """The given side has at least the given length, also with rotation."""
