@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from .utils.validation import (
     as_label_array,
+    check_not_missing,
     check_sequence,
     find_repeated,
     format_list,
@@ -204,13 +205,13 @@ def validate_y(y: Any) -> list[Any]:
             f"y is a {type(y).__name__}, which can be read only once. Pass a list: list(y)."
         )
     if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
-        _check_no_missing(y)
+        check_not_missing(y, "y")
     array = _to_label_column(y)
     values = array.tolist()
     if not values:
         raise ValueError("y is empty. Pass the label of at least one image.")
     if array.dtype.kind not in "biufcU":
-        _check_no_missing(values)
+        check_not_missing(values, "y")
         values = [to_builtin(value) for value in values]
         for value in values:
             _check_type(value, "y")
@@ -460,15 +461,6 @@ def make_captions(
     """Return the prompts of the label of each image."""
     prompts = {value: prompts_of(value, names[value], templates) for value in dict.fromkeys(y)}
     return [prompts[value] for value in y]
-
-
-def _check_no_missing(y: Iterable[Any]) -> None:
-    missing = [row for row, value in enumerate(y) if is_missing(value)]
-    if missing:
-        raise ValueError(
-            f"y has {len(missing)} missing labels, the first in row {missing[0]}. Leave these "
-            "rows out."
-        )
 
 
 def _check_type(label: Any, parameter: str) -> None:

@@ -329,7 +329,7 @@ def as_labels(y: Any, name: str = "y") -> np.ndarray:
     return labels
 
 
-def check_not_missing(values: Sequence[Any], name: str) -> None:
+def check_not_missing(values: Iterable[Any], name: str) -> None:
     """Raise ValueError with the rows of missing labels."""
     missing = [row for row, value in enumerate(values) if is_missing(value)]
     if missing:

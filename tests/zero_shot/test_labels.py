@@ -30,10 +30,10 @@ def test_missing_label_raises(missing):
 
 @pytest.mark.parametrize("missing", MISSING, ids=repr)
 def test_missing_values_of_y_raise_with_count_and_row(missing):
-    with pytest.raises(ValueError, match=r"y has 2 missing labels, the first in row 1\. Leave"):
+    with pytest.raises(ValueError, match=r"y has 2 missing values \(rows 1, 3\)\. Remove"):
         validate_y(["cat", missing, "dog", missing])
     for y in (np.array(["cat", missing], dtype=object), pd.Series(["cat", missing], dtype=object)):
-        with pytest.raises(ValueError, match=r"y has 1 missing labels, the first in row 1"):
+        with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 1\)"):
             validate_y(y)
 
 
@@ -82,7 +82,7 @@ def test_missing_y_raises_with_hint():
         "The classifier requires y to be passed, but the target y is None. Pass the label of "
         "every image as y."
     )
-    with pytest.raises(ValueError, match=r"the first in row 0. Leave these rows out\.$"):
+    with pytest.raises(ValueError, match=r"\(rows 0\)\. Remove these rows\.$"):
         validate_y([None])
 
 
@@ -234,7 +234,7 @@ def test_unknown_label_of_an_enum_is_its_value(aligner, features, tmp_path):
 def test_masked_labels_are_missing():
     """The mask was ignored."""
     y = np.ma.masked_array(["cat", "dog", "dog"], mask=[1, 0, 0])
-    with pytest.raises(ValueError, match=r"y has 1 missing labels, the first in row 0"):
+    with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 0\)"):
         validate_y(y)
     with pytest.raises(ValueError, match=r"y_true has 1 missing values \(rows 0\)"):
         per_class_accuracy(y, ["cat", "dog", "dog"])
