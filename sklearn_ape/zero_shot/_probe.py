@@ -383,19 +383,24 @@ def _cross_validate(
     problem: _Problem, name_weight: float, folds: np.ndarray, is_tested: np.ndarray
 ) -> _Validation:
     """Return the temperature, the accuracy and the calibration error of held-out examples."""
-    predicted = _predict_held_out(problem, name_weight, folds).select(is_tested)
-    seen = np.unique(problem.examples.codes)
+    all_codes, all_weights = problem.examples.codes, problem.examples.weights
+    codes, weights = all_codes[is_tested], all_weights[is_tested]
+    logits, adjustments = _predict_held_out(problem, name_weight, folds)
+    logits, adjustments = logits[is_tested], adjustments[is_tested]
+    seen = np.unique(all_codes)
     if 1 < len(seen) < problem.n_classes:
         # Images of classes without examples are represented by the examples of other classes, all
         # of which are held out, as if all classes were equally frequent.
-        class_folds = np.searchsorted(seen, problem.examples.codes) % min(_N_FOLDS, len(seen))
-        of_new_classes = _predict_held_out(problem, name_weight, class_folds)
+        class_folds = np.searchsorted(seen, all_codes) % min(_N_FOLDS, len(seen))
+        new_logits, new_adjustments = _predict_held_out(problem, name_weight, class_folds)
+        logits = np.concatenate([logits, new_logits])
+        adjustments = np.concatenate([adjustments, new_adjustments])
+        codes = np.concatenate([codes, all_codes])
         share = min(_MAX_NEW_SHARE, problem.find_share_without_examples())
-        total = predicted.weights.sum()
-        predicted = predicted.scale_weights(total * (1 - share)).extend(
-            of_new_classes.scale_weights(total * share)
-        )
-    logits, adjustments, codes, weights = predicted
+        total = weights.sum()
+        # The ratios first: products of tiny or huge weights would underflow or overflow.
+        old_weights = weights * (total * (1 - share) / total)
+        weights = np.append(old_weights, all_weights * (total * share / all_weights.sum()))
     temperature, loss = _fit_temperature(logits, codes, weights, adjustments=adjustments)
     proba = softmax(logits.astype(np.float64) / temperature - adjustments, axis=1)
     accuracy = float(np.average(proba.argmax(axis=1) == codes, weights=weights))
@@ -405,27 +410,10 @@ def _cross_validate(
     return _Validation(loss, temperature, accuracy, error)
 
 
-class _Predictions(NamedTuple):
-    """Logits and adjustments of held-out examples, with their classes and weights."""
-
-    logits: np.ndarray
-    adjustments: np.ndarray
-    codes: np.ndarray
-    weights: np.ndarray
-
-    def select(self, rows: np.ndarray) -> _Predictions:
-        return _Predictions._make(part[rows] for part in self)
-
-    def extend(self, other: _Predictions) -> _Predictions:
-        return _Predictions._make(map(np.concatenate, zip(self, other, strict=True)))
-
-    def scale_weights(self, total: float) -> _Predictions:
-        # The ratio first: products of tiny or huge weights would underflow or overflow.
-        return self._replace(weights=self.weights * (total / self.weights.sum()))
-
-
-def _predict_held_out(problem: _Problem, name_weight: float, folds: np.ndarray) -> _Predictions:
-    """Predict the examples of each fold from those of the other folds."""
+def _predict_held_out(
+    problem: _Problem, name_weight: float, folds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits and adjustments of the examples of each fold, by the other folds."""
     logits = np.float32(name_weight) * problem.base
     adjustments = np.zeros(logits.shape)
     for fold in range(folds.max() + 1):
@@ -433,7 +421,7 @@ def _predict_held_out(problem: _Problem, name_weight: float, folds: np.ndarray) 
         coordinates = problem.solve_coordinates(np.flatnonzero(~is_held_out), name_weight)
         logits[is_held_out] += problem.inputs[is_held_out] @ coordinates.astype(np.float32)
         adjustments[is_held_out] = problem.compute_adjustments(~is_held_out)
-    return _Predictions(logits, adjustments, problem.examples.codes, problem.examples.weights)
+    return logits, adjustments
 
 
 def _fit_temperature(
