@@ -34,17 +34,12 @@ from ._index import Index, compute_pair_products, find_copies, find_nearest, mak
 if TYPE_CHECKING:
     import pandas as pd
 
-# Python's own encoding of file names that are not valid text.
-_ENCODING = ("utf-8", "surrogateescape")
-
 # Share of queries without a related image for which ``min_score="auto"`` would find an image if
 # the scores of unrelated images were normal. Their tails are heavier, so the real share is larger.
 _FALSE_RESULTS = 0.002
 # An image with a higher cosine is related in any case. In a space of few dimensions, unrelated
 # images may have cosines near 1.
 _RELATED = 0.95
-
-_INT64 = np.iinfo(np.int64)
 
 _JSON_TYPES = {str, int, float, bool, type(None)}
 
@@ -432,17 +427,7 @@ def _drop_unreadable(
 def _pack_items(items: list[Any]) -> dict[str, Any] | None:
     """Return items as arrays, or None with a warning if that is not possible."""
     plain_items = [_to_json_type(item) for item in items]
-    types = set(map(type, plain_items))
-    if types <= {str}:
-        with suppress(UnicodeEncodeError):  # a lone surrogate
-            texts = [text.encode(*_ENCODING) for text in plain_items]
-            ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-            return {"texts": np.frombuffer(b"".join(texts), dtype=np.uint8), "ends": ends}
-    if types == {float} or (
-        types == {int} and _INT64.min <= min(plain_items) and max(plain_items) <= _INT64.max
-    ):
-        return {"numbers": np.array(plain_items)}
-    if all(map(_is_json, plain_items)):  # several types, records, or integers of any size
+    if all(map(_is_json, plain_items)):
         with suppress(ValueError):  # an integer of thousands of digits
             return {"json": np.frombuffer(json.dumps(plain_items).encode(), dtype=np.uint8)}
     values = (v for item in plain_items for v in (item.values() if type(item) is dict else [item]))
@@ -471,28 +456,25 @@ def _is_json(item: Any) -> bool:
 
 
 def _unpack_items(state: FittedState) -> list[Any]:
+    if "json" in state:
+        try:
+            items = json.loads(state.array("json", (None,), "u").astype(np.uint8).tobytes())
+        except (ValueError, RecursionError):
+            items = None
+        if isinstance(items, list) and all(map(_is_json, items)):
+            return items
+        raise ValueError(
+            "items must be a JSON list of texts, numbers, booleans, nulls and records of these."
+        )
+    # Earlier versions stored numbers and texts as arrays.
     if "numbers" in state:
         return state.array("numbers", (None,), "if", finite=False).tolist()
-    if "json" in state:
-        return _parse_json(state.array("json", (None,), "u").astype(np.uint8).tobytes())
     joined = state.array("texts", (None,), "u").astype(np.uint8).tobytes()
     ends = state.array("ends", (None,), "i")
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     if (starts > ends).any() or (len(joined) != ends[-1] if len(ends) else len(joined)):
         raise ValueError("ends must be the ascending ends of the texts of items.")
     return [
-        joined[start:end].decode(*_ENCODING)
+        joined[start:end].decode("utf-8", "surrogateescape")
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     ]
-
-
-def _parse_json(text: bytes) -> list[Any]:
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError):
-        items = None
-    if not isinstance(items, list) or not all(map(_is_json, items)):
-        raise ValueError(
-            "items must be a JSON list of texts, numbers, booleans, nulls and records of these."
-        )
-    return items
