@@ -146,7 +146,14 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         check_sequence(images, "images", "image", "images or features")
         aligner = resolve_aligner(self.aligner)
         unwrap_aligner(aligner)  # an invalid type is reported first
-        _check_aligner_is_fitted(aligner)
+        try:
+            check_is_fitted(aligner)
+        except NotFittedError as error:
+            raise NotFittedError(
+                f"aligner is a {type(aligner).__name__} that is not fitted, and a retriever does "
+                "not train it. Call aligner.fit(images, captions) first. (clone() returns an "
+                "unfitted copy; sklearn.frozen.FrozenEstimator(aligner) keeps the fit.)"
+            ) from error
         embeddings, items = _embed_with_items(aligner, images, y)
         self._collection = Collection.from_embeddings(embeddings, items, self.dtype, self.index)
         self._has_y = y is not None
@@ -472,17 +479,6 @@ def _embed_with_items(
     items = None if y is None else resolve_items(images, y)
     embeddings = embed_images(aligner, images)
     return embeddings, resolve_items(images, None) if y is None else items
-
-
-def _check_aligner_is_fitted(aligner: BaseEstimator) -> None:
-    try:
-        check_is_fitted(aligner)
-    except NotFittedError as error:
-        raise NotFittedError(
-            f"aligner is a {type(aligner).__name__} that is not fitted, and a retriever does not "
-            "train it. Call aligner.fit(images, captions) first. (clone() returns an unfitted "
-            "copy; sklearn.frozen.FrozenEstimator(aligner) keeps the fit.)"
-        ) from error
 
 
 def _check_k(k: Any, name: str, collection: Collection) -> int:
