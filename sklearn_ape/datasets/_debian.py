@@ -6,6 +6,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError, iterparse
@@ -265,8 +266,19 @@ def load_openclipart(
     >>> data.captions, data.categories.tolist()
     (['red apple'], ['food'])
     """
-    folder = _find_clip_art(path)
+    folder = _find_packaged_folder(
+        path,
+        default=_CLIP_ART_FOLDER,
+        apt="openclipart-png openclipart-svg",
+        name="Open Clip Art",
+        expected=_CLIP_ART_LAYOUT,
+    )
     png_folder, svg_folder = folder / "png", folder / "svg"
+    for subfolder in (png_folder, svg_folder):
+        if not subfolder.is_dir():
+            raise FileNotFoundError(
+                f"{str(folder)!r} has no folder {subfolder.name!r}. Pass {_CLIP_ART_LAYOUT}."
+            )
     files, limit = sorted(png_folder.rglob("*.png")), ""
     if max_pixels is not None:
         files = [file for file in files if _count_pixels(file) <= max_pixels]
@@ -297,23 +309,6 @@ def load_openclipart(
     return make_result(bunch, return_X_y)
 
 
-def _find_clip_art(path: str | os.PathLike[str] | None) -> Path:
-    """Return the folder of Open Clip Art, which has the folders png and svg."""
-    folder = _find_packaged_folder(
-        path,
-        default=_CLIP_ART_FOLDER,
-        apt="openclipart-png openclipart-svg",
-        name="Open Clip Art",
-        expected=_CLIP_ART_LAYOUT,
-    )
-    for name in ("png", "svg"):
-        if not (folder / name).is_dir():
-            raise FileNotFoundError(
-                f"{str(folder)!r} has no folder {name!r}. Pass {_CLIP_ART_LAYOUT}."
-            )
-    return folder
-
-
 def _count_pixels(file: Path) -> int:
     """Return the number of pixels in a PNG header, or 0 if there is none."""
     with file.open("rb") as stream:
@@ -326,7 +321,7 @@ def _count_pixels(file: Path) -> int:
 
 def _read_record(file: Path) -> _Record:
     """Return the metadata of a drawing, which are empty if they cannot be read."""
-    work = _find_work(file) if file.is_file() else None
+    work = _find_work(file)
     if work is None:
         return _Record()
     license_element = work.find("{*}license")
@@ -348,13 +343,11 @@ def _get_text(element: Element | None) -> str:
 
 def _find_work(file: Path) -> Element | None:
     """Return the element with the metadata, reading the file only up to its end."""
-    try:
-        with file.open("rb") as stream:
-            for _, element in iterparse(stream):
-                if element.tag.endswith("}Work"):
-                    return element
-    except (ParseError, OSError, ValueError):
-        return None  # a malformed file; the caption is made from the file name
+    # Without a readable file, the caption is made from the file name.
+    with suppress(ParseError, OSError, ValueError), file.open("rb") as stream:
+        for _, element in iterparse(stream):
+            if element.tag.endswith("}Work"):
+                return element
     return None
 
 

@@ -366,17 +366,17 @@ def load_noto_emoji(
 
 def _find_font_file(path: str | os.PathLike[str] | None) -> Path:
     file = Path(_FONT) if path is None else expand_user(path).absolute()
-    if path is not None and not file.is_file():
+    if file.is_file():
+        return file
+    if path is not None:
         raise FileNotFoundError(
             f"File {str(file)!r} does not exist. Pass the font NotoColorEmoji.ttf."
         )
-    if not file.is_file():
-        raise ImportError(
-            f"Noto Color Emoji is not installed: file {_FONT!r} does not exist. On Debian and "
-            "Ubuntu, install it with: apt install fonts-noto-color-emoji. Elsewhere, pass "
-            "path=..., the file NotoColorEmoji.ttf."
-        )
-    return file
+    raise ImportError(
+        f"Noto Color Emoji is not installed: file {_FONT!r} does not exist. On Debian and "
+        "Ubuntu, install it with: apt install fonts-noto-color-emoji. Elsewhere, pass "
+        "path=..., the file NotoColorEmoji.ttf."
+    )
 
 
 def _open_font(file: Path) -> Any:

@@ -142,7 +142,10 @@ def load_image_folder(
     if captions not in sources:
         raise ValueError(f"captions must be one of {sources}, not {captions!r}.")
     folder = check_folder(path, "a folder with images")
-    suffixes = _as_suffixes(extensions)
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    if extensions is not None:
+        check_sequence(extensions, "extensions", "text", "extensions")
+        suffixes = tuple("." + extension.lower().lstrip("*.") for extension in extensions)
     names, other_suffixes = _find_images(folder, suffixes, recursive)
     if not names:
         counts = ", ".join(
@@ -189,13 +192,6 @@ def _find_labels(folder: Path, names: list[Path], has_captions: bool) -> list[st
         )
         return None
     return subfolders
-
-
-def _as_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
-    if extensions is None:
-        return IMAGE_SUFFIXES
-    check_sequence(extensions, "extensions", "text", "extensions")
-    return tuple("." + extension.lower().lstrip("*.") for extension in extensions)
 
 
 def _iter_files(folder: Path, recursive: bool) -> Iterator[Path]:
@@ -302,7 +298,7 @@ def _read_sidecars(folder: Path, names: list[Path]) -> list[str] | list[list[str
     return flatten_single_captions(captions)
 
 
-def _find_single_table(folder: Path) -> Path:
+def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
     tables = _find_tables(folder)
     if not tables:
         raise FileNotFoundError(
@@ -314,12 +310,7 @@ def _find_single_table(folder: Path) -> Path:
             f"{format_list(table.name for table in tables)}. Keep one of them, or read one with "
             "load_pairs."
         )
-    return tables[0]
-
-
-def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
-    file = _find_single_table(folder)
-    table, where = read_table(file), repr(str(file))
+    table, where = read_table(tables[0]), repr(str(tables[0]))
     column = "image" if "file_name" not in table and "image" in table else "file_name"
     if "label" in table and not set(_CAPTION_COLUMNS) & set(table):
         raise ValueError(
