@@ -98,7 +98,6 @@ def draw_thumbnail(
     a frame, or None.
     """
     from matplotlib.image import AxesImage
-    from matplotlib.patches import Rectangle
 
     x, y, half = *center, size / 2
     # ax.imshow would set limits and aspect. The y axis may be inverted.
@@ -109,11 +108,16 @@ def draw_thumbnail(
     ax.add_artist(image)
     image.set_clip_path(None)  # add_artist sets it
     if frame is not None:
-        corner = x - half, y - half
-        ax.add_patch(
-            Rectangle(corner, size, size, fill=False, ec=frame, lw=3, zorder=3, clip_on=False)
-        )
+        draw_frame(ax, y, x, size, ec=frame, lw=3, zorder=3)
     return image
+
+
+def draw_frame(ax: Any, row: float, column: float, size: float, **style: Any) -> None:
+    """Draw a square frame around a cell, also outside of the axes."""
+    from matplotlib.patches import Rectangle
+
+    corner = column - size / 2, row - size / 2
+    ax.add_patch(Rectangle(corner, size, size, fill=False, clip_on=False, **style))
 
 
 def get_aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:

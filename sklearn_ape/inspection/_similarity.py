@@ -16,6 +16,7 @@ from ..heads import TwoTower
 from ..utils.validation import check_sequence
 from ._plotting import (
     check_items,
+    draw_frame,
     draw_thumbnail,
     format_text,
     get_aligner_and_input,
@@ -226,7 +227,8 @@ class SimilarityMatrixDisplay:
         if include_values is None:
             include_values = max(n_images, n_texts) <= _MAX_VALUES
         self.text_ = self._write_values(values_format, cell) if include_values else None
-        self._draw_frames(frame_color, min(2, 12.5 * cell))
+        for row, column in () if self.pairs is None else self.pairs:
+            draw_frame(ax, row, column, 1, ec=frame_color, lw=min(2, 12.5 * cell))
         self.thumbnails_ = self._draw_thumbnails(images)
         if names is None:
             ax.set_xlabel("caption")
@@ -237,15 +239,6 @@ class SimilarityMatrixDisplay:
             bar = self.figure_.colorbar(self.im_, ax=ax, shrink=0.8)
             bar.set_label("similarity")
         return self
-
-    def _draw_frames(self, color: str, linewidth: float) -> None:
-        """Draw a frame around the cell of each pair."""
-        from matplotlib.patches import Rectangle
-
-        for row, column in () if self.pairs is None else self.pairs:
-            frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=color, lw=linewidth)
-            frame.set_clip_on(False)
-            self.ax_.add_patch(frame)
 
     def _draw_thumbnails(self, images: Sequence[Any] | None) -> list[Any]:
         from matplotlib.ticker import MaxNLocator

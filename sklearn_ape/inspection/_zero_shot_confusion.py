@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from ..prompts import to_builtin
 from ..utils.validation import as_labels, check_integer, check_not_missing, is_missing
 from ._plotting import (
     check_items,
+    draw_frame,
     draw_thumbnail,
     format_text,
     get_axes,
@@ -178,7 +179,11 @@ class ZeroShotConfusionDisplay:
             check_not_missing(predicted, "y_pred")
         sample_images = check_items(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
-        classes = _sort_labels({*truth, *predicted} - {unknown_label})
+        distinct = {*truth, *predicted} - {unknown_label}
+        try:
+            classes = sorted(distinct)
+        except TypeError:  # labels of several types
+            classes = sorted(distinct, key=str)
         shown = _select_most_confused(counts, classes, max_classes)
         true_labels = set(truth)
         rows = [label for label in (*shown, unknown_label) if label in true_labels]
@@ -256,18 +261,11 @@ class ZeroShotConfusionDisplay:
             (row, column): draw_thumbnail(ax, image, (column, row - 0.1), 0.72)
             for (row, column), image in examples.items()
         }
-        self._draw_frames_of_hits()
+        for row, column in np.ndindex(counts.shape):
+            if self.row_labels[row] == self.column_labels[column]:
+                draw_frame(ax, row, column, 0.96, ec="tab:green", lw=1.5)
         self._write_labels()
         return self
-
-    def _draw_frames_of_hits(self) -> None:
-        from matplotlib.patches import Rectangle
-
-        for row, column in np.ndindex(np.shape(self.counts)):
-            if self.row_labels[row] == self.column_labels[column]:
-                corner = column - 0.48, row - 0.48
-                frame = Rectangle(corner, 0.96, 0.96, fill=False, ec="tab:green", lw=1.5)
-                self.ax_.add_patch(frame)
 
     def _write_labels(self) -> None:
         ax, rows, columns = self.ax_, self.row_labels, self.column_labels
@@ -280,15 +278,6 @@ class ZeroShotConfusionDisplay:
         ax.set(xlabel="predicted", ylabel="true")
         if self.title:
             ax.set_title(format_text(self.title, 60, 2), fontsize="medium")
-
-
-def _sort_labels(labels: Iterable[Any]) -> list[Any]:
-    """Return sorted labels. Labels of several types are sorted by their text."""
-    labels = list(labels)
-    try:
-        return sorted(labels)
-    except TypeError:
-        return sorted(labels, key=str)
 
 
 def _select_most_confused(counts: Counter[Any], classes: list[Any], max_classes: int) -> list[Any]:
