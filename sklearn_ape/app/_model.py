@@ -71,13 +71,6 @@ class Alignment(NamedTuple):
     remark: str
     with_head: bool = False
 
-    def make_card_scores(self) -> dict[str, float] | None:
-        """Return the scores for the model card; None if nothing was held out."""
-        if not self.recall:
-            return None
-        own = self.recall[-1]
-        return {"recall@1": own.at_1 / 100, "recall@5": own.at_5 / 100}
-
 
 class Model(NamedTuple):
     """A fitted aligner for images and texts, and the labels of a classifier that contained it.
@@ -341,8 +334,12 @@ def save_zip(alignment: Alignment) -> Download | None:
     """Save an aligner as a zip; None if `save_pretrained` does not support its encoders."""
     folder = create_temporary_folder("download-")
     saved = Path(folder.name, _FOLDER_NAME)
+    scores = None
+    if alignment.recall:
+        own = alignment.recall[-1]
+        scores = {"recall@1": own.at_1 / 100, "recall@5": own.at_5 / 100}
     try:
-        alignment.aligner.save_pretrained(saved, scores=alignment.make_card_scores())
+        alignment.aligner.save_pretrained(saved, scores=scores)
     except TypeError:
         return None
     path = Path(folder.name, f"{_FOLDER_NAME}.zip")

@@ -110,12 +110,8 @@ def _add_image_input(gr: Any, elem_id: str) -> Any:
     # Gradio opens the file even for type="filepath" and fails without a reason if it is not an
     # image. It has no option against this, and a subclass would make it write a .pyi file next
     # to this module.
-    field.preprocess = _get_upload_path
+    field.preprocess = lambda payload: None if payload is None else payload.path
     return field
-
-
-def _get_upload_path(payload: Any) -> str | None:
-    return None if payload is None else payload.path
 
 
 def make_progress(bar: Any) -> Progress:

@@ -72,7 +72,11 @@ def unpack(
     try:
         with zipfile.ZipFile(archive) as file:
             for entry, name in _select_entries(file.infolist(), suffixes, limits):
-                _extract(file, entry, Path(folder, *name.parts))
+                target = Path(folder, *name.parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # zipfile reads at most the declared size and verifies the checksum.
+                with file.open(entry) as source, target.open("xb") as sink:
+                    shutil.copyfileobj(source, sink)
     except UserError:
         raise
     except _DAMAGE_ERRORS as error:
@@ -182,13 +186,6 @@ def _check_entry(entry: zipfile.ZipInfo, n_bytes: int, limits: Limits) -> None:
             f"{quote(entry.filename)} in the zip becomes more than {limits.ratio} times larger "
             "when it is unpacked, like a zip bomb. Upload the files without this one."
         )
-
-
-def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
-    """Write one entry. zipfile reads at most the declared size and verifies the checksum."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with file.open(entry) as source, target.open("xb") as sink:
-        shutil.copyfileobj(source, sink)
 
 
 # Side of thumbnails, in pixels. Uploads are decoded at the smaller size, which is faster.
