@@ -211,10 +211,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def parse_labels(
-    labels: Sequence[str] | None,
-    labels_file: Path | None,
-    required: bool = False,
-    least: int = 2,
+    labels: Sequence[str] | None, labels_file: Path | None, required: bool = False, least: int = 2
 ) -> Any:
     """Return at least `least` names of --labels or --labels-file; None if neither is set."""
     if labels and labels_file is not None:

@@ -42,8 +42,7 @@ def fit(
     ] = "auto",
     aligner: option.Aligner = None,
     depth: Annotated[
-        int | None,
-        typer.Option(min=1, help="Layers of the head of ape. Default: 3."),
+        int | None, typer.Option(min=1, help="Layers of the head of ape. Default: 3.")
     ] = None,
     head_pairs: Annotated[
         bool,
@@ -69,8 +68,7 @@ def fit(
         bool, typer.Option("--refit/--no-refit", help="Finally fit on all images.")
     ] = True,
     checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Folder to resume interrupted training (ape, lit)."),
+        Path | None, typer.Option(help="Folder to resume interrupted training (ape, lit).")
     ] = None,
     random_state: option.RandomState = 0,
     strict: option.Strict = False,
@@ -229,25 +227,14 @@ def _make_aligner(method: str, params: dict[str, Any]) -> Any:
 
 
 def _fit_aligner(
-    bunch: Any,
-    names: Any,
-    aligner: Any,
-    templates: str,
-    evaluation: _Evaluation,
-    options: Any,
+    bunch: Any, names: Any, aligner: Any, templates: str, evaluation: _Evaluation, options: Any
 ) -> tuple[Any, list[Any], int]:
     """Fit and evaluate an aligner; return it with its scores and number of images.
 
     With names, a classifier with the aligner is returned.
     """
     from ..zero_shot import ZeroShotClassifier
-    from ._models import (
-        encode_images,
-        identify_images,
-        score_accuracy,
-        score_recall,
-        split_rows,
-    )
+    from ._models import encode_images, identify_images, score_accuracy, score_recall, split_rows
 
     encoded = encode_images(aligner.image_encoder, bunch.images, options)
     n_images = len(set(identify_images(bunch.images)))

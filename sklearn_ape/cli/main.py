@@ -114,13 +114,7 @@ def serve(
                 quiet,
             )
     app.serve(
-        aligner,
-        images,
-        host,
-        port or None,
-        open_browser,
-        labels=classes,
-        verbose=int(not quiet),
+        aligner, images, host, port or None, open_browser, labels=classes, verbose=int(not quiet)
     )
 
 

@@ -182,12 +182,7 @@ class ZeroShotClassifier(SingleLabelClassifier):
         return self
 
     def _make_aligner(
-        self,
-        X: Any,
-        y: Any,
-        names: Mapping[Any, list[str]],
-        captions: Any,
-        progress: FitContext,
+        self, X: Any, y: Any, names: Mapping[Any, list[str]], captions: Any, progress: FitContext
     ) -> Any:
         """Return the fitted aligner, or train a clone of it on captions or on the names in y."""
         if self._keeps_aligner():
