@@ -107,13 +107,12 @@ def fit(
         from ..aligners._checkpoint import prepare_folder
 
         prepare_folder(checkpoint)
-    columns = {"image": image, "caption": caption, "label": label}
-    bunch = load_data(data, captions, strict, quiet, **columns)
+    bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     if method == "auto":
         has_labels_only = bunch.captions is None and "labels" in bunch
         method = "few-shot" if has_labels_only else "ape"
         _check_options(method, set_options)
-    evaluation = _Evaluation(test_size, random_state, refit)
+    evaluation = _Evaluation(test_size, random_state, refit, quiet)
     if method == "few-shot":
         _check_has_labels(bunch, data)
         model, scores, n_fitted = _fit_few_shot(
@@ -171,22 +170,26 @@ class _Evaluation(NamedTuple):
     test_size: float
     random_state: int
     refit: bool
+    quiet: bool
 
     def fit_and_score(
         self,
         model: Any,
         images: list[Any],
+        features: Any,
         y: list[Any],
-        split: tuple[Any, Any] | None,
+        classes: list[str] | None,
         score: Callable[[Any, Any], list[Any]],
     ) -> tuple[Any, list[Any], int]:
         """Return the fitted model, its scores and the number of images that it was fitted on.
 
-        With a split, the model is fitted on the training images and `score` is called with the
-        rows of training and test images. With `refit`, the model is then fitted on all images.
+        If there are enough images to hold some out, the model is fitted on the others, and `score`
+        is called with the rows of training and test images. With `refit`, the model is then fitted
+        on all images.
         """
-        from ._models import identify_images
+        from ._models import identify_images, split_rows
 
+        split = split_rows(features, y, self.test_size, self.random_state, classes, self.quiet)
         scores: list[Any] = []
         fitted = keys = identify_images(images)
         if split is not None:
@@ -234,7 +237,7 @@ def _fit_aligner(
     With names, a classifier with the aligner is returned.
     """
     from ..zero_shot import ZeroShotClassifier
-    from ._models import encode_images, identify_images, score_accuracy, score_recall, split_rows
+    from ._models import encode_images, identify_images, score_accuracy, score_recall
 
     encoded = encode_images(aligner.image_encoder, bunch.images, options)
     n_images = len(set(identify_images(bunch.images)))
@@ -251,10 +254,6 @@ def _fit_aligner(
     if bunch.from_labels:
         # Without names, the captions that are made of the labels are the classes.
         classes = texts if names is None else [str(bunch.labels[row]) for row in rows]
-    features = encoded.features[rows]
-    split = split_rows(
-        features, texts, evaluation.test_size, evaluation.random_state, classes, options.quiet
-    )
     # The features of all readable images are cached now.
     aligner.image_encoder.set_params(on_error="raise", verbose=0)
 
@@ -267,7 +266,10 @@ def _fit_aligner(
         predicted = [str(label) for label in classifier.predict(held_out)]
         return score_accuracy([classes[row] for row in test], predicted)
 
-    model, scores, n_fitted = evaluation.fit_and_score(aligner, images, texts, split, score)
+    features = encoded.features[rows]
+    model, scores, n_fitted = evaluation.fit_and_score(
+        aligner, images, features, texts, classes, score
+    )
     if names is not None:
         model = ZeroShotClassifier(names, aligner=model, templates=templates)
     return model, scores, n_fitted
@@ -319,7 +321,6 @@ def _fit_few_shot(
         identify_images,
         load_aligner,
         make_score,
-        split_rows,
     )
 
     y = [str(label) for label in bunch.labels]
@@ -337,9 +338,6 @@ def _fit_few_shot(
     images, y = [bunch.images[row] for row in rows], [y[row] for row in rows]
     features = encoded.features[rows]
     encoder.set_params(verbose=0)  # the features of all readable images are cached now
-    split = split_rows(
-        features, y, evaluation.test_size, evaluation.random_state, y, options.quiet
-    )
     classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
 
     def score(train: Any, test: Any) -> list[Any]:
@@ -357,4 +355,4 @@ def _fit_few_shot(
             make_score("accuracy", name, labels == y_test) for name, labels in predictions.items()
         ]
 
-    return evaluation.fit_and_score(classifier, images, y, split, score)
+    return evaluation.fit_and_score(classifier, images, features, y, y, score)
