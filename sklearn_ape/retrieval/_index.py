@@ -185,6 +185,8 @@ class _Best:
         self._merge(np.take_along_axis(products, largest, axis=1), first + largest)
 
     def _merge_entries(self, values: np.ndarray, rows: np.ndarray, query: np.ndarray) -> None:
+        """Merge single products, each with its row and its query."""
+        # Written next to each other in the row of their query, padded with -inf.
         order = np.argsort(query, kind="stable")
         values, rows, query = values[order], rows[order], query[order]
         counts = np.bincount(query, minlength=len(self.rows))

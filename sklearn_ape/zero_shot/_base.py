@@ -314,6 +314,7 @@ class Hierarchy(NamedTuple):
         is_specific = scores >= threshold
         is_class = is_specific[:, :n_classes].any(axis=1)
         is_specific[is_class, n_classes:] = False
+        # A node is not the most specific one if one of its descendants reaches the threshold.
         for node, path in enumerate(self.paths):
             is_specific[:, list(path[:-1])] &= ~is_specific[:, [node]]
         best = np.where(is_specific, scores, -1).argmax(axis=1)
