@@ -412,12 +412,7 @@ def _write_parquet(path: Path | None, columns: list[str], rows: list[Sequence[An
     table = pyarrow.table(
         {name: [to_unicode(row[column]) for row in rows] for column, name in enumerate(columns)}
     )
-    if path is not None:
-        parquet.write_table(table, path)
-        return
-    buffer = pyarrow.BufferOutputStream()
-    parquet.write_table(table, buffer)
-    sys.stdout.buffer.write(buffer.getvalue().to_pybytes())
+    parquet.write_table(table, sys.stdout.buffer if path is None else path)
 
 
 def _print_table(columns: list[str], rows: list[Sequence[Any]], stream: Any) -> None:
