@@ -455,14 +455,6 @@ def may_be_encoded(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
     return len(distinct) < len(names) and is_numbered
 
 
-def make_captions(
-    y: list[Any], names: Mapping[Any, list[str]], templates: tuple[str, ...]
-) -> list[list[str]]:
-    """Return the prompts of the label of each image."""
-    prompts = {value: prompts_of(value, names[value], templates) for value in dict.fromkeys(y)}
-    return [prompts[value] for value in y]
-
-
 def _check_type(label: Any, parameter: str) -> None:
     """Raise ValueError for labels that NumPy would change or that a file cannot store."""
     if not isinstance(label, str | bool | int | float):

@@ -10,7 +10,7 @@ from typing import Any, Self
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 
-from ..prompts import make_captions, resolve_templates, validate_y
+from ..prompts import prompts_of, resolve_templates, validate_y
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ._single_label import SingleLabelClassifier
 
@@ -171,11 +171,12 @@ class ZeroShotClassifier(SingleLabelClassifier):
         keeps_aligner = self._keeps_aligner()
         progress = FitContext(self, 0 if keeps_aligner else 1, X, y)
         check_consistent_length(X, y, captions)
-        values = None if y is None and self.labels is not None else validate_y(y)
+        needs_y = self.labels is None or (captions is None and not keeps_aligner)
+        values = validate_y(y) if needs_y or y is not None else None
         names = self._fit_names(values, keeps_aligner)
         if captions is None and not keeps_aligner:
             self._warn_if_fit_was_lost()
-        self.aligner_ = self._make_aligner(X, y, names, captions, progress)
+        self.aligner_ = self._make_aligner(X, values, names, captions, progress)
         self._names = names
         self._note_fit()
         progress.end()
@@ -188,7 +189,9 @@ class ZeroShotClassifier(SingleLabelClassifier):
         if self._keeps_aligner():
             return self._get_kept_aligner(captions)
         if captions is None:
-            captions = make_captions(validate_y(y), names, resolve_templates(self.templates))
+            templates = resolve_templates(self.templates)
+            prompts = {label: prompts_of(label, names[label], templates) for label in set(y)}
+            captions = [prompts[label] for label in y]
         return self._fit_aligner(X, captions, progress)
 
     def __sklearn_clone__(self) -> Self:

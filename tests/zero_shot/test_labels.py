@@ -16,7 +16,7 @@ from sklearn.frozen import FrozenEstimator
 
 from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier, load_pretrained
 from sklearn_ape.metrics import per_class_accuracy
-from sklearn_ape.prompts import check_in_labels, make_captions, resolve_names, validate_y
+from sklearn_ape.prompts import check_in_labels, prompts_of, resolve_names, validate_y
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
 
@@ -250,9 +250,8 @@ def test_nan_and_infinity_in_y_raise(bad):
 
 
 def test_name_with_placeholder_is_template_of_its_class():
-    names = {"cat": ["a {} on a mat"], "dog": ["dog"]}
-    captions = make_captions(["dog", "cat", "dog"], names, ("this is {}",))
-    assert captions == [["this is dog"], ["a cat on a mat"], ["this is dog"]]
+    assert prompts_of("cat", ["a {} on a mat"], ("this is {}",)) == ["a cat on a mat"]
+    assert prompts_of("dog", ["dog"], ("this is {}",)) == ["this is dog"]
 
 
 @pytest.mark.parametrize("labels", ["cat", b"cat", bytearray(b"cat"), np.array("cat")])
