@@ -138,6 +138,21 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
     _at_fit: dict[str, Any]
     _fit_only: ClassVar[tuple[str, ...]] = ("aligner",)
 
+    @property
+    def n_features_in_(self) -> int:
+        """Number of features that the aligner was fitted on."""
+        return self._get_aligner_attribute("n_features_in_")
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """Names of the features that the aligner was fitted on."""
+        return self._get_aligner_attribute("feature_names_in_")
+
+    def _get_aligner_attribute(self, name: str) -> Any:
+        if self.aligner is None or isinstance(self.aligner, str):  # these models take images
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(getattr(self, "aligner_", self.aligner), name)
+
     def _note_fit(self) -> None:
         """Record the digest of the aligner and the parameters, for `_check_current`."""
         self._at_fit = {

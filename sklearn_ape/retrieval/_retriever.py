@@ -358,16 +358,6 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         collection = self._check_ready("n_unread_")
         return collection.n_rows - len(collection.rows)
 
-    @property
-    def n_features_in_(self) -> int:
-        """Number of features that the aligner was fitted on."""
-        return self.aligner_.n_features_in_
-
-    @property
-    def feature_names_in_(self) -> np.ndarray:
-        """Names of the features that the aligner was fitted on."""
-        return self.aligner_.feature_names_in_
-
     def _embed_queries(
         self, queries: Any, modality: str, collection: Collection
     ) -> tuple[np.ndarray, bool]:

@@ -60,21 +60,6 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
     logit_scale: float | None
     standardize: Any
 
-    @property
-    def n_features_in_(self) -> int:
-        """Number of features that the aligner was fitted on."""
-        return self._get_aligner_attribute("n_features_in_")
-
-    @property
-    def feature_names_in_(self) -> np.ndarray:
-        """Names of the features that the aligner was fitted on."""
-        return self._get_aligner_attribute("feature_names_in_")
-
-    def _get_aligner_attribute(self, name: str) -> Any:
-        if self.aligner is None or isinstance(self.aligner, str):  # these models take images
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(getattr(self, "aligner_", self.aligner), name)
-
     def _keeps_aligner(self) -> bool:
         """Return whether `fit` uses the aligner unchanged, since it can embed already."""
         return isinstance(self.aligner, FrozenEstimator) or _can_embed(self.aligner)
