@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CrossModalRetriever, KernelAligner
 from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.persistence import FittedState
 from sklearn_ape.retrieval import _index
 
 QUERIES = ["a red fruit", "a small bird", "a boat on the water"]
@@ -165,3 +166,20 @@ class TestStandardize:
         retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
         with pytest.raises(ValueError, match="images that differ"):
             retriever.search(concepts.text[:2], modality="text")
+
+
+@pytest.mark.parametrize("kind", ["numbers", "texts"])
+def test_items_that_earlier_versions_saved_are_restored(aligner, concepts, kind):
+    """They stored numbers and texts as arrays; now all items are JSON."""
+    if kind == "numbers":
+        expected = [row / 7 for row in range(300)]
+        items = {"numbers": np.array(expected)}
+    else:
+        expected = ["", *["naïve"] * 298, "b\udcff"]  # a file name that is not UTF-8
+        texts = [text.encode("utf-8", "surrogateescape") for text in expected]
+        ends = np.cumsum([len(text) for text in texts])
+        items = {"texts": np.frombuffer(b"".join(texts), np.uint8), "ends": ends}
+    state = CrossModalRetriever(aligner).fit(concepts.image)._get_state() | {"items": items}
+    restored = CrossModalRetriever(aligner)
+    restored._set_state(FittedState(state, "CrossModalRetriever"))
+    assert restored.items_ == expected
