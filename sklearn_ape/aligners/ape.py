@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -37,6 +38,7 @@ _MIN_EPOCHS, _MAX_EPOCHS = 10, 100
 _TRAINED_INITS = ("auto", "kernel", "linear")
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class APEAligner(HeadsMixin, TrainedAligner):
     """Align two frozen encoders by a closed-form solution and a trained head.
 
@@ -270,6 +272,36 @@ class APEAligner(HeadsMixin, TrainedAligner):
     True
     """
 
+    image_encoder: Any = None
+    text_encoder: Any = None
+    head_pairs: Any = None
+    init: Any = "auto"
+    init_params: Mapping[str, Any] | None = None
+    head: str = "mlp"
+    side: str = "text"
+    depth: int = 3
+    width: int | str = 2048
+    n_components: int | None = None
+    dropout: float = 0.1
+    mixup: float = 0.0
+    loss: str = "infonce"
+    loss_params: Mapping[str, Any] | None = None
+    optimizer: str = "adamw"
+    optimizer_params: Mapping[str, Any] | None = None
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    batch_size: int = 2048
+    max_epochs: int | str = "auto"
+    early_stopping: bool = True
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 15
+    refit: bool = True
+    device: str | torch.device | None = "auto"
+    random_state: int | np.random.RandomState | None = None
+    verbose: int | None = None
+    callbacks: Sequence[Any] | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+
     _can_choose_epochs: ClassVar = True
 
     _dict_defaults: ClassVar = {
@@ -277,69 +309,6 @@ class APEAligner(HeadsMixin, TrainedAligner):
         "init_params": {"weight": 4.0, "center": True},
         "optimizer_params": {"warmup": 0.05, "clip_norm": None, "dtype": "auto"},
     }
-
-    def __init__(
-        self,
-        *,
-        image_encoder: Any = None,
-        text_encoder: Any = None,
-        head_pairs: Any = None,
-        init: Any = "auto",
-        init_params: Mapping[str, Any] | None = None,
-        head: str = "mlp",
-        side: str = "text",
-        depth: int = 3,
-        width: int | str = 2048,
-        n_components: int | None = None,
-        dropout: float = 0.1,
-        mixup: float = 0.0,
-        loss: str = "infonce",
-        loss_params: Mapping[str, Any] | None = None,
-        optimizer: str = "adamw",
-        optimizer_params: Mapping[str, Any] | None = None,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 0.1,
-        batch_size: int = 2048,
-        max_epochs: int | str = "auto",
-        early_stopping: bool = True,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 15,
-        refit: bool = True,
-        device: str | torch.device | None = "auto",
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | None = None,
-        callbacks: Sequence[Any] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
-        self.head_pairs = head_pairs
-        self.init = init
-        self.init_params = init_params
-        self.head = head
-        self.side = side
-        self.depth = depth
-        self.width = width
-        self.n_components = n_components
-        self.dropout = dropout
-        self.mixup = mixup
-        self.loss = loss
-        self.loss_params = loss_params
-        self.optimizer = optimizer
-        self.optimizer_params = optimizer_params
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.refit = refit
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
-        self.callbacks = callbacks
-        self.checkpoint = checkpoint
 
     def __sklearn_clone__(self) -> Self:
         from .starter import is_starter  # which imports this module
@@ -432,7 +401,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     def _count_epochs(self, n_pairs: int | None) -> int:
         if self.max_epochs != "auto":
-            return self.max_epochs
+            return int(self.max_epochs)
         if n_pairs is None:
             return _MAX_EPOCHS
         n_epochs = math.ceil(_N_STEPS / n_batches(n_pairs, self.batch_size))

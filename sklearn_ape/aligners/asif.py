@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ _BLOCK_SIZE = 8192
 _MIN_NORM = 1e-6
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ASIFAligner(ClosedFormAligner):
     """Align two frozen encoders by their similarities to training pairs, without training.
 
@@ -103,22 +105,12 @@ class ASIFAligner(ClosedFormAligner):
     True
     """
 
-    def __init__(
-        self,
-        *,
-        image_encoder: Any = None,
-        text_encoder: Any = None,
-        head_pairs: Any = None,
-        k: int = 100,
-        power: float = 6.0,
-        center: bool = True,
-    ) -> None:
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
-        self.head_pairs = head_pairs
-        self.k = k
-        self.power = power
-        self.center = center
+    image_encoder: Any = None
+    text_encoder: Any = None
+    head_pairs: Any = None
+    k: int = 100
+    power: float = 6.0
+    center: bool = True
 
     def _fit_data(self, data: PairDataset) -> None:
         self._set_anchors(*self._make_anchors(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ class _ProjectionNetwork(nn.Module):
         return (projected / torch.where(norm > 0, norm, 1.0)).float()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class CCAAligner(ClosedFormAligner):
     """Align two frozen encoders by ridge canonical correlation analysis.
 
@@ -142,22 +144,12 @@ class CCAAligner(ClosedFormAligner):
     True
     """
 
-    def __init__(
-        self,
-        *,
-        image_encoder: Any = None,
-        text_encoder: Any = None,
-        head_pairs: Any = None,
-        n_components: int | None = None,
-        ridge: float = 1.0,
-        power: float = 1.0,
-    ) -> None:
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
-        self.head_pairs = head_pairs
-        self.n_components = n_components
-        self.ridge = ridge
-        self.power = power
+    image_encoder: Any = None
+    text_encoder: Any = None
+    head_pairs: Any = None
+    n_components: int | None = None
+    ridge: float = 1.0
+    power: float = 1.0
 
     def _fit_data(self, data: PairDataset) -> None:
         largest = min(data.image.shape[1], data.text.shape[1], len(data.pairs) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from typing import Any, ClassVar, Self
 
@@ -24,6 +25,7 @@ from ._base import BaseAligner
 from .pairs import as_sequence, flatten_captions, holds_texts
 
 
+@dataclass(eq=False, repr=False)
 class CLIPAligner(LazyNamesMixin, BaseAligner):
     """An OpenCLIP model as an aligner, which needs no fit.
 
@@ -100,34 +102,20 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     'ViT-B-32/openai'
     """
 
-    _runtime_params: ClassVar = frozenset({"batch_size", "cache", "device", "n_jobs", "verbose"})
+    model: str = "ViT-B-32/openai"
+    pretrained: str | None = None
+    _: KW_ONLY
+    revision: str | None = None
+    crop: str = "center"
+    batch_size: int | str = "auto"
+    device: str | torch.device | None = "auto"
+    dtype: str = "float32"
+    n_jobs: int | None = None
+    cache: str | PathLike[str] | None = "memory"
+    on_error: str = "raise"
+    verbose: int | None = None
 
-    def __init__(
-        self,
-        model: str = "ViT-B-32/openai",
-        pretrained: str | None = None,
-        *,
-        revision: str | None = None,
-        crop: str = "center",
-        batch_size: int | str = "auto",
-        device: str | torch.device | None = "auto",
-        dtype: str = "float32",
-        n_jobs: int | None = None,
-        cache: str | PathLike[str] | None = "memory",
-        on_error: str = "raise",
-        verbose: int | None = None,
-    ) -> None:
-        self.model = model
-        self.pretrained = pretrained
-        self.revision = revision
-        self.crop = crop
-        self.batch_size = batch_size
-        self.device = device
-        self.dtype = dtype
-        self.n_jobs = n_jobs
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
+    _runtime_params: ClassVar = frozenset({"batch_size", "cache", "device", "n_jobs", "verbose"})
 
     @reports_fit
     def fit(self, X: Any, y: Any = None) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from ._trained import ClosedFormAligner, get_fitted_attributes
 _MAX_SCALE_ANCHORS = 4096
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class KernelAligner(HeadsMixin, ClosedFormAligner):
     """Align two frozen encoders in closed form, by kernel ridge regression.
 
@@ -154,32 +156,17 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     True
     """
 
-    def __init__(
-        self,
-        *,
-        image_encoder: Any = None,
-        text_encoder: Any = None,
-        head_pairs: Any = None,
-        gamma: float | str = "auto",
-        ridge: float = RIDGE,
-        whitening: float = WHITENING,
-        n_components: int | None = None,
-        max_anchors: int | str = "auto",
-        device: str | torch.device | None = "auto",
-        random_state: int | np.random.RandomState | None = 0,
-        verbose: int | None = None,
-    ) -> None:
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
-        self.head_pairs = head_pairs
-        self.gamma = gamma
-        self.ridge = ridge
-        self.whitening = whitening
-        self.n_components = n_components
-        self.max_anchors = max_anchors
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
+    image_encoder: Any = None
+    text_encoder: Any = None
+    head_pairs: Any = None
+    gamma: float | str = "auto"
+    ridge: float = RIDGE
+    whitening: float = WHITENING
+    n_components: int | None = None
+    max_anchors: int | str = "auto"
+    device: str | torch.device | None = "auto"
+    random_state: int | np.random.RandomState | None = 0
+    verbose: int | None = None
 
     def _fit_data(self, data: PairDataset) -> None:
         seed = resolve_random_state(self.random_state).randint(np.iinfo(np.int32).max)

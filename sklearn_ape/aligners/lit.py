@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -35,6 +35,7 @@ _N_STATISTICS = 1000
 _CLIP_NORM = 1.0
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LiTAligner(TrainedAligner):
     """Align a text encoder with a frozen image encoder by training the text encoder.
 
@@ -176,56 +177,30 @@ class LiTAligner(TrainedAligner):
     1.0
     """
 
-    _dict_defaults: ClassVar = {"loss_params": LOSS_DEFAULTS}
+    image_encoder: Any = None
+    text_encoder: Any = None
+    n_components: int | None = None
+    unlocked_layers: int | None = None
+    max_length: int | None = None
+    loss: str = "infonce"
+    loss_params: Mapping[str, Any] | None = None
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    batch_size: int = 64
+    max_epochs: int = 10
+    early_stopping: bool = True
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 3
+    gradient_checkpointing: bool = False
+    dtype: str = "auto"
+    device: str | torch.device | None = "auto"
+    random_state: int | np.random.RandomState | None = None
+    verbose: int | None = None
+    callbacks: Sequence[Any] | None = None
+    checkpoint: str | os.PathLike[str] | None = None
 
-    def __init__(
-        self,
-        *,
-        image_encoder: Any = None,
-        text_encoder: Any = None,
-        n_components: int | None = None,
-        unlocked_layers: int | None = None,
-        max_length: int | None = None,
-        loss: str = "infonce",
-        loss_params: Mapping[str, Any] | None = None,
-        learning_rate: float = 1e-4,
-        head_learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        batch_size: int = 64,
-        max_epochs: int = 10,
-        early_stopping: bool = True,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 3,
-        gradient_checkpointing: bool = False,
-        dtype: str = "auto",
-        device: str | torch.device | None = "auto",
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | None = None,
-        callbacks: Sequence[Any] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
-        self.n_components = n_components
-        self.unlocked_layers = unlocked_layers
-        self.max_length = max_length
-        self.loss = loss
-        self.loss_params = loss_params
-        self.learning_rate = learning_rate
-        self.head_learning_rate = head_learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.gradient_checkpointing = gradient_checkpointing
-        self.dtype = dtype
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
-        self.callbacks = callbacks
-        self.checkpoint = checkpoint
+    _dict_defaults: ClassVar = {"loss_params": LOSS_DEFAULTS}
 
     def _fit(self, X: Any, y: Any) -> Self:
         ranks = current_ranks()
