@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -84,34 +84,23 @@ class Tile(NamedTuple):
     positive: tuple[torch.Tensor, torch.Tensor]
 
 
-class Tiles:
-    """The tiles of a logit matrix, row by row, of at most `size` rows and columns.
+def split_into_tiles(pairs: torch.Tensor, n_rows: int, n_columns: int, size: int) -> list[Tile]:
+    """Return the tiles of a logit matrix, row by row, of at most `size` rows and columns.
 
     `pairs` are the distinct rows and columns of the positives.
     """
-
-    def __init__(self, pairs: torch.Tensor, n_rows: int, n_columns: int, size: int) -> None:
-        self.n_rows = n_rows
-        self.n_columns = n_columns
-        self.size = size
-        self.n_across = -(-n_columns // size)
-        n_tiles = -(-n_rows // size) * self.n_across
-        tile_numbers = (pairs[:, 0] // size) * self.n_across + pairs[:, 1] // size
-        order = torch.argsort(tile_numbers)
-        self.rows, self.columns = pairs[order].T
-        counts = torch.bincount(tile_numbers, minlength=n_tiles)
-        self.ends = counts.cumsum(0).tolist()
-
-    def __iter__(self) -> Iterator[Tile]:
-        start = 0
-        for number, end in enumerate(self.ends):
-            row, column = (index * self.size for index in divmod(number, self.n_across))
-            yield Tile(
-                slice(row, min(row + self.size, self.n_rows)),
-                slice(column, min(column + self.size, self.n_columns)),
-                (self.rows[start:end] - row, self.columns[start:end] - column),
-            )
-            start = end
+    row_slices, column_slices = (
+        [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        for n in (n_rows, n_columns)
+    )
+    tiles = list(product(row_slices, column_slices))
+    tile_of_pair = pairs[:, 0] // size * len(column_slices) + pairs[:, 1] // size
+    counts = torch.bincount(tile_of_pair, minlength=len(tiles)).tolist()
+    parts = pairs[torch.argsort(tile_of_pair)].split(counts)
+    return [
+        Tile(rows, columns, (part[:, 0] - rows.start, part[:, 1] - columns.start))
+        for (rows, columns), part in zip(tiles, parts, strict=True)
+    ]
 
 
 class Softmax:

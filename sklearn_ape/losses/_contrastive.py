@@ -13,11 +13,11 @@ from ..utils.validation import check_integer, check_number
 from ._base import (
     ScaledLoss,
     Softmax,
-    Tiles,
     as_matrix,
     check_counts,
     refuse_second_gradients,
     select_pairs,
+    split_into_tiles,
 )
 
 
@@ -129,7 +129,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         ctx.softmaxes = [Softmax(image, pairs, 0)]
         if symmetric:
             ctx.softmaxes.append(Softmax(text, pairs, 1))
-        ctx.tiles = Tiles(pairs, len(image), len(text), size)
+        ctx.tiles = split_into_tiles(pairs, len(image), len(text), size)
         ctx.save_for_backward(image, text, scale)
         scaled = scale * image
         for tile in ctx.tiles:
@@ -270,7 +270,7 @@ class _TiledSigmoid(torch.autograd.Function):
         loss, bias_gradient = image.new_zeros((), dtype=dtype), image.new_zeros((), dtype=dtype)
         image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)
         needs_gradients = any(ctx.needs_input_grad)
-        for rows, columns, positive in Tiles(pairs, len(image), len(text), size):
+        for rows, columns, positive in split_into_tiles(pairs, len(image), len(text), size):
             # The loss of a positive is that of a negative with the opposite logit.
             logits = scaled[rows] @ text[columns].T + bias
             logits[positive] *= -1
