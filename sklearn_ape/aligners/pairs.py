@@ -278,20 +278,17 @@ def _merge_rows(features: Any, rows: np.ndarray, keys: np.ndarray) -> tuple[Any,
 
 
 def _digest_rows(features: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the digest of the features of each row in `rows`, which may repeat."""
+    """Return a digest of the features of each row in `rows`, which may repeat.
+
+    Its 16 bytes are enough to be unique for any number of rows.
+    """
     distinct_rows, inverse = np.unique(rows, return_inverse=True)
-    digests = _digest_distinct_rows(features, distinct_rows)
-    return digests if np.array_equal(distinct_rows, rows) else digests[inverse]
-
-
-def _digest_distinct_rows(features: Any, rows: np.ndarray) -> np.ndarray:
-    """Return a digest of 16 bytes per row, long enough to be unique for any number of rows."""
-    digests = np.empty(len(rows), dtype="V16")
-    for block in gen_batches(len(rows), _BLOCK_SIZE):
-        blobs = np.ascontiguousarray(features[rows[block]])
+    digests = np.empty(len(distinct_rows), dtype="V16")
+    for block in gen_batches(len(distinct_rows), _BLOCK_SIZE):
+        blobs = np.ascontiguousarray(features[distinct_rows[block]])
         joined = b"".join(hashlib.blake2b(blob, digest_size=16).digest() for blob in blobs)
         digests[block] = np.frombuffer(joined, dtype="V16")
-    return digests
+    return digests[inverse]
 
 
 def _list_items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
@@ -302,7 +299,7 @@ def _list_items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
 
 def _warn_about_equal_features(name: str, features: Any, are_identified: bool) -> None:
     """Warn if many items to be scored have the same features as another item."""
-    digests = _digest_distinct_rows(features, np.arange(len(features)))
+    digests = _digest_rows(features, np.arange(len(features)))
     counts = np.unique(digests, return_counts=True)[1]
     n_equal = int(counts[counts > 1].sum())
     if n_equal < _MIN_SHARE * len(features) or not n_equal:
