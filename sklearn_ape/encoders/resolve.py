@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.base import clone
 from sklearn.utils.validation import _num_samples
 
-from ..features.validation import to_dense
 from ..utils.sklearn_compat import unfreeze
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ._sentence_transformers import SentenceTransformerEncoder, SentenceTransformerImageEncoder
@@ -110,7 +110,11 @@ def encode_items(encoder: Any, items: Any, modality: str) -> Any:
 
     Encoders may be any transformers. Rows that are missing or added would shift all others.
     """
-    features = to_dense(encoder.transform(items))
+    features = encoder.transform(items)
+    if hasattr(features, "columns"):  # with set_config(transform_output="pandas")
+        features = features.to_numpy()
+    elif issparse(features):
+        features = features.toarray()
     n_items = _num_samples(items)  # len(items) raises for a sparse matrix
     if np.ndim(features) and len(features) != n_items:
         raise ValueError(

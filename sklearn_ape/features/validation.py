@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.utils import gen_batches
 
 from ..utils.linalg import choose_evenly_spaced
@@ -176,13 +175,6 @@ def embed_rows(features: Any, embed: Callable[[np.ndarray], np.ndarray], width: 
         if indices.size:
             embeddings[indices] = embed(features[indices])
     return embeddings
-
-
-def to_dense(features: Any) -> Any:
-    """Return an array for a sparse matrix or a data frame, and anything else unchanged."""
-    if hasattr(features, "columns"):  # of an encoder, with set_config(transform_output="pandas")
-        return features.to_numpy()
-    return features.toarray() if issparse(features) else features
 
 
 def _is_partially_nan(features: np.ndarray) -> np.ndarray:
