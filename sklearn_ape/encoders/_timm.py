@@ -270,14 +270,7 @@ class TimmImageEncoder(ImageEncoder):
         views = {} if self.views == 1 else {"views": int(self.views)}
         return super()._get_identity() | views
 
-    def _compute_weights_fingerprint(self) -> str | None:
-        if self.model_name in PACKAGED or os.path.isdir(self.model_name):
-            return super()._compute_weights_fingerprint()
-        commit = find_hub_commit(self._get_hub_id(), self.revision)
-        return f"{self.model_name}@{commit}" if commit else None
-
     def _get_hub_id(self) -> str:
-        """Return the hub name of a model that is neither packaged nor a folder."""
         if "/" in self.model_name:
             return self.model_name.removeprefix("hf-hub:")
         import timm

@@ -31,10 +31,11 @@ from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choos
 from ._engine_factory import get_exports_folder, is_export_worthwhile, make_engine
 from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
 from .weights import (
+    PACKAGED,
     Network,
     check_outside_model,
-    compute_fingerprint,
     digest_folder,
+    find_hub_commit,
     format_library_version,
     shared_networks,
 )
@@ -94,7 +95,16 @@ class FrozenEncoder(
 
     def _compute_weights_fingerprint(self) -> str | None:
         """Return a digest or commit of the weights, or None if the model must be loaded first."""
-        return compute_fingerprint(self.model_name, self.revision)
+        if self.model_name in PACKAGED:
+            return PACKAGED[self.model_name].sha256
+        if os.path.isdir(self.model_name):
+            return digest_folder(Path(self.model_name))
+        commit = find_hub_commit(self._get_hub_id(), self.revision)
+        return f"{self.model_name}@{commit}" if commit else None
+
+    def _get_hub_id(self) -> str:
+        """Return the hub name of a model that is neither packaged nor a folder."""
+        return self.model_name
 
     def _get_identity(self) -> dict[str, Any]:
         """Return everything except the item that a feature depends on, without loading weights."""
@@ -102,9 +112,8 @@ class FrozenEncoder(
         if weights is None:
             self._get_network()  # downloads the weights
             weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
-        library = format_library_version(self._library)
         params = {name: getattr(self, name) for name in self._feature_params}
-        return {"weights": weights, "library": library, **params}
+        return {"weights": weights, "library": format_library_version(self._library), **params}
 
     # Methods of subclasses: items
 
@@ -386,8 +395,8 @@ class FrozenEncoder(
 
     def _digest_identity(self) -> bytes:
         """Return a digest of `_get_identity` and the precision, a part of the keys of caches."""
-        parts = self._get_precision_parts() | self._get_identity()
-        identity = {"encoder": type(self).__name__, **parts}
+        parts = {"encoder": type(self).__name__} | self._get_precision_parts()
+        identity = parts | self._get_identity()
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
     def _digest_parts(self) -> dict[str, Any]:

@@ -261,16 +261,6 @@ def check_outside_model(model_name: str, path: Path, argument: str) -> None:
         )
 
 
-def compute_fingerprint(model_name: str, revision: str | None) -> str | None:
-    """Return a digest or commit of the weights; None for a hub model not downloaded yet."""
-    if model_name in PACKAGED:
-        return PACKAGED[model_name].sha256
-    if os.path.isdir(model_name):
-        return digest_folder(Path(model_name))
-    commit = find_hub_commit(model_name, revision)
-    return f"{model_name}@{commit}" if commit else None
-
-
 def load_from_source(
     load: Callable[..., T], model_name: str, revision: str | None, **options: Any
 ) -> T:
