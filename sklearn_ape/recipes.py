@@ -20,7 +20,7 @@ import math
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from .utils.validation import check_integer
+from .utils.validation import check_choice, check_integer
 
 __all__ = ["list_recipes", "make_aligner", "recipe", "recipe_notes"]
 
@@ -172,8 +172,7 @@ def make_aligner(
 
 
 def _get_recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise ValueError(f"name must be one of {', '.join(list_recipes())}, not {name!r}.")
+    check_choice(name, "name", list_recipes())
     return RECIPES[name]
 
 

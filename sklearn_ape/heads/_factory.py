@@ -11,7 +11,7 @@ from torch import nn
 
 from ..devices import default_state
 from ..persistence.mixins import FittedState
-from ..utils.validation import check_integer
+from ..utils.validation import check_choice, check_integer
 from ._base import FrozenHead, Head, LinearHead
 from ._closed_form import (
     BaseMap,
@@ -123,8 +123,8 @@ def make_head(
     >>> sum(p.numel() for p in head.parameters())
     10
     """
-    if kind is not None and kind not in HEAD_KINDS:
-        raise ValueError(f"head must be one of {', '.join(HEAD_KINDS)}, not {kind!r}.")
+    if kind is not None:
+        check_choice(kind, "head", HEAD_KINDS)
     check_integer(depth, "depth", 1)
     units = 1 if kind in (None, "linear") else hidden_width(width, n_in)
     head: Head
