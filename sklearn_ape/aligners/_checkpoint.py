@@ -91,22 +91,22 @@ class TrainingFile:
         self.finished = folder / f"{name}{_FINISHED}"
         self._lock = _make_lock(self.unfinished)
         self._has_warned = False
-        self.is_owner = True
 
-    def open(self) -> None:
-        """Acquire the lock, unless another process holds it."""
+    def open(self) -> bool:
+        """Acquire the lock; return False, with a warning, if another process holds it."""
         try:
             self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
         except Timeout:
-            self.is_owner = False
             warn(
                 f"Another process holds the lock on checkpoint {str(self.unfinished)!r}. This run "
                 "will train without checkpoints."
             )
+            return False
         except (OSError, NotImplementedError):
             pass  # file systems without locks: files are still replaced atomically
         for path in (self.unfinished, self.finished):
             remove_unfinished_directories(path)
+        return True
 
     def close(self) -> None:
         """Release the lock."""
@@ -117,8 +117,6 @@ class TrainingFile:
 
         ValueError is raised if the file is damaged, or belongs to another run or format.
         """
-        if not self.is_owner:
-            return None
         paths = [self.finished, self.unfinished] if finished else [self.unfinished]
         for path in paths:
             if path.exists():
@@ -128,8 +126,6 @@ class TrainingFile:
 
     def write(self, values: dict[str, Any], finished: bool = False) -> None:
         """Write values; if that fails, warn once and let training continue."""
-        if not self.is_owner:
-            return
         head = {
             "library": "sklearn-ape",
             "checkpoint_format": _FORMAT,
@@ -151,9 +147,8 @@ class TrainingFile:
 
     def remove(self) -> None:
         """Delete the state of an unfinished training."""
-        if self.is_owner:
-            with suppress(OSError):
-                self.unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.unfinished.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
@@ -251,8 +246,9 @@ class Checkpoint:
         if not self.is_enabled:
             return self
         content: Any = None
+        if self._file is not None and not self._file.open():
+            self._file = None
         if self._file is not None:
-            self._file.open()
             try:
                 # Callbacks of scikit-learn must be called, and may stop the training.
                 content = self._file.read(finished=not observes_fit(self.aligner))
