@@ -155,7 +155,7 @@ def train_heads(
     result, search = checkpoint.result, None
     if result is None:
         training, maps = prepare(train)
-        result, scale = _search_best_epoch(training, valid, maps is not None, run)
+        result, scale = _search_best_epoch(training, valid, maps is not None)
         checkpoint.note_result(result)
         if result.best_epoch == 0:
             assert valid is not None
@@ -175,7 +175,7 @@ def train_heads(
     # The first phase has advanced the generator, and a resumed training skips it.
     torch.manual_seed(run.seed)
     training, _ = prepare(data)
-    net = _train_again(training, result.best_epoch, run)
+    net = _train_again(training, result.best_epoch)
     n_epochs = sum("train_loss" in row for row in net.history)
     if n_epochs == result.best_epoch:
         return training.module, net.logit_scale, result
@@ -191,13 +191,13 @@ def train_heads(
 
 
 def _search_best_epoch(
-    training: HeadTraining, valid: PairDataset | None, is_initialized: bool, run: TrainingRun
+    training: HeadTraining, valid: PairDataset | None, is_initialized: bool
 ) -> tuple[TrainingResult, float]:
     """Train, and return the result on held-out pairs and the logit scale.
 
     Epoch 0 is the best one if the heads are initialized in closed form and do not improve.
     """
-    initial_recall = inputs = None
+    run, initial_recall, inputs = training.run, None, None
     if valid is not None:
         items = valid.expand_items()
         initial_recall = training.recall(items) if is_initialized else None
@@ -211,11 +211,11 @@ def _search_best_epoch(
     return result, net.logit_scale
 
 
-def _train_again(training: HeadTraining, n_epochs: int, run: TrainingRun) -> AlignmentNet:
+def _train_again(training: HeadTraining, n_epochs: int) -> AlignmentNet:
     """Train for the best number of epochs without held-out pairs, and return the net."""
-    callbacks = run.checkpoint.callbacks("refit")
-    if shows_progress(run.verbose):
-        callbacks.insert(0, ("progress", EpochProgress(n_epochs, "refit", run.verbose)))
+    callbacks, verbose = training.run.checkpoint.callbacks("refit"), training.run.verbose
+    if shows_progress(verbose):
+        callbacks.insert(0, ("progress", EpochProgress(n_epochs, "refit", verbose)))
     return training.train(callbacks, n_epochs)
 
 
@@ -285,7 +285,7 @@ def train_blend(
     text_head = heads.make_text_head(data, image_map)
     training = BlendTraining(maps, correction if is_tuned else None, text_head, train, run)
     recall_callback = BlendRecall(training.make_head_inputs(items), text, baseline, min_recall)
-    result = _train_text_head(training, closed_form, recall_callback, run)
+    result = _train_text_head(training, closed_form, recall_callback)
     del maps, training, recall_callback  # frees the predictions for the training texts
     result = _add_closed_form(result, closed_form_row, baseline)
     weight = result.history[result.best_epoch]["blend_weight"]
@@ -320,7 +320,7 @@ def _blend_untested(
         return closed_form, scale, TrainingResult([], 0, 0)
     text_head = heads.make_text_head(data, image_map)
     training = HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, run)
-    result = _train_text_head(training, closed_form, ValidationRecall(None), run)
+    result = _train_text_head(training, closed_form, ValidationRecall(None))
     return _make_blend(closed_form, text_head, _DEFAULT_WEIGHT), scale, result
 
 
@@ -344,9 +344,10 @@ def _choose_tuning(
 
 
 def _train_text_head(
-    training: HeadTraining, closed_form: TwoTower, recall: ValidationRecall, run: TrainingRun
+    training: HeadTraining, closed_form: TwoTower, recall: ValidationRecall
 ) -> TrainingResult:
     """Train the text head of a blend, and return the result."""
+    run = training.run
     callbacks = run.make_callbacks(
         recall,
         lambda net: _make_blend(closed_form, training.module.text_head, _DEFAULT_WEIGHT),

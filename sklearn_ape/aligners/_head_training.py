@@ -11,7 +11,7 @@ from torch import nn
 
 from ..devices import has_fast_bfloat16
 from ..features.memmap import StoredRows
-from ..heads import ClosedFormHead, Head, KernelMap, TwoTower, WhitenedMap
+from ..heads import ClosedFormHead, Head, KernelMap, TwoTower
 from ..training.callbacks import (
     BlendRecall,
     EpochProgress,
@@ -54,27 +54,28 @@ class HeadTraining:
         self.module = module
         self.heads = (module.image_head, module.text_head)
         self.data = data
-        self.config, self.seed, self.ranks = run.config, run.seed, run.ranks
+        self.run = run
         for head, features in zip(self.heads, (data.image, data.text), strict=True):
             head.set_statistics(as_tensor(features))
-        if self.ranks is not None:
-            self.ranks.broadcast_weights(self.module)
+        if run.ranks is not None:
+            run.ranks.broadcast_weights(self.module)
 
     def train(self, callbacks: list[Any], n_epochs: int) -> AlignmentNet:
         """Train the module for some of the epochs for which the learning rate is scheduled."""
-        dataset = self.make_inputs(self.data).to(self.config.device)
+        config, seed, ranks = self.run.config, self.run.seed, self.run.ranks
+        dataset = self.make_inputs(self.data).to(config.device)
         is_low_precision = self._choose_dtype() == "bfloat16"
         make_module = MixedPrecisionTower if is_low_precision else TwoTower
         module = make_module(*self.make_trained_heads())
-        callbacks = [*make_standard_callbacks(self.config, len(dataset)), *callbacks]
-        net = make_net(self.config, module, self.seed, callbacks, self.ranks, max_epochs=n_epochs)
-        if self.ranks is None:
+        callbacks = [*make_standard_callbacks(config, len(dataset)), *callbacks]
+        net = make_net(config, module, seed, callbacks, ranks, max_epochs=n_epochs)
+        if ranks is None:
             return net.fit(dataset, y=None)
         # Ranks must not drop the same units in different rows.
-        torch.manual_seed(self.seed + self.ranks.rank)
-        with self.ranks.defer_interrupts():
+        torch.manual_seed(seed + ranks.rank)
+        with ranks.defer_interrupts():
             net.fit(dataset, y=None)
-        self.ranks.broadcast_weights(self.module)
+        ranks.broadcast_weights(self.module)
         return net
 
     def make_trained_heads(self) -> list[Head]:
@@ -93,12 +94,13 @@ class HeadTraining:
     def recall(self, data: PairDataset) -> float:
         """Return the recall that `ValidationRecall` records, for the present heads."""
         recall = mean_recall(*embed_pairs(self.module, data), data.pairs)
-        return broadcast(self.ranks, recall)
+        return broadcast(self.run.ranks, recall)
 
     def _choose_dtype(self) -> str:
-        if self.config.dtype != "auto":
-            return self.config.dtype
-        is_fast = self.config.device.type == "cpu" and has_fast_bfloat16()
+        config = self.run.config
+        if config.dtype != "auto":
+            return config.dtype
+        is_fast = config.device.type == "cpu" and has_fast_bfloat16()
         is_large = len(self.data.pairs) >= _MIN_PAIRS_IN_BFLOAT16
         return "bfloat16" if is_fast and is_large else "float32"
 
@@ -261,16 +263,10 @@ class BlendInputHead(Head):
 class LeftOutTraining(HeadTraining):
     """Training of a text head on left-out predictions of a kernel."""
 
-    def __init__(
-        self,
-        image_map: WhitenedMap,
-        text_head: Head,
-        fit: TextFit,
-        data: PairDataset,
-        run: TrainingRun,
-    ) -> None:
-        self.fit = fit
-        super().__init__(TwoTower(ClosedFormHead(image_map), text_head), data, run)
+    def __init__(self, maps: Maps, text_head: Head, data: PairDataset, run: TrainingRun) -> None:
+        assert maps.fit is not None
+        self.fit = maps.fit
+        super().__init__(TwoTower(ClosedFormHead(maps.image), text_head), data, run)
 
     def make_inputs(self, data: PairDataset) -> LeftOutPairs:
         """Return the images and the predictions for their texts, all of which must be known."""
@@ -305,7 +301,7 @@ class BlendTraining(LeftOutTraining):
     ) -> None:
         assert maps.fit is not None
         self.correction = None if correction is None else torch.as_tensor(correction)
-        super().__init__(maps.image, text_head, maps.fit, _drop_unpredicted(data, maps.fit), run)
+        super().__init__(maps, text_head, _drop_unpredicted(data, maps.fit), run)
 
     def make_trained_heads(self) -> list[Head]:
         """Return the heads whose inputs are those of `make_inputs`."""
@@ -356,7 +352,7 @@ def train_correction(maps: Maps, data: PairDataset, run: TrainingRun) -> np.ndar
     )
     head = LinearCorrection(maps.image.n_out)
     run = run._replace(config=config)
-    training = LeftOutTraining(maps.image, head, maps.fit, data, run)
+    training = LeftOutTraining(maps, head, data, run)
     callbacks: list[Any] = []
     if shows_progress(run.verbose):
         callbacks = [("progress", EpochProgress(n_epochs, "tune", run.verbose))]

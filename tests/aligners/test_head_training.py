@@ -189,7 +189,7 @@ def test_other_captions_of_the_image_are_left_out_too(monkeypatch):
     maps = solve(data, max_predicted_texts=1000)
     run = SimpleNamespace(config=None, seed=0, ranks=None)
     head = LinearCorrection(maps.image.n_out)
-    left_out = LeftOutTraining(maps.image, head, maps.fit, data, run).make_inputs(data)
+    left_out = LeftOutTraining(maps, head, data, run).make_inputs(data)
     for i in (0, 40, 89):
         features, _ = left_out[np.array([i])]
         rest = PairDataset(image, text, pairs[pairs[:, 0] != pairs[i, 0]])
@@ -209,7 +209,7 @@ def test_head_is_trained_in_a_blend_with_left_out_embeddings(repeated, is_correc
     inputs = training.make_inputs(training.data)
     assert len(inputs) == 90  # without the text of zeros
     module = training.make_trained_heads()[1].eval()
-    left_out = LeftOutTraining(maps.image, head, maps.fit, training.data, run)
+    left_out = LeftOutTraining(maps, head, training.data, run)
     rows = np.array([0, 40, 89])
     kernel = left_out.make_inputs(training.data)[rows][0]["text"].numpy()
     kernel = kernel @ correction if is_corrected else kernel
