@@ -101,11 +101,6 @@ class TextTower(nn.Module):
         """Device of the weights."""
         return next(self.tower.parameters()).device
 
-    @property
-    def n_out(self) -> int:
-        """Size of the embeddings."""
-        return self.projection.n_out
-
     def tokenize(self, texts: list[str]) -> np.ndarray:
         """Return tokens, int32 of shape (n_texts, longest), padded with -1."""
         with TOKENIZING:
@@ -136,7 +131,7 @@ class TextTower(nn.Module):
 
     def unlock(self, n_layers: int | None) -> None:
         """Make the last layers and the modules behind them trainable; None is the whole tower."""
-        parameters, used = list(self.tower.parameters()), self._list_used_ids()
+        parameters, used = list(self.tower.parameters()), self._get_used_weights()
         first = len(parameters) if n_layers == 0 else 0
         if n_layers:
             layers = self._find_layers(n_layers)
@@ -145,12 +140,12 @@ class TextTower(nn.Module):
                     f"unlocked_layers={n_layers}, but the text encoder has {len(layers)} layers. "
                     f"Pass at most {len(layers)}, or None to train all of it."
                 )
-            first_unlocked = id(next(layers[-n_layers].parameters()))
+            first_unlocked = next(layers[-n_layers].parameters())
             # Modules are registered in the order of the computation, so all parameters before the
             # first unlocked layer are frozen.
-            first = [id(parameter) for parameter in parameters].index(first_unlocked)
+            first = next(i for i, p in enumerate(parameters) if p is first_unlocked)
         for index, parameter in enumerate(parameters):
-            parameter.requires_grad_(index >= first and id(parameter) in used)
+            parameter.requires_grad_(index >= first and parameter in used)
 
     @contextmanager
     def checkpoint_gradients(self) -> Iterator[None]:
@@ -210,39 +205,39 @@ class TextTower(nn.Module):
         return features.float()
 
     def _find_layers(self, n_layers: int) -> nn.ModuleList:
-        used = self._list_used_ids()
+        used = self._get_used_weights()
         for module in self.tower.modules():
-            if isinstance(module, nn.ModuleList) and _list_weight_ids(module) & used:
+            if isinstance(module, nn.ModuleList) and not used.isdisjoint(module.parameters()):
                 return module
         raise ValueError(
             f"unlocked_layers={n_layers}, but {type(self.tower).__name__} has no list of layers. "
             "Pass None."
         )
 
-    def _list_used_ids(self) -> set[int]:
-        return {id(p) for name, p in self.tower.named_parameters() if name in self._used_names}
+    def _get_used_weights(self) -> set[nn.Parameter]:
+        return {p for name, p in self.tower.named_parameters() if name in self._used_names}
 
     def _remove_unused_modules(self) -> frozenset[str]:
         """Remove modules that texts do not use, such as an image tower.
 
         Return the names of the weights that texts use, which are the weights with a gradient.
         """
-        called_ids, used = self._trace_text()
+        called, used = self._trace_text()
         children = dict(self.tower.named_children())
         for name, child in children.items():
             # What two children share is not removed with one of them.
             siblings = [sibling for other, sibling in children.items() if other != name]
-            modules = _list_module_ids(child).difference(*map(_list_module_ids, siblings))
-            weights = _list_weight_ids(child).difference(*map(_list_weight_ids, siblings))
-            if weights and modules.isdisjoint(called_ids) and weights.isdisjoint(used.values()):
+            modules = set(child.modules()).difference(*(s.modules() for s in siblings))
+            weights = set(child.parameters()).difference(*(s.parameters() for s in siblings))
+            if weights and modules.isdisjoint(called) and weights.isdisjoint(used.values()):
                 delattr(self.tower, name)
         return frozenset(used)
 
-    def _trace_text(self) -> tuple[set[int], dict[str, int]]:
-        """Return the ids of the modules that a text passes, and of the weights it uses by name."""
-        called_ids: set[int] = set()
+    def _trace_text(self) -> tuple[set[nn.Module], dict[str, nn.Parameter]]:
+        """Return the modules that a text passes, and the weights that it uses by name."""
+        called: set[nn.Module] = set()
         hooks = [
-            module.register_forward_pre_hook(lambda module, _: called_ids.add(id(module)))
+            module.register_forward_pre_hook(lambda module, _: called.add(module))
             for module in self.tower.modules()
         ]
         with torch.enable_grad():
@@ -250,17 +245,9 @@ class TextTower(nn.Module):
             self._encode(torch.from_numpy(self.tokenize(["a"]))).sum().backward()
         for hook in hooks:
             hook.remove()
-        used = {name: id(p) for name, p in self.tower.named_parameters() if p.grad is not None}
+        used = {name: p for name, p in self.tower.named_parameters() if p.grad is not None}
         self.tower.zero_grad()
-        return called_ids, used
-
-
-def _list_module_ids(module: nn.Module) -> set[int]:
-    return {id(submodule) for submodule in module.modules()}
-
-
-def _list_weight_ids(module: nn.Module) -> set[int]:
-    return {id(parameter) for parameter in module.parameters()}
+        return called, used
 
 
 def _copy_encoder(text_encoder: Any, max_length: int | None) -> TransformersTextEncoder:

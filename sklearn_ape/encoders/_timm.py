@@ -407,18 +407,17 @@ def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
 
     folded = deepcopy(model)
     names = {module: name for name, module in folded.named_modules()}
-    # Layers by the id of their output, which is unique as long as the output exists.
-    sources: dict[int, tuple[torch.Tensor, torch.nn.Conv2d]] = {}
+    sources: dict[torch.Tensor, torch.nn.Conv2d] = {}  # convolutions by their output
     pairs: list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]] = []
     input_sizes: dict[torch.nn.Conv2d, torch.Size] = {}
 
     def note_output(conv: torch.nn.Conv2d, inputs: Any, output: torch.Tensor) -> None:
-        sources[id(output)] = output, conv
+        sources[output] = conv
         input_sizes[conv] = inputs[0].shape[2:]
 
     def note_input(norm: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
-        if id(inputs[0]) in sources:
-            pairs.append((sources[id(inputs[0])][1], norm))
+        if inputs[0] in sources:  # tensors are compared by identity
+            pairs.append((sources[inputs[0]], norm))
 
     hooks = []
     for module in names:
