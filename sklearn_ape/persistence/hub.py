@@ -80,6 +80,7 @@ def write_card(
     score_rows = [(_escape_cell(key), f"{score:.4g}") for key, score in scores.items()]
     load = "import sklearn_ape\n\nmodel = sklearn_ape.load_pretrained('owner/name or folder')"
     usage = f"{load}  # {name}\n{facts.usage}"
+    params = "".join(f"    {k}={_format_param(value)},\n" for k, value in model["params"].items())
     no_scores = "No scores were passed to `save_pretrained(folder, scores={...})`."
     parts = [
         _format_front_matter(facts.tags),
@@ -91,7 +92,7 @@ def write_card(
         "## Scores",
         _format_table(score_rows) if scores else no_scores,
         "## Parameters",
-        f"```python\n{name}(\n{_format_params(model)})\n```",
+        f"```python\n{name}(\n{params})\n```",
     ]
     if serializer.left_out:
         places = ", ".join(f"`{_escape_code(place)}`" for place in serializer.left_out)
@@ -122,11 +123,6 @@ def _describe_encoder(record: Mapping[str, Any]) -> str:
     weights = str((record["state"] or {}).get("weights") or "")
     digest = f" ({weights[:24]})" if weights else ""
     return f"{record['$class']}({str(record['params'].get('model_name'))!r}){digest}"
-
-
-def _format_params(model: Mapping[str, Any]) -> str:
-    params = model["params"].items()
-    return "".join(f"    {name}={_format_param(value)},\n" for name, value in params)
 
 
 def _format_param(value: Any) -> str:
