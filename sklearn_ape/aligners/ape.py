@@ -198,19 +198,16 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Number of parameters that were trained or computed in closed form.
     n_components_ : int
         Size of the embeddings: `n_components`, or fewer if the images vary in fewer directions.
-    n_features_in_ : int
-        Number of image features.
+    n_features_in_, n_text_features_in_ : int
+        Numbers of image features and of text features.
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Names of the image features, if X is a table with column names.
-    n_text_features_in_ : int
-        Number of text features.
     image_encoder_, text_encoder_ : transformer
         The fitted encoders, if `image_encoder` or `text_encoder` is set.
     device_ : torch.device
         Device on which the heads were trained.
     bank_ : Bank
-        Embeddings of up to 1,000 training images and captions, by which `similarity` and
-        `ZeroShotClassifier` standardize cosines.
+        Embeddings of up to 1,000 training images and captions, by which cosines are standardized.
     fingerprint_ : str
         Digest of the trained heads.
 

@@ -140,8 +140,7 @@ class LiTAligner(TrainedAligner):
     device_ : torch.device
         Device on which the tower was trained.
     bank_ : Bank
-        Embeddings of up to 1,000 training images and captions, by which `similarity` and
-        `ZeroShotClassifier` standardize cosines.
+        Embeddings of up to 1,000 training images and captions, by which cosines are standardized.
     fingerprint_ : str
         Digest of all weights.
 
