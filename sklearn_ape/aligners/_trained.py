@@ -62,8 +62,7 @@ class ClosedFormAligner(BaseAligner):
         X : sequence of images, or array-like of shape (n_samples, n_features)
             Images if `image_encoder` is set, otherwise features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            A caption or a list of captions per image if `text_encoder` is set, otherwise
-            features.
+            A caption or a list of captions per image if `text_encoder` is set, otherwise features.
 
         Returns
         -------
@@ -194,8 +193,7 @@ class TrainedAligner(BaseAligner):
         X : sequence of images, or array-like of shape (n_samples, n_features)
             Images if `image_encoder` is set, otherwise features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            A caption or a list of captions per image if `text_encoder` is set, otherwise
-            features.
+            A caption or a list of captions per image if `text_encoder` is set, otherwise features.
 
         Returns
         -------

@@ -165,8 +165,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
         Folder in which the state of the training is saved, so that `fit` on the same pairs with
-        the same parameters resumes an interrupted training; see Notes. None disables
-        checkpoints.
+        the same parameters resumes an interrupted training; see Notes. None disables checkpoints.
 
     Attributes
     ----------

@@ -117,8 +117,7 @@ class CCAAligner(ClosedFormAligner):
 
     Notes
     -----
-    The embedding of an image or caption whose features equal the mean of the training set is
-    zero.
+    The embedding of an image or caption whose features equal the mean of the training set is zero.
 
     References
     ----------

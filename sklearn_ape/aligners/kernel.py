@@ -83,8 +83,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         captions of the most images (Nyström approximation [2]_). A larger number is possible: if
         the matrix does not fit in memory, conjugate gradients are used, which take longer.
     device : {"auto"}, str or torch.device, default="auto"
-        Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if
-        available.
+        Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if available.
     random_state : int, RandomState instance or None, default=0
         Seed of the choice of anchors, and of the pairs by which ``gamma="auto"`` is chosen.
     verbose : int or None, default=None

@@ -110,9 +110,8 @@ class PairDataset(Dataset):
     def positive(self, index: Any) -> torch.Tensor:
         """Return the image and caption, as (i, j), of all positives among the pairs at `index`.
 
-        A list of positives has room for batches whose square matrix would not fit into memory.
-        One number per pair stands for the diagonal, where no image or caption has several
-        partners.
+        A list of positives has room for batches whose square matrix would not fit into memory. One
+        number per pair stands for the diagonal, where no image or caption has several partners.
         """
         if self._adjacency is None:
             return torch.arange(len(index))

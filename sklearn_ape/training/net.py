@@ -89,8 +89,7 @@ def adamw(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch
     lr : float
         Learning rate.
     weight_decay : float
-        Decoupled weight decay of matrices: each step multiplies them by
-        ``1 - lr * weight_decay``.
+        Decoupled weight decay of matrices: each step multiplies them by ``1 - lr * weight_decay``.
 
     Returns
     -------
