@@ -247,7 +247,7 @@ class Checkpoint:
             return self
         content: Any = None
         if self._file is not None and not self._file.open():
-            self._file = None
+            self._file = None  # another process writes the files of this run
         if self._file is not None:
             try:
                 # Callbacks of scikit-learn must be called, and may stop the training.

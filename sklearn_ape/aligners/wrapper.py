@@ -206,14 +206,13 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         if "aligner_" in state and state["aligner_"] is None:
             state = {**state, "aligner_": resolve_aligner(None)}
         super().__setstate__(state)  # type: ignore[misc]
-        if hasattr(self, "aligner_") and "_at_fit" not in state:  # pickled by an earlier version
+        record = state.get("_at_fit")  # None if pickled by an earlier version
+        if record is not None or hasattr(self, "aligner_"):
             self._note_fit()
-        elif "_at_fit" in state:
-            loaded = self._at_fit
-            self._note_fit()
-            self._at_fit["parameters"] |= loaded["parameters"]
-            if loaded["embeddings"] is not None:
-                self._at_fit["embeddings"] = loaded["embeddings"]
+        if record is not None:
+            self._at_fit["parameters"] |= record["parameters"]
+            if record["embeddings"] is not None:
+                self._at_fit["embeddings"] = record["embeddings"]
 
     def _get_recorded_params(self) -> dict[str, Any]:
         params = super()._get_recorded_params()
