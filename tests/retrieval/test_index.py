@@ -8,6 +8,9 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from scipy.sparse import coo_matrix, csc_matrix
+from sklearn.decomposition import TruncatedSVD
+from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, CrossModalRetriever
 from sklearn_ape.retrieval._index import find_nearest, make_index, resolve_queries
@@ -148,6 +151,19 @@ class TestQueries:
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
         with pytest.raises(ValueError, match="fitted on features of texts"):
             retriever.search(["a bird"])
+
+
+@pytest.mark.parametrize("kind", [pa.table, csc_matrix, coo_matrix])
+def test_items_of_features_are_row_numbers(concepts, kind):
+    """The rows of pyarrow tables and of most sparse matrices were taken for images."""
+    model = make_pipeline(TruncatedSVD(8, random_state=0), CCAAligner())
+    model.fit(concepts.image, concepts.text)
+    columns = {f"feature{number}": column for number, column in enumerate(concepts.image.T)}
+    retriever = CrossModalRetriever(model).fit(
+        kind(columns if kind is pa.table else concepts.image)
+    )
+    assert retriever.items_ == list(range(300))
+    assert retriever.remove([0]).search(concepts.image[1:2], k=1).items == [[0]]
 
 
 @pytest.mark.parametrize("index", ["faiss", "usearch"])
