@@ -28,6 +28,8 @@ _BLOCK_SIZE = 512
 # Labels are propagated from probabilities whose logits have this standard deviation, whatever the
 # logit scale: sharper ones would ignore second guesses, and flatter ones would hide the first.
 _LOGIT_STD = 3.0
+# A smaller standard deviation, relative to the largest logit, is rounding error: images are equal.
+_ROUNDING = 1e-6
 # Below this mean probability of the predicted class, rescaled such that chance is 0, the names say
 # so little about the images that propagation would amplify noise.
 _MIN_CONFIDENCE = 0.1
@@ -117,7 +119,7 @@ def match_shares(logits: np.ndarray, shares: np.ndarray) -> np.ndarray:
     This is Sinkhorn's algorithm: in each iteration the mean probability of each class is compared
     with its share.
     """
-    offsets = np.zeros(logits.shape[1])
+    offsets = np.where(shares > _MIN_SHARE, 0.0, _EXCLUDED)
     for _ in range(_MAX_ITERATIONS):
         means = softmax(logits + offsets, axis=1).mean(axis=0)
         change = np.log(shares) - np.log(np.maximum(means, _MIN_SHARE))
@@ -146,15 +148,15 @@ def propagate_labels(
     """
     logits = logits.astype(np.float32)
     n_images, n_classes = logits.shape
+    # A few images cannot have the shares of a collection: one would get them as probabilities.
+    is_small = n_images <= _N_NEIGHBORS
+    offsets = np.zeros(n_classes)
     if shares is not None:
-        # A few images cannot have the shares of a collection: one would get them as probabilities.
-        is_small = n_images <= _N_NEIGHBORS
-        log_prior = compute_log_prior(shares)
-        logits += log_prior if is_small else match_shares(logits, shares).astype(np.float32)
-    probabilities = softmax(logits, axis=1)
+        offsets = compute_log_prior(shares) if is_small else match_shares(logits, shares)
+    probabilities = softmax(logits + offsets.astype(np.float32), axis=1)
     centered = logits - logits.mean(axis=0)
     confidence, std = probabilities.max(axis=1).mean(), centered.std()
-    if n_classes == 1 or n_images <= _N_NEIGHBORS or std == 0:
+    if n_classes == 1 or is_small or std <= _ROUNDING * np.abs(logits).max():
         return probabilities
     relative_confidence = (confidence - 1 / n_classes) / (1 - 1 / n_classes)
     if relative_confidence < _MIN_CONFIDENCE:

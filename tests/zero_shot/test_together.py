@@ -97,6 +97,17 @@ class TestPropagation:
         repeated = np.repeat(embeddings, 30, axis=0), np.repeat(logits, 30, axis=0)
         assert len(np.unique(propagate_labels(*repeated).argmax(axis=1))) == 1
 
+    @pytest.mark.parametrize("scale", [1, 1e4])
+    def test_equal_images_keep_their_probabilities(self, scale):
+        """Rounding errors were scaled up, so that all but the best class were equally probable."""
+        embeddings, logits, _ = make_collection(1)
+        embeddings, logits = (np.repeat(rows[:1], 9, axis=0) for rows in (embeddings, logits))
+        expected = softmax(logits * scale, axis=1)
+        np.testing.assert_allclose(propagate_labels(embeddings, logits * scale), expected, 1e-4)
+        shares = np.where(np.arange(N_CLASSES) == logits[0].argmax(), 0, 1 / (N_CLASSES - 1))
+        probabilities = propagate_labels(embeddings, logits * scale, np.maximum(shares, 1e-9))
+        assert probabilities[:, logits[0].argmax()].max() < 1e-6
+
 
 class TestShares:
     def test_mean_probabilities_match_shares(self):
