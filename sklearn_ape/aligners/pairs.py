@@ -110,7 +110,7 @@ def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
             elif not caption.strip():
                 errors[row] = f"{caption!r} is an empty caption"
             else:
-                captions.append(str(caption))
+                captions.append(str.__str__(caption))
                 rows.append(row)
     if errors:
         shown = "\n".join(f"  row {row}: {errors[row]}" for row in sorted(errors)[:_MAX_SHOWN])

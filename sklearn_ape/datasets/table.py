@@ -432,7 +432,8 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
                 f"{where} has the {type(value).__name__} {value!r} in column {name!r}, row {row} "
                 "(the first is 0). Convert the labels to texts."
             )
-    return np.array([str(value).strip() for value in values])
+    # str() of a member of an Enum of texts is its name.
+    return np.array([str.__str__(v).strip() if isinstance(v, str) else str(v) for v in values])
 
 
 def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:

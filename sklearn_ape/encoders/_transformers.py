@@ -239,7 +239,7 @@ class TransformersTextEncoder(TextEncoder):
         # Sort by the number of tokens: in batches sorted by letters, one eighth is padding.
         lengths: list[int] = []
         for rows in gen_batches(len(items), _TOKENIZED_AT_ONCE):
-            texts = list(map(str, items[rows]))
+            texts = list(map(str.__str__, items[rows]))
             tokens = self._tokenize(pipeline, texts, padding=False)["input_ids"]
             lengths += map(len, tokens)
         return sorted(range(len(items)), key=lambda row: (lengths[row], items[row]), reverse=True)

@@ -22,6 +22,7 @@ from sklearn.utils import Tags
 from ..devices import default_state, resolve_device
 from ..features import FeatureCache, open_cache
 from ..persistence.mixins import FittedState, SerializableMixin
+from ..prompts import to_builtin
 from ..utils.files import expand_user
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
@@ -112,7 +113,7 @@ class FrozenEncoder(
         if weights is None:
             self._get_network()  # downloads the weights
             weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
-        params = {name: getattr(self, name) for name in self._feature_params}
+        params = {name: to_builtin(getattr(self, name)) for name in self._feature_params}
         return {"weights": weights, "library": format_library_version(self._library), **params}
 
     # Methods of subclasses: items

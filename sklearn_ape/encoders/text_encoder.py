@@ -156,7 +156,7 @@ class TextEncoder(FrozenEncoder):
         )
 
     def _prepare_item(self, prepare: Any, item: Any) -> str:
-        return str(item)
+        return str.__str__(item)  # str() of a member of an Enum of texts is its name
 
     def _make_blank(self) -> str:
         return "a"

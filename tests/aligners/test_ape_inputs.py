@@ -23,6 +23,13 @@ def small(**parameters):
     return APEAligner(**(defaults | parameters))
 
 
+class Member(str):
+    """A text whose str() is another text, as for members of `class Kind(str, Enum)`."""
+
+    def __str__(self):
+        return "Kind.MEMBER"
+
+
 class TestCaptions:
     def captions(self, captioned_images):
         return {
@@ -37,6 +44,7 @@ class TestCaptions:
             "pyarrow": pa.array(captioned_images.captions),
             "ragged": [[caption] for caption in captioned_images.captions],
             "ragged polars": pl.Series([[caption] for caption in captioned_images.captions]),
+            "members of an Enum": [Member(caption) for caption in captioned_images.captions],
             "2-D array": np.array(captioned_images.captions)[:, None],
         }
 

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import tracemalloc
+from enum import Enum
 from types import SimpleNamespace
 
 import numpy as np
@@ -177,6 +178,13 @@ def test_labels_that_are_bytes_or_records_raise(folder, frame, cells):
     frame["kind"] = cells
     with pytest.raises(ValueError, match=r"in column 'kind', row 0 .* Convert the labels to text"):
         load_pairs(frame, label="kind", root=folder)
+
+
+def test_labels_of_an_enum_of_texts_are_their_values(folder, frame):
+    """Labels were the names of the members, such as "Kind.CAT"."""
+    Kind = Enum("Kind", {"CAT": "cat", "DOG": "dog", "COW": "cow"}, type=str)
+    frame["kind"] = pd.Series(list(Kind), dtype=object)
+    assert load_pairs(frame, label="kind", root=folder).labels.tolist() == ["cat", "dog", "cow"]
 
 
 def test_lists_written_as_text_raise(folder, frame):

@@ -140,6 +140,14 @@ def test_text_parameters_change_cache_key(tmp_path, other):
     assert gained(clone(encoder).set_params(**other), TEXTS) == (0, 3)
 
 
+def test_numpy_parameters_keep_cache_key(tmp_path):
+    """Grids of numbers, such as `np.arange`, set parameters to NumPy scalars."""
+    encoder = TransformersTextEncoder(max_length=8, normalize=True, cache=tmp_path)
+    encoder.transform(TEXTS)
+    params = {"max_length": np.int64(8), "normalize": np.True_}
+    assert gained(clone(encoder).set_params(**params), TEXTS) == (3, 0)
+
+
 @pytest.mark.parametrize(
     "other",
     [{"batch_size": 1}, {"n_jobs": 2}, {"device": "cpu"}, {"verbose": 1}, {"on_error": "nan"}],

@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,14 @@ def test_columns_of_tables_are_accepted(paths, truth):
     texts = TransformersTextEncoder().transform(TEXTS)
     for column in (pd.Series(TEXTS, index=[5, 5, 1]), pl.Series(TEXTS), pa.array(TEXTS)):
         np.testing.assert_array_equal(TransformersTextEncoder().transform(column), texts)
+
+
+def test_members_of_an_enum_of_texts_are_their_values():
+    """str() of a member is its name, which would be another text."""
+    Kind = Enum("Kind", {"CAT": TEXTS[0], "DOGS": TEXTS[1]}, type=str)
+    expected = TransformersTextEncoder(cache=None).transform(TEXTS[:2])
+    features = TransformersTextEncoder(cache=None).transform(list(Kind))
+    np.testing.assert_array_equal(features, expected)
 
 
 def test_hugging_face_column_is_accepted(paths, truth):
