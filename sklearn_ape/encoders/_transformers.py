@@ -14,7 +14,7 @@ from ..devices import default_state
 from ..features import FeatureCache
 from ..utils.concurrency import LRUCache
 from ..utils.validation import check_choice, check_integer
-from .image_encoder import ImageEncoder, pool_patches
+from .image_encoder import ImageEncoder, make_uncropped_options, pool_patches
 from .text_encoder import (
     TOKENIZING,
     TextEncoder,
@@ -424,19 +424,18 @@ class TransformersImageEncoder(ImageEncoder):
 
     def _get_identity(self) -> dict[str, Any]:
         identity = super()._get_identity()
+        if self.crop == "pad":  # earlier versions cropped the padded images
+            identity["crop"] = "pad and keep all"
         source = self.model_name, self.revision
         return identity | identify_corrections(*source, identity["weights"])
 
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel
 
-        prepare = load_from_source(
-            AutoImageProcessor.from_pretrained, self.model_name, self.revision
-        )
-        options = {"dtype": torch.float32, "output_loading_info": True}
-        model, loaded = load_from_source(
-            AutoModel.from_pretrained, self.model_name, self.revision, **options
-        )
+        source = self.model_name, self.revision
+        prepare = load_from_source(AutoImageProcessor.from_pretrained, *source)
+        options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+        model, loaded = load_from_source(AutoModel.from_pretrained, *source, **options)
         if any(parameter.ndim == 5 for parameter in model.parameters()):
             raise ValueError(f"{type(model).__name__} encodes videos. Choose a network of images.")
         # transformers initializes a pooler that the checkpoint lacks at random.
@@ -446,7 +445,8 @@ class TransformersImageEncoder(ImageEncoder):
         return Network(model.to(device, memory_format=torch.channels_last), prepare, device)
 
     def _preprocess(self, preprocessing: Any, image: Any) -> torch.Tensor:
-        return preprocessing(images=image, return_tensors="pt")["pixel_values"][0]
+        options = make_uncropped_options(preprocessing) if self.crop == "pad" else {}
+        return preprocessing(images=image, return_tensors="pt", **options)["pixel_values"][0]
 
     def _make_pixel_network(self, network: Network) -> torch.nn.Module:
         return _ImageFeatures(network.model, self.pooling)

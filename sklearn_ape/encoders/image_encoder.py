@@ -257,6 +257,16 @@ class ImageEncoder(FrozenEncoder):
         return tags
 
 
+def make_uncropped_options(processor: Any) -> dict[str, Any]:
+    """Return options with which an image processor of transformers keeps all of a square image."""
+    if getattr(processor, "crop_pct", None) is not None:  # of ConvNeXt and PoolFormer
+        return {"crop_pct": 1.0}
+    if not getattr(processor, "do_center_crop", False):
+        return {}
+    size = {side: processor.crop_size[side] for side in ("height", "width")}
+    return {"do_center_crop": False, "size": size}
+
+
 def _get_resized_side(preprocessing: Any) -> float | None:
     """Return the shorter side of resized images, or an upper bound of it, or None.
 

@@ -58,6 +58,27 @@ def test_pooled_token_is_not_a_patch(tmp_path):
         np.testing.assert_allclose(encoder.transform(hf.IMAGES), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["Bit", "ConvNext"])
+def test_padded_images_are_not_cropped(kind, tmp_path):
+    """Processors such as that of DINOv2 resize to 256 pixels and crop to 224."""
+    options = {"resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    if kind == "Bit":
+        options |= {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}
+    else:
+        options |= {"size": {"shortest_edge": 32}, "crop_pct": 0.8}
+    prepare = getattr(hf.transformers, f"{kind}ImageProcessor")(**options)
+    hf.save_model(tmp_path, hf.image_config("vit"), prepare=prepare)
+    encoder = TransformersImageEncoder(str(tmp_path), crop="pad", cache=None)
+    image = np.full((40, 64, 3), 255, dtype=np.uint8)
+    image[:, :4] = image[:, -4:] = 0
+    white = np.full((12, 64, 3), 255, dtype=np.uint8)
+    square = hf.processor()(images=np.vstack([white, image, white]), return_tensors="pt")
+    prepared = encoder._prepare_item(encoder._get_network().prepare, image)
+    torch.testing.assert_close(prepared, square["pixel_values"][0])
+    # Caches of versions that cropped have other keys.
+    assert encoder._get_identity()["crop"] != "pad"
+
+
 def test_processor_of_patches_raises(tmp_path):
     """Images of a NaFlex model are sequences of patches, with a mask and a shape each."""
     config = hf.transformers.Siglip2VisionConfig(**hf.SMALL, num_patches=16, patch_size=8)
