@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import Counter
@@ -128,6 +127,12 @@ def _check_set(prefix: Any, file: Path, info: Any) -> IconSet:
             f"Set {prefix!r} has no SPDX identifier of its licence in the package. Unpack the "
             "package again, or a later version."
         )
+    author, category = info.get("author") or {}, info.get("category") or ""
+    if not isinstance(author, dict) or not isinstance(category, str):
+        raise ValueError(
+            f"Set {prefix!r} has an author that is not an object, or a category that is not a "
+            "text. Unpack the package again."
+        )
     return IconSet(prefix, file, info)
 
 
@@ -137,7 +142,13 @@ def read_icons(icon_set: IconSet) -> list[Icon]:
     first, last = _find_style_words(drawings)
     icons = []
     for name, svg in drawings.items():
-        digest = sha256(svg.encode()).hexdigest()[:16]
+        try:
+            digest = sha256(svg.encode()).hexdigest()[:16]
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Icon '{icon_set.prefix}:{name}' is not valid Unicode ({error.reason}). Unpack "
+                "the package again, or remove the icon from its file."
+            ) from error
         icons.append(Icon(icon_set, name, _clean_name(name, first, last), digest))
     return icons
 
@@ -169,8 +180,9 @@ def _make_svg(label: str, icon: Any, defaults: Mapping[str, Any]) -> str:
         icon.get(key, defaults.get(key, default))
         for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
     ]
-    is_number = all(isinstance(n, int | float) and math.isfinite(n) for n in box)
-    if not is_number or max(map(abs, box)) > _MAX_SIDE or min(box[2:]) < 0:
+    # Not `isinstance`, because a bool is an int. A comparison with NaN is False.
+    is_number = all(type(n) in (int, float) and abs(n) <= _MAX_SIDE for n in box)
+    if not is_number or min(box[2:]) < 0:
         raise ValueError(
             f"Icon {label!r} has left, top, width and height {box}. They must be numbers up to "
             f"{_MAX_SIDE}, and width and height at least 0."

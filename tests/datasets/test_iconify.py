@@ -212,6 +212,9 @@ def test_unsafe_icon_raises(tmp_path, home, body):
         ({"width": 1e9}, "left, top, width and height"),
         ({"height": -3}, "left, top, width and height"),
         ({"left": "0"}, "left, top, width and height"),
+        ({"top": 10**400}, "left, top, width and height"),
+        ({"width": True}, "left, top, width and height"),
+        ({"body": "\ud800"}, "is not valid Unicode"),
         ({"body": 3}, "has no 'body'"),
         ({"body": "<path"}, "cannot be rendered"),
         ({"body": " " * 3_000_000}, "characters"),
@@ -274,6 +277,13 @@ def test_set_without_licence_raises(tmp_path, home):
     package = write_package(tmp_path / "package", {"plain": (info, make_icons(a=SQUARE))})
     with pytest.raises(ValueError, match="Set 'plain' has no SPDX identifier"):
         load_iconify(package, data_home=home)
+
+
+@pytest.mark.parametrize("other", [{"author": "A. Author"}, {"category": ["Emoji"]}])
+def test_invalid_description_of_a_set_raises(tmp_path, home, other):
+    sets = {"plain": (make_info("plain") | other, make_icons(a=SQUARE))}
+    with pytest.raises(ValueError, match="Set 'plain' has an author that is not an object, or"):
+        load_iconify(write_package(tmp_path / "package", sets), data_home=home)
 
 
 def test_killed_rendering_is_continued(package, home):
