@@ -85,6 +85,8 @@ class Preprocessing(NamedTuple):
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels of an RGB image as bytes, (height, width, 3)."""
         new_width, new_height = self._compute_size(*image.size)
+        factor = min(image.width // new_width, image.height // new_height) // _REDUCING_GAP
+        image = _reduce(image, factor)
         pixels = torch.from_numpy(np.array(image))
         if (image.width, image.height) != (new_width, new_height):
             planes = pixels.permute(2, 0, 1).unsqueeze(0)
@@ -212,10 +214,9 @@ class ImageEncoder(FrozenEncoder):
         check_proportions(image)
         if self.crop == "pad" and image.width != image.height:
             image = _pad_to_square(image)
-        views = [
-            self._preprocess(preprocessing, _reduce(view, min_side))
-            for view in _iter_views(image, self.views)
-        ]
+        if min_side and not isinstance(preprocessing, Preprocessing):  # which reduces images
+            image = _reduce(image, min(image.size) // min_side)
+        views = [self._preprocess(preprocessing, v) for v in _iter_views(image, self.views)]
         return views[0] if self.views == 1 else torch.stack(views)
 
     def _preprocess(self, preprocessing: Any, image: Any) -> torch.Tensor:
@@ -283,16 +284,22 @@ def _get_resized_side(preprocessing: Any) -> float | None:
     return max(sizes) / (getattr(preprocessing, "crop_pct", None) or 1) or None
 
 
-def _reduce(image: Any, min_side: int | None) -> Any:
-    """Reduce an image by the largest integer that leaves `min_side` pixels of the shorter side."""
-    factor = min(image.size) // min_side if min_side else 1
-    return image.reduce(factor) if factor > 1 else image
+def _reduce(image: Any, factor: int) -> Any:
+    """Reduce an image by an integer factor, or return it for a factor below 2.
+
+    Unlike `Image.reduce`, this makes no partial pixels at the borders, which the next step would
+    take for whole ones and stretch the image.
+    """
+    if factor < 2:
+        return image
+    size = image.width // factor, image.height // factor
+    return image.resize(size, Image.Resampling.BOX, reducing_gap=1.0)
 
 
 def _pad_to_square(image: Any) -> Any:
     """Center an image on a white square."""
     if max(image.size) > _MAX_SQUARE:
-        image = image.reduce(math.ceil(max(image.size) / _MAX_SQUARE))
+        image = _reduce(image, math.ceil(max(image.size) / _MAX_SQUARE))
     side = max(image.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
