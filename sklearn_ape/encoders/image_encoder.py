@@ -292,8 +292,11 @@ def _reduce(image: Any, factor: int) -> Any:
     """
     if factor < 2:
         return image
-    size = image.width // factor, image.height // factor
-    return image.resize(size, Image.Resampling.BOX, reducing_gap=1.0)
+    shortest = min(image.size)
+    # Rounded up, since processors of transformers round down the proportional length: 3:2 must
+    # not become slightly less.
+    width, height = (math.ceil(shortest // factor * (side / shortest)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.0)
 
 
 def _pad_to_square(image: Any) -> Any:
