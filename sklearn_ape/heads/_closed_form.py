@@ -87,12 +87,13 @@ class KernelMap(BaseMap):
                 f"anchors are not L2-normalized: row {invalid_rows[0].item()} has norm "
                 f"{anchors[invalid_rows[0]].norm():.3g}. Divide each row by its norm."
             )
-        if not float(gamma) > 0:
-            raise ValueError(f"gamma must be positive, not {gamma!r}.")
+        gamma_tensor = _as_finite_tensor("gamma", gamma, 0)
+        if not gamma_tensor > 0:  # a tiny gamma is 0 in single precision
+            raise ValueError(f"gamma must be positive in single precision, not {gamma!r}.")
         super().__init__(anchors.shape[1], coefficients.shape[1])
         self.register_buffer("anchors", anchors)
         self.register_buffer("coefficients", coefficients)
-        self.register_buffer("gamma", _as_finite_tensor("gamma", gamma, 0))
+        self.register_buffer("gamma", gamma_tensor)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
