@@ -110,7 +110,7 @@ def _make_feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
     """Return one integer per row, which rarely is the same for two different images."""
     keys = np.empty(len(features), dtype=np.int64)
     for rows in gen_batches(len(features), _BLOCK_SIZE):
-        block = np.asarray(features[rows], dtype=np.float32)
+        block = np.asarray(features[rows], dtype=np.float32) + 0.0  # turns -0.0 into 0.0
         if mean is None:
             digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in block]
             keys[rows] = np.frombuffer(b"".join(digests), dtype=np.int64)

@@ -285,7 +285,7 @@ def _digest_rows(features: Any, rows: np.ndarray) -> np.ndarray:
     distinct_rows, inverse = np.unique(rows, return_inverse=True)
     digests = np.empty(len(distinct_rows), dtype="V16")
     for block in gen_batches(len(distinct_rows), _BLOCK_SIZE):
-        blobs = np.ascontiguousarray(features[distinct_rows[block]])
+        blobs = np.ascontiguousarray(features[distinct_rows[block]]) + 0.0  # no -0.0
         joined = b"".join(hashlib.blake2b(blob, digest_size=16).digest() for blob in blobs)
         digests[block] = np.frombuffer(joined, dtype="V16")
     return digests[inverse]

@@ -71,6 +71,15 @@ def test_equal_data_give_bitwise_equal_fits_and_other_data_another_fingerprint(a
     assert other.fingerprint_ != one.fingerprint_
 
 
+def test_features_that_differ_in_the_sign_of_zero_are_equal(aligner, concepts):
+    image, text = (side.clip(min=0) for side in (concepts.image, concepts.text))
+    negative = [np.where(side > 0, side, np.float32(-0.0)) for side in (image, text)]
+    expected = clone(aligner).fit(np.tile(image, (2, 1)), np.tile(text, (2, 1)))
+    repeated = np.concatenate([image, negative[0]]), np.concatenate([text, negative[1]])
+    assert aligner.fit(*repeated).fingerprint_ == expected.fingerprint_
+    assert aligner.was_fitted_on(negative[0]).all()
+
+
 def test_pickle_gives_the_same_embeddings(aligner, concepts):
     aligner.fit(concepts.image, concepts.text)
     back = pickle.loads(pickle.dumps(aligner))
