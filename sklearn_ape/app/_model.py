@@ -30,7 +30,7 @@ from ..persistence.files import TENSORS, read_model
 from ..persistence.serialize import Serializer, iter_encoder_records
 from ..prompts import resolve_class_names
 from ..training import split_pairs
-from ..zero_shot import FewShotClassifier
+from ..zero_shot import FewShotClassifier, ZeroShotClassifier
 from ._limits import Limits, Progress, UserError, hide_folder, scale_progress
 from ._uploads import CaptionedImages, create_temporary_folder, skip_single_folder, unpack
 
@@ -75,8 +75,9 @@ class Alignment(NamedTuple):
 class Model(NamedTuple):
     """A fitted aligner for images and texts, and the labels of a classifier that contained it.
 
-    If that was a few-shot classifier with labelled images, it is kept as well. The name is shown
-    on the page. `names` are the texts that the classifier embeds for each label.
+    A classifier of one label per image is kept as `few_shot` if it has labelled images, otherwise
+    as `zero_shot`. The name is shown on the page. `names` are the texts that the classifier embeds
+    for each label.
     """
 
     aligner: Any
@@ -84,6 +85,7 @@ class Model(NamedTuple):
     few_shot: FewShotClassifier | None = None
     name: str = "aligner"
     names: dict[str, list[str]] | None = None
+    zero_shot: ZeroShotClassifier | None = None
 
 
 def load_model(aligner: Any) -> Model:
@@ -111,12 +113,16 @@ def load_model(aligner: Any) -> Model:
             )
     # Uploads of visitors must not be stored in the caches of the encoders.
     fitted = replace_caches(fitted, None)
-    few_shot = None
-    if isinstance(estimator, FewShotClassifier) and hasattr(estimator, "coef_"):
-        few_shot = copy.copy(estimator)
-        few_shot.aligner = few_shot.aligner_ = fitted
-        few_shot._note_fit()
-    return Model(fitted, labels, few_shot, _name_model(aligner, inner), names)
+    few_shot = zero_shot = None
+    if labels and isinstance(estimator, ZeroShotClassifier):
+        classifier = copy.copy(estimator)
+        classifier.aligner = classifier.aligner_ = fitted
+        classifier._note_fit()
+        if hasattr(classifier, "coef_"):
+            few_shot = classifier
+        else:
+            zero_shot = classifier
+    return Model(fitted, labels, few_shot, _name_model(aligner, inner), names, zero_shot)
 
 
 def _name_model(source: Any, aligner: Any) -> str:

@@ -17,7 +17,7 @@ from ..datasets import get_data_home, load_image_folder, load_openmoji
 from ..datasets.base import split_words
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
-from ..prompts import TEMPLATES
+from ..prompts import TEMPLATES, resolve_templates
 from ..retrieval import CrossModalRetriever
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES
@@ -223,6 +223,16 @@ class AppService:
         self.labels = model.labels or self.images.labels or []  # initial labels of the page
         self.examples = make_examples(self.images)
         self.initial_session = Session(few_shot=model.few_shot)
+        # Templates by their value in the field of the page. Initially, the page classifies as a
+        # served classifier does.
+        self.templates: dict[str, Any] = {name: name for name in TEMPLATES}
+        self.initial_templates, self.initial_threshold = "simple", 0.0
+        served = model.few_shot or model.zero_shot
+        if served is not None:
+            own: Any = served.templates
+            self.initial_templates = own if isinstance(own, str) and own in TEMPLATES else "model"
+            self.templates[self.initial_templates] = own
+            self.initial_threshold = served.threshold or 0.0
         # Values that are computed when they are needed. Concurrent requests wait for the result
         # instead of computing it again.
         self._index: LRUCache[str, CrossModalRetriever] = LRUCache()
@@ -243,11 +253,8 @@ class AppService:
         path, names, few_shot = self._check_request(session, image, labels, templates)
         if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise UserError("The threshold must be between 0 and 1.")
-        aligner = self.get_aligner(session)
         try:
-            classifier = few_shot or ZeroShotClassifier(
-                self._name_labels(names), aligner=aligner, templates=templates
-            )
+            classifier = few_shot or self._get_zero_shot(session, names, templates)
             top_labels, top_probabilities = classifier.predict_top_k([path], k=len(names))
         except ValueError as error:  # about the labels, since the image was checked above
             raise UserError(str(error).replace(path, "The image")) from error
@@ -266,8 +273,9 @@ class AppService:
             )
         if few_shot is not None:
             summary += f" Labelled images used: {few_shot.class_count_.sum()}."
-            if few_shot.templates != templates:
-                summary += " The prompt templates are those of the first correction."
+            chosen = self.templates[templates]
+            if resolve_templates(few_shot.templates) != resolve_templates(chosen):
+                summary += " The prompt templates are those of the first labelled image."
         return Classification(probabilities, summary)
 
     def parse_labels(self, labels: str) -> list[str]:
@@ -286,7 +294,7 @@ class AppService:
         if few_shot is None:
             aligner = self.get_aligner(session)
             few_shot = FewShotClassifier(
-                self._name_labels(names), aligner=aligner, templates=templates
+                self._name_labels(names), aligner=aligner, templates=self.templates[templates]
             )
         elif few_shot.class_count_.sum() >= self.limits.corrections:
             raise UserError(
@@ -302,6 +310,24 @@ class AppService:
             raise UserError(str(error).replace(path, "The image")) from error
         return replace(
             session, few_shot=few_shot, previous_few_shot=session.few_shot, can_undo=True
+        )
+
+    def _get_zero_shot(
+        self, session: Session, names: Sequence[str], templates: str
+    ) -> ZeroShotClassifier:
+        """Return the served classifier if it has these labels and templates, or a new one."""
+        served = self.model.zero_shot
+        if (
+            served is not None
+            and session.alignment is None
+            and set(map(str, served.classes_)) == set(names)
+            and templates == self.initial_templates
+        ):
+            return served
+        return ZeroShotClassifier(
+            self._name_labels(names),
+            aligner=self.get_aligner(session),
+            templates=self.templates[templates],
         )
 
     def _name_labels(self, labels: Sequence[str]) -> dict[str, Any]:
@@ -321,10 +347,10 @@ class AppService:
         """Return the image's path, the labels, and the few-shot classifier if it has them."""
         path = check_image(image, self.limits)
         names = parse_labels(labels, self.limits, self.labels)
-        if templates not in TEMPLATES:
+        if templates not in self.templates:
             raise UserError(
                 f"{quote(str(templates))} is not a set of prompt templates. Choose one of "
-                f"{', '.join(TEMPLATES)}."
+                f"{', '.join(self.templates)}."
             )
         few_shot = session.few_shot
         is_same = few_shot is not None and set(map(str, few_shot.classes_)) == set(names)

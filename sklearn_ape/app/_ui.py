@@ -60,6 +60,7 @@ _TEMPLATE_CHOICES = {
     "for photographs: a photo of a ...": "photo",
     "the seven templates of CLIP": "clip",
     "none: the labels themselves (for whole sentences)": "none",
+    "those of the served classifier": "model",
 }
 
 _METHOD_CHOICES = {
@@ -201,11 +202,20 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             )
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             with gr.Accordion("More options", open=False):
+                choices = [
+                    (text, name)
+                    for text, name in _TEMPLATE_CHOICES.items()
+                    if name in service.templates
+                ]
                 templates = gr.Dropdown(
-                    list(_TEMPLATE_CHOICES.items()), value="simple", label="Prompt templates"
+                    choices, value=service.initial_templates, label="Prompt templates"
                 )
                 threshold = gr.Slider(
-                    0, 1, 0, step=0.05, label='Answer "unknown" below this probability (0: never)'
+                    0,
+                    1,
+                    service.initial_threshold,
+                    step=0.05,
+                    label='Answer "unknown" below this probability (0: never)',
                 )
         with gr.Column(min_width=300):
             summary = gr.Markdown(

@@ -197,3 +197,15 @@ class TestServedClassifier:
         assert session.few_shot.class_count_.tolist() == [1, 1]
         result = service.classify(session, image, "1, 2", "simple", 0)
         assert "Labelled images used: 2." in result.summary
+
+    @pytest.mark.parametrize("templates", ["none", "a sketch of a {}"])
+    def test_predictions_are_those_of_the_classifier(self, served, captioned_images, templates):
+        """The field of the page offers also templates that are not a named set."""
+        params = {"templates": templates, "logit_scale": 2.0, "class_prior": [0.9, 0.1]}
+        zero_shot = ZeroShotClassifier(["cat", "house"], aligner=served, threshold=0.6, **params)
+        service = AppService(load_model(zero_shot), captioned_images.images[:4], Limits())
+        assert service.initial_threshold == 0.6
+        image = captioned_images.images[5]
+        results = service.classify(Session(), image, "house, cat", service.initial_templates, 0)
+        expected = zero_shot.predict_proba([image])[0, 0]
+        assert results.probabilities["cat"] == pytest.approx(expected, abs=1e-5)

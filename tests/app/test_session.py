@@ -108,7 +108,7 @@ class TestCorrect:
         assert service.undo_correction(second).few_shot is first.few_shot
 
     def test_other_templates_are_reported(self, service, captioned_images):
-        """The labelled images are used with the texts of the first correction."""
+        """The labelled images are used with the texts of the first labelled image."""
         image, names = captioned_images.images[0], "a stone, a cloud, a tuba"
         session = service.correct(Session(), image, names, "simple", "a tuba")
         same, other = (
@@ -116,8 +116,8 @@ class TestCorrect:
             for templates in ("simple", "none")
         )
         assert same.probabilities == other.probabilities
-        assert "templates are those of the first correction" not in same.summary
-        assert "templates are those of the first correction" in other.summary
+        assert "templates are those of the first labelled image" not in same.summary
+        assert "templates are those of the first labelled image" in other.summary
 
     @pytest.mark.parametrize("label", [None, "rose", ""])
     def test_label_that_is_not_listed_raises(self, service, captioned_images, label):
