@@ -443,6 +443,6 @@ def print_scores(scores: Sequence[Score], file_format: str | None = None) -> Non
 def make_score(measure: str, of: str, hits: Any) -> Score:
     """Return the mean of hits with its 95 % interval."""
     hits = np.asarray(hits, dtype=float)
-    if len(hits) == 1:
-        return Score(measure, of, float(hits[0]), np.nan, np.nan, 1)
+    if len(hits) < 2:  # a level of a hierarchy may have no images
+        return Score(measure, of, hits[0] if len(hits) else np.nan, np.nan, np.nan, len(hits))
     return Score(measure, of, *bootstrap_interval(hits), len(hits))

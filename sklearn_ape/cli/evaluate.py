@@ -162,22 +162,14 @@ def _resolve_groups(labels: Any, y_true: Sequence[str], y_pred: Sequence[Any]) -
 
 def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str]) -> list[Any]:
     """Return the accuracy at each level of a hierarchy of labels, from the coarsest."""
-    from ..prompts import flatten_labels, is_hierarchy
-    from ._models import Score
+    from ..prompts import is_hierarchy
+    from ._models import make_score
 
     if not is_hierarchy(classifier.labels):
         return []
-    leaves, paths = flatten_labels(classifier.labels)
     # An image that is labelled by a group is not counted at finer levels than that of the group.
-    depths = {str(node): len(path) for node, path in paths.items()}
-    depths |= {str(leaf): len(paths) for leaf in leaves}
-    nan = float("nan")
-    return [
-        Score(
-            "accuracy", f"level {level}", value, nan, nan, sum(depths[y] >= level for y in y_true)
-        )
-        for level, value in enumerate(classifier.score_levels(images, y_true), start=1)
-    ]
+    hits = classifier._compute_level_hits(images, y_true)
+    return [make_score("accuracy", f"level {n}", of_level) for n, of_level in enumerate(hits, 1)]
 
 
 def _write_report(output: Path, facts: dict[str, Any], scores: list[Any]) -> None:
