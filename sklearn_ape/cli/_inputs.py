@@ -224,6 +224,9 @@ def parse_labels(
         raise typer.BadParameter("No labels. Set --labels 'cat,dog' or --labels-file labels.txt.")
     else:
         return None
+    if not names:
+        source = "--labels" if labels else repr(str(labels_file))
+        raise typer.BadParameter(f"{source} contains no names. Pass at least {least}.")
     from ..prompts import resolve_class_names
 
     if len(resolve_class_names(names)) < least:

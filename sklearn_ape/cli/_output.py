@@ -36,6 +36,8 @@ _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 
 # Parameters in messages for Python that are options of commands.
 _PARAMETER = re.compile(r"\b(captions|device|templates)=(['\"])(\S+?)\2")
+_FIRST_PARAMETER = re.compile(r"^(device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])")
+_LABELS = re.compile(r"\blabels=\{'([^']*)': '([^']*)'\}")
 _SKIPPING = re.compile(
     r"pass on_error='nan' to \w*ImageEncoder to skip them"
     r"|pass check_files=False and use an encoder with on_error='nan'"
@@ -186,8 +188,13 @@ def _name_options(text: str) -> str:
 
     >>> _name_options("Pass captions='sidecar', or use device='cpu'.")
     'Pass --captions sidecar, or use --device cpu.'
+    >>> _name_options("n_jobs must not be 0. Pass labels={'猫': 'cat'}, or cache=None.")
+    '--n-jobs must not be 0. Pass --labels-file labels.json with {"猫": "cat"}, or --cache memory.'
     """
-    return _PARAMETER.sub(r"--\1 \3", _SKIPPING.sub("leave out --strict", text))
+    text = _PARAMETER.sub(r"--\1 \3", _SKIPPING.sub("leave out --strict", text))
+    text = _FIRST_PARAMETER.sub(lambda match: f"--{match[0].replace('_', '-')}", text)
+    text = _LABELS.sub(r'--labels-file labels.json with {"\1": "\2"}', text)
+    return text.replace("cache=None", "--cache memory")
 
 
 def _discard_stdout() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -264,12 +265,11 @@ def _check_query_image(path: str) -> None:
 def _parse_min_score(text: str | None) -> float | str | None:
     if text is None or text == "auto":
         return text
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a number or auto.", param_hint="--min-score"
-        ) from None
+    with suppress(ValueError):
+        score = float(text)
+        if score < math.inf:  # nor NaN
+            return score
+    raise typer.BadParameter(f"{text!r} is not a number or auto.", param_hint="--min-score")
 
 
 def _write_results(

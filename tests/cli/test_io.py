@@ -122,12 +122,19 @@ class TestParseLabels:
         [
             ("cat,dog,cat", ValueError, "repeat: 'cat'"),
             ("cat", typer.BadParameter, "'cat' is the only label"),
-            (" , ", ValueError, "empty"),
+            (" , ", typer.BadParameter, "contains no names"),
         ],
     )
     def test_useless_labels_raise(self, text, error, message):
         with pytest.raises(error, match=message):
             parse_labels([text], None)
+
+    @pytest.mark.parametrize("suffix", [".txt", ".json"])
+    def test_file_without_labels_is_named(self, tmp_path, suffix):
+        file = tmp_path / f"names{suffix}"
+        file.write_text("[]" if suffix == ".json" else "\n")
+        with pytest.raises(typer.BadParameter, match=r"names.* contains no names"):
+            parse_labels(None, file)
 
     @pytest.mark.parametrize("suffix", [".csv", ".yaml"])
     def test_files_of_other_formats_raise(self, tmp_path, suffix):

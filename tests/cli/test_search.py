@@ -207,8 +207,9 @@ class TestMinScore:
         result = run("search", photos, "--query", "a tomato", "--min-score", "auto", "-k", "60")
         assert 1 <= len(result.stdout.splitlines()) - 1 < 30
 
-    def test_invalid_score_is_a_message(self, photos, run):
-        result = run("search", photos, "--query", "a", "--min-score", "high", code=2)
+    @pytest.mark.parametrize("score", ["high", "nan"])
+    def test_invalid_score_is_a_message(self, photos, run, score):
+        result = run("search", photos, "--query", "a", "--min-score", score, code=2)
         assert "is not a number or auto" in " ".join(result.stderr.split())
 
 
