@@ -21,7 +21,7 @@ from ..prompts import TEMPLATES, resolve_templates
 from ..retrieval import CrossModalRetriever
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.messages import escape_markdown
+from ..utils.messages import escape_controls, escape_markdown
 from ..zero_shot import FewShotClassifier, ZeroShotClassifier
 from ._limits import (
     Limits,
@@ -113,14 +113,16 @@ def _load_folder_collection(folder: str | os.PathLike[str], cache: Path) -> Imag
     names = names or get_file_names(data.images)
     title = f"{len(data.images)} images of {Path(folder).name!r}"
     # Numbers at the end are kept, unlike in file names: they can distinguish classes.
-    folders = sorted({label.replace("_", " ").strip() for label in data.get("labels", ())} - {""})
+    names_of_labels = map(escape_controls, data.get("labels", ()))
+    folders = sorted({label.replace("_", " ").strip() for label in names_of_labels} - {""})
     labels = folders if len(folders) > 1 else None
     return ImageCollection(data.images, names, cache, title, labels=labels)
 
 
 def get_file_names(paths: Sequence[str]) -> list[str]:
     """Return names for images without captions, from the file names."""
-    return [split_words(Path(path).stem) or Path(path).stem for path in paths]
+    # Gradio cannot send undecodable bytes of file names.
+    return [escape_controls(split_words(Path(path).stem) or Path(path).stem) for path in paths]
 
 
 def make_examples(collection: ImageCollection) -> list[tuple[Any, str]]:

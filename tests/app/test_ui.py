@@ -1,5 +1,9 @@
 """The page of the web app: its first state, errors and descriptions of aligners."""
 
+import json
+import os
+import shutil
+
 import pytest
 
 from sklearn_ape import KernelAligner, ZeroShotClassifier, load_starter
@@ -149,3 +153,16 @@ def test_initial_labels_with_several_commas_are_not_split(
     assert service.parse_labels(_join_labels(labels)) == labels
     assert service.parse_labels(f"{_join_labels(labels)}\nduck") == [*labels, "duck"]
     assert service.parse_labels("cat, dog, car\nhen") == ["cat", "dog", "car", "hen"]
+
+
+def test_undecodable_file_names_are_escaped(fast_aligner, captioned_images, tmp_path):
+    """Gradio cannot send them, so that the page and each search failed."""
+    for row in range(2):
+        folder = tmp_path / os.fsdecode(b"caf\xe9 %d" % row)
+        folder.mkdir()
+        shutil.copy(captioned_images.images[row], folder / os.fsdecode(b"\xe9.png"))
+    service = AppService(Model(fast_aligner), tmp_path, Limits())
+    assert service.labels == [r"caf\xe9 0", r"caf\xe9 1"]
+    assert service.images.names == [r"\xe9"] * 2
+    config = build_page(service, None).get_config_file()
+    assert json.dumps(config, default=str, ensure_ascii=False).encode()
