@@ -38,6 +38,7 @@ _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 _PARAMETER = re.compile(r"\b(captions|device|templates)=(['\"])(\S+?)\2")
 _FIRST_PARAMETER = re.compile(r"^(device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])")
 _LABELS = re.compile(r"\blabels=\{'([^']*)': '([^']*)'\}")
+_OTHER_NAMES = {"cache=None": "--cache memory", "list_encoders()": "'sklearn-ape models'"}
 _SKIPPING = re.compile(
     r"pass on_error='nan' to \w*ImageEncoder to skip them"
     r"|pass check_files=False and use an encoder with on_error='nan'"
@@ -194,7 +195,9 @@ def _name_options(text: str) -> str:
     text = _PARAMETER.sub(r"--\1 \3", _SKIPPING.sub("leave out --strict", text))
     text = _FIRST_PARAMETER.sub(lambda match: f"--{match[0].replace('_', '-')}", text)
     text = _LABELS.sub(r'--labels-file labels.json with {"\1": "\2"}', text)
-    return text.replace("cache=None", "--cache memory")
+    for name, option in _OTHER_NAMES.items():
+        text = text.replace(name, option)
+    return text
 
 
 def _discard_stdout() -> None:
