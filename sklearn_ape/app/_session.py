@@ -146,13 +146,14 @@ def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) ->
     another line, unless it is one of the `known` labels. List markers before a name and commas
     behind it are ignored.
     """
-    lines = [line.strip(" \t,;") for line in re.split(r"\r\n|\r|\n", text or "")]
-    lines = [re.sub(r"^[-*•]\s+", "", line) for line in lines if line]
+    known_by_line = {_clean_line(label): label for label in known}
+    lines = [line for line in map(_clean_line, re.split(r"\r\n|\r|\n", text or "")) if line]
     has_one_per_line = len(lines) > 1 and all(
-        line in known or len(re.findall("[,;]", line)) < 2 for line in lines
+        line in known_by_line or len(re.findall("[,;]", line)) < 2 for line in lines
     )
     names = lines if has_one_per_line else re.split(r"[,;\n]", "\n".join(lines))
-    labels = list(dict.fromkeys(" ".join(name.split()) for name in names if name.strip()))
+    stripped = (name.strip() for name in names if name.strip())
+    labels = list(dict.fromkeys(known_by_line.get(name, name) for name in stripped))
     if not labels:
         raise UserError("There are no labels yet. Enter at least two, such as 'cat, dog, car'.")
     if len(labels) == 1:
@@ -168,6 +169,10 @@ def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) ->
     for label in labels:
         check_text(label, limits, "label")
     return labels
+
+
+def _clean_line(line: str) -> str:
+    return re.sub(r"^[-*•]\s+", "", " ".join(line.strip(" \t,;").split()))
 
 
 class Classification(NamedTuple):

@@ -36,7 +36,7 @@ _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 
 # Parameters in messages for Python that are options of commands.
 _PARAMETER = re.compile(r"\b(captions|device|templates)=(['\"])(\S+?)\2")
-_FIRST_PARAMETER = re.compile(r"^(device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])")
+_FIRST_PARAMETER = re.compile(r"^(captions|device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])")
 _LABELS = re.compile(r"\blabels=\{'([^']*)': '([^']*)'\}")
 _OTHER_NAMES = {"cache=None": "--cache memory", "list_encoders()": "'sklearn-ape models'"}
 _SKIPPING = re.compile(

@@ -16,6 +16,7 @@ from sklearn_ape.app import Limits
 from sklearn_ape.app._limits import UserError, ignore_progress
 from sklearn_ape.app._model import Model, load_model
 from sklearn_ape.app._session import AppService, Session
+from sklearn_ape.app._ui import _join_labels
 from sklearn_ape.encoders import TransformersTextEncoder
 
 
@@ -209,3 +210,13 @@ class TestServedClassifier:
         results = service.classify(Session(), image, "house, cat", service.initial_templates, 0)
         expected = zero_shot.predict_proba([image])[0, 0]
         assert results.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
+
+    def test_labels_with_unusual_spaces_and_ends_are_known(self, served, captioned_images):
+        """The page must not take them for other labels, without the labelled images."""
+        image = captioned_images.images[4]
+        few_shot = FewShotClassifier(["my  cat", "- a dog, "], aligner=served)
+        service = AppService(load_model(few_shot.fit([image], ["my  cat"])), [image], Limits())
+        text = _join_labels(service.labels)
+        result = service.classify(service.initial_session, image, text, "simple", 0)
+        assert "Labelled images used: 1." in result.summary
+        assert set(result.probabilities) == {"my  cat", "- a dog, "}
