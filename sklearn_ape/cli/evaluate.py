@@ -168,7 +168,7 @@ def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str])
     if not is_hierarchy(classifier.labels):
         return []
     # An image that is labelled by a group is not counted at finer levels than that of the group.
-    hits = classifier._compute_level_hits(images, y_true)
+    hits = classifier._iter_hits_by_level(images, y_true)
     return [make_score("accuracy", f"level {n}", of_level) for n, of_level in enumerate(hits, 1)]
 
 

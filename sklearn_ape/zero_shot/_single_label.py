@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -251,31 +251,27 @@ class SingleLabelClassifier(ZeroShotBase):
         ValueError
             If y has labels that are not in the hierarchy.
         """
-        hits = self._compute_level_hits(X, y)
+        hits = self._iter_hits_by_level(X, y)
         return [float(np.mean(of_level)) if of_level else np.nan for of_level in hits]
 
-    def _compute_level_hits(self, X: Any, y: Any) -> list[list[bool]]:
-        """Return whether each image that counts at a level is predicted correctly, per level."""
+    def _iter_hits_by_level(self, X: Any, y: Any) -> Iterator[list[bool]]:
+        """Yield, for each level, whether the images that count there are predicted correctly."""
         hierarchy = self._get_hierarchy()
         check_consistent_length(X, y)
         index_of = {label: index for index, label in enumerate(hierarchy.nodes.tolist())}
         truth = validate_y(y)
         check_in_labels(truth, {label: [str(label)] for label in index_of})
         paths = [hierarchy.paths[index_of[label]] for label in truth]
-        hits_by_level = []
         for level, level_probabilities in enumerate(self.predict_proba_levels(X)):
             nodes = hierarchy.find_nodes(level)
             is_unreadable = np.isnan(level_probabilities[:, 0])
             predicted = nodes[level_probabilities.argmax(axis=1)]
             predicted = np.where(is_unreadable, UNREADABLE, predicted)
-            hits_by_level.append(
-                [
-                    predicted[row] == path[min(level, len(path) - 1)]
-                    for row, path in enumerate(paths)
-                    if len(path) > level or path[-1] in nodes
-                ]
-            )
-        return hits_by_level
+            yield [
+                predicted[row] == path[min(level, len(path) - 1)]
+                for row, path in enumerate(paths)
+                if len(path) > level or path[-1] in nodes
+            ]
 
     @property
     def levels_(self) -> list[np.ndarray]:
