@@ -9,7 +9,6 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -80,7 +79,7 @@ class FrozenEncoder(
     device: str | torch.device | None
     dtype: str
     n_jobs: int | None
-    cache: str | PathLike[str] | FeatureCache | None
+    cache: str | os.PathLike[str] | FeatureCache | None
     on_error: str
     verbose: int | None
 
@@ -207,7 +206,7 @@ class FrozenEncoder(
 
     def encode_to(
         self,
-        path: str | PathLike[str],
+        path: str | os.PathLike[str],
         X: Iterable[Any],
         *,
         chunk_size: int = 1024,
@@ -396,8 +395,8 @@ class FrozenEncoder(
 
     def _digest_identity(self) -> bytes:
         """Return a digest of `_get_identity` and the precision, a part of the keys of caches."""
-        parts = {"encoder": type(self).__name__} | self._get_precision_parts()
-        identity = parts | self._get_identity()
+        parts = self._get_precision_parts() | self._get_identity()
+        identity = {"encoder": type(self).__name__, **parts}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
     def _digest_parts(self) -> dict[str, Any]:
