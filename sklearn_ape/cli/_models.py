@@ -429,7 +429,7 @@ def score_accuracy(y_true: Any, y_pred: Any) -> list[Score]:
 def make_card_label(score: Score) -> str:
     """Return the label of a held-out score in the model card."""
     interval = "" if np.isnan(score.low) else f", 95 % CI: {score.low:.3f} to {score.high:.3f}"
-    return f"{score.measure} on held-out pairs, {score.of} (n={score.n}{interval})"
+    return f"{score.measure} on held-out images, {score.of} (n={score.n}{interval})"
 
 
 def print_scores(scores: Sequence[Score], file_format: str | None = None) -> None:

@@ -42,7 +42,7 @@ class TestFit:
         aligner = load_pretrained(out)
         assert isinstance(aligner, KernelAligner)
         card = (out / "README.md").read_text()
-        assert f"recall@1 on held-out pairs, image to caption (n={n_held_out}, 95 %" in card
+        assert f"recall@1 on held-out images, image to caption (n={n_held_out}, 95 %" in card
         # The saved aligner was fitted on all pairs, including the held-out ones.
         images = sorted(str(path) for path in captioned.glob("*.png"))[:-1]
         captions = [path.rsplit("/", 1)[1][:-4].replace("_", " ") for path in images]

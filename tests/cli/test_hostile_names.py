@@ -11,6 +11,7 @@ import unicodedata
 import pytest
 
 from sklearn_ape.datasets import load_pairs
+from sklearn_ape.utils import messages
 
 NAMES = (
     *("=cmd|' !A0.png", "-photo.png", "+5.png", "@sum.png", "\ttab.png", "\rback.png"),
@@ -34,6 +35,12 @@ NAMES = (
 LABELS = ("=an animal", "-food\x1b[31m", "@travel\u202e", "[red]thing")
 FORMULA = re.compile(r"[=+\-@\t\r]")
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
+
+
+@pytest.fixture(autouse=True)
+def no_progress_bars(monkeypatch):
+    """Hide progress bars, which contain carriage returns and appear on a busy machine only."""
+    monkeypatch.setattr(messages, "shows_progress", lambda verbose: False)
 
 
 @pytest.fixture(scope="module")
