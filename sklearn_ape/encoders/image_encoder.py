@@ -295,7 +295,7 @@ def _reduce(image: Any, factor: int) -> Any:
     shortest = min(image.size)
     # Rounded up, since processors of transformers round down the proportional length: 3:2 must
     # not become slightly less.
-    width, height = (math.ceil(shortest // factor * (side / shortest)) for side in image.size)
+    width, height = (-(-side * (shortest // factor) // shortest) for side in image.size)
     return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.0)
 
 

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersImageEncoder
-from sklearn_ape.encoders.image_encoder import OnPixels, Preprocessing
+from sklearn_ape.encoders.image_encoder import OnPixels, Preprocessing, _reduce
 from sklearn_ape.encoders.items import read_image
 
 SIZES = [(300, 200), (200, 300), (224, 224), (50, 40), (256, 256), (1000, 999), (7, 300), (91, 90)]
@@ -134,6 +134,13 @@ class TestLargeImages:
         for item in (image, as_jpeg(image)):
             pixels = encoder._prepare_item(processor, item)
             assert (pixels - expected).abs().mean() < 0.02 * expected.std()
+
+    @pytest.mark.parametrize(
+        ("size", "expected"), [((3798, 1198), (1899, 599)), ((3600, 2401), (1800, 1200))]
+    )
+    def test_reduced_size_is_rounded_up(self, size, expected):
+        """Only if it is not an integer: 599 * (3798 / 1198) is 1899 plus a rounding error."""
+        assert _reduce(Image.new("L", size), 2).size == expected
 
     def test_jpeg_is_decoded_at_reduced_scale(self):
         """The given side has at least the given length, also with rotation."""
