@@ -36,7 +36,10 @@ _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 
 # Parameters in messages for Python that are options of commands.
 _PARAMETER = re.compile(r"\b(captions|device|templates)=(['\"])(\S+?)\2")
-_FIRST_PARAMETER = re.compile(r"^(captions|device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])")
+_FIRST_PARAMETER = re.compile(
+    # Other messages that begin with "captions" are about the texts, not about --captions.
+    r"^(captions(?= must)|device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])"
+)
 _LABELS = re.compile(r"\blabels=\{'([^']*)': '([^']*)'\}")
 _OTHER_NAMES = {"cache=None": "--cache memory", "list_encoders()": "'sklearn-ape models'"}
 _SKIPPING = re.compile(

@@ -189,13 +189,24 @@ def failing(small_folder, run, monkeypatch):
         (FloatingPointError("The loss is nan. Lower learning_rate."), "Lower learning_rate."),
         (ValueError("labels repeat"), "labels repeat"),
         (ValueError("n_jobs must be -1. Pass cache=None."), "--n-jobs must be -1. Pass --cache m"),
+        (ValueError("captions do not match"), "ape: captions do not match"),
         (ValueError("not in list_encoders()"), "not in 'sklearn-ape models'"),
         (ValueError("Pass labels={'a': 'b'}."), 'Pass --labels-file labels.json with {"a": "b"}.'),
         (OSError(28, "No space left on device", "a\x1b.npy"), r"'a\x1b.npy': No space left"),
         (torch.OutOfMemoryError("CUDA out of memory"), "Out of device memory"),
         (ValueError("red\x1b[31m\rback\u202e"), r"red\x1b[31m\rback\u202e"),
     ],
-    ids=["diverged", "value", "parameters", "encoders", "labels", "system", "device", "controls"],
+    ids=[
+        "diverged",
+        "value",
+        "parameters",
+        "captions",
+        "encoders",
+        "labels",
+        "system",
+        "device",
+        "controls",
+    ],
 )
 def test_user_errors_are_messages(failing, error, message):
     assert failing(error).stderr.splitlines()[-1].startswith("sklearn-ape: ")
