@@ -425,7 +425,7 @@ def _drop_unreadable(
 
 
 def _pack_items(items: list[Any]) -> dict[str, Any] | None:
-    """Return items as arrays, or None with a warning if that is not possible."""
+    """Return items as JSON in an array, or None with a warning if that is not possible."""
     plain_items = [_to_json_type(item) for item in items]
     if all(map(_is_json, plain_items)):
         with suppress(ValueError):  # an integer of thousands of digits
