@@ -239,7 +239,7 @@ class AppService:
             own: Any = served.templates
             self.initial_templates = own if isinstance(own, str) and own in TEMPLATES else "model"
             self.templates[self.initial_templates] = own
-            self.initial_threshold = served.threshold or 0.0
+            self.initial_threshold = float(served.threshold or 0)
         # Values that are computed when they are needed. Concurrent requests wait for the result
         # instead of computing it again.
         self._index: LRUCache[str, CrossModalRetriever] = LRUCache()

@@ -203,11 +203,13 @@ class TestServedClassifier:
     def test_predictions_are_those_of_the_classifier(self, served, captioned_images, templates):
         """The field of the page offers also templates that are not a named set."""
         params = {"templates": templates, "logit_scale": 2.0, "class_prior": [0.9, 0.1]}
-        zero_shot = ZeroShotClassifier(["cat", "house"], aligner=served, threshold=0.6, **params)
+        params["threshold"] = np.float32(0.5)
+        zero_shot = ZeroShotClassifier(["cat", "house"], aligner=served, **params)
         service = AppService(load_model(zero_shot), captioned_images.images[:4], Limits())
-        assert service.initial_threshold == 0.6
+        options = service.initial_templates, service.initial_threshold
+        assert options[1] == 0.5
         image = captioned_images.images[5]
-        results = service.classify(Session(), image, "house, cat", service.initial_templates, 0)
+        results = service.classify(Session(), image, "house, cat", *options)
         expected = zero_shot.predict_proba([image])[0, 0]
         assert results.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
 
