@@ -96,7 +96,9 @@ def load_model(aligner: Any) -> Model:
         estimator = load_pretrained(aligner)
     labels = names = None
     if hasattr(estimator, "predict_proba"):
-        labels = [str(label) for label in getattr(estimator, "classes_", [])] or None
+        # The classes_ of a multi-label classifier are 0 and 1 for each of its labels_.
+        classes = getattr(estimator, "labels_", getattr(estimator, "classes_", []))
+        labels = [str(label) for label in classes] or None
         if getattr(estimator, "labels", None) is not None:
             texts = resolve_class_names(estimator.labels)
             names = {str(label): of_label for label, of_label in texts.items()}

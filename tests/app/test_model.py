@@ -11,7 +11,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape import (
+    FewShotClassifier,
+    KernelAligner,
+    MultiLabelZeroShotClassifier,
+    ZeroShotClassifier,
+    load_pretrained,
+)
 from sklearn_ape.app import Limits
 from sklearn_ape.app._limits import UserError, ignore_progress
 from sklearn_ape.app._model import Model, load_model
@@ -212,6 +218,11 @@ class TestServedClassifier:
         results = service.classify(Session(), image, "house, cat", *options)
         expected = zero_shot.predict_proba([image])[0, 0]
         assert results.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
+
+    def test_labels_of_a_multi_label_classifier(self, served):
+        """The labels of the page were the classes [0 1] of each label."""
+        classifier = MultiLabelZeroShotClassifier(["cat", "house"], aligner=served)
+        assert load_model(classifier).labels == ["cat", "house"]
 
     def test_labels_with_unusual_spaces_and_ends_are_known(self, served, captioned_images):
         """The page must not take them for other labels, without the labelled images."""
