@@ -207,7 +207,7 @@ class TestServedClassifier:
 
     @pytest.mark.parametrize("templates", ["none", "a sketch of a {}"])
     def test_predictions_are_those_of_the_classifier(self, served, captioned_images, templates):
-        """The field of the page offers also templates that are not a named set."""
+        """The field of the page also offers templates that are not a named set."""
         params = {"templates": templates, "logit_scale": 2.0, "class_prior": [0.9, 0.1]}
         params["threshold"] = np.float32(0.5)
         zero_shot = ZeroShotClassifier(["cat", "house"], aligner=served, **params)
