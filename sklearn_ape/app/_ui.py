@@ -214,7 +214,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                     0,
                     1,
                     service.initial_threshold,
-                    step=0.05,
+                    step=0.01,
                     label='Answer "unknown" below this probability (0: never)',
                 )
         with gr.Column(min_width=300):

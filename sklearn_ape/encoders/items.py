@@ -221,12 +221,15 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
     """Return the RGB image of an open file, and close the file."""
     try:
         with image:
+            draft = None
             if min_side is not None:
                 side = max(image.size) if use_longer_side else min(image.size)
                 width, height = (math.ceil(n * min_side / side) for n in image.size)
-                image.draft(None, (width, height))  # has no effect on formats except JPEG
+                draft = image.draft(None, (width, height))  # None for formats except JPEG
             with _without_memory_map(image):
                 image.load()
+            if draft is not None and draft[1][2:] != image.size:  # the last pixels are partial
+                image = image.resize(image.size, Image.Resampling.BILINEAR, draft[1])
             return _to_rgb(image)
     except MemoryError:
         raise ItemError(

@@ -110,7 +110,8 @@ class TestLargeImages:
             sheet.paste(image, (i % 4 * 224, i // 4 * 224))
         large = sheet.resize((4 * sheet.width, 4 * sheet.height), Image.Resampling.BICUBIC)
         odd = sheet.resize((4897, 2449), Image.Resampling.BICUBIC)  # not a multiple of the factor
-        for file in (as_jpeg(large), as_jpeg(random_image(2600, 4000)), large, odd):
+        photo = as_jpeg(random_image(2600, 4000))
+        for file in (as_jpeg(large), photo, large, odd, as_jpeg(odd)):
             image = read_image(file)
             if crop == "pad":
                 from sklearn_ape.encoders.image_encoder import _pad_to_square
