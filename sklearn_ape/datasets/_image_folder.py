@@ -114,8 +114,9 @@ def load_image_folder(
         - If a subfolder cannot be read.
         - If subfolders are not labels, because they are parts of a split or a few images are in
           none.
-        - If "auto" does not use text files, which only a few images have or which hold only
-          numbers, or a table, which has no captions.
+        - If "auto" leaves out text files, because only a few images have one or because they hold
+          only numbers.
+        - If "auto" leaves out a table without a column of captions.
 
     See Also
     --------
