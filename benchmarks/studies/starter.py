@@ -2,10 +2,11 @@
 
     python -m benchmarks.studies.starter [--cache FOLDER]
 
-Prints three tables: recall among all captions of a collection, for the model and for each of the
-two parts that it blends, with 95 % confidence intervals; accuracy with all captions as names of
-classes, by prompt templates; recall after the model was extended by some of the stamps, with the
-standard deviation over random choices of these.
+Prints three tables: recall among all captions of a collection, for the model, for each of the two
+text heads that it blends, and without the names of ImageNet's classes in the embeddings of images,
+with 95 % confidence intervals; accuracy with all captions as names of classes, by templates;
+recall after the model was extended by some of the stamps, with the standard deviation over random
+choices of these.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sklearn.utils import Bunch
 from sklearn_ape import APEAligner, KernelAligner, ZeroShotClassifier
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_openmoji, load_tuxpaint_stamps
+from sklearn_ape.heads import TwoTower
 
 from ..build_starter import HEAD_WEIGHT, measure_starter
 
@@ -29,12 +31,20 @@ N_DRAWS = 5
 
 
 def print_parts(aligner: APEAligner, collections: dict[str, Bunch]) -> None:
-    print("| images | direction | text head | recall@1 | recall@5 |\n|---|---|---|---|---|")
+    print("| images | direction | part | recall@1 | recall@5 |\n|---|---|---|---|---|")
+    heads = aligner.module_
     for name, data in collections.items():
         for part, weight in PARTS:
-            aligner.module_.text_head.weight.fill_(weight)
-            for direction, cells in measure_starter(aligner, data.images, data.captions).items():
-                print(f"| {name} | {direction} | {part} | {cells} |", flush=True)
+            heads.text_head.weight.fill_(weight)
+            print_recall(name, part, aligner, data)
+        aligner.module_ = TwoTower(heads.image_head.base, heads.text_head)
+        print_recall(name, "without names of classes", aligner, data)
+        aligner.module_ = heads
+
+
+def print_recall(name: str, part: str, aligner: APEAligner, data: Bunch) -> None:
+    for direction, cells in measure_starter(aligner, data.images, data.captions).items():
+        print(f"| {name} | {direction} | {part} | {cells} |", flush=True)
 
 
 def print_templates(aligner: APEAligner, collections: dict[str, Bunch]) -> None:

@@ -204,6 +204,72 @@ class LinearMap(_CenteredMap):
         super().__init__(mean, weights)
 
 
+class ConSEMap(BaseMap):
+    """Embeddings of classes, averaged by the probabilities of a linear classifier.
+
+    This is ConSE [1]_: an image for which the classifier is certain of "dalmatian" gets the
+    embedding of that word. The probability of class c is ``exp(x @ w_c) / (exp(threshold) +
+    sum_k exp(x @ w_k))``, so that the output is nearly zero if no class has a logit above the
+    threshold.
+
+    Parameters
+    ----------
+    weights : array-like or torch.Tensor of shape (n_classes, n_in)
+        Weights of the classifier.
+    embeddings : array-like or torch.Tensor of shape (n_classes, n_out)
+        Embedding of each class.
+    threshold : float
+        Logit of an image that shows none of the classes.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match or values are not finite.
+
+    See Also
+    --------
+    sklearn_ape.encoders.classifier_head_pairs : Weights and names of an encoder's classes.
+
+    References
+    ----------
+    .. [1] M. Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings",
+       ICLR 2014.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import ConSEMap
+    >>> conse_map = ConSEMap(torch.eye(2), torch.eye(2), threshold=0.0)
+    >>> conse_map(torch.tensor([[9.0, 0.0], [-9.0, -9.0]])).round(decimals=2)
+    tensor([[1., 0.],
+            [0., 0.]])
+    """
+
+    weights: torch.Tensor
+    embeddings: torch.Tensor
+    threshold: torch.Tensor
+
+    def __init__(self, weights: Any, embeddings: Any, threshold: float) -> None:
+        weights = _as_finite_tensor("weights", weights, 2)
+        embeddings = _as_finite_tensor("embeddings", embeddings, 2)
+        if len(weights) != len(embeddings):
+            raise ValueError(
+                f"weights and embeddings have different lengths, {len(weights)} and "
+                f"{len(embeddings)}. Pass one embedding per class."
+            )
+        super().__init__(weights.shape[1], embeddings.shape[1])
+        self.register_buffer("weights", weights)
+        self.register_buffer("embeddings", embeddings)
+        self.register_buffer("threshold", _as_finite_tensor("threshold", threshold, 0))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        check_width(features, self.n_in)
+        logits = features @ self.weights.T
+        logits = torch.cat([logits, self.threshold.expand(len(logits), 1)], dim=1)
+        return torch.softmax(logits, dim=1)[:, :-1] @ self.embeddings
+
+
 class ClosedFormHead(Head):
     """A closed-form map plus a trained head whose output is initially zero.
 

@@ -17,6 +17,7 @@ from ._closed_form import (
     BaseMap,
     BlendedHead,
     ClosedFormHead,
+    ConSEMap,
     ExtendedHead,
     KernelMap,
     LinearMap,
@@ -143,6 +144,7 @@ def make_head(
 
 # Class of each kind of map, and the numbers of axes of its buffers.
 _MAPS: dict[str, tuple[type[BaseMap], dict[str, int]]] = {
+    "conse": (ConSEMap, {"weights": 2, "embeddings": 2, "threshold": 0}),
     "kernel": (KernelMap, {"anchors": 2, "coefficients": 2, "gamma": 0}),
     "linear": (LinearMap, {"mean": 1, "weights": 2}),
     "whitened": (WhitenedMap, {"mean": 1, "directions": 2}),

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.utils import check_array
 
 from ..aligners.wrapper import resolve_aligner, unwrap
-from ..heads import TwoTower
+from ..heads import ExtendedHead, TwoTower
 from ..utils.validation import check_sequence
 from ._plotting import (
     check_items,
@@ -459,7 +459,7 @@ def compute_similarity_maps(
     if ((cell_outputs.mean(dim=1) - outputs).norm(dim=1) > _TOLERANCE * norm).any():
         raise ValueError(
             "estimator maps images by a nonlinear head, so that the cosine is not a mean over the "
-            "image. Use APEAligner() or KernelAligner, without init='starter' or a fitted aligner."
+            "image. Use APEAligner() or KernelAligner."
         )
     maps = (cell_outputs / norm[:, None, None]) @ embeddings.T
     shape = (len(grid), *grid.shape[1:3], len(texts))
@@ -476,10 +476,16 @@ def _map_cells(head: torch.nn.Module, cells: torch.Tensor) -> tuple[torch.Tensor
 
     The mean of the cells' outputs is that of their mean if the head is affine, or affine after it
     has L2-normalized its input, as closed-form heads do. Such a head does not see the norm of a
-    cell, so that the cell's output is computed from that of its direction.
+    cell, so that the cell's output is computed from that of its direction. What an `ExtendedHead`
+    adds for the whole image is spread evenly over its cells.
     """
     features = cells.mean(dim=1)
     outputs = head(features)
+    if isinstance(head, ExtendedHead):
+        base_cells, base = _map_cells(head.base, cells)
+        factor = head.scale / base.norm(dim=1, keepdim=True)
+        addition = outputs - factor * base
+        return factor[:, None] * base_cells + addition[:, None], outputs
     cell_outputs = head(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
     if (cell_outputs.mean(dim=1) - outputs).norm() <= _TOLERANCE * outputs.norm():
         return cell_outputs, outputs

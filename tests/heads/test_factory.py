@@ -7,6 +7,7 @@ import torch
 from sklearn_ape.heads import (
     BlendedHead,
     ClosedFormHead,
+    ConSEMap,
     ExtendedHead,
     LinearMap,
     head_state,
@@ -27,8 +28,14 @@ def test_restored_head_is_equal():
     base_map, trained = make_parts()
     blended = BlendedHead(ClosedFormHead(base_map), trained, 0.3)
     extended = ExtendedHead(blended, 0.5, np.ones(3, dtype=np.float32), base_map)
+    conse_map = ConSEMap(torch.randn(6, 4), torch.randn(6, 3), 0.5)
     features = torch.randn(5, 4)
-    for head in (blended, extended, ExtendedHead(trained, 1.0, torch.zeros(3))):
+    for head in (
+        blended,
+        extended,
+        ExtendedHead(trained, 1.0, torch.zeros(3)),
+        ExtendedHead(blended, 1.0, torch.zeros(3), conse_map),
+    ):
         copy = restored_head(FittedState(head_state(head), "head"))
         assert torch.equal(copy(features), head(features))
 

@@ -12,6 +12,7 @@ from sklearn_ape.heads import (
     HEAD_KINDS,
     BaseMap,
     ClosedFormHead,
+    ConSEMap,
     FrozenHead,
     KernelMap,
     LinearHead,
@@ -207,6 +208,7 @@ def test_frozen_head_has_no_parameters():
         FrozenHead(8, 5).set_statistics,
         LinearMap(torch.zeros(8), torch.ones(8, 5)),
         WhitenedMap(torch.zeros(8), torch.ones(8, 5)),
+        ConSEMap(torch.ones(4, 8), torch.ones(4, 5), 0.0),
     ],
 )
 @pytest.mark.parametrize("n_columns", [1, 7])
@@ -278,6 +280,20 @@ def test_whitened_map_equals_formula():
     embeddings = WhitenedMap(mean, directions)(torch.from_numpy(features).float())
     expected = (features / np.linalg.norm(features, axis=1, keepdims=True) - mean) @ directions
     np.testing.assert_allclose(embeddings.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_conse_map_equals_formula():
+    """Rows without a logit above the threshold get almost no embedding."""
+    rng = np.random.default_rng(0)
+    weights, embeddings = rng.standard_normal((7, 6)), rng.standard_normal((7, 3))
+    features = np.vstack([9 * rng.standard_normal((25, 6)), 0.1 * rng.standard_normal((5, 6))])
+    outputs = ConSEMap(weights, embeddings, 8.0)(torch.from_numpy(features).float()).numpy()
+    exponentials = np.exp(features @ weights.T)
+    expected = exponentials @ embeddings / (np.exp(8) + exponentials.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(outputs[-5:]).max() < 0.02 < np.abs(outputs[:-5]).max()
+    with pytest.raises(ValueError, match="different lengths, 7 and 6"):
+        ConSEMap(weights, embeddings[:6], 8.0)
 
 
 def test_maps_copy_their_inputs_and_have_no_parameters(kernel):

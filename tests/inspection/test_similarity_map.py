@@ -64,11 +64,12 @@ class TestGrid:
 
 class TestMaps:
     def test_mean_is_the_cosine(self, captioned_images):
-        starter = load_starter()
-        images, texts = captioned_images.images[:4], ["a cat", "food", "a train"]
-        maps, _ = compute_similarity_maps(None, images, texts)
-        expected = starter.transform(images) @ starter.transform_text(texts).T
-        np.testing.assert_allclose(maps.mean(axis=(2, 3)), expected, atol=2e-3)
+        images, texts = captioned_images.images[:20], ["a cat", "food", "a train"]
+        extended = APEAligner(init="starter").fit(images, captioned_images.captions[:20])
+        for aligner in (load_starter(), extended):
+            maps, _ = compute_similarity_maps(aligner, images[:4], texts)
+            expected = aligner.transform(images[:4]) @ aligner.transform_text(texts).T
+            np.testing.assert_allclose(maps.mean(axis=(2, 3)), expected, atol=2e-3)
 
     def test_peak_is_where_the_object_was_pasted(self):
         """An emoji is pasted into a quadrant of a faint drawing of another kind, 200 times."""
