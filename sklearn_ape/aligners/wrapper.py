@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Tags, get_tags
 
 from ..persistence.hub import Facts
@@ -59,12 +59,13 @@ def _make_named_aligner(name: str) -> Any:
     return aligner
 
 
-def unwrap(estimator: Any, parameter: str = "aligner") -> tuple[Any, Any]:
+def unwrap(estimator: Any, parameter: str | None = "aligner") -> tuple[Any, Any]:
     """Return the preprocessing and the aligner within an estimator, the value of a parameter.
 
     The estimator is an aligner, or a Pipeline, a search or a FrozenEstimator around one, in any
     nesting. The preprocessing is the step before the aligner, a Pipeline of several steps, or
-    None. TypeError is raised if there is no aligner.
+    None. TypeError is raised if there is no aligner, unless `parameter` is None: then any other
+    estimator, such as a classifier, is returned in place of the aligner.
     """
     steps: list[Any] = []
     inner = estimator
@@ -77,6 +78,8 @@ def unwrap(estimator: Any, parameter: str = "aligner") -> tuple[Any, Any]:
             inner = inner.estimator
         elif hasattr(inner, "best_estimator_"):
             inner = inner.best_estimator_
+        elif parameter is None:
+            break
         elif hasattr(inner, "estimator") and hasattr(inner, "fit"):  # a search before its fit
             if not getattr(inner, "refit", True):
                 raise TypeError(
@@ -120,11 +123,14 @@ def embed_with_features(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray]
 def get_wrapped_aligner(estimator: Any) -> Any:
     """Return the aligner of a classifier or retriever; return other estimators unchanged.
 
-    The aligner may be a Pipeline or a search, as the ``aligner`` parameter allows.
+    The aligner may be a Pipeline or a search, as the ``aligner`` parameter allows. Steps before
+    the classifier or retriever in a Pipeline are put before its aligner.
     """
-    if isinstance(estimator, AlignerWrapperMixin):
-        return estimator._get_aligner_in_use()
-    return estimator
+    preprocessing, inner = unwrap(estimator, None)
+    if not isinstance(inner, AlignerWrapperMixin):
+        return estimator
+    aligner = inner._get_aligner_in_use()
+    return aligner if preprocessing is None else make_pipeline(preprocessing, aligner)
 
 
 class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):

@@ -94,6 +94,9 @@ def load_model(aligner: Any) -> Model:
     is_clip = isinstance(aligner, str) and aligner.startswith("open_clip:")
     if aligner is not None and not hasattr(aligner, "fit") and not is_clip:
         estimator = load_pretrained(aligner)
+    wrapped = get_wrapped_aligner(resolve_aligner(estimator))
+    check_is_fitted(wrapped)
+    estimator = unwrap(estimator, None)[1]  # the classifier of a Pipeline or of a search
     labels = names = None
     if hasattr(estimator, "predict_proba"):
         # The classes_ of a multi-label classifier are 0 and 1 for each of its labels_.
@@ -102,8 +105,6 @@ def load_model(aligner: Any) -> Model:
         if getattr(estimator, "labels", None) is not None:
             texts = resolve_class_names(estimator.labels)
             names = {str(label): of_label for label, of_label in texts.items()}
-    wrapped = get_wrapped_aligner(resolve_aligner(estimator))
-    check_is_fitted(wrapped)
     preprocessing, inner = unwrap(wrapped)
     fitted = inner if preprocessing is None else make_pipeline(preprocessing, inner)
     for modality, encoder in zip(("image", "text"), get_encoders(fitted), strict=True):

@@ -252,8 +252,8 @@ def build_app(
     aligner : None, str, path-like or estimator, default=None
         Aligner for images and texts. None is the starter model, and ``"open_clip:..."`` a CLIP
         model. Any other str is the folder of a saved model or a Hub id, which
-        `sklearn_ape.load_pretrained` reads. An estimator is a fitted aligner, a Pipeline that
-        ends in one, or a classifier or retriever that contains one.
+        `sklearn_ape.load_pretrained` reads. An estimator is a fitted aligner, a classifier or
+        retriever that contains one, or a Pipeline or search of any of these.
     images : path-like, sequence of paths or None, default=None
         Images to search: a folder or paths. None shows drawings of OpenMoji.
     labels : sequence of str or None, default=None

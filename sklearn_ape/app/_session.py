@@ -299,18 +299,18 @@ class AppService:
         if correct_label not in names:
             raise UserError("Choose the correct label of the image. It must be one of the labels.")
         if few_shot is None:
-            aligner = self.get_aligner(session)
-            few_shot = FewShotClassifier(
-                self._name_labels(names), aligner=aligner, templates=self.templates[templates]
-            )
+            # Its predictions without labelled images are those that the visitor corrects.
+            zero_shot = self._get_zero_shot(session, names, templates)
+            kept = ("aligner", "templates", "class_prior", "logit_scale")
+            params = {name: getattr(zero_shot, name) for name in kept}
+            few_shot = FewShotClassifier(zero_shot._resolve_names(), **params)
         elif few_shot.class_count_.sum() >= self.limits.corrections:
             raise UserError(
                 f"The limit is {self.limits.corrections:,} labelled images. Use FewShotClassifier "
                 "in Python for more."
             )
-        label: Any = correct_label
-        if session.few_shot is few_shot:  # the labels of a served classifier may be numbers
-            label = next(x for x in few_shot.classes_.tolist() if str(x) == correct_label)
+        # The labels of a served classifier may be numbers.
+        label = next(x for x in few_shot.classes_.tolist() if str(x) == correct_label)
         try:
             few_shot = copy.copy(few_shot).partial_fit([path], [label])
         except ValueError as error:  # about the labels, since the image was checked above

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
+from ..aligners.wrapper import unwrap
 from ..prompts import to_builtin
 from ..utils.validation import as_labels, check_integer, check_not_missing, is_missing
 from ._plotting import (
@@ -111,10 +112,7 @@ class ZeroShotConfusionDisplay:
         display : ZeroShotConfusionDisplay
         """
         check_consistent_length(X, y)
-        classifier = estimator
-        while hasattr(classifier, "steps") or hasattr(classifier, "best_estimator_"):
-            is_search = hasattr(classifier, "best_estimator_")
-            classifier = classifier.best_estimator_ if is_search else classifier.steps[-1][1]
+        classifier = unwrap(estimator, None)[1]
         return cls.from_predictions(
             y,
             estimator.predict(X),

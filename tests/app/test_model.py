@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import (
     FewShotClassifier,
@@ -218,6 +221,40 @@ class TestServedClassifier:
         results = service.classify(Session(), image, "house, cat", *options)
         expected = zero_shot.predict_proba([image])[0, 0]
         assert results.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
+
+    def test_corrections_keep_parameters_of_the_classifier(self, served, captioned_images):
+        """The class shares are in the order of labels that are numbers, not texts."""
+        labels, image = {2: "a cat", 10: "a house"}, captioned_images.images[5]
+        params = {"templates": "none", "logit_scale": 2.0, "class_prior": [0.9, 0.1]}
+        model = load_model(ZeroShotClassifier(labels, aligner=served, **params))
+        service = AppService(model, captioned_images.images[:4], Limits())
+        session = service.correct(Session(), image, "2, 10", "none", "10")
+        result = service.classify(session, image, "2, 10", "none", 0)
+        few_shot = FewShotClassifier(labels, aligner=served, **params).fit([image], [10])
+        expected = few_shot.predict_proba([image])[0, 0]
+        assert result.probabilities["2"] == pytest.approx(expected, abs=1e-5)
+
+    @pytest.mark.parametrize("is_few_shot", [False, True])
+    def test_classifier_in_pipeline_and_search(
+        self, served, image_encoder, captioned_images, is_few_shot
+    ):
+        """It is served with its parameters, and with the steps before it."""
+        images, y = captioned_images.images[:12], ["cat", "house"] * 6
+        features = image_encoder.transform(captioned_images.images[:40])
+        aligner = KernelAligner(text_encoder=served.text_encoder)
+        aligner.fit(features, captioned_images.captions[:40])
+        estimator_class = FewShotClassifier if is_few_shot else ZeroShotClassifier
+        classifier = estimator_class(aligner=FrozenEstimator(aligner), logit_scale=2.0)
+        pipeline = make_pipeline(image_encoder, classifier)
+        name = f"{pipeline.steps[-1][0]}__templates"
+        search = GridSearchCV(pipeline, {name: ["a sketch of a {}"]}, cv=2).fit(images, y)
+        model = load_model(search)
+        assert model.labels == ["cat", "house"]
+        service = AppService(model, images[:4], Limits())
+        request = (images[5], "cat, house", service.initial_templates, 0)
+        result = service.classify(service.initial_session, *request)
+        expected = search.predict_proba([images[5]])[0, 0]
+        assert result.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
 
     def test_labels_of_a_multi_label_classifier(self, served):
         """The labels of the page were the classes [0 1] of each label."""
