@@ -143,11 +143,14 @@ def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) ->
     """Return the distinct label names of a text, separated by commas, or one per line.
 
     Several lines are names with commas, unless a line has two commas: then a list was continued on
-    another line, unless it is one of the `known` labels. List markers before a name and commas
-    behind it are ignored.
+    another line, unless it is one of the `known` labels. Commas behind a name are ignored, and
+    list markers before it if all lines have one and none is a `known` label.
     """
     known_by_line = {_clean_line(label): label for label in known}
     lines = [line for line in map(_clean_line, re.split(r"\r\n|\r|\n", text or "")) if line]
+    is_list = len(lines) > 1 and all(line.startswith(("- ", "* ", "• ")) for line in lines)
+    if is_list and known_by_line.keys().isdisjoint(lines):
+        lines = [line[2:] for line in lines]
     has_one_per_line = len(lines) > 1 and all(
         line in known_by_line or len(re.findall("[,;]", line)) < 2 for line in lines
     )
@@ -172,7 +175,7 @@ def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) ->
 
 
 def _clean_line(line: str) -> str:
-    return re.sub(r"^[-*•]\s+", "", " ".join(line.strip(" \t,;").split()))
+    return " ".join(line.strip(" \t,;").split())
 
 
 class Classification(NamedTuple):
@@ -331,16 +334,13 @@ class AppService:
             and templates == self.initial_templates
         ):
             return served
+        # A served classifier may define the texts to embed for a label.
+        names_by_label = self.model.names or {}
         return ZeroShotClassifier(
-            self._name_labels(names),
+            {label: names_by_label.get(label, label) for label in names},
             aligner=self.get_aligner(session),
             templates=self.templates[templates],
         )
-
-    def _name_labels(self, labels: Sequence[str]) -> dict[str, Any]:
-        """Return the texts to embed for each label, which a served classifier may define."""
-        names = self.model.names or {}
-        return {label: names.get(label, label) for label in labels}
 
     def undo_correction(self, session: Session) -> Session:
         """Forget the last correction. Those that it replaced are used again."""

@@ -33,6 +33,8 @@ class TestParseLabels:
             ("a cat, asleep\na dog", ["a cat, asleep", "a dog"]),
             ("cat, dog, car\nbus", ["cat", "dog", "car", "bus"]),
             ("- cat,\n- a dog;\n* bus", ["cat", "a dog", "bus"]),
+            ("cat\n- cat", ["cat", "- cat"]),
+            ("- cat, cat", ["- cat", "cat"]),
             ("猫,🐶", ["猫", "🐶"]),
         ],
     )
@@ -389,9 +391,8 @@ class TestAlign:
         assert not session.alignment.with_head
 
     def test_aligner_is_used_only_in_its_session(self, service, captioned_zip, captioned_images):
-        session, _ = service.align(
-            Session(), captioned_zip(200, 290), "kernel", False, ignore_progress
-        )
+        archive = captioned_zip(200, 290)
+        session, _ = service.align(Session(), archive, "kernel", False, ignore_progress)
         other = Session()
         names = "\n".join(captioned_images.captions[200:210])
         mine, theirs = (
@@ -411,9 +412,8 @@ class TestAlign:
         assert not session.alignment.with_head
 
     def test_few_pairs_are_aligned_without_evaluation(self, service, captioned_zip):
-        session, _ = service.align(
-            Session(), captioned_zip(200, 210), "cca", False, ignore_progress
-        )
+        archive = captioned_zip(200, 210)
+        session, _ = service.align(Session(), archive, "cca", False, ignore_progress)
         assert session.alignment.recall == []
         assert "at least 50 distinct pairs" in session.alignment.remark
 
