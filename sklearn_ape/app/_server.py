@@ -324,7 +324,7 @@ def serve(
         Whether to wait until the process is interrupted (Ctrl-C). If False, the function
         returns after the start; stop the page with ``close()`` of the returned object.
     verbose : int, default=1
-        Verbosity level. 0 prints only warnings.
+        Verbosity level. 0 prints only warnings and, if `block`, the address of the page.
 
     Returns
     -------
@@ -367,6 +367,9 @@ def serve(
     with contextlib.ExitStack() as stack:  # which closes everything if the start fails
         folder = stack.enter_context(_private_upload_folder())
         gr = import_gradio()
+        # Gradio read the environment when the first page started, and would create that page's
+        # folder again.
+        gr.routes.DEFAULT_TEMP_DIR = folder
         service = AppService(load_model(aligner), images, limits)
         page = build_page(service, labels)
         stack.callback(page.close, verbose=False)
@@ -407,6 +410,8 @@ def serve(
         running = Running(str(page.local_url), stack.pop_all().close)
     if verbose:
         print(f"The page is at {running.url} (press Ctrl-C to stop it).", flush=True)
+    elif block:  # a caller who waits gets no returned address
+        print(running.url, flush=True)
     if block:
         with _interrupt_on_sigterm(), contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

@@ -4,7 +4,9 @@ import json
 import os
 import resource
 import signal
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -184,13 +186,19 @@ class TestServe:
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is before
 
-    def test_uploads_are_deleted_at_stop(self, fast_aligner, captioned_images):
+    def test_uploads_are_deleted_at_stop(
+        self, fast_aligner, captioned_images, tmp_path, monkeypatch
+    ):
+        """The folder of an earlier page of the process is not created again."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr("gradio.routes.DEFAULT_TEMP_DIR", str(tmp_path / "earlier"))
         running = serve(
             fast_aligner, captioned_images.images[:5], port=None, block=False, verbose=0
         )
         (place,) = Visitor(running.url).upload(b"something").json()
+        assert Path(place).is_relative_to(tmp_path)
         running.close()
-        assert not os.path.exists(place)
+        assert os.listdir(tmp_path) == []
         with pytest.raises(httpx.ConnectError):
             httpx.get(running.url)
 

@@ -129,8 +129,10 @@ class TestServe:
         assert "'gone' is not a folder" in run("serve", "--images", "gone", code=1).stderr
         assert not served
 
-    def test_page_responds_and_stops_at_ctrl_c(self, small_folder):
-        command = [sys.executable, "-u", "-m", "sklearn_ape", "serve", "--port", "0"]
+    @pytest.mark.parametrize("options", [(), ("--quiet",)])
+    def test_page_responds_and_stops_at_ctrl_c(self, small_folder, options):
+        """The address is the result of the command, which is printed in any case."""
+        command = [sys.executable, "-u", "-m", "sklearn_ape", "serve", "--port", "0", *options]
         with subprocess.Popen(
             [*command, "--images", str(small_folder)], stdout=subprocess.PIPE, text=True
         ) as process:
