@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -308,8 +309,13 @@ def write_atomically(output: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces the output on success."""
     path = expand_user(output).resolve()  # replace the target of a link, not the link
     is_device = path.exists() and not path.is_file()  # such as /dev/null
-    with nullcontext(path) if is_device else write_file_atomically(path) as temporary:
-        yield temporary
+    try:
+        with nullcontext(path) if is_device else write_file_atomically(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(output)) from error
 
 
 class FileName(str):
@@ -425,7 +431,9 @@ def _write_parquet(path: Path | None, columns: list[str], rows: list[Sequence[An
     table = pyarrow.table(
         {name: [to_unicode(row[column]) for row in rows] for column, name in enumerate(columns)}
     )
-    parquet.write_table(table, sys.stdout.buffer if path is None else path)
+    # Not the path, because pyarrow deletes it after an error, even a device.
+    with nullcontext(sys.stdout.buffer) if path is None else path.open("wb") as file:
+        parquet.write_table(table, file)
 
 
 def _print_table(columns: list[str], rows: list[Sequence[Any]], stream: Any) -> None:

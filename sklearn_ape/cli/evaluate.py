@@ -235,4 +235,5 @@ def _draw(
         groups = group_images(images)
         RecallCurveDisplay.from_estimator(aligner, inputs, texts, groups=groups, ax=panels[-1])
     with write_atomically(figure) as path:
-        canvas.savefig(path)
+        # The target of a link may have no suffix, which matplotlib would append.
+        canvas.savefig(path, format=figure.suffix[1:].lower())

@@ -29,6 +29,7 @@ class TestScores:
 
     def test_captions_give_recall_with_figure_and_report(self, photos, rows, tmp_path):
         figure, report = tmp_path / "f.png", tmp_path / "r.json"
+        figure.symlink_to(tmp_path / "without suffix")
         table_rows = rows(
             *("evaluate", photos, "--captions", "filename"),
             *("--figure", figure, "-o", report),

@@ -267,6 +267,16 @@ class TestTable:
         write(Path("/dev/null"), "csv")
         assert not os.path.isfile("/dev/null")
 
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+    @pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+    def test_full_device_is_named(self, form, monkeypatch):
+        """It is not removed either, as pyarrow did if the user may."""
+        removed = []
+        monkeypatch.setattr(os, "remove", removed.append)
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            write(Path("/dev/full"), form)
+        assert removed == []
+
     def test_undecodable_names_are_written_as_bytes(self, tmp_path):
         name = os.fsdecode(b"caf\xe9.jpg")
         with Table(["path"], tmp_path / "out.csv") as table:
