@@ -439,6 +439,8 @@ def compute_similarity_maps(
     (1, 2)
     """
     check_sequence(texts, "texts", "text")
+    if not len(texts):
+        raise ValueError("texts is empty. Pass at least one text.")
     preprocessing, aligner = unwrap(resolve_aligner(estimator), "estimator")
     encoder: Any = preprocessing or getattr(aligner, "image_encoder_", None)
     if not hasattr(encoder, "transform_grid"):

@@ -124,6 +124,8 @@ class TestMaps:
             compute_similarity_maps(on_features, images[:1], ["a cat"])
         with pytest.raises(ValueError, match="single text"):
             compute_similarity_maps(None, images[:1], "a cat")
+        with pytest.raises(ValueError, match="texts is empty"):
+            compute_similarity_maps(None, images[:1], [])
 
 
 class TestDisplay:
