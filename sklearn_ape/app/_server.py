@@ -57,6 +57,7 @@ button[role="tab"].selected { color: var(--primary-600) !important; }
 .note { font-size: 0.875rem; }
 .dark { color-scheme: dark; }
 #classify-verdict, #align-result { padding: 0.5rem 1rem; }
+#classify-verdict, #classify-answer dt { overflow-wrap: anywhere; }
 .captions-below .grid-wrap { min-height: 0; max-height: none; height: auto; overflow: visible; }
 .captions-below .grid-container {
   grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important;

@@ -36,6 +36,8 @@ _CLASSIFY_EXPLANATION = (
     f"probable labels, at most {_N_LABELS_SHOWN}, and the chance level are shown here."
 )
 
+_CLASSIFY_FAILURE = "**No result.** The message at the top says why."
+
 _PROBABILITIES_NOTE = (
     "The probabilities assume that exactly one of the labels is correct, so they add up to 100% "
     "and change with the labels. They are not calibrated for your images: 90% does not mean that "
@@ -286,6 +288,8 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     options["api_visibility"] = "private"
     submitted = names.submit(classify, inputs, outputs, **options)
     changed = image.change(classify_new_image, inputs, outputs, **options)
+    for event in (clicked, submitted, changed):  # not to show the result of another image
+        event.failure(lambda: (None, _CLASSIFY_FAILURE), None, outputs, **options)
     shown = [session, image, names], [label, correction, undo_button]
     for event in (clicked, submitted, changed, corrected, undone):
         event.success(update_correction, *shown, **options)
@@ -312,7 +316,8 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
                 elem_id="search-words",
             )
             button = gr.Button("Search", variant="primary", elem_id="search-button")
-            gr.Examples([[text] for text in _EXAMPLE_QUERIES], query, cache_examples=False)
+            queries = [[text] for text in _EXAMPLE_QUERIES]
+            examples = gr.Examples(queries, query, cache_examples=False, elem_id="search-examples")
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
                 image = _add_image_input(gr, "search-image")
@@ -364,7 +369,9 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
     inputs, outputs = [session, query, image, k], [session, gallery]
     options = {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
     button.click(search, inputs, outputs, api_name="search", **options)
-    query.submit(search, inputs, outputs, api_visibility="private", **options)
+    options["api_visibility"] = "private"
+    query.submit(search, inputs, outputs, **options)
+    examples.load_input_event.then(search, inputs, outputs, **options)
     inputs, outputs = [session, archive], [session, title, gallery]
     load_button.click(load_images, inputs, outputs, api_name="load_images", **_ONE_AT_A_TIME)
 

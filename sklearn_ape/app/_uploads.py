@@ -332,6 +332,12 @@ def _find_captions(folder: Path) -> CaptionedImages:
         images, captions = _read_table(folder, tables[0], data.images)
         return CaptionedImages(images, captions, f"the table {tables[0].name}")
     captions = load_image_folder(folder, captions="filename").captions
+    if len(captions) > len(set(captions)) == 1:  # such as IMG_0001.jpg, IMG_0002.jpg
+        raise UserError(
+            "The zip has no text files or table with captions, and the names of all images are "
+            f"{quote(captions[0])} without their numbers. Rename the images, or add text files or "
+            "a table."
+        )
     return CaptionedImages(data.images, captions, "the file names")
 
 

@@ -170,6 +170,8 @@ class TestFirstVisit:
         browser.wait(lambda: browser.text("classify-verdict").startswith(f"{name}, "))
 
         browser.tab("Search")
+        browser.click("#search-examples button")
+        browser.wait(lambda: browser.all("#search-gallery .caption-label")[0].text.endswith(")"))
         browser.write("search-words", captioned_images.captions[3])
         browser.click("#search-button")
         browser.wait(lambda: len(browser.all("#search-gallery img")) >= 12)
@@ -207,6 +209,7 @@ class TestErrors:
     def test_errors_are_shown_as_messages(self, browser, tmp_path, captioned_images):
         browser.click("#classify-button")
         browser.wait(lambda: "no image yet" in browser.driver.page_source)
+        browser.wait(lambda: "No result. The message" in browser.text("classify-verdict"))
         browser.tab("Align your own")
         broken = tmp_path / "broken.zip"
         broken.write_bytes(b"this is not a zip")

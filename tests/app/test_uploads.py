@@ -259,6 +259,7 @@ class TestErrors:
             ({"a.png": b"", "a.txt": " \n"}, "is empty"),
             ({"a.png": b"", "a.txt": b"\xff\xfe\xff"}, "not UTF-8"),
             ({"1.png": b"", "2.png": b""}, "names with words"),
+            ({"IMG_1.png": b"", "IMG_2.png": b""}, "names of all images are 'IMG'"),
             ({"a.png": b"", "x.csv": "", "y.csv": ""}, "several tables"),
             ({"a.png": b"", "x.csv": "who,what\n1,2\n"}, "no column"),
             ({"a.png": b"", "x.csv": "image,caption\n"}, "no rows"),
