@@ -25,7 +25,7 @@ from ..training.callbacks import (
 from ..training.data import PairDataset, split_pairs, subset
 from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
-from ..utils.messages import shows_progress
+from ..utils.messages import shows_progress, warn
 from ..utils.sklearn_compat import FitContext, reports_fit, restored_on_failure, with_callbacks
 from ..utils.validation import (
     check_boolean,
@@ -37,6 +37,7 @@ from ..utils.validation import (
 )
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder, remove_name
+from .pairs import count_equal
 
 # Parameters that may differ between ranks and between a training and its resumption. Encoders and
 # head pairs are compared by the features that they return.
@@ -214,6 +215,8 @@ class TrainedAligner(BaseAligner):
         -----
         ConvergenceWarning
             If training was stopped by a callback or by Ctrl-C.
+        UserWarning
+            If pairs are held out, and many rows of features in X or y are equal.
         """
         return self._fit(X, y)
 
@@ -241,8 +244,27 @@ class TrainedAligner(BaseAligner):
                     self.best_epoch_ = result.best_epoch
                     checkpoint.finish()
             self._set_bank(data)
+            self._warn_about_repeated_rows(data)
         context.end()
         return self
+
+    def _warn_about_repeated_rows(self, data: PairDataset) -> None:
+        """Warn if rows of features are repeated, which lowers the recall on held-out pairs."""
+        if data.items is None or not any("valid_recall" in row for row in self.history_):
+            return
+        images, image_rows, texts, text_rows = data.items.T
+        for name, side, items, rows, advice in (
+            ("X", "image", images, image_rows, "one row per image and a list of its captions"),
+            ("y", "text", texts, text_rows, "captions, which are identified by their text"),
+        ):
+            row_of_item = rows[np.unique(items, return_index=True)[1]]
+            takes_features = not hasattr(self, f"{side}_encoder_")
+            if takes_features and (n_equal := count_equal(row_of_item)):
+                warn(
+                    f"{n_equal:,} of the {len(row_of_item):,} rows of {name} have the same "
+                    "features as another row. Every row counts as a separate item, and ties count "
+                    f"against the recall in history_. Pass {advice}."
+                )
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
         self.__dict__.update(get_fitted_attributes(module, logit_scale))

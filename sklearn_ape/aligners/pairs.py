@@ -297,12 +297,17 @@ def _list_items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
     return np.unique(group * len(digests) + inverse, return_inverse=True)[1]
 
 
+def count_equal(keys: np.ndarray) -> int:
+    """Return how many keys equal another key, or 0 if they are few."""
+    counts = np.unique(keys, return_counts=True)[1]
+    n_equal = int(counts[counts > 1].sum())
+    return n_equal if n_equal >= _MIN_SHARE * len(keys) else 0
+
+
 def _warn_about_equal_features(name: str, features: Any, are_identified: bool) -> None:
     """Warn if many items to be scored have the same features as another item."""
-    digests = _digest_rows(features, np.arange(len(features)))
-    counts = np.unique(digests, return_counts=True)[1]
-    n_equal = int(counts[counts > 1].sum())
-    if n_equal < _MIN_SHARE * len(features) or not n_equal:
+    n_equal = count_equal(_digest_rows(features, np.arange(len(features))))
+    if not n_equal:
         return
     noun = "images" if name == "X" else "texts"
     if are_identified:

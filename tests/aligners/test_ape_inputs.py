@@ -236,6 +236,19 @@ class TestInvalidInput:
         with pytest.warns(UserWarning, match="9 of the 9 rows of X have the same features"):
             aligner.score(np.ones_like(features.image[:9]), captioned_images.captions[:9])
 
+    def test_rows_repeated_for_each_caption_warn(self, features, captioned_images, text_encoder):
+        """Recall on held-out pairs counts them as separate images, and captions as one text."""
+        X, captions = features.image[:120], np.array(captioned_images.captions[:240])
+        aligner = small(text_encoder=text_encoder, max_epochs=1)
+        aligner.fit(X, captions.reshape(120, 2).tolist())
+        match = "240 of the 240 rows of X have .* the recall in history_"
+        with pytest.warns(UserWarning, match=match) as record:
+            aligner.fit(np.repeat(X, 2, axis=0), captions)
+        assert len(record) == 1
+        with pytest.warns(UserWarning, match="240 of the 240 rows of y have the same features"):
+            aligner.fit(features.image[:240], np.repeat(features.text[:120], 2, axis=0))
+        aligner.set_params(early_stopping=False).fit(np.repeat(X, 2, axis=0), captions)
+
     def test_captions_as_images_raise(self, captioned_images, image_encoder, text_encoder):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
         with pytest.raises(ValueError, match=r"rows 0, 1, .*looks like a caption"):

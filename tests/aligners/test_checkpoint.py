@@ -151,6 +151,7 @@ class TestFolder:
         Interrupt.at_epoch = None
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", ".*have the same features")
             assert_same(clone(aligner).fit(X, Y), whole("plain"))
         assert files(tmp_path) == []
 
@@ -187,6 +188,7 @@ class TestFolder:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", ".*have the same features")
             assert_same(resumed.fit(X, Y), whole("plain"))
         assert "8/8" in capsys.readouterr().err
 
@@ -296,6 +298,7 @@ class TestCallbacks:
         counted = steps(None)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", ".*have the same features")
             aligner(lambda net, X, y: 1).fit(X, Y)
         resumed = counted.n_done
         counted = steps(None)
