@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sklearn.utils import check_consistent_length
 
-from ..utils.files import expand_user
+from ..utils.files import expand_user, write_folder_atomically
 from ..utils.messages import import_optional
 from ..utils.validation import check_integer, check_sequence, format_list
 
@@ -309,6 +309,9 @@ def write_webdataset(
 ) -> list[str]:
     """Write pairs of images and captions into WebDataset tar shards.
 
+    The shards appear in the folder when all of them are written, so that none remain after an
+    error.
+
     Parameters
     ----------
     images : iterable of path-like or bytes
@@ -369,14 +372,17 @@ def write_webdataset(
             f"{str(folder)!r} contains shards ({format_list(existing, str)}), which would be "
             "mixed with the new ones. Pass another folder, or delete them."
         )
-    shards: list[str] = []
+    names: list[str] = []
     pairs = enumerate(zip(images, captions, strict=True))
-    while chunk := list(islice(pairs, pairs_per_shard)):
-        shards.append(os.path.join(folder, f"{len(shards):05d}.tar"))
-        with wds.TarWriter(shards[-1]) as writer:
-            for number, (image, caption) in chunk:
-                writer.write(_make_sample(number, image, caption, extension))
-    return shards
+    with write_folder_atomically(folder / "00000.tar") as temporary:
+        while chunk := list(islice(pairs, pairs_per_shard)):
+            names.append(f"{len(names):05d}.tar")
+            with wds.TarWriter(str(temporary / names[-1])) as writer:
+                for number, (image, caption) in chunk:
+                    writer.write(_make_sample(number, image, caption, extension))
+        for name in names:
+            os.replace(temporary / name, folder / name)
+    return [str(folder / name) for name in names]
 
 
 def _make_sample(number: int, image: Any, caption: Any, extension: str | None) -> dict[str, Any]:

@@ -232,6 +232,16 @@ def test_written_shards_are_read(tmp_path, captioned_images):
         write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
 
 
+def test_error_leaves_no_shards(tmp_path):
+    arguments = {"pairs_per_shard": 1, "extension": "jpg"}
+    with pytest.raises(ValueError, match=r"Caption 2 .*is ' '"):
+        write_webdataset([b"x"] * 3, ["one", "two", " "], tmp_path, **arguments)
+    assert list(tmp_path.iterdir()) == []
+    write_webdataset([b"x"] * 3, ["one", "two", "three"], tmp_path, **arguments)
+    names = ["00000.tar", "00001.tar", "00002.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_encode_to_accepts_images_or_captions(
     tmp_path, captioned_images, image_encoder, text_encoder
 ):
