@@ -146,7 +146,10 @@ def _read_parquet(file: Path) -> Table:
 
 
 def _split_columns(frame: Any, where: str) -> Table:
-    """Return the columns of a pandas, polars or pyarrow table."""
+    """Return the columns of a pandas, polars or pyarrow table, and named indexes of pandas."""
+    if hasattr(frame, "reset_index"):
+        indexes = [name for name in frame.index.names if name not in (None, *frame.columns)]
+        frame = frame.reset_index(indexes)
     # Not `column_names` of any table: it may be a column of a data frame.
     names = list(frame.columns if hasattr(frame, "to_dict") else frame.column_names)
     _check_distinct(names, where)
@@ -292,8 +295,8 @@ def load_pairs(
         ``.csv`` and ``.tsv``, an apostrophe before a caption or label that starts with ``=``,
         ``+``, ``-`` or ``@`` is removed; it prevents spreadsheets from computing the cell.
     image : str, default="image"
-        Column of images: paths, bytes of image files, PIL images, arrays, or dicts
-        ``{"bytes": ..., "path": ...}`` as in Hugging Face datasets [1]_.
+        Column, or named index of pandas, of images: paths, bytes of image files, PIL images,
+        arrays, or dicts ``{"bytes": ..., "path": ...}`` as in Hugging Face datasets [1]_.
     caption : str or None, default="caption"
         Column of captions, which are texts or lists of texts. None means no captions. The
         column of the default may be missing if `label` is set.
@@ -318,7 +321,8 @@ def load_pairs(
         captions : list of str, or list of list of str, length n_rows, or None
             Captions, or lists of captions if any row has several; None if there are none.
         labels : ndarray of str, shape (n_rows,)
-            Labels. The field exists only if `label` is not None.
+            Labels, in which floats such as 1.0 are written as integers. The field exists only if
+            `label` is not None.
         DESCR : str
             Description of the source.
 
@@ -432,6 +436,8 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
                 f"{where} has the {type(value).__name__} {value!r} in column {name!r}, row {row} "
                 "(the first is 0). Convert the labels to texts."
             )
+    # pandas turns integers into floats where a value of the column is missing.
+    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     # str() of a member of an Enum of texts is its name.
     return np.array([str.__str__(v).strip() if isinstance(v, str) else str(v) for v in values])
 

@@ -44,6 +44,25 @@ def test_table_formats_give_equal_pairs(folder, frame, kind):
     assert data.labels.dtype.kind == "U"
 
 
+def test_named_index_is_a_column(folder, frame):
+    """Also if the index is a copy of a column."""
+    for drop in (True, False):
+        indexed = frame.set_index("image", drop=drop)
+        write_table(indexed, folder / "t.parquet")
+        for source in (folder / "t.parquet", indexed):
+            data = load_pairs(source, root=folder, check_files=False)
+            assert relative(folder, data.images) == list(NAMES)
+            assert data.captions == ["NA", "007", "a dog"]
+
+
+def test_integer_labels_of_a_column_of_floats(folder, frame):
+    """pandas converts integers to floats if a value is missing."""
+    frame = frame.assign(kind=[1, None, 2])[["image", "kind"]].dropna()
+    assert load_pairs(frame, label="kind", root=folder).labels.tolist() == ["1", "2"]
+    frame["kind"] += 0.5
+    assert load_pairs(frame, label="kind", root=folder).labels.tolist() == ["1.5", "2.5"]
+
+
 def test_captions_are_optional_with_labels(folder, frame):
     """But a wrong name of the column is an error."""
     write_table(frame.drop(columns="caption"), folder / "t.csv")
