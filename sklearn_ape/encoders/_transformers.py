@@ -120,7 +120,8 @@ class TransformersTextEncoder(TextEncoder):
     -----
     Texts are prepared as the model's files declare. They are lower-cased for SigLIP and SigLIP 2,
     and for sentence-transformers models with ``do_lower_case``. The default prompt of a
-    sentence-transformers model is prepended. A warning lists prompts without a default.
+    sentence-transformers model is prepended. A warning lists prompts without a default. Features
+    are truncated to its ``truncate_dim``, after they are normalized.
 
     Networks that do not mask padding, such as FNet and ConvBERT, encode one text at a time. In
     larger batches, features would depend on the other texts.
@@ -168,9 +169,8 @@ class TransformersTextEncoder(TextEncoder):
 
     def _get_identity(self) -> dict[str, Any]:
         identity = super()._get_identity()
-        preparation = read_preparation(self.model_name, self.revision, identity["weights"])
-        corrections = identify_corrections(self.model_name, self.revision, identity["weights"])
-        return identity | preparation.identity() | corrections
+        source = self.model_name, self.revision, identity["weights"]
+        return identity | read_preparation(*source).identity() | identify_corrections(*source)
 
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
@@ -189,14 +189,13 @@ class TransformersTextEncoder(TextEncoder):
 
     def _read_pipeline(self, tokenizer: Any, model: Any) -> _TextPipeline:
         """Read pooling, normalization and length from the sentence-transformers files."""
-        modules = read_side_file(self.model_name, self.revision, "modules.json") or []
+        source = self.model_name, self.revision
+        modules = read_side_file(*source, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        weights = self._compute_weights_fingerprint()
-        preparation = read_preparation(self.model_name, self.revision, weights)
+        preparation = read_preparation(*source, self._compute_weights_fingerprint())
         if "Pooling" in kinds:
-            file = f"{kinds['Pooling']}/config.json"
-            config = read_side_file(self.model_name, self.revision, file) or {}
+            config = read_side_file(*source, f"{kinds['Pooling']}/config.json") or {}
             pooling = parse_pooling(config)
             if preparation.prompt and not config.get("include_prompt", True):
                 pooling = f"{pooling} without the prompt"
@@ -206,8 +205,7 @@ class TransformersTextEncoder(TextEncoder):
             pooling = f"{pooling} and {', '.join(sorted(unsupported))}"
         n_positions = _count_positions(model) or _MAX_TOKENS
         limit = min(tokenizer.model_max_length, n_positions, _MAX_TOKENS)
-        file = "sentence_bert_config.json"
-        sentence = read_side_file(self.model_name, self.revision, file) or {}
+        sentence = read_side_file(*source, "sentence_bert_config.json") or {}
         limit = sentence.get("max_seq_length") or limit
         normalize, n_special = "Normalize" in kinds, tokenizer.num_special_tokens_to_add()
         return _TextPipeline(tokenizer, limit, pooling, normalize, preparation, n_special)
@@ -230,7 +228,7 @@ class TransformersTextEncoder(TextEncoder):
                 f"of {self.model_name!r} adds {n_special} special tokens. Pass at least "
                 f"{n_special + 1}."
             )
-        return _TextFeatures(network.model, pooling, normalize)
+        return _TextFeatures(network.model, pooling, normalize, pipeline.preparation.truncate_dim)
 
     def _sort_rows(self, items: list[Any]) -> list[int]:
         pipeline: _TextPipeline = self._get_network().prepare
@@ -282,13 +280,14 @@ class TransformersTextEncoder(TextEncoder):
 
 
 class _TextFeatures(torch.nn.Module):
-    """A text network with pooling and normalization."""
+    """A text network with pooling, normalization and truncation."""
 
-    def __init__(self, model: Any, pooling: str, normalize: bool) -> None:
+    def __init__(self, model: Any, pooling: str, normalize: bool, n_out: int | None) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
         self.normalize = normalize
+        self.n_out = n_out
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Map the inputs `_INPUTS`, (n, n_tokens) each, to features, (n, n_features)."""
@@ -306,7 +305,8 @@ class _TextFeatures(torch.nn.Module):
                 tower = tower.get_encoder()
             last = _get_hidden_states(tower(**tokens), tower)
             pooled = pool_tokens(last, mask, self.pooling)
-        return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
+        features = nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
+        return features[:, : self.n_out]
 
 
 def _count_positions(model: Any) -> int | None:

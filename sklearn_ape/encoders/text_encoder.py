@@ -31,11 +31,15 @@ _MAX_FOREIGN_SHARE = 0.01
 
 
 class TextPreparation(NamedTuple):
-    """Prompt and lower-casing of texts before tokenization, as a model's files declare."""
+    """Prompt and lower-casing of texts before tokenization, as a model's files declare.
+
+    `truncate_dim` is the number of features to keep.
+    """
 
     prompt: str = ""
     lower: bool = False
     tokenizer_lowers: bool = False  # then `lower` does not change the features
+    truncate_dim: int | None = None
 
     def __call__(self, texts: Any) -> Any:
         """Return the texts with prompt and lower-casing applied."""
@@ -50,6 +54,8 @@ class TextPreparation(NamedTuple):
             identity["prompt"] = self.prompt
         if self.lower and not self.tokenizer_lowers:
             identity["lower"] = True
+        if self.truncate_dim:
+            identity["truncate_dim"] = self.truncate_dim
         return identity
 
 
@@ -84,7 +90,8 @@ def read_preparation(
             "prompt, so texts are encoded without one, as in sentence-transformers. Prepend a "
             f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
-    return TextPreparation(prompts.get(default, ""), lower, tokenizer_lowers)
+    truncate_dim = sentence.get("truncate_dim")
+    return TextPreparation(prompts.get(default, ""), lower, tokenizer_lowers, truncate_dim)
 
 
 def parse_pooling(config: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
 )
 from sklearn_ape.encoders.resolve import resolve_encoder
+from sklearn_ape.encoders.text_encoder import read_preparation
 from tests.encoders.tiny_networks import TEXTS, multimodal_folder, text_folder
 
 st = pytest.importorskip("sentence_transformers")
@@ -211,3 +212,31 @@ class TestUse:
         encoder = SentenceTransformerEncoder(folder, revision="another", cache=None)
         with pytest.raises(ImportError, match=r"sklearn-ape\[sentence-transformers\]"):
             encoder.transform(TEXTS)
+
+
+@pytest.fixture
+def plain_folder(tmp_path):
+    """Return the folder of a model that `TransformersTextEncoder` computes, too."""
+    (tmp_path / "transformer").mkdir()
+    transformer = modules.Transformer(text_folder(tmp_path / "transformer"))
+    pooling = modules.Pooling(transformer.get_embedding_dimension())
+    model = st.SentenceTransformer(
+        modules=[transformer, pooling, modules.Normalize()], truncate_dim=5, device="cpu"
+    )
+    model.save(str(tmp_path / "model"))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("encoder_class", [SentenceTransformerEncoder, TransformersTextEncoder])
+def test_declared_truncation_is_applied(plain_folder, encoder_class, tmp_path):
+    """Features of earlier versions, which ignored it, are not read from a cache."""
+    config = plain_folder / "config_sentence_transformers.json"
+    declared = config.read_text()
+    config.write_text(declared.replace('"truncate_dim": 5', '"truncate_dim": null'))
+    assert encoder_class(str(plain_folder), cache=tmp_path).transform(TEXTS).shape[1] > 5
+    read_preparation.cache_clear()
+    config.write_text(declared)
+    features = encoder_class(str(plain_folder), cache=tmp_path).transform(TEXTS)
+    expected = st.SentenceTransformer(str(plain_folder), device="cpu").encode(TEXTS)
+    assert expected.shape[1] == 5
+    np.testing.assert_allclose(features, expected, atol=1e-5)
