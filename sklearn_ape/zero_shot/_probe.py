@@ -372,8 +372,10 @@ def _make_folds(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
     is_tested = (counts[codes] >= 2) & (np.count_nonzero(counts) > 1)
     n_folds = min(_N_FOLDS, int(counts.max(initial=1)))
     # Examples of each class are distributed in turns. Classes begin at different folds, so that
-    # the folds have about the same size.
-    order = np.lexsort((first, codes[first]))
+    # the folds have about the same size. They are in the order of their first examples, so that
+    # the folds do not depend on the names.
+    _, start, class_of = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.lexsort((first, start[class_of[first]]))
     folds = np.empty(len(first), dtype=np.intp)
     folds[order] = np.arange(len(first)) % n_folds
     return folds[copy_of.ravel()], is_tested
@@ -387,11 +389,12 @@ def _cross_validate(
     codes, weights = all_codes[is_tested], all_weights[is_tested]
     logits, adjustments = _predict_held_out(problem, name_weight, folds)
     logits, adjustments = logits[is_tested], adjustments[is_tested]
-    seen = np.unique(all_codes)
+    seen, start, class_of = np.unique(all_codes, return_index=True, return_inverse=True)
     if 1 < len(seen) < problem.n_classes:
         # Images of classes without examples are represented by the examples of other classes, all
         # of which are held out, as if all classes were equally frequent.
-        class_folds = np.searchsorted(seen, all_codes) % min(_N_FOLDS, len(seen))
+        rank = np.argsort(np.argsort(start))  # in the order of the first examples, as above
+        class_folds = rank[class_of] % min(_N_FOLDS, len(seen))
         new_logits, new_adjustments = _predict_held_out(problem, name_weight, class_folds)
         logits = np.concatenate([logits, new_logits])
         adjustments = np.concatenate([adjustments, new_adjustments])

@@ -137,6 +137,20 @@ def test_weights_equal_repeated_examples(centers, n_per_class):
     assert weighted.temperature == pytest.approx(repeated.temperature, rel=0.01)
 
 
+@pytest.mark.parametrize("n_with_examples", [8, N_CLASSES])
+def test_probabilities_do_not_depend_on_the_order_of_classes(centers, n_with_examples):
+    """The folds are the same, and so are temperature and accuracy."""
+    examples = draw(centers[:n_with_examples], 5, 0.3, 0)
+    examples = examples.select(np.random.default_rng(1).permutation(len(examples.codes)))
+    probe = fit(examples, centers)
+    position = np.random.default_rng(2).permutation(N_CLASSES)  # the new code of each class
+    permuted = fit(
+        examples._replace(codes=position[examples.codes]), centers[np.argsort(position)]
+    )
+    assert permuted.temperature == pytest.approx(probe.temperature, rel=1e-3)
+    assert permuted.accuracy == pytest.approx(probe.accuracy)
+
+
 @pytest.mark.parametrize("n_with_examples", [4, 12])
 def test_examples_do_not_attract_images_of_classes_without_examples(n_with_examples):
     """All images have something in common, which the examples must not claim for their classes."""
