@@ -484,7 +484,7 @@ def digest_images(X: Any) -> np.ndarray | None:
     digests = np.empty(len(items), dtype="V16")
     for row, item in enumerate(items):
         try:
-            digest = digest_image(item)
+            digest = digest_image(unwrap_image(item))
         except ItemError:
             digest = hashlib.sha256(f"row {row}".encode()).digest()
         digests[row] = np.void(digest[:16])

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -210,6 +211,15 @@ class TestFittedImages:
         ]
         for model in (real, loaded):
             assert model.was_fitted_on(queries).tolist() == [True, True, False, False]
+
+    def test_dicts_of_hugging_face_datasets_are_recognized_by_content(
+        self, captioned_images, real, tmp_path
+    ):
+        """They were identified by their position, so that new images were reported as known."""
+        paths = [captioned_images.images[row] for row in (60, 0, 61)]
+        dicts = [{"bytes": None, "path": str(path)} for path in paths]
+        dicts += [{"bytes": Path(paths[1]).read_bytes(), "path": None}]
+        assert real.was_fitted_on(dicts).tolist() == [False, True, False, True]
 
     def test_features_in_place_of_images_raise(self, real, features):
         """They would all be reported as new, and training images would remain in a test set."""
