@@ -32,7 +32,7 @@ from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ig
 from ._serialization import SavedAlignerMixin
 from .fitted_images import FittedImages
 from .pairs import (
-    Rows,
+    EncodedPairs,
     append_head_pairs,
     as_sequence,
     check_lengths,
@@ -347,13 +347,13 @@ class BaseAligner(
                 "the captions (or their features) of the images in X."
             )
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
-        rows = self._make_rows(X, y, reset=True)
-        self._fitted_images = FittedImages.from_features(rows.image, rows.image_digests)
-        data = make_distinct_pairs(rows)
+        encoded = self._encode_pairs(X, y, reset=True)
+        self._fitted_images = FittedImages.from_features(encoded.image, encoded.image_digests)
+        data = make_distinct_pairs(encoded)
         if len(data.pairs) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 pairs for a contrastive fit, got "
-                f"n_samples={len(rows.image_rows)} with 1 distinct pair. Pass more pairs."
+                f"n_samples={len(encoded.image_rows)} with 1 distinct pair. Pass more pairs."
             )
         self._n_pairs = len(data.pairs)
         if head is not None:
@@ -368,21 +368,21 @@ class BaseAligner(
 
     def _make_scored_pairs(self, X: Any, y: Any, groups: Any = None) -> PairDataset:
         """Return the pairs to score, with one row per image and per caption."""
-        return make_item_pairs(self._make_rows(X, y, reset=False), groups)
+        return make_item_pairs(self._encode_pairs(X, y, reset=False), groups)
 
-    def _make_rows(self, X: Any, y: Any, reset: bool) -> Rows:
+    def _encode_pairs(self, X: Any, y: Any, reset: bool) -> EncodedPairs:
         """Return features of both sides; y is checked before images are encoded."""
         check_sequence(X, "X", "image", "images or features")
         names = check_text_columns(y, [] if reset else self._text_feature_names)
         if reset:
             self._text_feature_names = names
         y = as_sequence(y)
-        make_rows = self._make_caption_rows if holds_texts(y) else self._make_feature_rows
-        rows = make_rows(X, y, reset)
+        encode = self._encode_caption_pairs if holds_texts(y) else self._encode_feature_pairs
+        encoded = encode(X, y, reset)
         digests = None if self._get_encoder("image") is None else digest_images(X)
-        return rows._replace(image_digests=digests)
+        return encoded._replace(image_digests=digests)
 
-    def _make_caption_rows(self, X: Any, y: Any, reset: bool) -> Rows:
+    def _encode_caption_pairs(self, X: Any, y: Any, reset: bool) -> EncodedPairs:
         encoder = self._get_encoder("text")
         if encoder is None:
             raise ValueError(
@@ -395,9 +395,9 @@ class BaseAligner(
         check_lengths(X, len(y))
         image = self._get_image_features(X, reset)
         text, text_rows = encode_unique(partial(self._encode_texts, reset=reset), captions, rows)
-        return Rows(image, text, rows, text_rows, are_captions=True)
+        return EncodedPairs(image, text, rows, text_rows, are_captions=True)
 
-    def _make_feature_rows(self, X: Any, y: Any, reset: bool) -> Rows:
+    def _encode_feature_pairs(self, X: Any, y: Any, reset: bool) -> EncodedPairs:
         takes_items = self._get_encoder("image") is not None or holds_images(X)
         takes_texts = takes_items or self._get_encoder("text") is not None
         if takes_texts and not issparse(y) and np.ndim(as_numeric(y, "y")) == 1:
@@ -420,7 +420,7 @@ class BaseAligner(
                 )
             text = self._get_text_features(text.reshape(len(text), -1), reset)
         every_row = np.arange(len(image))
-        return Rows(image, text, every_row, every_row)
+        return EncodedPairs(image, text, every_row, every_row)
 
     def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
         """Return at least `n_min` rows of image features; NaN where encoding failed."""

@@ -156,7 +156,7 @@ def encode_unique(
         raise EncodingError(summarize_errors(errors, "caption") + remedy, errors) from None
 
 
-class Rows(NamedTuple):
+class EncodedPairs(NamedTuple):
     """Features of both sides, and the rows of each pair.
 
     `image` has one row per row of X. `text` has one row per distinct caption if `are_captions`,
@@ -189,19 +189,19 @@ def check_lengths(X: Any, n_rows: int) -> None:
         )
 
 
-def make_distinct_pairs(rows: Rows) -> PairDataset:
+def make_distinct_pairs(encoded: EncodedPairs) -> PairDataset:
     """Return training pairs, in which equal features count as one image or caption.
 
     Pairs with a row that could not be encoded are left out, with a warning.
     """
-    rows, _ = _drop_missing(rows)
+    encoded, _ = _drop_missing(encoded)
     image, image_rows = _merge_rows(
-        rows.image, rows.image_rows, _digest_rows(rows.image, rows.image_rows)
+        encoded.image, encoded.image_rows, _digest_rows(encoded.image, encoded.image_rows)
     )
     text, text_rows = _merge_rows(
-        rows.text, rows.text_rows, _digest_rows(rows.text, rows.text_rows)
+        encoded.text, encoded.text_rows, _digest_rows(encoded.text, encoded.text_rows)
     )
-    image_items, text_items = rows.image_items, rows.text_rows
+    image_items, text_items = encoded.image_items, encoded.text_rows
     n_images, n_texts = (len(np.unique(items)) for items in (image_items, text_items))
     if len(image) == 1 < max(n_images, n_texts):
         warn("All images have the same features. Check the images, the image encoder or X.")
@@ -212,7 +212,7 @@ def make_distinct_pairs(rows: Rows) -> PairDataset:
     return PairDataset(image, text, pairs, items=items)
 
 
-def make_item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
+def make_item_pairs(encoded: EncodedPairs, groups: Any = None) -> PairDataset:
     """Return pairs to score, with one row per image and per caption even if features are equal.
 
     Pairs with a row that could not be encoded are left out, with a warning. All images and
@@ -221,18 +221,18 @@ def make_item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
     """
     group = None
     if groups is not None:
-        group = number_groups(groups, len(rows.image))[rows.image_rows]
-    rows, group = _drop_missing(rows, group)
-    image_items, text_items = rows.image_items, rows.text_rows
-    are_images = rows.image_digests is not None
+        group = number_groups(groups, len(encoded.image))[encoded.image_rows]
+    encoded, group = _drop_missing(encoded, group)
+    image_items, text_items = encoded.image_items, encoded.text_rows
+    are_images = encoded.image_digests is not None
     if group is not None and not are_images:
-        image_items = _list_items_in_groups(group, _digest_rows(rows.image, rows.image_rows))
-    if group is not None and not rows.are_captions:
-        text_items = _list_items_in_groups(group, _digest_rows(rows.text, rows.text_rows))
-    image, image_rows = _merge_rows(rows.image, rows.image_rows, image_items)
-    text, text_rows = _merge_rows(rows.text, rows.text_rows, text_items)
+        image_items = _list_items_in_groups(group, _digest_rows(encoded.image, encoded.image_rows))
+    if group is not None and not encoded.are_captions:
+        text_items = _list_items_in_groups(group, _digest_rows(encoded.text, encoded.text_rows))
+    image, image_rows = _merge_rows(encoded.image, encoded.image_rows, image_items)
+    text, text_rows = _merge_rows(encoded.text, encoded.text_rows, text_items)
     _warn_about_equal_features("X", image, are_images or group is not None)
-    if not rows.are_captions:
+    if not encoded.are_captions:
         _warn_about_equal_features("y", text, group is not None)
     if group is None:
         return PairDataset(image, text, drop_repeated_pairs(image_rows, text_rows, len(text)))
@@ -242,25 +242,27 @@ def make_item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
     return PairDataset(image, text, np.column_stack((images @ texts).nonzero()))
 
 
-def _drop_missing(rows: Rows, group: np.ndarray | None = None) -> tuple[Rows, np.ndarray | None]:
+def _drop_missing(
+    encoded: EncodedPairs, group: np.ndarray | None = None
+) -> tuple[EncodedPairs, np.ndarray | None]:
     """Leave out pairs, and their groups, with a row that could not be encoded."""
     is_missing = (
-        find_missing_rows(rows.image)[rows.image_rows]
-        | find_missing_rows(rows.text)[rows.text_rows]
+        find_missing_rows(encoded.image)[encoded.image_rows]
+        | find_missing_rows(encoded.text)[encoded.text_rows]
     )
     if not is_missing.any():
-        return rows, group
-    missing = np.unique(rows.image_rows[is_missing])
+        return encoded, group
+    missing = np.unique(encoded.image_rows[is_missing])
     warn(
         f"{len(missing)} rows are left out, because they could not be encoded: "
         f"{format_list(missing, str)}.",
     )
     if is_missing.all():
         raise ValueError("X and y have no pair that could be encoded. Check the files in X.")
-    rows = rows._replace(
-        image_rows=rows.image_rows[~is_missing], text_rows=rows.text_rows[~is_missing]
+    encoded = encoded._replace(
+        image_rows=encoded.image_rows[~is_missing], text_rows=encoded.text_rows[~is_missing]
     )
-    return rows, None if group is None else group[~is_missing]
+    return encoded, None if group is None else group[~is_missing]
 
 
 def _merge_rows(features: Any, rows: np.ndarray, keys: np.ndarray) -> tuple[Any, np.ndarray]:

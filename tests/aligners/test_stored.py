@@ -143,13 +143,13 @@ class TestInvalidRows:
 
 def test_split_of_pairs_reads_no_features(concepts, mapped):
     """A validation split that copied the training features would fill the memory."""
-    from sklearn_ape.aligners.pairs import Rows, make_distinct_pairs
+    from sklearn_ape.aligners.pairs import EncodedPairs, make_distinct_pairs
     from sklearn_ape.training.data import subset
 
     sides = (StoredRows(mapped(side)) for side in (concepts.image, concepts.text))
     image, text = sides
     rows = np.arange(300)
-    data = make_distinct_pairs(Rows(image, text, rows, rows))
+    data = make_distinct_pairs(EncodedPairs(image, text, rows, rows))
     assert data.image is image
     part = subset(data, np.arange(1, 300, 2))
     assert isinstance(part.image, StoredRows)
