@@ -10,8 +10,18 @@ from typing import Any, Self
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 
-from ..prompts import prompts_of, resolve_templates, validate_y
+from ..prompts import (
+    check_in_labels,
+    may_be_encoded,
+    prompts_of,
+    resolve_class_names,
+    resolve_names,
+    resolve_templates,
+    validate_y,
+)
+from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
+from ._base import warn_about_numbers
 from ._single_label import SingleLabelClassifier
 
 
@@ -181,6 +191,38 @@ class ZeroShotClassifier(SingleLabelClassifier):
         self._note_fit()
         progress.end()
         return self
+
+    def _fit_names(self, y: list[Any] | None, keeps_aligner: bool) -> dict[Any, list[str]]:
+        """Return the names of each class, from labels or from y; y must agree with labels."""
+        if self.labels is None:
+            names = resolve_names(dict.fromkeys(y or ()), "y")
+            warn_about_numbers("y", names)
+            return names
+        names = resolve_class_names(self.labels)
+        if y is not None:
+            # With images of no class, a search can choose the threshold of a fitted aligner.
+            check_in_labels(y, names, [self.unknown_label] if keeps_aligner else [])
+            if may_be_encoded(y, names):
+                self._report_encoded_labels(y, names, keeps_aligner)
+        return names
+
+    def _report_encoded_labels(
+        self, y: list[Any], names: Mapping[Any, list[str]], keeps_aligner: bool
+    ) -> None:
+        message = (
+            f"y holds the numbers from 0 to {max(y)} only, and labels has {len(names)} classes. "
+            "Within VotingClassifier and other meta-estimators, which number the labels of y "
+            "before they call fit, these numbers may stand for other labels. "
+        )
+        if keeps_aligner:  # fit would learn nothing from y, so that it is not needed
+            raise ValueError(
+                f"{message}Predict without fit, since the aligner is fitted, or pass labels that "
+                "are texts, or only those that y holds."
+            )
+        warn(
+            f"{message}Pass labels that are texts, or only those that y holds, if this "
+            "classifier is fitted by a meta-estimator."
+        )
 
     def _make_aligner(
         self, X: Any, y: Any, names: Mapping[Any, list[str]], captions: Any, progress: FitContext

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,14 @@ from ..prompts import (
     check_in_labels,
     describe_similar_label,
     is_hierarchy,
-    may_be_encoded,
     resolve_class_names,
-    resolve_names,
     to_builtin,
     to_class_array,
     validate_y,
 )
 from ..utils.messages import warn
 from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
-from ._base import Hierarchy, ZeroShotBase, warn_about_numbers
+from ._base import Hierarchy, ZeroShotBase
 from ._transduction import compute_log_prior, propagate_labels, resolve_class_prior
 
 
@@ -254,32 +252,6 @@ class SingleLabelClassifier(ZeroShotBase):
         hits = self._iter_hits_by_level(X, y)
         return [float(np.mean(of_level)) if of_level else np.nan for of_level in hits]
 
-    def _iter_hits_by_level(self, X: Any, y: Any) -> Iterator[list[bool]]:
-        """Yield, for each level, whether the images that count there are predicted correctly."""
-        hierarchy = self._get_hierarchy()
-        check_consistent_length(X, y)
-        index_of = {label: index for index, label in enumerate(hierarchy.nodes.tolist())}
-        truth = validate_y(y)
-        check_in_labels(truth, {label: [str(label)] for label in index_of})
-        paths = [hierarchy.paths[index_of[label]] for label in truth]
-        for level, level_probabilities in enumerate(self.predict_proba_levels(X)):
-            nodes = hierarchy.find_nodes(level)
-            is_unreadable = np.isnan(level_probabilities[:, 0])
-            predicted = nodes[level_probabilities.argmax(axis=1)]
-            predicted = np.where(is_unreadable, UNREADABLE, predicted)
-            yield [
-                predicted[row] == path[min(level, len(path) - 1)]
-                for row, path in enumerate(paths)
-                if len(path) > level or path[-1] in nodes
-            ]
-
-    @property
-    def levels_(self) -> list[np.ndarray]:
-        """Labels of the nodes at each level of a hierarchy, from the coarsest to the finest."""
-        hierarchy = self._get_hierarchy()
-        levels = range(hierarchy.n_levels)
-        return [hierarchy.nodes[hierarchy.find_nodes(level)] for level in levels]
-
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Compute the accuracy: the fraction of images whose class is predicted correctly.
 
@@ -322,38 +294,6 @@ class SingleLabelClassifier(ZeroShotBase):
         hits = codes == [code_of_label.get(label, UNREADABLE) for label in truth]
         return float(np.average(hits, weights=weights))
 
-    def _fit_names(self, y: list[Any] | None, keeps_aligner: bool) -> dict[Any, list[str]]:
-        """Return the names of each class, from labels or from y; y must agree with labels."""
-        if self.labels is None:
-            names = resolve_names(dict.fromkeys(y or ()), "y")
-            warn_about_numbers("y", names)
-            return names
-        names = resolve_class_names(self.labels)
-        if y is not None:
-            # With images of no class, a search can choose the threshold of a fitted aligner.
-            check_in_labels(y, names, [self.unknown_label] if keeps_aligner else [])
-            if may_be_encoded(y, names):
-                self._report_encoded_labels(y, names, keeps_aligner)
-        return names
-
-    def _report_encoded_labels(
-        self, y: list[Any], names: Mapping[Any, list[str]], keeps_aligner: bool
-    ) -> None:
-        message = (
-            f"y holds the numbers from 0 to {max(y)} only, and labels has {len(names)} classes. "
-            "Within VotingClassifier and other meta-estimators, which number the labels of y "
-            "before they call fit, these numbers may stand for other labels. "
-        )
-        if keeps_aligner:  # fit would learn nothing from y, so that it is not needed
-            raise ValueError(
-                f"{message}Predict without fit, since the aligner is fitted, or pass labels that "
-                "are texts, or only those that y holds."
-            )
-        warn(
-            f"{message}Pass labels that are texts, or only those that y holds, if this "
-            "classifier is fitted by a meta-estimator."
-        )
-
     @property
     def classes_(self) -> np.ndarray:
         """Classes in sorted order."""
@@ -363,6 +303,13 @@ class SingleLabelClassifier(ZeroShotBase):
                 f"{type(self).__name__} has no classes_ before fit when labels=None."
             )
         return to_class_array(names)
+
+    @property
+    def levels_(self) -> list[np.ndarray]:
+        """Labels of the nodes at each level of a hierarchy, from the coarsest to the finest."""
+        hierarchy = self._get_hierarchy()
+        levels = range(hierarchy.n_levels)
+        return [hierarchy.nodes[hierarchy.find_nodes(level)] for level in levels]
 
     def _prepare_logits(self, use_prior: bool = True) -> LogitTiles:
         """Check the parameters and the fitted state, and embed the labels."""
@@ -428,6 +375,25 @@ class SingleLabelClassifier(ZeroShotBase):
     def _list_nodes(self, classes: np.ndarray) -> np.ndarray:
         """Return the labels that may be predicted: the classes, and nodes of a hierarchy."""
         return self._get_hierarchy().nodes if is_hierarchy(self._get_labels()) else classes
+
+    def _iter_hits_by_level(self, X: Any, y: Any) -> Iterator[list[bool]]:
+        """Yield, for each level, whether the images that count there are predicted correctly."""
+        hierarchy = self._get_hierarchy()
+        check_consistent_length(X, y)
+        index_of = {label: index for index, label in enumerate(hierarchy.nodes.tolist())}
+        truth = validate_y(y)
+        check_in_labels(truth, {label: [str(label)] for label in index_of})
+        paths = [hierarchy.paths[index_of[label]] for label in truth]
+        for level, level_probabilities in enumerate(self.predict_proba_levels(X)):
+            nodes = hierarchy.find_nodes(level)
+            is_unreadable = np.isnan(level_probabilities[:, 0])
+            predicted = nodes[level_probabilities.argmax(axis=1)]
+            predicted = np.where(is_unreadable, UNREADABLE, predicted)
+            yield [
+                predicted[row] == path[min(level, len(path) - 1)]
+                for row, path in enumerate(paths)
+                if len(path) > level or path[-1] in nodes
+            ]
 
     @ignores_underflow
     def _predict_codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
