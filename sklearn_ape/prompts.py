@@ -20,6 +20,7 @@ from .utils.validation import (
     find_repeated,
     format_list,
     is_missing,
+    to_builtin,
     to_list,
 )
 
@@ -170,19 +171,6 @@ _SEVERAL_HINT = (
     "For several labels per image, use MultiLabelZeroShotClassifier. For one-hot rows, pass "
     f"numpy.argmax(y, axis=1) as y. {_CAPTIONS_HINT}"
 )
-
-
-def to_builtin(value: Any) -> Any:
-    """Convert NumPy scalars and members of enums to a built-in str, bool, int or float."""
-    if isinstance(value, np.datetime64 | np.timedelta64):  # their item() may return an int
-        return value
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, str) and type(value) is not str:
-        return str.__str__(value)
-    if isinstance(value, int) and type(value) not in (int, bool):
-        return int(value)
-    return value
 
 
 def to_class_array(labels: Iterable[Any]) -> np.ndarray:

@@ -21,11 +21,10 @@ from sklearn.utils import Tags
 from ..devices import default_state, resolve_device
 from ..features import FeatureCache, open_cache
 from ..persistence.mixins import FittedState, SerializableMixin
-from ..prompts import to_builtin
 from ..utils.files import expand_user
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
-from ..utils.validation import check_choice, check_integer
+from ..utils.validation import check_choice, check_integer, to_builtin
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file, n_features_by_identity
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choose_engine
 from ._engine_factory import get_exports_folder, is_export_worthwhile, make_engine

@@ -11,8 +11,7 @@ import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
 from ..aligners.wrapper import unwrap
-from ..prompts import to_builtin
-from ..utils.validation import as_labels, check_integer, check_not_missing, is_missing
+from ..utils.validation import as_labels, check_integer, check_not_missing, is_missing, to_builtin
 from ._plotting import (
     check_items,
     draw_frame,

@@ -25,10 +25,9 @@ from ..aligners.similarity import (
 from ..aligners.wrapper import unwrap_aligner
 from ..features.memmap import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
-from ..prompts import to_builtin
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn
-from ..utils.validation import check_sequence, format_list, is_missing, to_list
+from ..utils.validation import check_sequence, format_list, is_missing, to_builtin, to_list
 from ._index import Index, compute_pair_products, find_copies, find_nearest, make_index
 
 if TYPE_CHECKING:

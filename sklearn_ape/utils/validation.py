@@ -164,6 +164,19 @@ def is_missing(value: Any) -> bool:
     return isinstance(differs_from_itself, bool | np.bool_) and bool(differs_from_itself)
 
 
+def to_builtin(value: Any) -> Any:
+    """Convert NumPy scalars and members of enums to a built-in str, bool, int or float."""
+    if isinstance(value, np.datetime64 | np.timedelta64):  # their item() may return an int
+        return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and type(value) is not str:
+        return str.__str__(value)
+    if isinstance(value, int) and type(value) not in (int, bool):
+        return int(value)
+    return value
+
+
 def ignores_underflow(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function so that underflow is not an error, whatever the caller's `np.errstate`.
 

@@ -22,12 +22,11 @@ from ..prompts import (
     resolve_class_names,
     resolve_names,
     resolve_templates,
-    to_builtin,
     to_class_array,
 )
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
-from ..utils.validation import check_number, is_missing, to_list
+from ..utils.validation import check_number, is_missing, to_builtin, to_list
 from ._label_embeddings import embed_labels
 from ._transduction import convert_class_prior
 

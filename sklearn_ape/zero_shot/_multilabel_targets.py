@@ -10,8 +10,8 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.metrics import precision_recall_curve
 
-from ..prompts import describe_similar_label, to_builtin
-from ..utils.validation import as_numeric, check_number, find_repeated, format_list
+from ..prompts import describe_similar_label
+from ..utils.validation import as_numeric, check_number, find_repeated, format_list, to_builtin
 
 _EXPECTED = (
     "expected a table of zeros and ones with a column for each label, or a list of the labels of "

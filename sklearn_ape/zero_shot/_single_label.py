@@ -23,12 +23,17 @@ from ..prompts import (
     describe_similar_label,
     is_hierarchy,
     resolve_class_names,
-    to_builtin,
     to_class_array,
     validate_y,
 )
 from ..utils.messages import warn
-from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
+from ..utils.validation import (
+    check_number,
+    format_list,
+    ignores_underflow,
+    to_builtin,
+    validate_weights,
+)
 from ._base import Hierarchy, ZeroShotBase
 from ._transduction import compute_log_prior, propagate_labels, resolve_class_prior
 
