@@ -68,7 +68,7 @@ def is_export_worthwhile(
         # Engines differ by more than rounding in low precision, so the choice of the engine must
         # not depend on the number of items.
         return True
-    is_exported = _export_folder(name, workload).is_dir()
+    is_exported = _get_target(name, workload).is_dir()
     return n_items >= (_MIN_ITEMS_TO_LOAD if is_exported else min_items_to_export)
 
 
@@ -120,7 +120,7 @@ def _load_or_export(name: str, workload: Workload) -> Engine:
         _check_outputs(engine, expected, _TOLERANCE[workload.dtype])
         return engine
 
-    target = _export_folder(name, workload)
+    target = _get_target(name, workload)
     if target.is_dir():
         try:
             _verify_digests(target)
@@ -170,15 +170,16 @@ def _check_outputs(
             )
 
 
-def _export_folder(name: str, workload: Workload) -> Path:
+def _get_target(name: str, workload: Workload) -> Path:
+    """Return the folder of an export, whose name changes with the versions of the libraries."""
     parts = (name, version(_DISTRIBUTIONS[name]), torch.__version__, _FORMAT, workload.key)
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     return workload.folder / f"{name}-{digest}"
 
 
 def _get_failure_file(name: str, workload: Workload) -> Path:
-    folder = _export_folder(name, workload)
-    return folder.with_name(f"{folder.name}.{workload.dtype}.failure.txt")
+    target = _get_target(name, workload)
+    return target.with_name(f"{target.name}.{workload.dtype}.failure.txt")
 
 
 def _verify_digests(folder: Path) -> None:
