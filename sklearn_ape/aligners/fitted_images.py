@@ -213,8 +213,8 @@ class _Pickler(pickle.Pickler):
 
 def _collect_parts(estimator: Any) -> dict[str, Any]:
     """Return everything that the results of an estimator depend on, by name."""
-    if hasattr(estimator, "_digest_parts"):  # an encoder of this package
-        return estimator._digest_parts()
+    if hasattr(estimator, "_get_parts_of_digest"):  # an encoder of this package
+        return estimator._get_parts_of_digest()
     if isinstance(estimator, FrozenEstimator):
         return {"estimator": estimator.estimator}
     attributes = vars(estimator)

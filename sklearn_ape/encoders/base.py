@@ -106,13 +106,14 @@ class FrozenEncoder(
         return self.model_name
 
     def _get_identity(self) -> dict[str, Any]:
-        """Return everything except the item that a feature depends on, without loading weights."""
+        """Return what a feature depends on, except item and precision; may download the model."""
         weights = self._compute_weights_fingerprint()
         if weights is None:
             self._get_network()  # downloads the weights
             weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
         params = {name: to_builtin(getattr(self, name)) for name in self._feature_params}
-        return {"weights": weights, "library": format_library_version(self._library), **params}
+        library = format_library_version(self._library)
+        return {"encoder": type(self).__name__, "weights": weights, "library": library, **params}
 
     # Methods of subclasses: items
 
@@ -156,6 +157,8 @@ class FrozenEncoder(
     @abstractmethod
     def _make_module(self, network: Network) -> torch.nn.Module:
         """Return the module that maps tensors of a batch to features, (n_items, n_features)."""
+
+    # Public methods
 
     @reports_fit
     def fit(self, X: Sequence[Any], y: Any = None) -> Self:
@@ -310,7 +313,6 @@ class FrozenEncoder(
         for which the start of another engine takes longer than it saves.
         """
         network = self._get_network()
-        identity = {"encoder": type(self).__name__, **self._get_identity()}
         prepare = partial(self._prepare_item, network.prepare)
         workload = Workload(
             module=self._make_module(network),
@@ -318,7 +320,7 @@ class FrozenEncoder(
                 self._make_tensors(network, list(map(prepare, batch)))
                 for batch in self._make_examples()
             ],
-            key=json.dumps(identity, sort_keys=True),
+            key=json.dumps(self._get_identity(), sort_keys=True),
             device=network.device,
             dtype=self.dtype_,
             n_threads=self._count_threads(),
@@ -394,11 +396,10 @@ class FrozenEncoder(
 
     def _digest_identity(self) -> bytes:
         """Return a digest of `_get_identity` and the precision, a part of the keys of caches."""
-        parts = self._get_precision_parts() | self._get_identity()
-        identity = {"encoder": type(self).__name__, **parts}
+        identity = self._get_precision_parts() | self._get_identity()
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
-    def _digest_parts(self) -> dict[str, Any]:
+    def _get_parts_of_digest(self) -> dict[str, Any]:
         """Return everything that features depend on, without loading weights.
 
         Unlike `_digest_identity`, the parts do not include the commit of a hub model, which stays

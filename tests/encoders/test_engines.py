@@ -325,7 +325,7 @@ class TestPrecision:
                 assert encoder.dtype_ == dtype
                 chosen = clone(encoder).set_params(dtype=dtype)
                 assert encoder._digest_identity() == chosen._digest_identity()
-                assert encoder._digest_parts() == chosen._digest_parts()
+                assert encoder._get_parts_of_digest() == chosen._get_parts_of_digest()
             monkeypatch.setattr(_engine, "has_fast_bfloat16", lambda: True)
             for other in ("torch", "onnx"):
                 assert clone(encoder).set_params(engine=other).dtype_ == "float32"

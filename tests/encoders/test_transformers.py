@@ -436,7 +436,7 @@ class TestSentenceTransformers:
             warnings.simplefilter("error")
             identity = encoder._get_identity()
         assert identity.keys() == {
-            "weights", "library", "pooling", "normalize", "max_length"
+            "encoder", "weights", "library", "pooling", "normalize", "max_length"
         }  # fmt: skip
         np.testing.assert_allclose(encoder.transform(LOUD), theirs(tmp_path, LOUD), atol=1e-5)
 
