@@ -1,4 +1,4 @@
-"""Sources and fingerprints of pretrained weights, and networks that encoders share."""
+"""Networks that encoders share, and sources and fingerprints of their weights."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ from ..utils.concurrency import LRUCache
 from ..utils.files import has_reliable_stamp, read_stamp
 
 T = TypeVar("T")
+
+
+class Network(NamedTuple):
+    """A frozen network on its device, and the function that prepares its input."""
+
+    model: Any
+    prepare: Any
+    device: torch.device
+
+
+# Networks and engines in memory, which the clones that a search makes and drops share.
+shared_networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)
 
 
 class EncoderInfo(NamedTuple):
@@ -143,7 +155,7 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
 
 
 def check_packaged(name: str, encoder: object) -> None:
-    """Raise an error unless packaged weights are installed, and for an encoder's class or base."""
+    """Raise an error unless packaged weights are installed and are of the encoder's class."""
     if not any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__):
         raise ValueError(
             f"model_name={name!r} is for another encoder. Use {PACKAGED[name].encoder}."
@@ -344,15 +356,3 @@ def identify_corrections(model_name: str, revision: str | None, weights: str) ->
     if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16"):
         corrections["weights_dtype"] = "float32"  # they were not converted
     return corrections
-
-
-class Network(NamedTuple):
-    """A frozen network on its device, and the function that prepares its input."""
-
-    model: Any
-    prepare: Any
-    device: torch.device
-
-
-# Networks and engines in memory, which the clones that a search makes and drops share.
-shared_networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)
