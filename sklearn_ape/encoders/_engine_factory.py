@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..utils.files import expand_user, get_default_data_home, write_folder_atomically
+from ..utils.files import (
+    digest_file,
+    expand_user,
+    get_default_data_home,
+    write_folder_atomically,
+)
 from ..utils.messages import warn
 from ._engine import (
     Engine,
@@ -184,18 +189,13 @@ def _get_failure_file(name: str, workload: Workload) -> Path:
 
 def _verify_digests(folder: Path) -> None:
     for name, digest in json.loads((folder / _DIGESTS).read_text()).items():
-        if _digest(folder / name) != digest:
+        if digest_file(folder / name).hex() != digest:
             raise EngineError(f"the digest of {name} is wrong")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _publish(folder: Path, target: Path) -> None:
     """Add the digests, and move an export to its place unless another process put one there."""
-    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    digests = {path.name: digest_file(path).hex() for path in sorted(folder.iterdir())}
     (folder / _DIGESTS).write_text(json.dumps(digests))
     try:
         os.replace(folder, target)

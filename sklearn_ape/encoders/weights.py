@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ..utils.concurrency import LRUCache
-from ..utils.files import has_reliable_stamp, read_stamp
+from ..utils.files import digest_file, has_reliable_stamp, read_stamp
 
 T = TypeVar("T")
 
@@ -178,7 +178,7 @@ def find_packaged_file(name: str) -> Path:
 
 def verify_digest(name: str, path: Path) -> Path:
     """Return `path`; raise ValueError unless it contains the packaged weights of `name`."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = digest_file(path).hex()
     if digest != PACKAGED[name].sha256:
         raise ValueError(
             f"{str(path)!r} does not contain the weights of {name!r}: its sha256 starts with "
@@ -212,9 +212,7 @@ def digest_folder(folder: Path) -> str:
         return _folder_digests[stamps]
     digest = hashlib.sha256()
     for path in files:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + content)
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + digest_file(path))
     # The stamps of recently changed files may not change with the next write.
     if all(map(has_reliable_stamp, statuses)):
         _folder_digests[stamps] = digest.hexdigest()

@@ -1,7 +1,8 @@
-"""Atomic writes, file locks, the default data directory, file stamps and image suffixes."""
+"""Atomic writes, file locks, digests and stamps, the default data directory, image suffixes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -103,6 +104,12 @@ def lock_file(descriptor: int) -> bool:
     except OSError:  # some network file systems have no locks
         return False
     return True
+
+
+def digest_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the sha256 of the content of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def sync(path: Path) -> None:
