@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from ..devices import resolve_device
-from ..heads import TwoTower, head_state, restored_head
+from ..heads import TwoTower, get_head_state, restore_head
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState, PretrainedMixin
 from ..training.net import embed
@@ -55,7 +55,7 @@ class SavedAlignerMixin(PretrainedMixin):
             "n_pairs": getattr(self, "_n_pairs", None),
             "image_encoder": getattr(self, "image_encoder_", None),
             "text_encoder": getattr(self, "text_encoder_", None),
-            "bank": None if bank is None else bank.state(),
+            "bank": None if bank is None else bank.get_state(),
             "fitted_images": None if fitted is None else dict(fitted._asdict()),
         }
 
@@ -146,12 +146,12 @@ class HeadsMixin:
 
     def _get_learned_state(self) -> dict[str, Any]:
         return {
-            "image_head": head_state(self.module_.image_head),
-            "text_head": head_state(self.module_.text_head),
+            "image_head": get_head_state(self.module_.image_head),
+            "text_head": get_head_state(self.module_.text_head),
         }
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        image, text = (restored_head(state.part(f"{side}_head")) for side in ("image", "text"))
+        image, text = (restore_head(state.part(f"{side}_head")) for side in ("image", "text"))
         self._set_module(TwoTower(image, text), logit_scale)
         return image.n_in, text.n_in
 

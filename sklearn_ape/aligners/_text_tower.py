@@ -17,7 +17,7 @@ from ..encoders import TransformersTextEncoder
 from ..encoders.resolve import resolve_encoder
 from ..encoders.text_encoder import TOKENIZING, TextPreparation
 from ..encoders.weights import Network
-from ..heads import LinearHead, Standardize, head_state, restored_head
+from ..heads import LinearHead, Standardize, get_head_state, restore_head
 from ..persistence.mixins import FittedState
 from ..utils.linalg import fingerprint
 from ..utils.sklearn_compat import unfreeze
@@ -61,18 +61,18 @@ class TextTower(nn.Module):
                 "trained with batches of captions. Pass another text encoder, or use APEAligner."
             )
 
-    def trained_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any]:
         """Return the trained weights, the linear map and the encoder, without its weights."""
         trained = [(name, p) for name, p in self.tower.named_parameters() if p.requires_grad]
         return {
             "encoder": self.encoder,
             "trained": {name: parameter.detach().numpy() for name, parameter in trained},
-            "projection": head_state(self.projection),
+            "projection": get_head_state(self.projection),
         }
 
     @classmethod
-    def restore(cls, state: FittedState, n_out: int) -> Self:
-        """Return the tower whose `trained_state` was saved."""
+    def from_state(cls, state: FittedState, n_out: int) -> Self:
+        """Return the tower whose `get_state` was saved."""
         tower = cls(state.value("encoder"), None)
         trained = state.part("trained")
         with torch.no_grad():
@@ -81,7 +81,7 @@ class TextTower(nn.Module):
                 if name in trained:
                     array = trained.array(name, tuple(parameter.shape))
                     parameter.copy_(torch.from_numpy(array))
-        projection = restored_head(state.part("projection"))
+        projection = restore_head(state.part("projection"))
         if not isinstance(projection, LinearHead) or projection.n_out != n_out:
             raise ValueError(
                 f"{state.where}.projection is not a linear map to {n_out} features. The file is "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..devices import resolve_device
-from ..heads import FrozenHead, TwoTower, head_state, restored_head
+from ..heads import FrozenHead, TwoTower, get_head_state, restore_head
 from ..persistence.mixins import FittedState
 from ..training.callbacks import (
     TrainingResult,
@@ -259,15 +259,15 @@ class LiTAligner(TrainedAligner):
 
     def _get_learned_state(self) -> dict[str, Any]:
         return {
-            "image_head": head_state(self.module_.image_head),
-            "text_tower": self.module_.text_head.trained_state(),
+            "image_head": get_head_state(self.module_.image_head),
+            "text_tower": self.module_.text_head.get_state(),
             **self._get_history_state(),
         }
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         self._restore_history(state)
-        image = restored_head(state.part("image_head"))
-        tower = TextTower.restore(state.part("text_tower"), image.n_out)
+        image = restore_head(state.part("image_head"))
+        tower = TextTower.from_state(state.part("text_tower"), image.n_out)
         self._set_module(TwoTower(image, tower).eval(), logit_scale)
         return image.n_in, None
 

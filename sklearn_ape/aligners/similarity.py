@@ -202,7 +202,7 @@ class Bank(NamedTuple):
         stds = compute_moments(text, image)[1].mean(), compute_moments(image, text)[1].mean()
         return cls(image, text, float(np.mean(stds)))
 
-    def state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any]:
         """Return the bank as plain arrays for saving; "spread" is a key of the file format."""
         return {
             "image": _get_rows_state(self.image),
@@ -212,7 +212,7 @@ class Bank(NamedTuple):
 
     @classmethod
     def from_state(cls, state: FittedState, n_components: int) -> Self:
-        """Return the bank that `state` returned."""
+        """Return the bank whose `get_state` was saved."""
         image = _restore_rows(state.part("image"), n_components)
         text = _restore_rows(state.part("text"), n_components) if "text" in state else None
         return cls(image, text, np.nan if text is None else state.number("spread", least=0))

@@ -13,10 +13,13 @@ from ._closed_form import (
 )
 from ._factory import HEAD_KINDS, hidden_width, make_head
 
-# Names in the form `x as x` are no longer public. Other packages and earlier code import them.
-from ._factory import head_state as head_state
-from ._factory import restored_head as restored_head
+# Names in the form `x as x` are not public. Other packages import them.
+from ._factory import get_head_state as get_head_state
+from ._factory import restore_head as restore_head
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead
+
+# Earlier code imports them by these names.
+head_state, restored_head = get_head_state, restore_head
 
 __all__ = [
     "HEAD_KINDS",

@@ -151,12 +151,12 @@ _MAPS: dict[str, tuple[type[BaseMap], dict[str, int]]] = {
 }
 
 
-def head_state(head: Head) -> dict[str, Any]:
-    """Return the state of a head on the CPU for `restored_head`, as plain data and arrays.
+def get_head_state(head: Head) -> dict[str, Any]:
+    """Return the state of a head on the CPU for `restore_head`, as plain data and arrays.
 
     >>> from sklearn_ape.persistence import FittedState
     >>> head = make_head("mlp", 4, 2, depth=2, width=8, dropout=0.0)
-    >>> copy = restored_head(FittedState(head_state(head), "head"))
+    >>> copy = restore_head(FittedState(get_head_state(head), "head"))
     >>> features = torch.randn(3, 4)
     >>> torch.equal(copy(features), head(features))
     True
@@ -165,20 +165,20 @@ def head_state(head: Head) -> dict[str, Any]:
         return {
             "kind": "closed_form",
             "base": _get_map(head.base),
-            "residual": None if head.residual is None else head_state(head.residual),
+            "residual": None if head.residual is None else get_head_state(head.residual),
             "scale": None if head.residual is None else float(head.scale),
         }
     if isinstance(head, BlendedHead):
         return {
             "kind": "blend",
-            "first": head_state(head.first),
-            "second": head_state(head.second),
+            "first": get_head_state(head.first),
+            "second": get_head_state(head.second),
             "weight": float(head.weight),
         }
     if isinstance(head, ExtendedHead):
         return {
             "kind": "extended",
-            "base": head_state(head.base),
+            "base": get_head_state(head.base),
             "scale": float(head.scale),
             "shift": head.shift.numpy(),
             "correction": None if head.correction is None else _get_map(head.correction),
@@ -196,8 +196,8 @@ def head_state(head: Head) -> dict[str, Any]:
 
 
 @default_state()
-def restored_head(state: FittedState) -> Head:
-    """Return the head whose state `head_state` returned, with bitwise identical weights.
+def restore_head(state: FittedState) -> Head:
+    """Return the head whose state `get_head_state` returned, with bitwise identical weights.
 
     Sizes are checked before memory is allocated.
     """

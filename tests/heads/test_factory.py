@@ -10,9 +10,9 @@ from sklearn_ape.heads import (
     ConSEMap,
     ExtendedHead,
     LinearMap,
-    head_state,
+    get_head_state,
     make_head,
-    restored_head,
+    restore_head,
 )
 from sklearn_ape.persistence import FittedState
 
@@ -36,13 +36,13 @@ def test_restored_head_is_equal():
         ExtendedHead(trained, 1.0, torch.zeros(3)),
         ExtendedHead(blended, 1.0, torch.zeros(3), conse_map),
     ):
-        copy = restored_head(FittedState(head_state(head), "head"))
+        copy = restore_head(FittedState(get_head_state(head), "head"))
         assert torch.equal(copy(features), head(features))
 
 
 def test_too_many_nested_heads_raise():
-    state = head_state(make_parts()[1])
+    state = get_head_state(make_parts()[1])
     for _ in range(2000):
         state = {"kind": "extended", "base": state, "scale": 1.0, "shift": None}
     with pytest.raises(ValueError, match="head has too many heads within heads"):
-        restored_head(FittedState(state, "head"))
+        restore_head(FittedState(state, "head"))
