@@ -19,9 +19,9 @@ from ..training.data import PairDataset, Split, split_pairs, subset
 from ..training.net import embed
 from ..utils.linalg import (
     choose_evenly_spaced,
-    covariance,
+    compute_covariance,
+    compute_mean,
     eigh_of_covariance,
-    mean,
     normalize_rows,
     sum_by_group,
 )
@@ -297,8 +297,8 @@ def whiten_images(data: PairDataset, whitening: float, n_components: int | None)
             f"features, not {n_components}."
         )
     rows = np.unique(pairs[:, 0])
-    image_mean = mean(features, rows)
-    total = covariance(features, features, (rows, rows), (image_mean, image_mean))
+    image_mean = compute_mean(features, rows)
+    total = compute_covariance(features, features, (rows, rows), (image_mean, image_mean))
     style, weight = _compute_style_covariance(total, features, pairs, image_mean)
     whitening /= 1 + weight * (_STYLE_DIVISOR - 1)
     mixed = (1 - weight) * total + weight * style
@@ -340,7 +340,7 @@ def _compute_style_covariance(
     _, row, counts = np.unique(row[is_repeated], return_inverse=True, return_counts=True)
     images, row = _sort_by_text(pairs[is_repeated], row)
     means = (image_mean, image_mean)
-    style = len(images) * covariance(features, features, (images, images), means)
+    style = len(images) * compute_covariance(features, features, (images, images), means)
     n_features = len(total)
     for block in gen_batches(len(counts), _TEXT_BLOCK_SIZE):
         sums = _sum_by_text(

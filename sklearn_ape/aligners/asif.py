@@ -11,7 +11,7 @@ from sklearn.utils import gen_batches
 
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
-from ..utils.linalg import fingerprint, mean, normalize_rows
+from ..utils.linalg import compute_mean, fingerprint, normalize_rows
 from ..utils.validation import check_boolean, check_integer, check_number
 from ._closed_form import fit_held_out_logit_scale
 from ._trained import ClosedFormAligner
@@ -175,7 +175,7 @@ class _Anchors(NamedTuple):
         blocks = list(gen_batches(len(unit), _BLOCK_SIZE))
         for block in blocks:
             unit[block] = normalize_rows(features[block])
-        center_point = mean(unit, rows) if center else np.zeros(features.shape[1])
+        center_point = compute_mean(unit, rows) if center else np.zeros(features.shape[1])
         center_point = center_point.astype(np.float32)
         for block in blocks:
             unit[block] = normalize_rows(unit[block] - center_point, _MIN_NORM)

@@ -13,7 +13,13 @@ from torch import nn
 
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
-from ..utils.linalg import covariance, eigh_of_covariance, fingerprint, mean, normalize_rows
+from ..utils.linalg import (
+    compute_covariance,
+    compute_mean,
+    eigh_of_covariance,
+    fingerprint,
+    normalize_rows,
+)
 from ..utils.validation import check_integer, check_number
 from ._closed_form import fit_held_out_logit_scale
 from ._trained import ClosedFormAligner
@@ -189,10 +195,10 @@ class CCAAligner(ClosedFormAligner):
     def _solve(self, data: PairDataset) -> tuple[_Projection, _Projection, np.ndarray]:
         """Return the projections of both sides and the correlations between them."""
         images, texts = data.pairs.T
-        image_mean, text_mean = mean(data.image, images), mean(data.text, texts)
+        image_mean, text_mean = compute_mean(data.image, images), compute_mean(data.text, texts)
         image = _compute_whitening(data.image, images, image_mean, self.ridge)
         text = _compute_whitening(data.text, texts, text_mean, self.ridge)
-        cross = covariance(data.image, data.text, (images, texts), (image_mean, text_mean))
+        cross = compute_covariance(data.image, data.text, (images, texts), (image_mean, text_mean))
         left, correlations, right = np.linalg.svd(image.T @ cross @ text, full_matrices=False)
         left, right = svd_flip(left, right)
         # At least one direction, even if all embeddings are zero.
@@ -220,7 +226,7 @@ def _compute_whitening(
     features: np.ndarray, rows: np.ndarray, center: np.ndarray, ridge: float
 ) -> np.ndarray:
     """Return a matrix of shape (n_features, rank) that whitens the features."""
-    total = covariance(features, features, (rows, rows), (center, center))
+    total = compute_covariance(features, features, (rows, rows), (center, center))
     variances, directions = eigh_of_covariance(total, features, rows, center)
     mean_variance = total.trace() / len(total)
     smallest = max(_MIN_VARIANCE * variances[-1], _MIN_VARIANCE_TO_MEAN * float(center @ center))

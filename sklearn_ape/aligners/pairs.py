@@ -19,7 +19,7 @@ from ..encoders.items import EncodingError, summarize_errors
 from ..encoders.resolve import encode_items, resolve_encoder
 from ..features.memmap import StoredRows, find_missing_rows, row_blocks, select
 from ..training.data import PairDataset, drop_repeated_pairs
-from ..utils.linalg import covariance, iter_centered, mean
+from ..utils.linalg import compute_covariance, compute_mean, iter_centered
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list, get_first, is_row, number_groups
 
@@ -387,11 +387,11 @@ def compute_prototypes(image: Any, weights: np.ndarray) -> np.ndarray:
     undoes half of that scaling, and scaled to the mean distance of the images from m.
     """
     rows = np.arange(len(image))
-    image_mean = mean(image, rows)
+    image_mean = compute_mean(image, rows)
     distances = [np.linalg.norm(part, axis=1) for part in iter_centered(image, rows, image_mean)]
     mean_distance = np.concatenate(distances).mean()
     values, vectors = np.linalg.eigh(
-        covariance(image, image, (rows, rows), (image_mean, image_mean))
+        compute_covariance(image, image, (rows, rows), (image_mean, image_mean))
     )
     centered_weights = weights - weights.mean(axis=0, dtype=np.float64)
     if not mean_distance or not values[-1] > 0:

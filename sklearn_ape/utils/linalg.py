@@ -70,14 +70,14 @@ def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
 _BLOCK_SIZE = 8192
 
 
-def mean(features: Any, rows: np.ndarray) -> np.ndarray:
+def compute_mean(features: Any, rows: np.ndarray) -> np.ndarray:
     """Return the mean of the rows of the given indices, which may repeat."""
     blocks = iter_centered(features, rows, np.zeros(features.shape[1]))
     sums = [block.sum(axis=0) for block in blocks]
     return np.sum(sums, axis=0) / len(rows)
 
 
-def covariance(
+def compute_covariance(
     left: Any,
     right: Any,
     rows: tuple[np.ndarray, np.ndarray],
