@@ -96,6 +96,17 @@ def make_progress_bar(
     )
 
 
+def import_optional(module: str, *, package: str, extra: str, purpose: str) -> Any:
+    """Import ``module``, or raise ImportError with the command that installs it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f'Install it with: pip install "sklearn-ape[{extra}]"'
+        ) from error
+
+
 # Persian, Hindi and emoji of several persons need these joiners, which have no width.
 _JOINERS = "\u200c\u200d"
 
@@ -116,17 +127,6 @@ _FORMULA_PATH = re.compile(_FORMULA)
 _FORMULA_TEXT = re.compile(f"'*{_FORMULA}")
 _ESCAPED_FORMULA = re.compile(f"'+{_FORMULA}")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-
-
-def import_optional(module: str, *, package: str, extra: str, purpose: str) -> Any:
-    """Import ``module``, or raise ImportError with the command that installs it."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{purpose} needs the package {package!r}, which is not installed. "
-            f'Install it with: pip install "sklearn-ape[{extra}]"'
-        ) from error
 
 
 def escape_controls(text: str, keep: str = "") -> str:
