@@ -1,4 +1,4 @@
-"""Checks of parameters, sequences and JSON texts, and short lists for error messages."""
+"""Checks and conversions of parameters, JSON texts, sequences, features, labels and weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import numpy as np
 from sklearn.utils import check_array, check_random_state
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FLOATS = [np.float64, np.float32, np.float16]
+"""Types for `check_array`, which converts an array of any other type to the first of them."""
+
 _MAX_LISTED = 5
 
 
@@ -29,217 +35,9 @@ def format_list(
     return ", ".join(texts[:limit]) + (", ..." if len(texts) > limit else "")
 
 
-class _RepeatedKeyError(ValueError):
-    """A key of a JSON object occurs more than once, so a value would be lost."""
-
-
-def parse_json(text: str | bytes, what: str, remedy: str = "", **options: Any) -> Any:
-    """Return the value of a JSON text; raise ValueError if it is not valid or repeats a key.
-
-    `what` is the name of the text for error messages, and the options are those of `json.loads`.
-    """
-    try:
-        if isinstance(text, bytes):  # `json.loads` would accept lone surrogates
-            text = text.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_reject_repeated_keys, **options)
-    except RecursionError:
-        problem = "is nested too deeply."
-    except _RepeatedKeyError as error:
-        problem = f"{error} Keep one value of each key."
-    except ValueError as error:  # includes the errors of JSON and of Unicode
-        problem = f"is not valid JSON: {error}."
-    raise ValueError(f"{what} {problem} {remedy}".rstrip())
-
-
-def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        repeated = find_repeated(key for key, _ in pairs)
-        raise _RepeatedKeyError(f"has the key {format_list(repeated)} more than once.")
-    return values
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-FLOATS = [np.float64, np.float32, np.float16]
-"""Types for `check_array`, which converts an array of any other type to the first of them."""
-
-
 def find_repeated(values: Iterable[T]) -> list[T]:
     """Return the values that occur more than once, in the order of their first occurrence."""
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-def as_numeric(features: Any, name: str) -> Any:
-    """Return features; raise ValueError for masked values, dates and durations.
-
-    NumPy would convert these to unintended numbers. A masked array without masked values, tensors
-    of torch, and a column whose cells are arrays or lists are returned as plain arrays.
-    """
-    if isinstance(features, list | tuple) and features and hasattr(features[0], "detach"):
-        return [as_numeric(row, name) for row in features]
-    if hasattr(features, "detach"):
-        features = features.detach().cpu()
-        # NumPy has no bfloat16.
-        return (features.float() if "bfloat16" in str(features.dtype) else features).numpy()
-    features = _stack_cells(features, name)
-    if isinstance(features, np.ma.MaskedArray):
-        if np.ma.is_masked(features):
-            masked = np.ma.getmaskarray(features).reshape(len(features), -1)
-            rows = np.flatnonzero(masked.any(axis=1))
-            raise ValueError(
-                f"{name} has masked values in {rows.size} rows (rows {format_list(rows, str)}). "
-                "Fill them in, or remove these rows."
-            )
-        return np.asarray(features.data)
-    dtype = getattr(features, "dtype", None)
-    if getattr(dtype, "kind", "") in ("m", "M"):
-        raise ValueError(f"{name} must hold numbers, not dates or durations ({dtype}).")
-    return features
-
-
-def _stack_cells(features: Any, name: str) -> Any:
-    """Return a column of arrays or lists as a matrix, and anything else as it is."""
-    if not (hasattr(features, "to_pylist") or len(getattr(features, "shape", ())) == 1):
-        return features
-    if not len(features) or not is_row(get_first(features)):
-        return features
-    cells = features.to_pylist() if hasattr(features, "to_pylist") else features
-    rows = [np.asarray(as_numeric(cell, name)) for cell in cells]
-    if len({row.shape for row in rows}) > 1:
-        lengths = format_list(sorted({row.size for row in rows}), str)
-        raise ValueError(
-            f"{name} is a column of arrays of different lengths ({lengths}) or with empty cells. "
-            "Pass one array per sample, all of the same length."
-        )
-    return np.stack(rows)
-
-
-def get_first(values: Any) -> Any:
-    """Return the first item of a sequence, or of a column of pandas, polars or pyarrow."""
-    first = values.iloc[0] if hasattr(values, "iloc") else values[0]
-    return first.as_py() if hasattr(first, "as_py") else first
-
-
-def is_row(item: Any) -> bool:
-    """Return whether an item is a list or an array with one dimension."""
-    return isinstance(item, list | tuple) or len(getattr(item, "shape", ())) == 1
-
-
-def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
-    """Return an array of one of the types `FLOATS`, which may contain NaN and infinity."""
-    return check_array(
-        as_numeric(features, name),
-        dtype=FLOATS,
-        ensure_all_finite=False,
-        input_name=name,
-        **options,
-    )
-
-
-def as_column(values: Any, name: str) -> np.ndarray:
-    """Return values as a one-dimensional array; they may be a matrix with one column.
-
-    `sklearn.utils.column_or_1d` does the same, but its message names every parameter y.
-    """
-    array = check_array(
-        values,
-        dtype=None,
-        ensure_2d=False,
-        allow_nd=True,
-        ensure_all_finite=False,
-        ensure_min_samples=0,
-        input_name=name,
-    )
-    if not array.ndim or array.shape[1:] not in ((), (1,)):
-        raise ValueError(f"{name} must have one dimension, not the shape {array.shape}.")
-    return array.reshape(-1)
-
-
-def is_missing(value: Any) -> bool:
-    """Return whether a value is None, NaN, NaT or the NA of pandas."""
-    if value is None or type(value).__name__ == "NAType":
-        return True
-    differs_from_itself = value != value
-    return isinstance(differs_from_itself, bool | np.bool_) and bool(differs_from_itself)
-
-
-def to_builtin(value: Any) -> Any:
-    """Convert NumPy scalars and members of enums to a built-in str, bool, int or float."""
-    if isinstance(value, np.datetime64 | np.timedelta64):  # their item() may return an int
-        return value
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, str) and type(value) is not str:
-        return str.__str__(value)
-    if isinstance(value, int) and type(value) not in (int, bool):
-        return int(value)
-    return value
-
-
-def ignores_underflow(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function so that underflow is not an error, whatever the caller's `np.errstate`.
-
-    Small probabilities, and products of small numbers, are correctly rounded to zero. The
-    caller's settings for overflow, division by zero and invalid operations stay in force.
-    """
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        with np.errstate(under="ignore"):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) -> None:
-    """Raise ValueError for a single item, and for containers without length or order.
-
-    Python iterates over the characters of a str and over the keys of a dict, so without this
-    check both would be accepted. `kind` is the noun for one item, such as "image" or "text".
-    """
-    kinds = kinds or f"{kind}s"
-    if isinstance(values, str | bytes | bytearray | memoryview | PathLike):
-        item = reprlib.repr(str(values)) if isinstance(values, str) and kind != "image" else name
-        if kind == "image" and isinstance(values, str | PathLike) and os.path.isdir(values):
-            raise ValueError(
-                f"{name} is a folder, not a sequence of {kinds}. Pass the list of its images: "
-                f"sklearn_ape.datasets.load_image_folder({name}, captions=None).images."
-            )
-        is_pattern = isinstance(values, str) and "*" in values and not os.path.exists(values)
-        if kind == "image" and is_pattern:
-            raise ValueError(
-                f"{name} is a pattern, not a sequence of {kinds}. Pass a list of files: "
-                f"sorted(glob.glob({name}))."
-            )
-        raise ValueError(
-            f"{name} is a single {kind}, not a sequence of {kinds}. Pass a list: [{item}]."
-        )
-    if hasattr(values, "getexif"):
-        raise ValueError(
-            f"{name} is a single image, not a sequence of {kinds}. Pass a list: [{name}]."
-        )
-    if getattr(values, "ndim", 1) == 0:
-        raise ValueError(
-            f"{name} must be a sequence of {kinds}, not an array without dimensions. "
-            f"Pass a list: [{name}.item()]."
-        )
-    is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
-    has_no_order = isinstance(values, Mapping | set | frozenset | type)
-    # SciPy's dok_array is both a dict and an array.
-    if (has_no_order and not hasattr(values, "ndim")) or not is_sized:
-        items = f"{name}.values()" if isinstance(values, Mapping) else name
-        example = f"list({items})" if hasattr(values, "__iter__") else f"[{name}]"
-        raise ValueError(
-            f"{name} must be a sequence of {kinds}, such as a list, an array or a column, not "
-            f"{type(values).__name__}. Pass a list: {example}."
-        )
-
-
-def to_list(values: Iterable[Any]) -> list[Any]:
-    """Return the values of any collection, or the keys of a mapping, as a list."""
-    # Iterating over a pyarrow column yields pyarrow's scalars.
-    return list(values.to_pylist() if hasattr(values, "to_pylist") else values)
 
 
 def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
@@ -293,6 +91,12 @@ def check_number(
         )
 
 
+def check_verbose(value: Any) -> None:
+    """Raise ValueError unless ``verbose`` is None, a bool or an integer of at least 0."""
+    if not isinstance(value, bool | np.bool_):
+        check_integer(value, "verbose", 0, optional=True)
+
+
 def resolve_random_state(random_state: Any) -> np.random.RandomState:
     """Return the generator of a ``random_state`` parameter; an error names the parameter."""
     try:
@@ -304,10 +108,206 @@ def resolve_random_state(random_state: Any) -> np.random.RandomState:
         ) from None
 
 
-def check_verbose(value: Any) -> None:
-    """Raise ValueError unless ``verbose`` is None, a bool or an integer of at least 0."""
-    if not isinstance(value, bool | np.bool_):
-        check_integer(value, "verbose", 0, optional=True)
+class _RepeatedKeyError(ValueError):
+    """A key of a JSON object occurs more than once, so a value would be lost."""
+
+
+def parse_json(text: str | bytes, what: str, remedy: str = "", **options: Any) -> Any:
+    """Return the value of a JSON text; raise ValueError if it is not valid or repeats a key.
+
+    `what` is the name of the text for error messages, and the options are those of `json.loads`.
+    """
+    try:
+        if isinstance(text, bytes):  # `json.loads` would accept lone surrogates
+            text = text.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_reject_repeated_keys, **options)
+    except RecursionError:
+        problem = "is nested too deeply."
+    except _RepeatedKeyError as error:
+        problem = f"{error} Keep one value of each key."
+    except ValueError as error:  # includes the errors of JSON and of Unicode
+        problem = f"is not valid JSON: {error}."
+    raise ValueError(f"{what} {problem} {remedy}".rstrip())
+
+
+def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = find_repeated(key for key, _ in pairs)
+        raise _RepeatedKeyError(f"has the key {format_list(repeated)} more than once.")
+    return values
+
+
+def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) -> None:
+    """Raise ValueError for a single item, and for containers without length or order.
+
+    Python iterates over the characters of a str and over the keys of a dict, so without this
+    check both would be accepted. `kind` is the noun for one item, such as "image" or "text".
+    """
+    kinds = kinds or f"{kind}s"
+    if isinstance(values, str | bytes | bytearray | memoryview | PathLike):
+        item = reprlib.repr(str(values)) if isinstance(values, str) and kind != "image" else name
+        if kind == "image" and isinstance(values, str | PathLike) and os.path.isdir(values):
+            raise ValueError(
+                f"{name} is a folder, not a sequence of {kinds}. Pass the list of its images: "
+                f"sklearn_ape.datasets.load_image_folder({name}, captions=None).images."
+            )
+        is_pattern = isinstance(values, str) and "*" in values and not os.path.exists(values)
+        if kind == "image" and is_pattern:
+            raise ValueError(
+                f"{name} is a pattern, not a sequence of {kinds}. Pass a list of files: "
+                f"sorted(glob.glob({name}))."
+            )
+        raise ValueError(
+            f"{name} is a single {kind}, not a sequence of {kinds}. Pass a list: [{item}]."
+        )
+    if hasattr(values, "getexif"):
+        raise ValueError(
+            f"{name} is a single image, not a sequence of {kinds}. Pass a list: [{name}]."
+        )
+    if getattr(values, "ndim", 1) == 0:
+        raise ValueError(
+            f"{name} must be a sequence of {kinds}, not an array without dimensions. "
+            f"Pass a list: [{name}.item()]."
+        )
+    is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
+    has_no_order = isinstance(values, Mapping | set | frozenset | type)
+    # SciPy's dok_array is both a dict and an array.
+    if (has_no_order and not hasattr(values, "ndim")) or not is_sized:
+        items = f"{name}.values()" if isinstance(values, Mapping) else name
+        example = f"list({items})" if hasattr(values, "__iter__") else f"[{name}]"
+        raise ValueError(
+            f"{name} must be a sequence of {kinds}, such as a list, an array or a column, not "
+            f"{type(values).__name__}. Pass a list: {example}."
+        )
+
+
+def to_list(values: Iterable[Any]) -> list[Any]:
+    """Return the values of any collection, or the keys of a mapping, as a list."""
+    # Iterating over a pyarrow column yields pyarrow's scalars.
+    return list(values.to_pylist() if hasattr(values, "to_pylist") else values)
+
+
+def get_first(values: Any) -> Any:
+    """Return the first item of a sequence, or of a column of pandas, polars or pyarrow."""
+    first = values.iloc[0] if hasattr(values, "iloc") else values[0]
+    return first.as_py() if hasattr(first, "as_py") else first
+
+
+def is_row(item: Any) -> bool:
+    """Return whether an item is a list or an array with one dimension."""
+    return isinstance(item, list | tuple) or len(getattr(item, "shape", ())) == 1
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is None, NaN, NaT or the NA of pandas."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    differs_from_itself = value != value
+    return isinstance(differs_from_itself, bool | np.bool_) and bool(differs_from_itself)
+
+
+def to_builtin(value: Any) -> Any:
+    """Convert NumPy scalars and members of enums to a built-in str, bool, int or float."""
+    if isinstance(value, np.datetime64 | np.timedelta64):  # their item() may return an int
+        return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and type(value) is not str:
+        return str.__str__(value)
+    if isinstance(value, int) and type(value) not in (int, bool):
+        return int(value)
+    return value
+
+
+def as_numeric(features: Any, name: str) -> Any:
+    """Return features; raise ValueError for masked values, dates and durations.
+
+    NumPy would convert these to unintended numbers. A masked array without masked values, tensors
+    of torch, and a column whose cells are arrays or lists are returned as plain arrays.
+    """
+    if isinstance(features, list | tuple) and features and hasattr(features[0], "detach"):
+        return [as_numeric(row, name) for row in features]
+    if hasattr(features, "detach"):
+        features = features.detach().cpu()
+        # NumPy has no bfloat16.
+        return (features.float() if "bfloat16" in str(features.dtype) else features).numpy()
+    features = _stack_cells(features, name)
+    if isinstance(features, np.ma.MaskedArray):
+        if np.ma.is_masked(features):
+            masked = np.ma.getmaskarray(features).reshape(len(features), -1)
+            rows = np.flatnonzero(masked.any(axis=1))
+            raise ValueError(
+                f"{name} has masked values in {rows.size} rows (rows {format_list(rows, str)}). "
+                "Fill them in, or remove these rows."
+            )
+        return np.asarray(features.data)
+    dtype = getattr(features, "dtype", None)
+    if getattr(dtype, "kind", "") in ("m", "M"):
+        raise ValueError(f"{name} must hold numbers, not dates or durations ({dtype}).")
+    return features
+
+
+def _stack_cells(features: Any, name: str) -> Any:
+    """Return a column of arrays or lists as a matrix, and anything else as it is."""
+    if not (hasattr(features, "to_pylist") or len(getattr(features, "shape", ())) == 1):
+        return features
+    if not len(features) or not is_row(get_first(features)):
+        return features
+    cells = features.to_pylist() if hasattr(features, "to_pylist") else features
+    rows = [np.asarray(as_numeric(cell, name)) for cell in cells]
+    if len({row.shape for row in rows}) > 1:
+        lengths = format_list(sorted({row.size for row in rows}), str)
+        raise ValueError(
+            f"{name} is a column of arrays of different lengths ({lengths}) or with empty cells. "
+            "Pass one array per sample, all of the same length."
+        )
+    return np.stack(rows)
+
+
+def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
+    """Return an array of one of the types `FLOATS`, which may contain NaN and infinity."""
+    return check_array(
+        as_numeric(features, name),
+        dtype=FLOATS,
+        ensure_all_finite=False,
+        input_name=name,
+        **options,
+    )
+
+
+def as_column(values: Any, name: str) -> np.ndarray:
+    """Return values as a one-dimensional array; they may be a matrix with one column.
+
+    `sklearn.utils.column_or_1d` does the same, but its message names every parameter y.
+    """
+    array = check_array(
+        values,
+        dtype=None,
+        ensure_2d=False,
+        allow_nd=True,
+        ensure_all_finite=False,
+        ensure_min_samples=0,
+        input_name=name,
+    )
+    if not array.ndim or array.shape[1:] not in ((), (1,)):
+        raise ValueError(f"{name} must have one dimension, not the shape {array.shape}.")
+    return array.reshape(-1)
+
+
+def ignores_underflow(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function so that underflow is not an error, whatever the caller's `np.errstate`.
+
+    Small probabilities, and products of small numbers, are correctly rounded to zero. The
+    caller's settings for overflow, division by zero and invalid operations stay in force.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with np.errstate(under="ignore"):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 def as_label_array(y: Any) -> np.ndarray:
