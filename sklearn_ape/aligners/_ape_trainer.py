@@ -84,21 +84,21 @@ def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:
     return module
 
 
-def _make_module(heads: HeadConfig, maps: Maps | None, data: PairDataset) -> TwoTower:
+def _make_module(head_config: HeadConfig, maps: Maps | None, data: PairDataset) -> TwoTower:
     n_image, n_text = data.image.shape[1], data.text.shape[1]
     if maps is None:
         # The side without a head determines the size of the embeddings.
         sizes = {"image": n_text, "text": n_image, "both": _DEFAULT_COMPONENTS}
-        n_out = heads.n_components or sizes[heads.side]
+        n_out = head_config.n_components or sizes[head_config.side]
     else:
         n_out = maps.image.n_out
     modules: list[Head] = []
     for side, n_in in (("image", n_image), ("text", n_text)):
-        kind = heads.head if heads.side in (side, "both") else None
+        kind = head_config.head if head_config.side in (side, "both") else None
         if maps is None:
-            modules.append(make_head(kind, n_in, n_out, **heads.shape))
+            modules.append(make_head(kind, n_in, n_out, **head_config.shape))
         else:
-            residual = None if kind is None else make_head(kind, n_in, n_out, **heads.shape)
+            residual = None if kind is None else make_head(kind, n_in, n_out, **head_config.shape)
             modules.append(ClosedFormHead(getattr(maps, side), residual))
     return TwoTower(*modules)
 
@@ -130,7 +130,7 @@ def solve_kernel(
 
 
 def train_heads(
-    heads: HeadConfig, data: PairDataset, run: TrainingRun
+    head_config: HeadConfig, data: PairDataset, run: TrainingRun
 ) -> tuple[TwoTower, float, TrainingResult]:
     """Train heads, or keep their initialization if training does not improve it.
 
@@ -141,16 +141,18 @@ def train_heads(
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
-    smoothness = choose_kernel(run, data, heads.whiten(data)) if heads.init == "kernel" else {}
+    smoothness = (
+        choose_kernel(run, data, head_config.whiten(data)) if head_config.init == "kernel" else {}
+    )
 
     def solve(pairs: PairDataset) -> Maps:
-        if heads.init == "linear":
-            return make_linear_maps(pairs, heads.whiten(pairs), ridge=_LINEAR_RIDGE)
-        return solve_kernel(run, heads.whiten(pairs), pairs, **smoothness)
+        if head_config.init == "linear":
+            return make_linear_maps(pairs, head_config.whiten(pairs), ridge=_LINEAR_RIDGE)
+        return solve_kernel(run, head_config.whiten(pairs), pairs, **smoothness)
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
-        maps = None if heads.init is None else solve(pairs)
-        return HeadTraining(_make_module(heads, maps, pairs), pairs, run), maps
+        maps = None if head_config.init is None else solve(pairs)
+        return HeadTraining(_make_module(head_config, maps, pairs), pairs, run), maps
 
     result, search = checkpoint.result, None
     if result is None:
@@ -242,7 +244,7 @@ def _compute_min_recall(baseline: float, n_valid: int) -> float:
 
 
 def train_blend(
-    heads: HeadConfig, data: PairDataset, run: TrainingRun
+    head_config: HeadConfig, data: PairDataset, run: TrainingRun
 ) -> tuple[TwoTower, float, TrainingResult]:
     """Compute and tune the closed form, train a head, and blend both by a weight.
 
@@ -259,19 +261,21 @@ def train_blend(
     # Without held-out pairs, nothing shows whether a head improves the closed form. With one text
     # there is nothing to learn.
     is_untested = config.early_stopping and (valid is None or len(data.text) == 1)
-    if heads.side != "text" and not is_untested:  # only a text head can be blended
-        return train_heads(heads._replace(init="kernel"), data, run)
+    if head_config.side != "text" and not is_untested:  # only a text head can be blended
+        return train_heads(head_config._replace(init="kernel"), data, run)
 
-    full_map = heads.whiten(data)
+    full_map = head_config.whiten(data)
     smoothness = choose_kernel(run, data, full_map)
 
     def solve(pairs: PairDataset, image_map: WhitenedMap, **options: Any) -> Maps:
         return solve_kernel(run, image_map, pairs, **smoothness, **options)
 
     if valid is None or is_untested:
-        return _blend_untested(heads, data, run, full_map, solve, trains_head=not is_untested)
+        return _blend_untested(
+            head_config, data, run, full_map, solve, trains_head=not is_untested
+        )
 
-    image_map = full_map if has_stable_whitening(data) else heads.whiten(train)
+    image_map = full_map if has_stable_whitening(data) else head_config.whiten(train)
     items = valid.expand_items()
     # The machines of the ranks may have different amounts of memory.
     max_texts = broadcast(run.ranks, count_predicted_texts(image_map.n_out))
@@ -282,7 +286,7 @@ def train_blend(
     is_tuned = "untuned_recall" in closed_form_row
     baseline = closed_form_row["valid_recall"]
     min_recall = _compute_min_recall(baseline, n_valid)
-    text_head = heads.make_text_head(data, image_map)
+    text_head = head_config.make_text_head(data, image_map)
     training = BlendTraining(maps, correction if is_tuned else None, text_head, train, run)
     recall_callback = BlendRecall(training.make_head_inputs(items), text, baseline, min_recall)
     result = _train_text_head(training, closed_form, recall_callback)
@@ -299,7 +303,7 @@ def train_blend(
 
 
 def _blend_untested(
-    heads: HeadConfig,
+    head_config: HeadConfig,
     data: PairDataset,
     run: TrainingRun,
     image_map: WhitenedMap,
@@ -311,14 +315,14 @@ def _blend_untested(
     scale = fit_held_out_logit_scale(
         data,
         lambda pairs: make_embedders(
-            make_closed_form(solve(pairs, heads.whiten(pairs)), run.ranks)
+            make_closed_form(solve(pairs, head_config.whiten(pairs)), run.ranks)
         ),
         run.config.max_logit_scale,
     )
     closed_form = make_closed_form(solve(data, image_map), run.ranks)
     if not trains_head:
         return closed_form, scale, TrainingResult([], 0, 0)
-    text_head = heads.make_text_head(data, image_map)
+    text_head = head_config.make_text_head(data, image_map)
     training = HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, run)
     result = _train_text_head(training, closed_form, ValidationRecall(None))
     return _make_blend(closed_form, text_head, _DEFAULT_WEIGHT), scale, result

@@ -386,10 +386,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
     def _train(
         self, data: PairDataset, run: TrainingRun
     ) -> tuple[TwoTower, float, TrainingResult]:
-        heads = HeadConfig(**{name: getattr(self, name) for name in HeadConfig._fields})
+        head_config = HeadConfig(**{name: getattr(self, name) for name in HeadConfig._fields})
         if self.init != "auto":
-            return train_heads(heads, data, run)
-        module, logit_scale, result = train_blend(heads, data, run)
+            return train_heads(head_config, data, run)
+        module, logit_scale, result = train_blend(head_config, data, run)
         if run.verbose:
             # To standard error, as progress bars, so that the output of a program is unchanged.
             print(summarize_training(result.history, result.best_epoch), file=sys.stderr)
