@@ -141,9 +141,9 @@ def train_heads(
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
-    smoothness = (
-        choose_kernel(run, data, head_config.whiten(data)) if head_config.init == "kernel" else {}
-    )
+    smoothness: dict[str, Any] = {}
+    if head_config.init == "kernel":
+        smoothness = choose_kernel(run, data, head_config.whiten(data))
 
     def solve(pairs: PairDataset) -> Maps:
         if head_config.init == "linear":
@@ -172,24 +172,7 @@ def train_heads(
         search = training.module, scale, result
         if valid is None or not config.refit:
             return search
-    # A checkpoint has a result only during this phase.
-    checkpoint.begin("refit")
-    # The first phase has advanced the generator, and a resumed training skips it.
-    torch.manual_seed(run.seed)
-    training, _ = prepare(data)
-    net = _train_again(training, result.best_epoch)
-    n_epochs = sum("train_loss" in row for row in net.history)
-    if n_epochs == result.best_epoch:
-        return training.module, net.logit_scale, result
-    checkpoint.stop()
-    if search is None:  # the run was resumed from a checkpoint, which does not have these heads
-        raise KeyboardInterrupt
-    warn(
-        f"Training on all pairs was stopped after {n_epochs} of {result.best_epoch} epochs. The "
-        "heads trained without the held-out pairs are used, as with refit=False.",
-        ConvergenceWarning,
-    )
-    return search
+    return _refit_heads(lambda: prepare(data)[0], result, search, run)
 
 
 def _search_best_epoch(
@@ -211,6 +194,37 @@ def _search_best_epoch(
         min_recall = _compute_min_recall(initial_recall, len(valid.pairs))
         result = _add_closed_form(result, {"valid_recall": initial_recall}, min_recall)
     return result, net.logit_scale
+
+
+def _refit_heads(
+    make_training: Callable[[], HeadTraining],
+    result: TrainingResult,
+    search: tuple[TwoTower, float, TrainingResult] | None,
+    run: TrainingRun,
+) -> tuple[TwoTower, float, TrainingResult]:
+    """Train on all pairs for the best number of epochs, or return `search` if interrupted.
+
+    `search` is what the search for the best epoch returned. It is None if the run was resumed from
+    a checkpoint, which does not have these heads.
+    """
+    # A checkpoint has a result only during this phase.
+    run.checkpoint.begin("refit")
+    # The first phase has advanced the generator, and a resumed training skips it.
+    torch.manual_seed(run.seed)
+    training = make_training()
+    net = _train_again(training, result.best_epoch)
+    n_epochs = sum("train_loss" in row for row in net.history)
+    if n_epochs == result.best_epoch:
+        return training.module, net.logit_scale, result
+    run.checkpoint.stop()
+    if search is None:
+        raise KeyboardInterrupt
+    warn(
+        f"Training on all pairs was stopped after {n_epochs} of {result.best_epoch} epochs. The "
+        "heads trained without the held-out pairs are used, as with refit=False.",
+        ConvergenceWarning,
+    )
+    return search
 
 
 def _train_again(training: HeadTraining, n_epochs: int) -> AlignmentNet:
