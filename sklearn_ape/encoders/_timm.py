@@ -407,6 +407,30 @@ def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
 
     folded = deepcopy(model)
     names = {module: name for name, module in folded.named_modules()}
+    device = next(model.parameters()).device
+    pixels = torch.rand((1, *size), generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        expected, normalized_convs = _trace_batch_norms(folded, pixels)
+        for conv, norm, input_size in normalized_convs:
+            joint: Any = fuse_conv_bn_eval(conv, norm)
+            # In a dilated kernel, a row of zeros would shift the others by several rows.
+            is_dilated = joint.dilation != (1, 1)
+            if isinstance(joint, Conv2dSame) and not is_dilated and device.type == "cpu":
+                joint = _PaddedKernelConv(joint, input_size)
+            folded.set_submodule(names[conv], joint)
+            remaining_layers = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
+            folded.set_submodule(names[norm], torch.nn.Sequential(*remaining_layers))
+        features, tolerance = folded.forward_features(pixels), 1e-3 * float(expected.abs().max())
+        is_same = torch.allclose(features, expected, rtol=1e-3, atol=tolerance)
+    return folded if is_same else model
+
+
+def _trace_batch_norms(
+    model: Any, pixels: torch.Tensor
+) -> tuple[torch.Tensor, list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.Size]]]:
+    """Return features, and convolutions with the batch norm of the output and the input size."""
+    from timm.layers import BatchNormAct2d
+
     sources: dict[torch.Tensor, torch.nn.Conv2d] = {}  # convolutions by their output
     pairs: list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]] = []
     input_sizes: dict[torch.nn.Conv2d, torch.Size] = {}
@@ -420,32 +444,16 @@ def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
             pairs.append((sources[inputs[0]], norm))
 
     hooks = []
-    for module in names:
+    for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             hooks.append(module.register_forward_hook(note_output))
         elif type(module) in (torch.nn.BatchNorm2d, BatchNormAct2d):
             hooks.append(module.register_forward_pre_hook(note_input))
-    pixels = torch.rand((1, *size), generator=torch.Generator().manual_seed(0))
-    device = next(model.parameters()).device
-    pixels = pixels.to(device)
-    with torch.no_grad():
-        # Not the logits: those of a new classification head may be zero for all features.
-        expected = folded.forward_features(pixels)
-        for hook in hooks:
-            hook.remove()
-        for conv, norm in pairs:
-            joint: Any = fuse_conv_bn_eval(conv, norm)
-            # In a dilated kernel, a row of zeros would shift the others by several rows.
-            is_dilated = joint.dilation != (1, 1)
-            if isinstance(joint, Conv2dSame) and not is_dilated and device.type == "cpu":
-                joint = _PaddedKernelConv(joint, input_sizes[conv])
-            folded.set_submodule(names[conv], joint)
-            remaining_layers = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
-            folded.set_submodule(names[norm], torch.nn.Sequential(*remaining_layers))
-        tolerance = 1e-3 * float(expected.abs().max())
-        features = folded.forward_features(pixels)
-        is_same = torch.allclose(features, expected, rtol=1e-3, atol=tolerance)
-    return folded if is_same else model
+    # Not the logits: those of a new classification head may be zero for all features.
+    features = model.forward_features(pixels)
+    for hook in hooks:
+        hook.remove()
+    return features, [(conv, norm, input_sizes[conv]) for conv, norm in pairs]
 
 
 class _PaddedKernelConv(torch.nn.Module):
