@@ -71,9 +71,9 @@ def make_kernel_maps(
     if they are the anchors, otherwise for at most this number.
     """
     targets = Targets(data, image_map)
-    gamma = (
-        scale_gamma(targets.compute_mean_text(np.float32)) if gamma == "scale" else float(gamma)
-    )
+    if gamma == "scale":
+        gamma = scale_gamma(targets.compute_mean_text(np.float32))
+    gamma = float(gamma)
     if max_anchors == "auto":
         max_anchors = count_default_anchors(len(targets.texts), device)
     limit = int(max_anchors)
@@ -92,6 +92,23 @@ def make_kernel_maps(
             rows = choose_evenly_spaced(len(targets.texts), max_predicted_texts)
             fit = _predict_texts(targets, rows, anchors, solved, gamma, image_signs, device)
         return Maps(image_map, KernelMap(anchors, coefficients, gamma), fit=fit)
+    return _solve_exactly(
+        targets, ridge, gamma, signs, image_signs, held_out_texts, device, verbose
+    )
+
+
+def _solve_exactly(
+    targets: Targets,
+    ridge: float,
+    gamma: float,
+    signs: np.ndarray,
+    image_signs: np.ndarray,
+    held_out_texts: Any,
+    device: torch.device,
+    verbose: int | None,
+) -> Maps:
+    """Return the maps with all texts as anchors, and the fit if there are signs."""
+    has_signs = image_signs.shape[1] > 0
     is_held_out = np.isin(targets.texts, held_out_texts)
     order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
     n_held_out = int(is_held_out.sum())
@@ -101,22 +118,22 @@ def make_kernel_maps(
     right = np.concatenate([block_targets for _, block_targets in targets])[order]
     # Dividing the ridge by the number of images of a text weights the text by its images.
     ridges = (ridge / targets.counts)[order]
-    if max_predicted_texts:
+    if has_signs:
         right = np.hstack([right, signs[order]])
     solution = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose, n_held_out)
-    n_out = image_map.n_out
+    n_out = targets.image.n_out
     coefficients = solution.coefficients[:, :n_out]
     held_out_text = fit = None
     if solution.residuals is not None and n_held_out:
         held_out_text = normalize_rows((right[-n_held_out:] - solution.residuals)[:, :n_out])
-    if max_predicted_texts:
+    if has_signs:
         # With the inverse of (K + ridges), the predictions K @ inverse @ right are
         # right - ridges * inverse @ right.
         right -= ridges[:, None] * solution.coefficients
         predictions, predicted_signs = np.split(right, [n_out], axis=1)
         texts = targets.texts[order]
         fit = TextFit(texts, predictions, image_signs, predicted_signs, targets.mean)
-    return Maps(image_map, KernelMap(anchors, coefficients, gamma), held_out_text, fit)
+    return Maps(targets.image, KernelMap(anchors, coefficients, gamma), held_out_text, fit)
 
 
 def _solve_nystroem(
