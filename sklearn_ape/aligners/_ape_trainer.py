@@ -34,7 +34,7 @@ from ._closed_form import (
     make_linear_maps,
     whiten_images,
 )
-from ._head_training import BlendTraining, HeadTraining, correct, train_correction
+from ._head_training import BlendTraining, HeadTraining, apply_correction, train_correction
 from ._kernel_maps import choose_smoothness, count_predicted_texts, make_kernel_maps
 from ._kernel_ridge import count_default_anchors
 
@@ -312,7 +312,8 @@ def train_blend(
     scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
     if config.refit and weight < 1:
         maps = solve(data, image_map if weight > 0 or is_tuned else full_map)
-        closed_form = make_closed_form(correct(maps, correction) if is_tuned else maps, run.ranks)
+        maps = apply_correction(maps, correction) if is_tuned else maps
+        closed_form = make_closed_form(maps, run.ranks)
     return _make_blend(closed_form, text_head, weight), scale, result
 
 
@@ -351,7 +352,7 @@ def _choose_tuning(
     history has the key ``untuned_recall``. `items` are the held-out pairs with one row per image
     and caption, and `n_valid` is the number of those that are distinct.
     """
-    modules = [make_closed_form(m, run.ranks) for m in (maps, correct(maps, correction))]
+    modules = [make_closed_form(m, run.ranks) for m in (maps, apply_correction(maps, correction))]
     embeddings = [embed_pairs(module, items) for module in modules]
     recalls = [mean_recall(image, text, items.pairs) for image, text in embeddings]
     untuned, tuned = broadcast(run.ranks, recalls)

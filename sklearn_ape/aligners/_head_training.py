@@ -174,8 +174,8 @@ class _InputsWithBase:
 class LinearCorrection(Head):
     """The identity plus a matrix that is zero until the first training step.
 
-    It has no bias and subtracts no mean, so that `correct` can multiply it into the coefficients
-    of a kernel.
+    It has no bias and subtracts no mean, so that `apply_correction` can multiply it into the
+    coefficients of a kernel.
     """
 
     def __init__(self, n_features: int) -> None:
@@ -363,7 +363,7 @@ def train_correction(maps: Maps, data: PairDataset, run: TrainingRun) -> np.ndar
     return matrix + np.eye(len(matrix), dtype=np.float32)
 
 
-def correct(maps: Maps, matrix: np.ndarray) -> Maps:
+def apply_correction(maps: Maps, matrix: np.ndarray) -> Maps:
     """Return maps whose text embeddings are multiplied by a matrix."""
     kernel = maps.text
     assert isinstance(kernel, KernelMap)

@@ -19,7 +19,7 @@ from sklearn_ape.aligners._head_training import (
     LeftOutPairs,
     LeftOutTraining,
     LinearCorrection,
-    correct,
+    apply_correction,
 )
 from sklearn_ape.aligners._kernel_maps import count_predicted_texts, make_kernel_maps
 from sklearn_ape.heads import BlendedHead, KernelMap, make_head
@@ -235,7 +235,7 @@ def test_correction_multiplies_the_embeddings(repeated):
     matrix = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
     text = torch.from_numpy(repeated.text)
     expected = maps.text(text) @ torch.from_numpy(matrix)
-    np.testing.assert_allclose(correct(maps, matrix).text(text), expected, atol=1e-4)
+    np.testing.assert_allclose(apply_correction(maps, matrix).text(text), expected, atol=1e-4)
 
 
 class TestFit:
