@@ -229,7 +229,7 @@ def _refit_heads(
 
 def _train_again(training: HeadTraining, n_epochs: int) -> AlignmentNet:
     """Train for the best number of epochs without held-out pairs, and return the net."""
-    callbacks, verbose = training.run.checkpoint.callbacks("refit"), training.run.verbose
+    callbacks, verbose = training.run.checkpoint.make_callbacks("refit"), training.run.verbose
     if shows_progress(verbose):
         callbacks.insert(0, ("progress", EpochProgress(n_epochs, "refit", verbose)))
     return training.train(callbacks, n_epochs)

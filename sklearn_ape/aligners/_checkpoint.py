@@ -113,8 +113,9 @@ class TrainingFile:
         self._lock.release()
 
     def read(self, finished: bool) -> dict[str, Any] | None:
-        """Return the state of the run or, if `finished`, its result; None if there is no file.
+        """Return the state of the run, or its result if it has one and `finished` is True.
 
+        Without a file, None is returned, with a warning about an unfinished run that differs.
         ValueError is raised if the file is damaged, or belongs to another run or format.
         """
         paths = [self.finished, self.unfinished] if finished else [self.unfinished]
@@ -239,7 +240,7 @@ class Checkpoint:
         self._next_write = -np.inf
         self.is_enabled = broadcast(ranks, aligner.checkpoint is not None)
         if self.is_enabled and is_first_rank(ranks):
-            training = _describe(aligner, data, seed, ranks)
+            training = _describe_training(aligner, data, seed, ranks)
             self._file = TrainingFile(expand_user(aligner.checkpoint), training)
 
     def __enter__(self) -> Self:
@@ -282,7 +283,7 @@ class Checkpoint:
         self.aligner._set_result(self._finished["learned"], self._finished["logit_scale"])
         return True
 
-    def callbacks(self, phase: str) -> list[Any]:
+    def make_callbacks(self, phase: str) -> list[Any]:
         """Return the callbacks by which a net saves its state and resumes from a saved one.
 
         Each phase of the training has its own net.
@@ -338,7 +339,7 @@ class Checkpoint:
             self._file.write(values)
 
 
-def _describe(
+def _describe_training(
     aligner: TrainedAligner, data: PairDataset, seed: int, ranks: Ranks | None
 ) -> dict[str, Any]:
     """Return everything that the result of a training depends on, as plain data."""

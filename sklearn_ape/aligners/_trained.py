@@ -154,7 +154,7 @@ class TrainingRun(NamedTuple):
             callbacks.append(("bridge", bridge))
         # Copies, because skorch sets attributes of its callbacks, and parameters must not change.
         callbacks += deepcopy(list(self.config.callbacks or []))
-        callbacks += self.checkpoint.callbacks(phase)
+        callbacks += self.checkpoint.make_callbacks(phase)
         return callbacks if best is None else [*callbacks, ("stop", StopWhenPatient(best))]
 
 
