@@ -146,7 +146,7 @@ class TrainingRun(NamedTuple):
         if shows_progress(self.verbose):
             progress = EpochProgress(self.config.max_epochs, phase, self.verbose)
             callbacks.append(("progress", progress))
-        if self.context.context is not None:
+        if self.context.callback_context is not None:
             bridge = EpochBridge(
                 self.context,
                 lambda net: get_fitted_attributes(deepcopy(get_module(net)), net.logit_scale),

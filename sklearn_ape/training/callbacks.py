@@ -285,8 +285,8 @@ class EpochBridge(Callback):
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Report the beginning of an epoch."""
-        assert self.context.context is not None
-        self.epoch_ = self.context.context.subcontext(task_name="epoch")
+        assert self.context.callback_context is not None
+        self.epoch_ = self.context.callback_context.subcontext(task_name="epoch")
         self.epoch_.call_on_fit_task_begin(estimator=self.context.estimator, **self.context.data)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:

@@ -48,25 +48,25 @@ class FitContext:
     def __init__(self, estimator: Any, n_subtasks: int, X: Any, y: Any) -> None:
         self.estimator = estimator
         self.data = {"X": X, "y": y}
-        self.context = None
+        self.callback_context = None
         if hasattr(estimator, "_init_callback_context"):
-            self.context = estimator._init_callback_context(max_subtasks=n_subtasks)
-            self.context.call_on_fit_task_begin(estimator=estimator, **self.data)
+            self.callback_context = estimator._init_callback_context(max_subtasks=n_subtasks)
+            self.callback_context.call_on_fit_task_begin(estimator=estimator, **self.data)
 
     def end(self) -> None:
         """Report the end of the fit. Call it when the estimator is completely fitted."""
-        if self.context is not None:
-            self.context.call_on_fit_task_end(
+        if self.callback_context is not None:
+            self.callback_context.call_on_fit_task_end(
                 estimator=self.estimator, reconstruction_attributes={}, **self.data
             )
 
     @contextmanager
     def fitting(self, inner: Any) -> Iterator[None]:
         """Report the fit of an inner aligner, and propagate the callbacks to it."""
-        if self.context is None:
+        if self.callback_context is None:
             yield
             return
-        task = self.context.subcontext(task_name="fit-aligner")
+        task = self.callback_context.subcontext(task_name="fit-aligner")
         with task.propagate_callback_context(inner):
             task.call_on_fit_task_begin(estimator=self.estimator, **self.data)
             yield

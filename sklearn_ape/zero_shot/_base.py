@@ -63,9 +63,9 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         """Return whether `fit` uses the aligner unchanged, since it can embed already."""
         return isinstance(self.aligner, FrozenEstimator) or _can_embed(self.aligner)
 
-    def _fit_aligner(self, X: Any, captions: Any, progress: FitContext) -> Any:
+    def _fit_aligner(self, X: Any, captions: Any, context: FitContext) -> Any:
         aligner = clone(self.aligner)
-        with progress.fitting(aligner):
+        with context.fitting(aligner):
             return aligner.fit(X, captions)
 
     def _warn_if_fit_was_lost(self) -> None:

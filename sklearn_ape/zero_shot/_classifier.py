@@ -179,17 +179,17 @@ class ZeroShotClassifier(SingleLabelClassifier):
         """
         self._check_fit_parameters()
         keeps_aligner = self._keeps_aligner()
-        progress = FitContext(self, 0 if keeps_aligner else 1, X, y)
+        context = FitContext(self, 0 if keeps_aligner else 1, X, y)
         check_consistent_length(X, y, captions)
         needs_y = self.labels is None or (captions is None and not keeps_aligner)
         values = validate_y(y) if needs_y or y is not None else None
         names = self._fit_names(values, keeps_aligner)
         if captions is None and not keeps_aligner:
             self._warn_if_fit_was_lost()
-        self.aligner_ = self._make_aligner(X, values, names, captions, progress)
+        self.aligner_ = self._make_aligner(X, values, names, captions, context)
         self._names = names
         self._note_fit()
-        progress.end()
+        context.end()
         return self
 
     def _fit_names(self, y: list[Any] | None, keeps_aligner: bool) -> dict[Any, list[str]]:
@@ -225,7 +225,7 @@ class ZeroShotClassifier(SingleLabelClassifier):
         )
 
     def _make_aligner(
-        self, X: Any, y: Any, names: Mapping[Any, list[str]], captions: Any, progress: FitContext
+        self, X: Any, y: Any, names: Mapping[Any, list[str]], captions: Any, context: FitContext
     ) -> Any:
         """Return the fitted aligner, or train a clone of it on captions or on the names in y."""
         if self._keeps_aligner():
@@ -234,7 +234,7 @@ class ZeroShotClassifier(SingleLabelClassifier):
             templates = resolve_templates(self.templates)
             prompts = {label: prompts_of(label, names[label], templates) for label in set(y)}
             captions = [prompts[label] for label in y]
-        return self._fit_aligner(X, captions, progress)
+        return self._fit_aligner(X, captions, context)
 
     def __sklearn_clone__(self) -> Self:
         _check_caller_of_clone(type(self).__name__)

@@ -261,7 +261,7 @@ class FewShotClassifier(ZeroShotClassifier):
         self, X: Any, y: Any, sample_weight: Any, *, captions: Any = None, classes: Any = None
     ) -> Self:
         self._check_fit_parameters()
-        progress = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
+        context = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
         values = validate_y(y)
         weights = validate_weights(sample_weight, len(values))
         check_consistent_length(X, values, captions, weights)
@@ -280,7 +280,7 @@ class FewShotClassifier(ZeroShotClassifier):
                 "alone. Pass a fitted aligner; in cross-validation and searches, which clone "
                 "estimators, pass sklearn.frozen.FrozenEstimator(aligner)."
             )
-        aligner = self._make_aligner(X, values, names, captions, progress)
+        aligner = self._make_aligner(X, values, names, captions, context)
         text_aligner = unwrap_aligner(aligner)
         text = embed_labels(text_aligner, names, resolve_templates(self.templates))
         scale = self._resolve_scale(text_aligner)
@@ -288,7 +288,7 @@ class FewShotClassifier(ZeroShotClassifier):
         self._fit_probe(examples, text, scale)
         self._names, self.aligner_, self._fitted_labels = names, aligner, self.labels
         self._note_fit()
-        progress.end()
+        context.end()
         return self
 
     def was_fitted_on(self, X: Any) -> np.ndarray:

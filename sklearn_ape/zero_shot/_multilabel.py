@@ -201,11 +201,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self._names = names
         self.__dict__.pop("_thresholds", None)
         if self._keeps_aligner():
-            progress = FitContext(self, 0, X, Y)
+            context = FitContext(self, 0, X, Y)
             self.aligner_ = self._get_kept_aligner(captions)
             margins = self._compute_margins(self.aligner_, X)
         else:
-            progress = FitContext(self, self.cv + 1, X, Y)
+            context = FitContext(self, self.cv + 1, X, Y)
             if captions is None:
                 self._warn_if_fit_was_lost()
                 prompts = list(self._make_prompts().values())
@@ -216,11 +216,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
             X, captions = indexable(X, captions)
-            margins = self._compute_held_out_margins(X, captions, progress)
-            self.aligner_ = self._fit_on_captioned(X, captions, progress)
+            margins = self._compute_held_out_margins(X, captions, context)
+            self.aligner_ = self._fit_on_captioned(X, captions, context)
         self._fit_label_thresholds(table, margins)
         self._note_fit()
-        progress.end()
+        context.end()
         return self
 
     def _read_targets(self, Y: Any) -> tuple[dict[Any, list[str]], np.ndarray]:
@@ -394,16 +394,16 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         margins -= self._compute_default_thresholds(logits)
         return margins
 
-    def _compute_held_out_margins(self, X: Any, captions: Any, progress: FitContext) -> np.ndarray:
+    def _compute_held_out_margins(self, X: Any, captions: Any, context: FitContext) -> np.ndarray:
         """Return the margins of each image, by an aligner that was not fitted on it."""
         margins = np.empty((len(captions), len(self.labels_)))
         for train, test in KFold(self.cv, shuffle=True, random_state=0).split(margins):
             X_train, train_captions = _safe_indexing(X, train), _safe_indexing(captions, train)
-            aligner = self._fit_on_captioned(X_train, train_captions, progress)
+            aligner = self._fit_on_captioned(X_train, train_captions, context)
             margins[test] = self._compute_margins(aligner, _safe_indexing(X, test))
         return margins
 
-    def _fit_on_captioned(self, X: Any, captions: Any, progress: FitContext) -> Any:
+    def _fit_on_captioned(self, X: Any, captions: Any, context: FitContext) -> Any:
         """Fit a clone of the aligner on the images that have a caption."""
         captioned = [row for row, caption in enumerate(list(captions)) if len(caption)]
         if not captioned:
@@ -413,7 +413,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             )
         if len(captioned) < len(captions):
             X, captions = _safe_indexing(X, captioned), _safe_indexing(captions, captioned)
-        return self._fit_aligner(X, captions, progress)
+        return self._fit_aligner(X, captions, context)
 
     def _fit_label_thresholds(self, table: np.ndarray, margins: np.ndarray) -> None:
         readable = ~np.isnan(margins[:, 0])
