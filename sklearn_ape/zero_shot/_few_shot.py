@@ -257,6 +257,38 @@ class FewShotClassifier(ZeroShotClassifier):
         self._fit_probe(examples, self._text, self._scale)
         return self
 
+    def was_fitted_on(self, X: Any) -> np.ndarray:
+        """Return whether each image is one of the labelled images.
+
+        Accuracies on labelled images are too high, so leave them out of a test set.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+
+        Returns
+        -------
+        is_labelled : ndarray of bool, shape (n_samples,)
+            False for images that could not be read.
+        """
+        self._check_ready()
+        images = Examples.from_images(self._get_aligner_in_use(), X)
+        is_labelled = np.zeros(len(images.codes), bool)
+        if hasattr(self, "coef_"):
+            readable = np.flatnonzero(~np.isnan(images.embeddings[:, 0]))
+            groups = self._examples.extend(images.select(readable)).find_copies()
+            n_examples = len(self._examples.codes)
+            is_labelled[readable] = np.isin(groups[n_examples:], groups[:n_examples])
+        return is_labelled
+
+    @property
+    def class_count_(self) -> np.ndarray:
+        """Number of labelled images of each class."""
+        if not hasattr(self, "_examples"):
+            raise AttributeError(f"{type(self).__name__} has no class_count_ before fit.")
+        return np.bincount(self._examples.codes, minlength=len(self._names))
+
     def _fit(
         self, X: Any, y: Any, sample_weight: Any, *, captions: Any = None, classes: Any = None
     ) -> Self:
@@ -290,38 +322,6 @@ class FewShotClassifier(ZeroShotClassifier):
         self._note_fit()
         context.end()
         return self
-
-    def was_fitted_on(self, X: Any) -> np.ndarray:
-        """Return whether each image is one of the labelled images.
-
-        Accuracies on labelled images are too high, so leave them out of a test set.
-
-        Parameters
-        ----------
-        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            Images, or features if the aligner takes features.
-
-        Returns
-        -------
-        is_labelled : ndarray of bool, shape (n_samples,)
-            False for images that could not be read.
-        """
-        self._check_ready()
-        images = Examples.from_images(self._get_aligner_in_use(), X)
-        is_labelled = np.zeros(len(images.codes), bool)
-        if hasattr(self, "coef_"):
-            readable = np.flatnonzero(~np.isnan(images.embeddings[:, 0]))
-            groups = self._examples.extend(images.select(readable)).find_copies()
-            n_examples = len(self._examples.codes)
-            is_labelled[readable] = np.isin(groups[n_examples:], groups[:n_examples])
-        return is_labelled
-
-    @property
-    def class_count_(self) -> np.ndarray:
-        """Number of labelled images of each class."""
-        if not hasattr(self, "_examples"):
-            raise AttributeError(f"{type(self).__name__} has no class_count_ before fit.")
-        return np.bincount(self._examples.codes, minlength=len(self._names))
 
     def _fit_probe(self, examples: Examples, text: np.ndarray, scale: float) -> None:
         center = examples.find_center()

@@ -191,52 +191,6 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         with restored_on_failure(self):
             return self._fit(X, Y, captions)
 
-    def _fit(self, X: Any, Y: Any, captions: Any) -> Self:
-        self._check_fit_parameters()
-        Y = as_table_or_rows(Y)
-        names, table = self._read_targets(Y)
-        check_consistent_length(X, table, captions)
-        if captions is not None and holds_texts(captions):
-            flatten_captions(captions)  # an error names the row of a missing or empty caption
-        self._names = names
-        self.__dict__.pop("_thresholds", None)
-        if self._keeps_aligner():
-            context = FitContext(self, 0, X, Y)
-            self.aligner_ = self._get_kept_aligner(captions)
-            margins = self._compute_margins(self.aligner_, X)
-        else:
-            context = FitContext(self, self.cv + 1, X, Y)
-            if captions is None:
-                self._warn_if_fit_was_lost()
-                prompts = list(self._make_prompts().values())
-                captions = [
-                    [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
-                    for row in table
-                ]
-            elif not hasattr(captions, "iloc"):
-                captions = list(captions)
-            X, captions = indexable(X, captions)
-            margins = self._compute_held_out_margins(X, captions, context)
-            self.aligner_ = self._fit_on_captioned(X, captions, context)
-        self._fit_label_thresholds(table, margins)
-        self._note_fit()
-        context.end()
-        return self
-
-    def _read_targets(self, Y: Any) -> tuple[dict[Any, list[str]], np.ndarray]:
-        """Return the names of the labels, and Y as zeros and ones."""
-        names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
-        if self.labels is None:
-            warn_about_numbers("Y", names)
-        table = to_indicator(Y, list(names))
-        columns = None if isinstance(Y, list) else get_column_names(Y)
-        if columns is not None and columns != list(names):
-            warn(
-                "Y has the columns in another order than labels. They are matched by name here, "
-                "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
-            )
-        return names, table
-
     def fit_thresholds(self, X: Any, Y: Any) -> Self:
         """Fit the thresholds only; the aligner must be fitted and stays unchanged.
 
@@ -380,6 +334,52 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         # scikit-learn's scorers recognize several labels by this shape. They would interpret an
         # array of two labels as two classes.
         return np.tile([0, 1], (len(self.labels_), 1))
+
+    def _fit(self, X: Any, Y: Any, captions: Any) -> Self:
+        self._check_fit_parameters()
+        Y = as_table_or_rows(Y)
+        names, table = self._read_targets(Y)
+        check_consistent_length(X, table, captions)
+        if captions is not None and holds_texts(captions):
+            flatten_captions(captions)  # an error names the row of a missing or empty caption
+        self._names = names
+        self.__dict__.pop("_thresholds", None)
+        if self._keeps_aligner():
+            context = FitContext(self, 0, X, Y)
+            self.aligner_ = self._get_kept_aligner(captions)
+            margins = self._compute_margins(self.aligner_, X)
+        else:
+            context = FitContext(self, self.cv + 1, X, Y)
+            if captions is None:
+                self._warn_if_fit_was_lost()
+                prompts = list(self._make_prompts().values())
+                captions = [
+                    [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
+                    for row in table
+                ]
+            elif not hasattr(captions, "iloc"):
+                captions = list(captions)
+            X, captions = indexable(X, captions)
+            margins = self._compute_held_out_margins(X, captions, context)
+            self.aligner_ = self._fit_on_captioned(X, captions, context)
+        self._fit_label_thresholds(table, margins)
+        self._note_fit()
+        context.end()
+        return self
+
+    def _read_targets(self, Y: Any) -> tuple[dict[Any, list[str]], np.ndarray]:
+        """Return the names of the labels, and Y as zeros and ones."""
+        names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
+        if self.labels is None:
+            warn_about_numbers("Y", names)
+        table = to_indicator(Y, list(names))
+        columns = None if isinstance(Y, list) else get_column_names(Y)
+        if columns is not None and columns != list(names):
+            warn(
+                "Y has the columns in another order than labels. They are matched by name here, "
+                "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
+            )
+        return names, table
 
     def _list_labels(self) -> list[Any]:
         names = self._resolve_names()
