@@ -24,6 +24,9 @@ from ..utils.concurrency import MAX_FORK_WAIT_S, at_fork, never_destroy
 
 ENGINES = ("auto", "torch", "onnx", "openvino")
 _PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
+# Names of the precisions in OpenVINO's options and in its list of capabilities.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
 Inputs = tuple[torch.Tensor, ...]
 
 
@@ -124,7 +127,7 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
 
 @lru_cache
 def _list_precisions(engine: str) -> tuple[str, ...]:
-    """Return the precisions that an engine supports on this machine."""
+    """Return the precisions in which an engine other than torch computes on this machine."""
     if engine == "onnx" or find_spec("openvino") is None:
         return ("float32",)
     capabilities = _get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -242,6 +245,7 @@ class _PositionalInputs(torch.nn.Module):
 
 
 def export_to_onnx(workload: Workload, folder: Path) -> None:
+    """Write the file of `OnnxEngine`; raise EngineError if torch cannot export the network."""
     example = workload.examples()[0]
     names = [f"input_{number}" for number in range(len(example))]
     # The number of positions is fixed in some networks of texts, such as those of CLIP.
@@ -267,9 +271,6 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
 
 
 _OPENVINO_FILE = "model.xml"
-# Names of the precisions in OpenVINO's options and in its list of capabilities.
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-_CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
 # All engines of the process, whose requests must end before a fork.
 _engines: WeakSet[OpenVINOEngine] = WeakSet()
 
@@ -368,6 +369,7 @@ def _import_openvino() -> Any:
 
 
 def export_to_openvino(workload: Workload, folder: Path) -> None:
+    """Write the file of `OpenVINOEngine`; raise EngineError if it cannot convert the network."""
     openvino = _import_openvino()
     example = workload.examples()[0]
     try:
