@@ -24,8 +24,9 @@ _VALIDATION_SCORE = "validation recall, mean of recall@1, @5 and @10 in both dir
 
 _TAGS = ["zero-shot-classification", "feature-extraction", "image-text-alignment"]
 
+# Examples of model cards.
+IMAGES_USAGE = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
 _FEATURES_USAGE = "print(model.transform(image_features) @ model.transform_text(text_features).T)"
-_IMAGES_USAGE = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
 
 
 class SavedAlignerMixin(PretrainedMixin):
@@ -119,7 +120,7 @@ class SavedAlignerMixin(PretrainedMixin):
             "mapped so that an image and its caption have a high cosine similarity.",
             facts=facts,
             scores=scores,
-            usage=_IMAGES_USAGE if takes_images else _FEATURES_USAGE,
+            usage=IMAGES_USAGE if takes_images else _FEATURES_USAGE,
             tags=_TAGS,
         )
 

@@ -22,6 +22,7 @@ from ..utils.messages import escape_markdown
 from ..utils.sklearn_compat import LazyNamesMixin, reports_fit
 from ..utils.validation import as_floats
 from ._base import BaseAligner
+from ._serialization import IMAGES_USAGE
 from .pairs import as_sequence, flatten_captions, holds_texts
 
 
@@ -211,7 +212,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         name = escape_markdown(repr(self._get_model_name()))
         return Facts(
             what=f"The name of the OpenCLIP model {name}, without its weights.",
-            usage="print(model.similarity(['image.jpg'], ['a cat', 'a dog']))",
+            usage=IMAGES_USAGE,
         )
 
     def _get_model_name(self) -> str:

@@ -222,7 +222,7 @@ def _restore_head(state: FittedState) -> Head:
         scale = state.number("scale", least=0)
         return ExtendedHead(base, scale, _read_float32(state, "shift", (None,)), correction)
     head, tensors = _make_empty_head(state, kind)
-    assign_weights(head, tensors)
+    _assign_weights(head, tensors)
     return head
 
 
@@ -242,7 +242,7 @@ def _make_empty_head(state: FittedState, kind: Any) -> tuple[Head, FittedState]:
         return make_head(**shape), tensors
 
 
-def assign_weights(module: nn.Module, tensors: FittedState) -> None:
+def _assign_weights(module: nn.Module, tensors: FittedState) -> None:
     """Set the weights of a module without memory, after checking shapes and types."""
     weights = {}
     for name, tensor in module.state_dict().items():
@@ -263,7 +263,7 @@ def _restore_closed_form(state: FittedState) -> ClosedFormHead:
     part = state.part("residual")
     residual, tensors = _make_empty_head(part, part.optional("kind"))
     head = ClosedFormHead(base, residual)  # sets the residual's output layer to zero
-    assign_weights(residual, tensors)
+    _assign_weights(residual, tensors)
     head.scale.fill_(state.number("scale", above=0))
     return head
 

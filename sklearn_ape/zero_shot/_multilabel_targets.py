@@ -295,6 +295,7 @@ def check_prevalence(prevalence: Any) -> None:
 def resolve_prevalence(
     prevalence: float | Mapping[Any, float], labels: Sequence[Any]
 ) -> list[float]:
+    """Return the fraction of each label; raise ValueError if a mapping does not have them all."""
     if not isinstance(prevalence, Mapping):
         return [prevalence] * len(labels)
     missing = [label for label in labels if label not in prevalence]
