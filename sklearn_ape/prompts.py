@@ -225,8 +225,8 @@ def _to_label_column(y: Any) -> np.ndarray:
     return array
 
 
-def resolve_names(labels: Any, parameter: str = "labels") -> dict[Any, list[str]]:
-    """Return the names to embed for each class of a ``labels`` parameter.
+def resolve_flat_names(labels: Any, parameter: str = "labels") -> dict[Any, list[str]]:
+    """Return the names to embed for each class of ``labels`` that are not a hierarchy.
 
     ValueError lists labels that are missing, repeat or have an empty name. An error about an empty
     label names the `parameter` from which the labels are.
@@ -304,7 +304,7 @@ def _check_collection(labels: Any) -> None:
 
 def resolve_class_names(labels: Any) -> dict[Any, list[str]]:
     """Return the names of the classes of a ``labels`` parameter, which may be a hierarchy."""
-    return resolve_names(flatten_labels(labels)[0] if is_hierarchy(labels) else labels)
+    return resolve_flat_names(flatten_labels(labels)[0] if is_hierarchy(labels) else labels)
 
 
 def is_hierarchy(labels: Any) -> bool:
@@ -317,9 +317,9 @@ def is_hierarchy(labels: Any) -> bool:
 def flatten_labels(labels: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, tuple[Any, ...]]]:
     """Return the classes at the leaves of a hierarchy, and the path of every node.
 
-    The values of the mapping are names, as in `resolve_names`, or mappings of the same kind. A
-    path leads from the coarsest node to the node itself. ValueError is raised if a node is empty,
-    has the label of another node, or contains itself.
+    The values of the mapping are names, as in `resolve_flat_names`, or mappings of the same kind.
+    A path leads from the coarsest node to the node itself. ValueError is raised if a node is
+    empty, has the label of another node, or contains itself.
     """
     names: dict[Any, Any] = {}
     paths: dict[Any, tuple[Any, ...]] = {}
@@ -340,7 +340,7 @@ def flatten_labels(labels: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any,
                 f"labels has the empty group {label!r}. Add classes to it, or pass None instead "
                 "of {} if it is a class."
             )
-    resolve_names(list(paths))  # the labels of inner nodes are checked as well
+    resolve_flat_names(list(paths))  # the labels of inner nodes are checked as well
     return names, paths
 
 
@@ -373,7 +373,7 @@ def check_classes(classes: Any, names: Mapping[Any, list[str]] | None) -> None:
             "innermost classes."
         )
     try:
-        labels = resolve_names(classes)
+        labels = resolve_flat_names(classes)
     except ValueError as error:
         raise ValueError(f"classes must be as labels may be, but {error}") from None
     unknown = [label for label in labels if names is not None and label not in names]

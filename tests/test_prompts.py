@@ -2,7 +2,7 @@
 
 import pytest
 
-from sklearn_ape.prompts import TEMPLATES, fill, resolve_names, resolve_templates
+from sklearn_ape.prompts import TEMPLATES, fill, resolve_flat_names, resolve_templates
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -29,7 +29,7 @@ def test_pyarrow_columns_hold_templates_and_names():
     """Scalars of pyarrow are not texts."""
     pa = pytest.importorskip("pyarrow")
     assert resolve_templates(pa.array(["{}", "a {}"])) == ("{}", "a {}")
-    assert resolve_names({0: pa.array(["cat", "kitten"])}) == {0: ["cat", "kitten"]}
+    assert resolve_flat_names({0: pa.array(["cat", "kitten"])}) == {0: ["cat", "kitten"]}
 
 
 def test_none_as_templates_names_the_set_without_templates():

@@ -20,7 +20,7 @@ from ..persistence.mixins import FittedState
 from ..prompts import (
     flatten_labels,
     resolve_class_names,
-    resolve_names,
+    resolve_flat_names,
     resolve_templates,
     to_class_array,
 )
@@ -144,7 +144,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
     def _resolve_names(self) -> dict[Any, list[str]] | None:
         """Return the names of each class, in the order of the columns; None before `fit`."""
         if self.labels is not None:
-            return resolve_names(self.labels)
+            return resolve_flat_names(self.labels)
         return getattr(self, "_names", None)
 
     def _check_parameters(self) -> None:
@@ -179,7 +179,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         if names is not None:
             if not isinstance(names, dict):
                 raise ValueError("names must be an object with the names of each class.")
-            self._names = resolve_names(names)
+            self._names = resolve_flat_names(names)
 
     def _check_restored(self) -> None:
         self._check_fit_parameters()

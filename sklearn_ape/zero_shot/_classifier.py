@@ -15,7 +15,7 @@ from ..prompts import (
     may_be_encoded,
     prompts_of,
     resolve_class_names,
-    resolve_names,
+    resolve_flat_names,
     resolve_templates,
     validate_y,
 )
@@ -195,7 +195,7 @@ class ZeroShotClassifier(SingleLabelClassifier):
     def _fit_names(self, y: list[Any] | None, keeps_aligner: bool) -> dict[Any, list[str]]:
         """Return the names of each class, from labels or from y; y must agree with labels."""
         if self.labels is None:
-            names = resolve_names(dict.fromkeys(y or ()), "y")
+            names = resolve_flat_names(dict.fromkeys(y or ()), "y")
             warn_about_numbers("y", names)
             return names
         names = resolve_class_names(self.labels)

@@ -19,7 +19,7 @@ from ..persistence.mixins import FittedState
 from ..prompts import (
     check_classes,
     check_in_labels,
-    resolve_names,
+    resolve_flat_names,
     resolve_templates,
     to_class_array,
     validate_y,
@@ -298,7 +298,7 @@ class FewShotClassifier(ZeroShotClassifier):
         weights = validate_weights(sample_weight, len(values))
         check_consistent_length(X, values, captions, weights)
         if self.labels is None and classes is not None:
-            names = resolve_names(classes)
+            names = resolve_flat_names(classes)
             check_in_labels(values, names)
         else:
             # Unlike for names alone, numbers of a meta-estimator in y are only warned about.

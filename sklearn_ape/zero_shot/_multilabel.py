@@ -16,7 +16,7 @@ from ..aligners.pairs import flatten_captions, holds_texts
 from ..aligners.similarity import LogitTiles, resolve_bank, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
 from ..persistence.mixins import FittedState
-from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
+from ..prompts import prompts_of, resolve_flat_names, resolve_templates, to_class_array
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
 from ..utils.validation import (
@@ -369,7 +369,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
 
     def _read_targets(self, Y: Any) -> tuple[dict[Any, list[str]], np.ndarray]:
         """Return the names of the labels, and Y as zeros and ones."""
-        names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
+        names = resolve_flat_names(collect_labels(Y) if self.labels is None else self.labels)
         if self.labels is None:
             warn_about_numbers("Y", names)
         table = to_indicator(Y, list(names))

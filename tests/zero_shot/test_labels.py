@@ -16,7 +16,7 @@ from sklearn.frozen import FrozenEstimator
 
 from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier, load_pretrained
 from sklearn_ape.metrics import per_class_accuracy
-from sklearn_ape.prompts import check_in_labels, prompts_of, resolve_names, validate_y
+from sklearn_ape.prompts import check_in_labels, prompts_of, resolve_flat_names, validate_y
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
 
@@ -25,7 +25,7 @@ MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
 def test_missing_label_raises(missing):
     for labels in (["cat", missing], [missing], {missing: "cat"}):
         with pytest.raises(ValueError, match=r"which is a missing value\. Leave it out"):
-            resolve_names(labels)
+            resolve_flat_names(labels)
 
 
 @pytest.mark.parametrize("missing", MISSING, ids=repr)
@@ -39,7 +39,7 @@ def test_missing_values_of_y_raise_with_count_and_row(missing):
 
 def test_texts_like_missing_values_are_labels():
     words = ["NA", "nan", "None", "NAType", "null"]
-    assert list(resolve_names(words)) == words
+    assert list(resolve_flat_names(words)) == words
     assert validate_y(words) == words
     assert validate_y([0, False, 0.0]) == [0, 0, 0]
 
@@ -126,7 +126,7 @@ class Size(enum.IntEnum):
 )
 def test_invalid_labels_raise_with_type(labels, message):
     with pytest.raises(ValueError, match=message):
-        resolve_names(labels)
+        resolve_flat_names(labels)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_name_with_placeholder_is_template_of_its_class():
 def test_single_name_raises(labels):
     """The bytes of b"cat" would be the labels 99, 97 and 116."""
     with pytest.raises(ValueError, match="labels must be a sequence of names"):
-        resolve_names(labels)
+        resolve_flat_names(labels)
 
 
 class TestNumbersWithoutNames:
@@ -287,4 +287,4 @@ def test_empty_label_raises_with_its_parameter():
         with pytest.raises(ValueError, match=r"y has the empty label ' '\. Leave it out"):
             classifier.fit(["a.jpg", "b.jpg"], ["cat", " "])
     with pytest.raises(ValueError, match=r"labels has the empty label ''\. Leave it out"):
-        resolve_names(["cat", ""])
+        resolve_flat_names(["cat", ""])

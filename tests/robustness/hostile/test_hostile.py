@@ -13,7 +13,7 @@ from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders import items as _items
 from sklearn_ape.encoders.image_encoder import _pad_to_square
 from sklearn_ape.encoders.items import ItemError, digest_image, read_image
-from sklearn_ape.prompts import prompts_of, resolve_names
+from sklearn_ape.prompts import prompts_of, resolve_flat_names
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
 from tests.robustness.hostile.fuzz import FUZZERS
@@ -164,7 +164,7 @@ class TestNames:
     def test_labels_that_numpy_would_change_raise(self, labels, message):
         """NumPy drops a trailing NUL, and makes a two-dimensional array of tuples."""
         with pytest.raises(ValueError, match=message):
-            resolve_names(labels)
+            resolve_flat_names(labels)
 
     def test_name_with_placeholder_is_not_inserted_into_itself(self):
         """The prompt of a class named "a {}" is not "a a {}"."""
