@@ -165,7 +165,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         scale_gradient = (image_gradient * image).sum(dtype=dtype) * gradient
         image_gradient *= scale * gradient
         text_gradient *= gradient
-        return image_gradient, text_gradient, scale_gradient.to(scale.dtype), None, None, None
+        return image_gradient, text_gradient, scale_gradient, None, None, None
 
 
 class SigmoidLoss(ScaledLoss):
@@ -284,18 +284,13 @@ class _TiledSigmoid(torch.autograd.Function):
         if needs_gradients:
             scale_gradient = (image_gradient * image).sum(dtype=dtype)
             image_gradient *= scale
-            ctx.save_for_backward(
-                image_gradient,
-                text_gradient,
-                scale_gradient.to(scale.dtype),
-                bias_gradient.to(bias.dtype),
-            )
+            ctx.save_for_backward(image_gradient, text_gradient, scale_gradient, bias_gradient)
         return loss
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         refuse_second_gradients()
-        return *(saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors), None, None
+        return *(saved * gradient for saved in ctx.saved_tensors), None, None
 
 
 class StructureLoss(nn.Module):

@@ -22,7 +22,13 @@ TILE_SIZES = [None, 5]
         (InfoNCELoss, {"max_logit_scale": 100.0, "learn_logit_scale": True, "tile_size": "auto"}),
         (
             SigmoidLoss,
-            {"logit_scale": 10.0, "max_logit_scale": 100.0, "bias": None, "tile_size": "auto"},
+            {
+                "logit_scale": 10.0,
+                "max_logit_scale": 100.0,
+                "learn_logit_scale": True,
+                "bias": None,
+                "tile_size": "auto",
+            },
         ),
         (StructureLoss, {"temperature": 0.1, "levels": 1, "max_rows": 1024}),
     ],
@@ -158,6 +164,13 @@ class TestShares:
             for i, expected in enumerate(slopes):
                 total = sum(gradient[i] for _, gradient in shares)
                 torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("loss_class", LOSSES)
+    def test_shares_of_unequal_size_sum_to_the_loss(self, embeddings, positive, loss_class):
+        loss = loss_class()
+        parts = slice(0, 1), slice(1, 12)
+        total = sum(loss.share(*embeddings, positive, rows) for rows in parts)
+        torch.testing.assert_close(total, loss(*embeddings, positive))
 
     def test_row_without_positive_raises(self, embeddings, positive):
         positive[7] = False

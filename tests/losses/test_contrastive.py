@@ -77,8 +77,9 @@ class TestInfoNCE:
 
 
 class TestScale:
-    def test_scale_has_a_gradient_unless_fixed(self, embeddings):
-        learned, fixed = InfoNCELoss(), InfoNCELoss(learn_logit_scale=False)
+    @both_losses
+    def test_scale_has_a_gradient_unless_fixed(self, embeddings, loss_class):
+        learned, fixed = loss_class(), loss_class(learn_logit_scale=False)
         learned(*embeddings).backward()
         assert learned.log_scale.grad.abs() > 0
         assert list(fixed.parameters()) == []
