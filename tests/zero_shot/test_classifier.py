@@ -347,6 +347,7 @@ class TestBadInput:
         for method in (
             classifier.predict,
             classifier.predict_proba,
+            classifier.predict_together,
             classifier.decision_function,
         ):
             with pytest.warns(UserWarning, match="only one class, dog, so every image"):

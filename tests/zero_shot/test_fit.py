@@ -58,6 +58,14 @@ class TestFit:
         assert classifier.classes_.tolist() == ["animal", "food", "travel"]
         assert classifier.score(features.image[200:], captioned_images.categories[200:]) > 0.6
 
+    def test_prompts_have_the_names_and_templates_of_each_label(self, numbered):
+        labels = {"cat": ["kitten", "a {} of mine"], "dog": None}
+        X, y = numbered.X[:20], ["cat", "dog"] * 10
+        classifier = ZeroShotClassifier(labels, aligner=numbered.aligner, templates="photo")
+        prompts = [["a photo of a kitten.", "a cat of mine"], ["a photo of a dog."]] * 10
+        expected = clone(numbered.aligner).fit(X, prompts)
+        assert classifier.fit(X, y).aligner_.fingerprint_ == expected.fingerprint_
+
     @pytest.mark.parametrize("is_frozen", [False, True])
     def test_values_of_y_that_are_not_labels_raise(
         self, features, captioned_images, aligner, is_frozen

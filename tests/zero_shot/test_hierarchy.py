@@ -11,6 +11,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
+from sklearn_ape.aligners.similarity import UNKNOWN
 from sklearn_ape.prompts import flatten_labels
 from sklearn_ape.zero_shot._base import Hierarchy
 
@@ -81,6 +82,7 @@ class TestPredictions:
         np.testing.assert_allclose(top[:, 1], leaves[:, 0] + leaves[:, 1], rtol=1e-5)
         np.testing.assert_allclose(top[:, 0], leaves[:, 2], rtol=1e-5)
         np.testing.assert_allclose(bottom, leaves, rtol=1e-5)
+        assert top.dtype == bottom.dtype == leaves.dtype
 
     @pytest.mark.parametrize("method", ["predict", "predict_together"])
     def test_threshold_gives_deepest_probable_node(self, classifier, features, method):
@@ -98,6 +100,15 @@ class TestPredictions:
             assert (top[is_inner, 1] >= 0.65).all()
             assert (bottom[is_inner, :2].max(axis=1) < 0.65).all()
 
+    def test_probabilities_of_chosen_labels(self, classifier, features):
+        """For unknown it is the probability of the most probable class."""
+        X = features.image[150:]
+        leaves, groups = classifier.predict_proba(X), classifier.predict_proba_levels(X)[0]
+        labels, probabilities = classifier.set_params(threshold=0.8)._choose_labels(leaves)
+        assert {"living", "travel", "unknown"} <= set(labels)
+        expected = np.where(labels == "living", groups[:, 1], leaves.max(axis=1))
+        np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+
     def test_classes_that_reach_the_threshold_precede_groups(self):
         """A small threshold gives the most probable class, as no threshold does."""
         labels = {"x": {"a": None, "b": None, "c": None}, "d": None}
@@ -106,6 +117,22 @@ class TestPredictions:
         assert hierarchy.nodes[hierarchy.choose(probabilities, 0.5)].tolist() == ["x"]
         for threshold in (0, 0.2, 0.4):
             assert hierarchy.nodes[hierarchy.choose(probabilities, threshold)].tolist() == ["d"]
+
+    def test_deepest_group_that_reaches_the_threshold(self):
+        """An outer group is at least as probable as its groups; no group gives unknown."""
+        labels = {"x": {"y": {"a": None, "b": None}, "c": None}, "z": {"d": None, "e": None}}
+        hierarchy = Hierarchy.from_labels(labels, np.array(list("abcde")))
+        probabilities = np.array(
+            [[0.4, 0.3, 0.1, 0.1, 0.1], [0.3, 0.2, 0.1, 0.2, 0.2]], np.float32
+        )
+        codes = hierarchy.choose(probabilities, 0.65)
+        assert hierarchy.nodes[codes[0]] == "y"
+        assert codes[1] == UNKNOWN
+
+    def test_hierarchy_of_a_single_group(self, aligner, features):
+        """Its first level has a single node."""
+        classifier = ZeroShotClassifier({"thing": TREE}, aligner=aligner)
+        assert classifier.score_levels(features.image[:2], ["thing", "thing"])[0] == 1
 
     def test_accuracy_per_level(self, classifier, features, captioned_images):
         X, y = features.image[150:], captioned_images.categories[150:]
@@ -119,6 +146,10 @@ class TestPredictions:
         assert travel_only == pytest.approx(classifier.score(X[is_travel], y[is_travel]))
         with pytest.raises(ValueError, match="not in labels: 'rocket'"):
             classifier.score_levels(X[:1], ["rocket"])
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            classifier.score_levels(X, y[:-1])
+        with warnings.catch_warnings(action="error"):
+            assert np.isnan(classifier.score_levels(X[:1], ["living"])[1])
 
     def test_score_accepts_inner_nodes(self, classifier, features):
         classifier.set_params(threshold=0.65)

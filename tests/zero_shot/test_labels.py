@@ -5,6 +5,7 @@ import decimal
 import enum
 import pickle
 import types
+from collections import UserList
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,8 @@ def test_missing_label_raises(missing):
 def test_missing_values_of_y_raise_with_count_and_row(missing):
     with pytest.raises(ValueError, match=r"y has 2 missing values \(rows 1, 3\)\. Remove"):
         validate_y(["cat", missing, "dog", missing])
-    for y in (np.array(["cat", missing], dtype=object), pd.Series(["cat", missing], dtype=object)):
+    labels = ["cat", missing]
+    for y in (np.array(labels, object), pd.Series(labels, dtype=object), UserList(labels)):
         with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 1\)"):
             validate_y(y)
 

@@ -11,6 +11,10 @@ from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, lo
 from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.zero_shot import _transduction
 from sklearn_ape.zero_shot._transduction import (
+    _find_neighbors_with_faiss,
+    _make_graph,
+    _propagate,
+    _set_confidence,
     match_shares,
     propagate_labels,
     resolve_class_prior,
@@ -79,6 +83,43 @@ class TestPropagation:
         expected = softmax(logits, axis=1).max(axis=1).mean()
         assert abs(probabilities.max(axis=1).mean() - expected) < 0.01
 
+    def test_constant_part_of_embeddings_has_no_effect(self):
+        """All images of a collection may have something in common, such as their style."""
+        embeddings, logits, _ = make_collection(300)
+        shifted = embeddings + np.linspace(0, 1, 64, dtype=np.float32)
+        expected = propagate_labels(embeddings, logits)
+        np.testing.assert_allclose(propagate_labels(shifted, logits), expected, atol=1e-4)
+
+    @pytest.mark.parametrize("damping", [0.0, 0.3])
+    def test_graph_equals_formula(self, damping):
+        """The last image is opposite to all others, so that its degree is 0 without damping."""
+        embeddings, _, _ = make_collection(9)
+        embeddings = np.vstack([embeddings, -2 * embeddings.sum(axis=0)])
+        centered = embeddings - embeddings.mean(axis=0)
+        cosines = normalize(centered) @ normalize(centered).T
+        np.fill_diagonal(cosines, -np.inf)
+        is_neighbor = cosines >= np.sort(cosines, axis=1)[:, -5:-4]
+        weights = np.where(is_neighbor, np.maximum(cosines, 0), 0) ** 3
+        weights = np.maximum(weights, weights.T)
+        degrees = weights.sum(axis=1) + damping
+        assert degrees[-1] == damping
+        degrees[degrees == 0] = 1
+        graph = _make_graph(embeddings, damping)
+        expected = weights / np.sqrt(np.outer(degrees, degrees))
+        np.testing.assert_allclose(graph.toarray(), expected, atol=1e-6)
+        assert graph.dtype == np.float32
+
+    def test_propagated_labels_are_a_fixed_point(self):
+        embeddings, logits, _ = make_collection(200)
+        graph, initial = _make_graph(embeddings, 0.0), softmax(logits, axis=1)
+        expected = np.linalg.solve(np.eye(200) - 0.8 * graph.toarray(), initial)
+        np.testing.assert_allclose(_propagate(graph, initial, 0.8), expected, atol=0.01)
+
+    def test_confidence_that_no_scale_has(self):
+        """Two classes with equal logits have probabilities of at most one half."""
+        logits = np.array([[0.0, 0.0, -1.0]])
+        np.testing.assert_array_equal(_set_confidence(logits, 0.9), softmax(logits, axis=1))
+
     def test_faiss_and_exact_neighbours_agree(self, monkeypatch):
         pytest.importorskip("faiss")
         embeddings, logits, _ = make_collection(2000)
@@ -86,6 +127,17 @@ class TestPropagation:
         monkeypatch.setattr(_transduction, "_MAX_EXACT", 1000)
         approximate = propagate_labels(embeddings, logits)
         assert (exact.argmax(axis=1) == approximate.argmax(axis=1)).mean() > 0.97
+
+    @pytest.mark.parametrize("n", [2000, pytest.param(30_000, marks=pytest.mark.exhaustive)])
+    def test_faiss_finds_most_neighbours(self, n):
+        """The cells of more than 25,600 images are computed from a part of the images."""
+        pytest.importorskip("faiss")
+        embeddings = normalize(np.random.default_rng(0).standard_normal((n, 4)))
+        neighbors = _find_neighbors_with_faiss(embeddings, 5)
+        expected = np.argsort(-embeddings[:100] @ embeddings.T, axis=1)[:, :6]
+        assert neighbors.shape == (n, 6)
+        is_found = [np.isin(*rows) for rows in zip(expected, neighbors[:100], strict=True)]
+        assert np.mean(is_found) > 0.97
 
     @pytest.mark.parametrize("n", [1, 2, 5, 6])
     def test_small_collections(self, n):
@@ -184,10 +236,16 @@ class TestShares:
         columns = (np.array(shares), pd.Series(named), pl.Series(shares), pa.array(shares))
         for class_prior in (shares, named, *columns):
             classifier = ZeroShotClassifier(LABELS, aligner=aligner, class_prior=class_prior)
-            np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-5)
+            probabilities = classifier.predict_proba(X)
+            np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+            assert probabilities.dtype == plain.dtype
             classifier.save_pretrained(tmp_path)
             loaded = load_pretrained(tmp_path)
             np.testing.assert_array_equal(loaded.predict_proba(X), classifier.predict_proba(X))
+
+    def test_sum_of_rounded_shares_is_1(self):
+        shares = resolve_class_prior([0.333, 0.333, 0.3333], np.array(["a", "b", "c"]))
+        assert shares.sum() == pytest.approx(1, abs=1e-12)
 
     @pytest.mark.parametrize(
         ("class_prior", "message"),
@@ -219,10 +277,20 @@ class TestClassifiers:
         if cls is FewShotClassifier:
             classifier.fit(X[:30], y[:30])
         probabilities = classifier.predict_proba_together(X)
+        assert probabilities.dtype == classifier.predict_proba(X).dtype
         labels = classifier.predict_together(X)
         np.testing.assert_array_equal(labels, classifier.classes_[probabilities.argmax(axis=1)])
         assert (labels == y).mean() > classifier.score(X, y) - 0.02
         np.testing.assert_array_equal(labels, classifier.predict_together(X))
+
+    def test_labelled_images_are_neighbours(self, aligner, features, captioned_images):
+        X, y = features.image[150:], captioned_images.categories[150:]
+        few = FewShotClassifier(LABELS, aligner=aligner).fit(X[:50], y[:50])
+        examples = aligner.transform(X[:50]), few.classes_.searchsorted(y[:50])
+        expected = propagate_labels(
+            aligner.transform(X[50:]), few.decision_function(X[50:]), examples=examples
+        )
+        np.testing.assert_allclose(few.predict_proba_together(X[50:]), expected, atol=1e-5)
 
     def test_threshold_gives_unknown(self, aligner, features):
         classifier = ZeroShotClassifier(LABELS, aligner=aligner, threshold=1.0)
