@@ -227,7 +227,7 @@ def _rescale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
 
     Differences of the results cannot overflow, and the square of the largest cannot underflow.
     """
-    largest = np.abs(numbers, where=finite, out=np.zeros_like(numbers)).max()
+    largest = np.abs(numbers[finite]).max()
     exponent = int(np.frexp(largest)[1]) + 1
     return np.ldexp(numbers, -exponent), exponent
 
@@ -300,6 +300,6 @@ def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
     codes = np.searchsorted(classes, truth)
     # Compare as objects, since NumPy would convert numbers to texts to compare them with texts.
     hits = truth.astype(object) == predicted.astype(object)
-    support = np.bincount(codes, minlength=len(classes))
-    n_hits = np.bincount(codes, weights=hits, minlength=len(classes))
+    support = np.bincount(codes)
+    n_hits = np.bincount(codes, weights=hits)
     return Bunch(classes=classes, accuracy=n_hits / support, support=support)

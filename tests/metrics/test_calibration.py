@@ -222,6 +222,14 @@ class TestFitTemperature:
 def test_classes_in_invalid_container_raise(y):
     with pytest.raises(ValueError, match=r"y (is a single class|must be a sequence of classes)"):
         expected_calibration_error(y, [[0.5, 0.5], [0.5, 0.5]])
+    with pytest.raises(ValueError, match=r"labels (is a single class|must be a sequence of)"):
+        expected_calibration_error(["a", "b"], [[0.5, 0.5], [0.5, 0.5]], labels=y)
+
+
+def test_inconsistent_lengths_raise():
+    """NumPy would compare a single class with all rows."""
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        expected_calibration_error([0], np.eye(2), labels=[0, 1])
 
 
 def test_probabilities_in_place_of_logits_warn():

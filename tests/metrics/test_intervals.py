@@ -55,16 +55,21 @@ class TestProportions:
 
 
 class TestMeans:
-    def test_interval_is_widened_bca_interval(self):
-        """The formula is applied to the same resamples."""
+    @pytest.mark.parametrize("has_ties", [False, True])
+    def test_interval_is_widened_bca_interval(self, has_ties):
+        """The formula is applied to the same resamples. One half of the ties is below the mean."""
         values = np.random.default_rng(0).exponential(size=25)
+        values = 0.2 + 0.5 * make_hits(10, 25) if has_ties else values
         interval = bootstrap_interval(values, 0.9, n_resamples=999, random_state=3)
         rows = np.random.RandomState(3).randint(0, 25, size=(999, 25))
         means = values[rows].mean(axis=1)
         left_out = np.array([np.delete(values, row).mean() for row in range(25)])
         jackknife = left_out.mean() - left_out
         acceleration = (jackknife**3).sum() / (6 * (jackknife**2).sum() ** 1.5)
-        bias = norm.ppf(((means < values.mean()).sum() + 0.5) / 1000)
+        is_tie = abs(means - values.mean()) < 1e-9
+        assert is_tie.any() == has_ties
+        n_below = (~is_tie & (means < values.mean())).sum() + is_tie.sum() / 2
+        bias = norm.ppf((n_below + 0.5) / 1000)
         for end, side in ((interval.low, -1), (interval.high, 1)):
             z = bias + side * t.ppf(0.95, 24) * np.sqrt(25 / 24)
             level = norm.cdf(bias + z / (1 - acceleration * z))
@@ -156,6 +161,9 @@ class TestPairedDifference:
         doubled = bootstrap_interval(2 * (first - second), random_state=0)
         assert interval == pytest.approx(np.array(doubled) / 2)
         assert interval != bootstrap_interval(first - second)
+        hits = make_hits(12, 20)
+        expected = bootstrap_interval(hits - second, random_state=0)
+        assert paired_difference(hits, second, random_state=0) == expected
 
 
 @pytest.mark.parametrize(
@@ -169,7 +177,11 @@ class TestPairedDifference:
         ([0.0, 1.0], {"confidence": np.nan}, r"confidence must be a number in \(0, 1\)"),
         ([0.0, 1.0], {"n_resamples": 0}, "n_resamples must be an integer >= 1"),
         ([0.0, 1.0], {"n_resamples": 99.5}, "n_resamples must be an integer >= 1"),
-        (np.ma.masked_array([0, 1, 1], mask=[0, 1, 0]), {}, "masked values in 1 rows"),
+        (
+            np.ma.masked_array([0, 1, 1], mask=[0, 1, 0]),
+            {},
+            r"^(values|first) has masked values in 1 rows",
+        ),
         (np.zeros((3, 2)), {}, r"(values|first) must have one dimension, not the shape \(3, 2\)"),
     ],
 )
@@ -178,6 +190,11 @@ def test_invalid_input_raises(values, parameters, message):
         bootstrap_interval(values, **parameters)
     with pytest.raises(ValueError, match=message):
         paired_difference(values, values, **parameters)
+
+
+def test_error_names_the_second_model():
+    with pytest.raises(ValueError, match=r"^second must be finite"):
+        paired_difference([1, 0], [1, np.nan])
 
 
 def test_different_numbers_of_queries_raise():

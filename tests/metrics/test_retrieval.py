@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from threadpoolctl import threadpool_limits
 
 from sklearn_ape import CCAAligner
 from sklearn_ape.metrics import (
@@ -53,8 +54,10 @@ def test_nan_raises():
     broken = embeddings.copy()
     broken[1, 1] = np.nan
     pairs = np.column_stack([np.arange(3), np.arange(3)])
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match=r"queries must be finite, .* in 1 rows \(rows 1\)"):
         retrieval_ranks(broken, embeddings, pairs)
+    with pytest.raises(ValueError, match="Embeddings must be finite"):
+        compute_both_ranks(broken, embeddings, pairs)
 
 
 def test_query_without_positive_raises():
@@ -186,6 +189,62 @@ def test_ranks_in_both_directions_equal_full_matrix(n_queries, n_candidates, see
     forward, backward = compute_both_ranks(queries, candidates, pairs, both=False)
     np.testing.assert_array_equal(forward, ranks)
     assert not backward.any()
+    assert ranks.dtype == back.dtype == np.int64
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_threads_do_not_change_ranks(monkeypatch):
+    """Two threads of four, since each one counts at least 250 of the 600 scores."""
+    rng = np.random.default_rng(0)
+    queries, candidates = rng.standard_normal((20, 4)), rng.standard_normal((30, 4))
+    pairs = random_pairs(rng, 20, 30, 10)
+    expected = compute_both_ranks(queries, candidates, pairs)
+    pools = []
+    executor = retrieval.ThreadPoolExecutor
+    monkeypatch.setattr(retrieval, "ThreadPoolExecutor", lambda n: pools.append(n) or executor(n))
+    monkeypatch.setattr(retrieval, "_MIN_SCORES_PER_THREAD", 250)
+    with threadpool_limits(4, user_api="blas"):
+        ranks = compute_both_ranks(queries, candidates, pairs)
+    assert pools == [2]
+    np.testing.assert_array_equal(ranks[0], expected[0])
+    np.testing.assert_array_equal(ranks[1], expected[1])
+
+
+@pytest.mark.parametrize("factors", [(1e-6, 1e-6), (1e6, 1e-3), (1e-3, 1e6)])
+def test_ranks_do_not_depend_on_the_scale(factors):
+    """The margin of ties is relative to the norms."""
+    rng = np.random.default_rng(0)
+    queries, candidates = rng.standard_normal((2, 30, 4)).astype(np.float32)
+    pairs = random_pairs(rng, 30, 30, 10)
+    expected = compute_both_ranks(queries, candidates, pairs)
+    scaled = compute_both_ranks(
+        queries * np.float32(factors[0]), candidates * np.float32(factors[1]), pairs
+    )
+    np.testing.assert_array_equal(scaled, expected)
+
+
+@pytest.mark.parametrize("factor", [-1e-30, 1e-30, -1e30, 1e30])
+def test_products_neither_overflow_nor_underflow(factor):
+    """The squares of these factors are beyond the range of float32."""
+    embeddings = np.float32(factor) * np.eye(3, dtype=np.float32)
+    pairs = np.column_stack([np.arange(3), np.arange(3)])
+    assert retrieval_ranks(embeddings, embeddings, pairs).tolist() == [0, 0, 0]
+    assert retrieval_ranks(0 * embeddings, embeddings, pairs).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 10, 1000])
+def test_tiles_have_nearly_equal_sizes(n):
+    edges = retrieval._split_evenly(n, 3)
+    sizes = np.diff(edges)
+    assert (edges[0], edges[-1], len(sizes)) == (0, n, max(1, -(-n // 3)))
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_small_differences_in_float64_are_not_ties():
+    candidates = np.array([[1.0], [1 - 1e-10]])
+    pairs = np.array([[0, 0], [0, 1]])
+    assert compute_both_ranks(np.ones((1, 1)), candidates, pairs[:1], both=False)[0] == 0
+    assert compute_both_ranks(np.ones((1, 1)), candidates, pairs[1:], both=False)[0] == 1
 
 
 def test_equal_embeddings_in_different_tiles_tie():
@@ -209,14 +268,16 @@ def test_collapsed_model_has_the_last_rank_in_every_tile():
         assert (ranks == 2499).all()
 
 
+@pytest.mark.parametrize("types", [(np.float32, np.float32), (np.float64, np.float32)])
 @pytest.mark.parametrize(("n", "width"), [(7, 33), (40, 1280), (97, 384), (1000, 8)])
-def test_equal_candidates_tie_for_any_shape(n, width):
+def test_equal_candidates_tie_for_any_shape(n, width, types):
     """Regression: one of 7 candidates of width 33 had a differently rounded product."""
     rng = np.random.default_rng(0)
-    queries = rng.standard_normal((n, width)).astype(np.float32)
-    candidates = np.repeat(rng.standard_normal((1, width)).astype(np.float32), n, axis=0)
+    queries = rng.standard_normal((n, width)).astype(types[0])
+    candidates = np.repeat(rng.standard_normal((1, width)).astype(types[1]), n, axis=0)
     pairs = np.column_stack([np.arange(n), np.arange(n)])
     assert (compute_both_ranks(queries, candidates, pairs)[0] == n - 1).all()
+    assert (compute_both_ranks(candidates, queries, pairs)[1] == n - 1).all()
 
 
 def test_half_precision_embeddings_are_compared_in_float32():
@@ -227,6 +288,10 @@ def test_half_precision_embeddings_are_compared_in_float32():
     assert retrieval_report(queries, candidates, pairs) == retrieval_report(
         queries.astype(np.float32), candidates.astype(np.float32), pairs
     )
+    np.testing.assert_array_equal(
+        compute_both_ranks(queries, candidates, pairs),
+        compute_both_ranks(queries.astype(np.float32), candidates.astype(np.float32), pairs),
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,6 +300,7 @@ def test_half_precision_embeddings_are_compared_in_float32():
      ([[0, 0], [-1, 1]], "pairs has the rows -1 and 1 in pair 1"),
      ([0, 1], r"pairs must be of shape \(n_pairs, 2\), not \(2,\)"),
      ([[0, 0], [1, 0]], "pairs has no positive for query 1"),
+     ([[0, 0], [0, 1]], "pairs has no positive for query 1"),
      ([[0, 0.9], [1, 1.9]], r"pairs must be integers, and pair 0 is \[0.0, 0.9\]"),
      ([[0, 0.0], [1, np.nan]], r"pair 1 is \[1.0, nan\]"),
      ([[0, 0.0], [np.inf, 1]], r"pair 1 is \[inf, 1.0\]"),
@@ -245,11 +311,16 @@ def test_half_precision_embeddings_are_compared_in_float32():
      ([[0, 0], [1, None]], "pairs must be integers, not of type object"),
      ([[0, 0], [1, 1j]], "pairs must be integers, not of type complex128"),
      (np.array([[0, 0], [1, 2**64 - 1]], dtype=np.uint64), "pairs has the rows 1 and 18446744"),
-     (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "masked values in 1 rows")],
+     (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "^pairs has masked values")],
 )  # fmt: skip
 def test_invalid_pairs_raise(pairs, message):
     with pytest.raises(ValueError, match=message):
         compute_both_ranks(np.eye(2), np.eye(2), pairs)
+
+
+def test_masked_embeddings_raise():
+    with pytest.raises(ValueError, match=r"^candidates has masked values"):
+        retrieval_ranks(np.eye(2), np.ma.masked_array(np.eye(2), mask=np.eye(2)), [[0, 0]])
 
 
 def test_embeddings_of_different_spaces_raise():
