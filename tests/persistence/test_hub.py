@@ -218,8 +218,19 @@ def test_card_lists_encoders_by_name_and_digest(
 
 def test_card_lists_encoders_of_starter_model(tmp_path):
     """The encoders of the starter model are not in the file, but the model takes images."""
-    cells = rows(card(ZeroShotClassifier(["cat", "dog"]), tmp_path))
-    assert cells["encoders"].startswith("those of the starter model")
+    text = card(ZeroShotClassifier(["cat", "dog"]), tmp_path)
+    assert rows(text)["encoders"].startswith("those of the starter model")
+    assert "model.predict(['image.jpg'])" in text
+    assert "Says which of the classes an image shows" in text
+
+
+@pytest.mark.parametrize(("n_classes", "end"), [(20, ", 119"), (21, ", 119, ...")])
+def test_card_of_features_lists_the_first_20_classes(concepts, tmp_path, n_classes, end):
+    aligner = KernelAligner(text_encoder=None).fit(concepts.image, concepts.text)
+    text = card(ZeroShotClassifier(range(100, 100 + n_classes), aligner=aligner), tmp_path)
+    assert rows(text)["classes"].startswith(f"{n_classes}: 100, 101, ")
+    assert rows(text)["classes"].endswith(end)
+    assert "model.predict(image_features)" in text
 
 
 def test_labels_in_card_are_escaped(features, captioned_images, text_encoder, tmp_path):

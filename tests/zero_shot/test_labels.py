@@ -13,11 +13,13 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import DataConversionWarning
 from sklearn.frozen import FrozenEstimator
 
 from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier, load_pretrained
 from sklearn_ape.metrics import per_class_accuracy
 from sklearn_ape.prompts import check_in_labels, prompts_of, resolve_flat_names, validate_y
+from sklearn_ape.zero_shot._base import convert_labels
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
 
@@ -138,6 +140,7 @@ def test_invalid_labels_raise_with_type(labels, message):
         ([datetime.date(2020, 1, 1)] * 2, "of type date. Convert it to text"),
         (np.array(["2020-01-01"], dtype="datetime64[ns]"), r"datetime64\[ns\]. Convert"),
         (pd.Series(pd.to_datetime(["2020-01-01"])), "not values of type datetime64"),
+        (np.array([1], dtype="timedelta64[s]"), "not values of type timedelta64"),
         ([["a cat", "a pet"], ["a dog", "a pet"]], "one label per image.*captions=..."),
         ([["a cat", "a pet"], ["a dog"]], "image: its rows have different lengths. For several"),
         ([{"cat"}, {"dog"}], "of type set. For several labels per image, use MultiLabel"),
@@ -198,6 +201,19 @@ def test_collections_of_labels_give_builtin_classes_after_fit_pickle_and_save(ki
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [TEXTS, tuple(TEXTS), np.array(TEXTS), np.arange(2), np.array([1, "a"], dtype=object),
+     {"apple": None, "pear": ["a pear"]}, "a text", 5, None],
+    ids=repr,
+)  # fmt: skip
+def test_labels_in_a_file_keep_their_container(labels):
+    converted = convert_labels(labels)
+    assert type(converted) is type(labels)
+    assert getattr(converted, "dtype", None) == getattr(labels, "dtype", None)
+    assert np.array_equal(converted, labels)
+
+
+@pytest.mark.parametrize(
     "kind",
     [kind for kind, labels in COLLECTIONS.items() if not isinstance(labels, dict | set)],
 )
@@ -249,6 +265,11 @@ def test_masked_labels_are_missing():
 def test_nan_and_infinity_in_y_raise(bad):
     with pytest.raises(ValueError, match=r"Input y contains (NaN|infinity)"):
         validate_y(np.array([1.0, bad]))
+
+
+def test_column_vector_warns():
+    with pytest.warns(DataConversionWarning, match="column-vector"):
+        assert validate_y(np.array([["cat"], ["dog"]])) == ["cat", "dog"]
 
 
 def test_name_with_placeholder_is_template_of_its_class():
