@@ -230,6 +230,14 @@ def test_products_neither_overflow_nor_underflow(factor):
     pairs = np.column_stack([np.arange(3), np.arange(3)])
     assert retrieval_ranks(embeddings, embeddings, pairs).tolist() == [0, 0, 0]
     assert retrieval_ranks(0 * embeddings, embeddings, pairs).tolist() == [2, 2, 2]
+    mixed = np.float32([[-1e30, 1e-3], [1e-3, -1e30]])
+    assert retrieval_ranks(mixed, mixed, pairs[:2]).tolist() == [0, 0]
+
+
+def test_ranks_of_no_queries_are_empty():
+    no_pairs = np.empty((0, 2), dtype=int)
+    for ranks in compute_both_ranks(np.empty((0, 4)), np.empty((0, 4)), no_pairs):
+        assert ranks.shape == (0,)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 10, 1000])
