@@ -235,7 +235,7 @@ def test_members_of_an_enum_of_texts_are_their_values(aligner, features):
 
 
 def test_texts_of_numbers_are_reported_as_of_another_type():
-    with pytest.raises(ValueError, match="'1' differs from the label 1 only in its type"):
+    with pytest.raises(ValueError, match=r"'1' differs from the label 1 only .* Correct y\."):
         check_in_labels(["1", "0"], {0: ["cat"], 1: ["dog"]})
 
 
@@ -297,6 +297,8 @@ class TestNumbersWithoutNames:
             ZeroShotClassifier([0, 1], aligner=aligner).predict(features.image[:2])
         with pytest.warns(UserWarning, match="labels holds numbers, so the texts '0', '1'"):
             FewShotClassifier([0, 1], aligner=aligner).fit(features.image[:2], [0, 1])
+        with pytest.warns(UserWarning, match=r"^y holds numbers, so the texts '0', '1'"):
+            ZeroShotClassifier(aligner=aligner).fit(features.image[:2], [0, 1])
 
     def test_named_numbers_do_not_warn(self, features, aligner, recwarn):
         ZeroShotClassifier({0: "cat", 1: "dog"}, aligner=aligner).predict(features.image[:2])
