@@ -451,7 +451,7 @@ def _check_side(embeddings: Any, name: str) -> np.ndarray:
             f"{name} must be finite, but has NaN or infinity in {invalid.size} rows (rows "
             f"{format_list(invalid, str)}). Remove these rows."
         )
-    if largest == 0 or _LOW < largest < _HIGH:
+    if _LOW < largest < _HIGH:
         return rows
     # Scaling by a power of two is exact, so ranks do not change.
     return np.ldexp(rows, -int(np.frexp(largest)[1]))

@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
 from sklearn_ape import CCAAligner
+from sklearn_ape.aligners.similarity import SparseRows
 from sklearn_ape.metrics import (
     rank_report,
     recall_at_k,
@@ -286,6 +288,12 @@ def test_equal_candidates_tie_for_any_shape(n, width, types):
     pairs = np.column_stack([np.arange(n), np.arange(n)])
     assert (compute_both_ranks(queries, candidates, pairs)[0] == n - 1).all()
     assert (compute_both_ranks(candidates, queries, pairs)[1] == n - 1).all()
+
+
+def test_sparse_embeddings_that_differ_by_rounding_tie():
+    candidates = np.float32([[1.0, 0.0], [np.nextafter(np.float32(1), 0), 0.0]])
+    sides = SparseRows(csr_array(candidates[:1])), SparseRows(csr_array(candidates))
+    assert compute_both_ranks(*sides, np.array([[0, 0]]), both=False)[0] == 1
 
 
 def test_half_precision_embeddings_are_compared_in_float32():
