@@ -110,7 +110,7 @@ def _list_shares(class_prior: Any, labels: list[Any]) -> Sequence[Any] | np.ndar
 
 def compute_log_prior(shares: np.ndarray) -> np.ndarray:
     """Return what shares add to the logits; a class with the share 0 is never the best."""
-    return np.where(shares > _MIN_SHARE, np.log(shares), _EXCLUDED).astype(np.float32)
+    return np.where(shares > _MIN_SHARE, np.log(shares), _EXCLUDED)
 
 
 def match_shares(logits: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -165,6 +165,17 @@ class TestTiles:
         for actual, expected in zip(tiled, exact, strict=True):
             assert relative_error(actual, expected) < 2e-3
 
+    @both_losses
+    def test_gradient_of_the_scale_does_not_overflow_in_float16(self, embeddings, loss_class):
+        """Embeddings of norm 150 have products whose sum is beyond the range of float16."""
+        image, text = (150 * side for side in embeddings)
+        gradients = []
+        for dtype in (torch.float16, torch.float32):
+            loss = loss_class(logit_scale=1e-4, tile_size=5)
+            loss(image.to(dtype), text.to(dtype)).backward()
+            gradients.append(loss.log_scale.grad)
+        torch.testing.assert_close(*gradients, rtol=5e-3, atol=0)
+
     def test_rows_with_small_logits_do_not_underflow(self):
         """Logits are shifted by the maximum of their row; that of all rows gives exp(-200) = 0."""
         image = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
