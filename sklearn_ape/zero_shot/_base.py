@@ -194,7 +194,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         facts.facts = {"classes": f"{len(names):,}: {listed}"} | facts.facts
         facts.limits.append(self._describe_limit())
         preprocessing, aligner = unwrap(resolve_aligner(self.aligner))
-        takes_images = preprocessing is not None or aligner.image_encoder is not None
+        takes_images = preprocessing is not None or getattr(aligner, "image_encoder", None)
         images = "['image.jpg']" if takes_images else "image_features"
         facts.usage = f"print(model.predict({images}))"
         return facts
