@@ -1,4 +1,19 @@
-"""Training of heads, and their blend with a closed form, for `APEAligner`."""
+"""Training of heads, and their blend with a closed form, for `APEAligner`.
+
+With the default ``init="auto"``, `train_blend` goes through these phases:
+
+1. Pairs are held out. The images are whitened, and stay as they are from then on.
+2. `solve_kernel` computes the closed form, a kernel map of the texts, from the other pairs.
+3. `train_correction` trains a linear map of its outputs. `_choose_tuning` applies it if recall on
+   the held-out pairs increases.
+4. `BlendTraining` trains a head of the texts as a part of a blend with the closed form.
+5. `BlendRecall` chooses the epoch and the weight of the blend on the held-out pairs, and
+   `fit_logit_scale` the logit scale.
+6. The closed form is computed again, from all pairs.
+
+With ``init=None``, ``"linear"`` or ``"kernel"``, `train_heads` trains the heads, chooses the epoch
+on held-out pairs, and trains again on all pairs.
+"""
 
 from __future__ import annotations
 

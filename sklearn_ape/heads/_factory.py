@@ -144,10 +144,10 @@ def make_head(
 
 # Class of each kind of map, and the numbers of axes of its buffers.
 _MAPS: dict[str, tuple[type[BaseMap], dict[str, int]]] = {
-    "conse": (ConSEMap, {"weights": 2, "embeddings": 2, "threshold": 0}),
     "kernel": (KernelMap, {"anchors": 2, "coefficients": 2, "gamma": 0}),
     "linear": (LinearMap, {"mean": 1, "weights": 2}),
     "whitened": (WhitenedMap, {"mean": 1, "directions": 2}),
+    "conse": (ConSEMap, {"weights": 2, "embeddings": 2, "threshold": 0}),
 }
 
 
