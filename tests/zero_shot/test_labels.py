@@ -235,7 +235,8 @@ def test_members_of_an_enum_of_texts_are_their_values(aligner, features):
 
 
 def test_texts_of_numbers_are_reported_as_of_another_type():
-    with pytest.raises(ValueError, match=r"'1' differs from the label 1 only .* Correct y\."):
+    match = r"'1' differs from the label 1 only in its type.* Correct y\."
+    with pytest.raises(ValueError, match=match):
         check_in_labels(["1", "0"], {0: ["cat"], 1: ["dog"]})
 
 
