@@ -110,10 +110,10 @@ def load_photographs(folder: Path) -> tuple[list[str], np.ndarray]:
     for start, files_by_name in PHOTOGRAPHS.items():
         for name, files in files_by_name.items():
             for file in files.split():
-                found = [path for path in paths if path.endswith(f"/{start}{file}")]
-                if not found:
+                matches = [path for path in paths if path.endswith(f"/{start}{file}")]
+                if not matches:
                     raise SystemExit(f"{str(folder)!r} has no file */{start}{file}.")
-                images.append(found[0])
+                images.append(matches[0])
                 names.append(name)
     return images, np.array(names)
 

@@ -304,8 +304,8 @@ class AppService:
         if few_shot is None:
             # Its predictions without labelled images are those that the visitor corrects.
             zero_shot = self._get_zero_shot(session, names, templates)
-            kept = ("aligner", "templates", "class_prior", "logit_scale")
-            params = {name: getattr(zero_shot, name) for name in kept}
+            param_names = ("aligner", "templates", "class_prior", "logit_scale")
+            params = {name: getattr(zero_shot, name) for name in param_names}
             few_shot = FewShotClassifier(zero_shot._resolve_names(), **params)
         elif few_shot.class_count_.sum() >= self.limits.corrections:
             raise UserError(
