@@ -209,7 +209,7 @@ class ConSEMap(BaseMap):
 
     This is ConSE [1]_: an image for which the classifier is certain of "dalmatian" gets the
     embedding of that word. The probability of class c is ``exp(x @ w_c) / (exp(threshold) +
-    sum_k exp(x @ w_k))``, so that the output is nearly zero if no class has a logit above the
+    sum_k exp(x @ w_k))``, so that the output is nearly zero if all logits are far below the
     threshold.
 
     Parameters

@@ -283,7 +283,7 @@ def test_whitened_map_equals_formula():
 
 
 def test_conse_map_equals_formula():
-    """Rows without a logit above the threshold get almost no embedding."""
+    """Rows whose logits are far below the threshold get almost no embedding."""
     rng = np.random.default_rng(0)
     weights, embeddings = rng.standard_normal((7, 6)), rng.standard_normal((7, 3))
     features = np.vstack([9 * rng.standard_normal((25, 6)), 0.1 * rng.standard_normal((5, 6))])
