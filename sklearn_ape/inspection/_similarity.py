@@ -307,6 +307,9 @@ class SimilarityMapDisplay:
     are blurred, because single cells are noisy. The colors of all maps have the same scale, which
     is symmetric around zero.
 
+    The starter model and extended aligners add a vector that depends on the whole image to its
+    embedding. Its contribution is spread evenly over the cells, so that it does not show a place.
+
     References
     ----------
     .. [1] B. Zhou, A. Khosla, A. Lapedriza, A. Oliva and A. Torralba, "Learning Deep Features for
