@@ -148,8 +148,9 @@ def _read_parquet(file: Path) -> Table:
 def _split_columns(frame: Any, where: str) -> Table:
     """Return the columns of a pandas, polars or pyarrow table, and named indexes of pandas."""
     if hasattr(frame, "reset_index"):
-        indexes = [name for name in frame.index.names if name not in (None, *frame.columns)]
-        frame = frame.reset_index(indexes)
+        # Not names that repeat, for which pandas raises an error.
+        others = (None, *find_repeated(frame.index.names), *frame.columns)
+        frame = frame.reset_index([name for name in frame.index.names if name not in others])
     # Not `column_names` of any table: it may be a column of a data frame.
     names = list(frame.columns if hasattr(frame, "to_dict") else frame.column_names)
     _check_distinct(names, where)

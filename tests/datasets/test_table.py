@@ -53,6 +53,8 @@ def test_named_index_is_a_column(folder, frame):
             data = load_pairs(source, root=folder, check_files=False)
             assert relative(folder, data.images) == list(NAMES)
             assert data.captions == ["NA", "007", "a dog"]
+    frame.index = pd.MultiIndex.from_product([range(3), [0]], names=["row", "row"])
+    assert load_pairs(frame, root=folder).captions == ["NA", "007", "a dog"]
 
 
 def test_integer_labels_of_a_column_of_floats(folder, frame):
