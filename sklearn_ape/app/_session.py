@@ -302,7 +302,7 @@ class AppService:
         if correct_label not in names:
             raise UserError("Choose the correct label of the image. It must be one of the labels.")
         if few_shot is None:
-            # Its predictions without labelled images are those that the visitor corrects.
+            # It has the parameters of the classifier that the visitor corrects.
             zero_shot = self._get_zero_shot(session, names, templates)
             param_names = ("aligner", "templates", "class_prior", "logit_scale")
             params = {name: getattr(zero_shot, name) for name in param_names}
