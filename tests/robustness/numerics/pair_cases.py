@@ -16,6 +16,7 @@ from tests.robustness.numerics.estimators import ALIGNERS, IMAGE, N_TRAIN, TEXT
 _TRAIN, _TEST = slice(None, N_TRAIN), slice(N_TRAIN, None)
 CLOSED = ("CCAAligner", "ASIFAligner", "KernelAligner")
 _ALL = tuple(ALIGNERS)
+_ALL_WITHOUT_RECALL = tuple(name for name in ALIGNERS if name != "APEAligner")
 _WELL_FORMED = "embeddings are finite, with norm 1 or 0"
 
 
@@ -167,8 +168,11 @@ def make_pair_cells() -> list[Cell]:
          (), _WELL_FORMED),
         ("one feature per side", _ALL, partial(_plain, n=12, n_image=1, n_text=1), "right", (),
          _WELL_FORMED),
-        ("every pair repeated 50 times (3,000 rows)", _ALL, _duplicates, "right", (),
-         "bitwise identical to the fit on distinct pairs"),
+        ("every pair repeated 50 times (3,000 rows)", _ALL_WITHOUT_RECALL, _duplicates, "right",
+         (), "bitwise identical to the fit on distinct pairs"),
+        # It computes the recall on held-out pairs, which the repeated rows lower.
+        ("every pair repeated 50 times (3,000 rows)", ("APEAligner",), _duplicates, "warning",
+         ("same features as another row",), "bitwise identical to the fit on distinct pairs"),
         ("features of rank 2", _ALL, _low_rank, "right", (), _WELL_FORMED),
         ("every column duplicated", closed[1:], _copied_columns, "right", (),
          "same results as without the duplicates"),
