@@ -158,8 +158,7 @@ def _split_columns(frame: Any, where: str) -> Table:
 
 
 def _check_distinct(names: list[Any], where: str) -> None:
-    repeated = find_repeated(names)
-    if repeated:
+    if repeated := find_repeated(names):
         raise ValueError(f"{where} has repeated columns: {format_list(repeated)}. Rename them.")
 
 
