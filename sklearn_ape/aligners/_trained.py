@@ -244,8 +244,9 @@ class TrainedAligner(BaseAligner):
                     self.best_epoch_ = result.best_epoch
                     checkpoint.finish()
             self._set_bank(data)
-            self._warn_about_repeated_rows(data)
         context.end()
+        # Last, so that the aligner is fitted even where warnings are errors.
+        self._warn_about_repeated_rows(data)
         return self
 
     def _warn_about_repeated_rows(self, data: PairDataset) -> None:

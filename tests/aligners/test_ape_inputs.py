@@ -249,6 +249,14 @@ class TestInvalidInput:
             aligner.fit(features.image[:240], np.repeat(features.text[:120], 2, axis=0))
         aligner.set_params(early_stopping=False).fit(np.repeat(X, 2, axis=0), captions)
 
+    def test_warning_as_error_keeps_finished_training(self, features):
+        aligner, texts = small(max_epochs=1), np.repeat(features.text[:120], 2, axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UserWarning, match="same features"):
+                aligner.fit(features.image[:240], texts)
+        assert aligner.transform(features.image[:2]).shape == (2, aligner.n_components_)
+
     def test_captions_as_images_raise(self, captioned_images, image_encoder, text_encoder):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
         with pytest.raises(ValueError, match=r"rows 0, 1, .*looks like a caption"):
