@@ -14,6 +14,7 @@ from sklearn_ape.zero_shot._transduction import (
     _find_neighbors_with_faiss,
     _make_graph,
     _propagate,
+    _raise_frequent_classes,
     _set_confidence,
     match_shares,
     propagate_labels,
@@ -62,6 +63,25 @@ class TestPropagation:
         logits /= 100
         probabilities = propagate_labels(embeddings, logits)
         np.testing.assert_allclose(probabilities, softmax(logits, axis=1), atol=1e-6)
+
+    def test_names_similar_to_all_images_are_not_propagated(self):
+        """Most predictions are one class, and neighbours would confirm them."""
+        embeddings, logits, _ = make_collection(300)
+        logits = logits / 4
+        assert (propagate_labels(embeddings, logits) != softmax(logits, axis=1)).any()
+        logits[:, 0] += 20
+        probabilities = propagate_labels(embeddings, logits)
+        np.testing.assert_array_equal(probabilities, softmax(logits, axis=1))
+
+    def test_few_classes_are_found_more_often(self):
+        """Images of missing classes become those of classes that occur, and only if few occur."""
+        embeddings, logits, y = make_collection(400, 3, noise=3.0)
+        plain = (logits.argmax(axis=1) == y).mean()
+        initial = softmax(logits, axis=1)
+        raised = _raise_frequent_classes(logits, initial, 1.0)
+        assert (raised.argmax(axis=1) == y).mean() > plain + 0.1
+        np.testing.assert_array_equal(_raise_frequent_classes(logits, initial, 0.0), initial)
+        assert (propagate_labels(embeddings, logits).argmax(axis=1) == y).mean() > plain + 0.1
 
     def test_about_one_image_per_class_is_not_propagated(self):
         """The neighbours are of other classes, so that they would only blur the names."""
