@@ -104,22 +104,6 @@ def find_faults(name):
     ]
 
 
-# Internals that the API page of an earlier release listed.
-FORMERLY_LISTED = [
-    "sklearn_ape.heads.head_state",
-    "sklearn_ape.heads.restored_head",
-    "sklearn_ape.training.StoredRows",
-    "sklearn_ape.training.as_tensor",
-    "sklearn_ape.training.diverged",
-    "sklearn_ape.training.mean_recall",
-    "sklearn_ape.training.n_batches",
-    "sklearn_ape.training.row_blocks",
-    "sklearn_ape.training.select",
-    "sklearn_ape.training.stays_stored",
-    "sklearn_ape.training.subset",
-]
-
-
 class TestReference:
     @pytest.mark.parametrize("module", MODULES)
     def test_every_public_name_is_listed(self, module):
@@ -135,11 +119,6 @@ class TestReference:
     def test_no_name_is_listed_twice(self):
         listed = listed_names()
         assert len(set(listed)) == len(listed)
-
-    @pytest.mark.parametrize("name", FORMERLY_LISTED)
-    def test_formerly_listed_name_can_be_imported(self, name):
-        assert name not in listed_names()
-        assert callable(resolved(name))
 
 
 class TestDocstrings:

@@ -18,9 +18,6 @@ from ._factory import get_head_state as get_head_state
 from ._factory import restore_head as restore_head
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead
 
-# Earlier code imports them by these names.
-head_state, restored_head = get_head_state, restore_head
-
 __all__ = [
     "HEAD_KINDS",
     "BaseMap",

@@ -9,7 +9,7 @@ import pytest
 from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.features import memmap
-from sklearn_ape.training import StoredRows
+from sklearn_ape.features.memmap import StoredRows
 
 SMALL = {"width": 64, "max_epochs": 6, "random_state": 0, "batch_size": 64}
 ALIGNERS = {

@@ -13,14 +13,16 @@ from scipy.sparse import coo_array, csr_array
 from sklearn_ape.features import memmap as _feature_tiles
 from sklearn_ape.features import memmap as _stored
 from sklearn_ape.features.memmap import (
+    StoredRows,
     find_memmap,
     is_table,
     iter_feature_tiles,
     iter_row_tiles,
     release_pages,
+    stays_stored,
 )
-from sklearn_ape.training import PairBatches, PairDataset, StoredRows, stays_stored
-from sklearn_ape.training import select as select_rows
+from sklearn_ape.features.memmap import select as select_rows
+from sklearn_ape.training import PairBatches, PairDataset
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import torch
 from scipy.stats import beta, kstest
 
 from sklearn_ape.losses import InfoNCELoss
-from sklearn_ape.training import PairBatches, PairDataset, split_pairs, subset
+from sklearn_ape.training import PairBatches, PairDataset, split_pairs
+from sklearn_ape.training.data import subset
 
 
 def dataset(n_pairs):
