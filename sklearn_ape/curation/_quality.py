@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..utils.validation import (
     check_integer,
     check_number,
     check_sequence,
+    number_distinct,
     number_groups,
     resolve_random_state,
 )
@@ -83,12 +83,6 @@ def normalize_valid_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarr
     return normalized, np.linalg.norm(normalized, axis=1) > 0
 
 
-def label_codes(values: Iterable[Hashable]) -> np.ndarray:
-    """Return an integer code per value, in order of appearance."""
-    codes: dict[Any, int] = {}
-    return np.array([codes.setdefault(value, len(codes)) for value in values], dtype=np.intp)
-
-
 def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarray:
     """Group rows of features that are near-duplicates.
 
@@ -145,7 +139,7 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
             differs = left != right
             if differs.any():
                 groups = merge_groups(groups, left[differs], right[differs], n_rows)
-    return label_codes(groups.tolist())
+    return number_distinct(groups.tolist())
 
 
 def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
@@ -377,7 +371,7 @@ def drop_noisy(
 
 def _encode_captions(captions: Any, text: np.ndarray) -> np.ndarray:
     if captions is None:
-        return label_codes(row.tobytes() for row in text)
+        return number_distinct(row.tobytes() for row in text)
     captions = check_captions(captions)
     if captions.texts is None or captions.n_rows != len(captions.texts):
         raise ValueError("captions must be one text per pair.")
@@ -386,7 +380,7 @@ def _encode_captions(captions: Any, text: np.ndarray) -> np.ndarray:
             f"captions has {captions.n_rows} texts for {len(text)} pairs. Pass one caption per "
             "pair."
         )
-    return label_codes(" ".join(caption.split()).casefold() for caption in captions.texts)
+    return number_distinct(" ".join(text.split()).casefold() for text in captions.texts)
 
 
 def _compute_agreement(

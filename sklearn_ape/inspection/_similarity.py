@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
 from ..heads import ExtendedHead, TwoTower
@@ -445,6 +446,7 @@ def compute_similarity_maps(
     if not len(texts):
         raise ValueError("texts is empty. Pass at least one text.")
     preprocessing, aligner = unwrap(resolve_aligner(estimator), "estimator")
+    check_is_fitted(aligner)
     encoder: Any = preprocessing or getattr(aligner, "image_encoder_", None)
     if not hasattr(encoder, "transform_grid"):
         raise TypeError(

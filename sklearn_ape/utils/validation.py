@@ -7,7 +7,7 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
 from itertools import islice
@@ -372,18 +372,22 @@ def number_groups(groups: Any, n_rows: int) -> np.ndarray:
         raise ValueError(f"groups is a table with the columns {list(columns)}. Pass one of them.")
     if (n := len(values)) != n_rows:
         raise ValueError(f"groups has {n} entries for {n_rows} rows. Pass one per row.")
-    numbers: dict[Any, int] = {}
     values = to_list(values)
     for row, value in enumerate(values):
-        if isinstance(value, list | np.ndarray):
+        if not isinstance(value, Hashable):
             raise ValueError(
                 f"groups must have one dimension, and row {row} is {reprlib.repr(value)}. Pass "
                 "one text or number per row."
             )
         if is_missing(value):
             raise ValueError(f"groups has a missing value in row {row}. Give every row a group.")
-        numbers.setdefault(value, len(numbers))
-    return np.array([numbers[value] for value in values], dtype=np.intp)
+    return number_distinct(values)
+
+
+def number_distinct(values: Iterable[Hashable]) -> np.ndarray:
+    """Return the number of each distinct value, from 0 in order of appearance."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.intp)
 
 
 def validate_weights(sample_weight: Any, n_samples: int) -> np.ndarray:

@@ -189,6 +189,7 @@ class TestGroups:
             (np.r_[np.arange(9.0), np.nan], "groups has a missing value in row 9"),
             ("abcdefghij", "groups is a single group, not a sequence"),
             (np.ones((10, 2)), "groups must have one dimension"),
+            ([{"file": 1}] * 10, "groups must have one dimension, and row 0 is"),
             (pd.DataFrame({"file": range(10)}), r"groups is a table with the columns \['file'\]"),
         ],
     )

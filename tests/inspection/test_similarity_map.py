@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.exceptions import NotFittedError
 
 from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
 from sklearn_ape.datasets import load_openmoji
@@ -119,6 +120,8 @@ class TestMaps:
             compute_similarity_maps(
                 CCAAligner(**parts).fit(images, captions), images[:1], ["a cat"]
             )
+        with pytest.raises(NotFittedError, match="APEAligner"):
+            compute_similarity_maps(APEAligner(**parts), images[:1], ["a cat"])
         on_features = KernelAligner().fit(np.eye(5), np.eye(5))
         with pytest.raises(TypeError, match="has no grid of features"):
             compute_similarity_maps(on_features, images[:1], ["a cat"])
