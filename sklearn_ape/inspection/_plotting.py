@@ -15,7 +15,7 @@ from ..aligners.wrapper import resolve_aligner, unwrap
 from ..encoders.items import ItemError, read_image
 from ..metrics import retrieval
 from ..utils.messages import import_optional
-from ..utils.validation import check_sequence
+from ..utils.validation import check_sequence, is_row, to_list
 
 # Matplotlib fails for figures of 2**16 pixels or more on a side.
 _MAX_FIGURE_INCHES = 40.0
@@ -129,13 +129,10 @@ def get_aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
 
 def get_images(X: Any) -> list[Any] | None:
     """Return the images in X, or None if X is a table of features."""
-    if hasattr(X, "to_pylist"):
-        return X.to_pylist()
     if hasattr(X, "columns") or getattr(X, "ndim", 1) == 2:
         return None
-    items = list(X)
-    is_row = items and isinstance(items[0], list | tuple | np.ndarray) and np.ndim(items[0]) == 1
-    return None if is_row else items
+    items = to_list(X)
+    return None if items and is_row(items[0]) else items
 
 
 def get_texts(y: Any) -> list[str] | None:

@@ -1,8 +1,10 @@
 """SimilarityMatrixDisplay: values, names and pairs."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from sklearn_ape import CCAAligner
 from sklearn_ape.inspection import SimilarityMatrixDisplay
 
 
@@ -43,6 +45,15 @@ class TestSimilarityMatrixDisplay:
         )
         assert bare.thumbnails_ == []
         assert bare.ax_.get_ylabel() == "image"
+
+    def test_table_of_features_is_not_shown_as_images(self, features):
+        """The rows of a table of pyarrow were drawn as unreadable images."""
+        table = pa.table({f"f{i}": side for i, side in enumerate(features.image.T[:3])})
+        aligner = CCAAligner().fit(table, features.text)
+        display = SimilarityMatrixDisplay.from_estimator(
+            aligner, table.slice(0, 4), features.text[:4]
+        )
+        assert display.thumbnails_ == []
 
     @pytest.mark.parametrize("size", [1, 4])
     def test_ticks_are_numbers_of_rows(self, size):
