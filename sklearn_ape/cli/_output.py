@@ -73,9 +73,9 @@ class GroupedCommand(TyperCommand):
         """Parse the arguments, none of which may be empty: an empty path is the current folder."""
         parts = [arg.split("=", 1) if arg.startswith("--") else [arg] for arg in args]
         words = [word for part in parts for word in part]
-        options = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
         if "" in words:
             previous = ["", *words][words.index("")]
+            options = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
             name = previous if previous in options else "An argument"
             raise typer.BadParameter(
                 f"{name} is empty. Pass a value, or leave it out. The shell passes an empty text "

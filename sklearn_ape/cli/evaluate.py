@@ -173,15 +173,13 @@ def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str])
 
 
 def _write_report(output: Path, facts: dict[str, Any], scores: list[Any]) -> None:
-    values = [_replace_nan(score._asdict()) for score in scores]
+    values = [  # JSON has no NaN
+        {name: None if value != value else value for name, value in score._asdict().items()}
+        for score in scores
+    ]
     report = facts | {"confidence": 0.95, "scores": values}
     with write_atomically(output) as path:
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def _replace_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace NaN by None, since JSON has no NaN."""
-    return {name: None if value != value else value for name, value in values.items()}
 
 
 def _check_report(output: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -299,9 +299,11 @@ def _render_missing(
         for prefix in missing:
             (folder / prefix).mkdir(parents=True, exist_ok=True)
         rendered = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-            delayed(_render_icon)(f"{prefix}:{icon.name}", svg, folder / icon.stem, size)
-            for prefix, absent in missing.items()
-            for icon, svg in _iter_drawings(absent)
+            delayed(_render_icon)(icon, drawings[icon.name], folder, size)
+            for absent in missing.values()
+            # Read again, set by set, because all drawings together need much memory.
+            for drawings in [read_drawings(absent[0].icon_set)]
+            for icon in absent
         )
         n_missing = sum(map(len, missing.values()))
         with make_progress_bar(n_missing, verbose, desc="Rendering icons", unit="icon") as bar:
@@ -309,22 +311,17 @@ def _render_missing(
                 bar.update()
 
 
-def _iter_drawings(icons: Sequence[Icon]) -> Iterator[tuple[Icon, str]]:
-    """Return icons of one set with their drawings, read again because all need much memory."""
-    drawings = read_drawings(icons[0].icon_set)
-    return ((icon, drawings[icon.name]) for icon in icons)
-
-
-def _render_icon(label: str, svg: str, path: Path, size: int) -> None:
-    """Write an icon to ``path.png``, or an empty file ``path.blank`` if nothing is visible."""
+def _render_icon(icon: Icon, svg: str, folder: Path, size: int) -> None:
+    """Write an icon to a .png file, or an empty .blank file if nothing is visible."""
+    label = f"{icon.icon_set.prefix}:{icon.name}"
     # Only here, because the check takes longer than everything else that is done to list icons.
     check_safety(label, svg)
     remedy = "Unpack the package again, or remove the icon from its file."
     png = svg_to_png(size, f"Icon {label!r}", remedy, svg_string=svg)
     with Image.open(io.BytesIO(png)) as image:
         is_blank = image.convert("RGB").getcolors(maxcolors=1) is not None
-    suffix = ".blank" if is_blank else ".png"
-    write_bytes_atomically(path.with_name(path.name + suffix), b"" if is_blank else png)
+    path = folder / f"{icon.stem}{'.blank' if is_blank else '.png'}"
+    write_bytes_atomically(path, b"" if is_blank else png)
 
 
 def _list_files(icons: Sequence[Icon], folder: Path) -> set[str]:
