@@ -36,7 +36,7 @@ from ..utils.validation import (
     resolve_random_state,
 )
 from ._base import BaseAligner
-from ._checkpoint import Checkpoint, prepare_folder, remove_name
+from .checkpoint import Checkpoint, prepare_folder, remove_name
 from .pairs import count_equal
 
 # Parameters that may differ between ranks and between a training and its resumption. Encoders and

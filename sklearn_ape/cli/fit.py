@@ -104,7 +104,7 @@ def fit(
     if method != "auto":  # before the data are loaded
         _check_options(method, set_options)
     if checkpoint is not None:
-        from ..aligners._checkpoint import prepare_folder
+        from ..aligners.checkpoint import prepare_folder
 
         prepare_folder(checkpoint)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)

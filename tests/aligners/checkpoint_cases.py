@@ -6,7 +6,7 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape import APEAligner
-from sklearn_ape.aligners import _checkpoint
+from sklearn_ape.aligners import checkpoint
 from sklearn_ape.aligners._head_training import LinearCorrection
 from sklearn_ape.training import AlignmentNet
 from sklearn_ape.utils import files as file_utils
@@ -75,7 +75,7 @@ def one_thread():
 @pytest.fixture
 def every_epoch(monkeypatch):
     """Write after each epoch without waiting for the disk; `TestKills` tests real writes."""
-    monkeypatch.setattr(_checkpoint, "_PAUSE_OF_WRITING", 0)
+    monkeypatch.setattr(checkpoint, "_PAUSE_OF_WRITING", 0)
     monkeypatch.setattr(file_utils, "sync", lambda path: None)
 
 

@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 from skorch.callbacks import Callback, EpochScoring
 
 from sklearn_ape import load_pretrained
-from sklearn_ape.aligners import _checkpoint
+from sklearn_ape.aligners import checkpoint
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.persistence import files as model_files
 from sklearn_ape.training.net import AlignmentNet
@@ -76,10 +76,10 @@ class TestResume:
 
     def test_slow_disk_reduces_number_of_writes(self, monkeypatch, tmp_path):
         """Writing takes at most a twentieth of the time, here only three writes."""
-        monkeypatch.setattr(_checkpoint, "_PAUSE_OF_WRITING", 1e9)
+        monkeypatch.setattr(checkpoint, "_PAUSE_OF_WRITING", 1e9)
         written = []
-        write = _checkpoint.write_file
-        monkeypatch.setattr(_checkpoint, "write_file", lambda *args: written.append(write(*args)))
+        write = checkpoint.write_file
+        monkeypatch.setattr(checkpoint, "write_file", lambda *args: written.append(write(*args)))
         cases.aligner("plain", checkpoint=tmp_path).fit(X, Y)
         assert len(written) == 3  # the first epoch, the end of the search, the result
 
@@ -209,8 +209,8 @@ class TestFolder:
                 raise OSError(28, "No space left on device")
             write(*args)
 
-        write = _checkpoint.write_file
-        monkeypatch.setattr(_checkpoint, "write_file", write_three_times)
+        write = checkpoint.write_file
+        monkeypatch.setattr(checkpoint, "write_file", write_three_times)
         aligner = cases.aligner("plain", checkpoint=tmp_path)
         with pytest.warns(RuntimeWarning, match="No space left") as records:
             assert_same(clone(aligner).fit(X, Y), whole("plain"))
@@ -440,14 +440,14 @@ class TestRejectedFiles:
 
     def test_other_format_raises(self, unfinished, monkeypatch):
         aligner, _ = unfinished
-        monkeypatch.setattr(_checkpoint, "_FORMAT", 2)
+        monkeypatch.setattr(checkpoint, "_FORMAT", 2)
         with pytest.raises(ValueError, match=r"has format 1, and this .* format 2. Delete it"):
             clone(aligner).fit(X, Y)
 
     @pytest.mark.exhaustive
     def test_other_library_versions_warn(self, unfinished, whole, monkeypatch):
         aligner, _ = unfinished
-        monkeypatch.setattr(_checkpoint, "_list_versions", lambda: {"torch": "99"})
+        monkeypatch.setattr(checkpoint, "_list_versions", lambda: {"torch": "99"})
         with pytest.warns(UserWarning, match="may differ in the last digits"):
             assert_same(clone(aligner).fit(X, Y), whole("plain"))
 
@@ -466,6 +466,6 @@ class TestRejectedFiles:
         assert counted.n_done == 0
 
     def test_invalid_type_raises(self):
-        for checkpoint in (3, "", True):
+        for folder in (3, "", True):
             with pytest.raises(TypeError, match="checkpoint must be None or the path"):
-                cases.aligner("plain", checkpoint=checkpoint).fit(X, Y)
+                cases.aligner("plain", checkpoint=folder).fit(X, Y)

@@ -20,9 +20,9 @@ from tests.robustness.child_processes import fork
 
 
 def write_every_epoch():
-    from sklearn_ape.aligners import _checkpoint
+    from sklearn_ape.aligners import checkpoint
 
-    _checkpoint._PAUSE_OF_WRITING = 0
+    checkpoint._PAUSE_OF_WRITING = 0
 
 
 def at_step(number, action):

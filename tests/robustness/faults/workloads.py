@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 
 from sklearn_ape import APEAligner, load_pretrained
-from sklearn_ape.aligners._checkpoint import TrainingFile
+from sklearn_ape.aligners.checkpoint import TrainingFile
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features.feature_file import FeatureFile
 from sklearn_ape.training import AlignmentNet
