@@ -247,7 +247,7 @@ def resolve_format(output: Path | None, file_format: str | None) -> str:
             )
         from ..utils.messages import import_optional
 
-        import_optional("pyarrow", package="pyarrow", extra="tables", purpose="Writing parquet")
+        import_optional("pyarrow", extra="tables", purpose="Writing parquet")
     return resolved
 
 

@@ -198,9 +198,7 @@ def _check_figure(figure: Path | None) -> None:
     check_output_file(figure)
     if figure is None:
         return
-    matplotlib = import_optional(
-        "matplotlib", package="matplotlib", extra="plots", purpose="--figure"
-    )
+    matplotlib = import_optional("matplotlib", extra="plots", purpose="--figure")
     matplotlib.use("agg")
     if figure.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
         raise typer.BadParameter(

@@ -203,8 +203,7 @@ class PairQuality(NamedTuple):
     agreement : ndarray of shape (n_pairs,)
         Mean of two fractions: of other captions that match the image less, and of images with
         other captions that match the caption less. An aligner that was not trained on the pair
-        compares them.
-        0.5 is chance level. The value is low for swapped or meaningless captions.
+        compares them. 0.5 is chance level. Swapped or meaningless captions have low values.
     specificity : ndarray of shape (n_pairs,)
         1 for captions of few images, and lower for captions that many distinct images share.
     reason : ndarray of str, shape (n_pairs,)

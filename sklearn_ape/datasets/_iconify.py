@@ -294,7 +294,7 @@ def _render_missing(
             missing.setdefault(icon.icon_set.prefix, []).append(icon)
     if not missing:
         return
-    import_optional("resvg_py", package="resvg-py", extra="starter", purpose="load_iconify")
+    import_optional("resvg_py", extra="starter", purpose="load_iconify")
     with explain_write_errors(folder):
         for prefix in missing:
             (folder / prefix).mkdir(parents=True, exist_ok=True)

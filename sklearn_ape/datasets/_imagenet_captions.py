@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.files import expand_user
-from ..utils.messages import import_optional, warn
+from ..utils.messages import warn
 from ..utils.validation import check_choice, format_list, parse_json
 from .base import check_folder, make_result
 
@@ -88,8 +88,6 @@ def load_imagenet_captions(
         If a path or all images do not exist, or some do not with ``on_missing="raise"``.
     ValueError
         If the file does not have this format, or no entry has a caption.
-    ImportError
-        If timm, which has the names of the classes, is not installed.
 
     See Also
     --------
@@ -245,10 +243,9 @@ def _make_caption(entry: dict[str, Any], fields: tuple[str, ...], row: int, file
 
 def _look_up_names(wnids: list[str]) -> dict[str, tuple[str, list[str]]]:
     """Return for each class a label that is unique in ImageNet, and its names."""
-    data = import_optional(
-        "timm.data", package="timm", extra="starter", purpose="load_imagenet_captions"
-    )
-    info = data.ImageNetInfo()
+    from timm.data import ImageNetInfo  # timm takes seconds to import
+
+    info = ImageNetInfo()
     imagenet_wnids = info.label_names()
     unknown = sorted(set(wnids) - set(imagenet_wnids))
     if unknown:

@@ -85,9 +85,7 @@ def _iter_names(tar: Any) -> Iterator[tuple[str, str]]:
 
 def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the samples of a shard as dicts, reading only files with the given extensions."""
-    wds = import_optional(
-        "webdataset", package="webdataset", extra="distributed", purpose="Reading tar shards"
-    )
+    wds = import_optional("webdataset", extra="distributed", purpose="Reading tar shards")
 
     def is_selected(name: str) -> bool:
         parts = _NAME.fullmatch(name)
@@ -356,9 +354,7 @@ def write_webdataset(
     >>> [shard[-9:] for shard in shards]
     ['00000.tar', '00001.tar']
     """
-    wds = import_optional(
-        "webdataset", package="webdataset", extra="distributed", purpose="Writing shards of pairs"
-    )
+    wds = import_optional("webdataset", extra="distributed", purpose="Writing shards of pairs")
     check_integer(pairs_per_shard, "pairs_per_shard", 1)
     for name, items, kind in (("images", images, "image"), ("captions", captions, "text")):
         if hasattr(items, "__len__") or not hasattr(items, "__iter__"):  # not a generator

@@ -140,8 +140,8 @@ def _read_json_lines(file: Path) -> Table:
 
 def _read_parquet(file: Path) -> Table:
     purpose = f"Reading {file.name!r}"
-    pandas = import_optional("pandas", package="pandas", extra="tables", purpose=purpose)
-    import_optional("pyarrow", package="pyarrow", extra="tables", purpose=purpose)
+    pandas = import_optional("pandas", extra="tables", purpose=purpose)
+    import_optional("pyarrow", extra="tables", purpose=purpose)
     return _split_columns(pandas.read_parquet(file), "it")
 
 

@@ -47,9 +47,7 @@ class _SentenceTransformerModel(FrozenEncoder):
 
     def _load_network(self, device: torch.device) -> Network:
         name = "sentence-transformers"
-        library = import_optional(
-            "sentence_transformers", package=name, extra=name, purpose=type(self).__name__
-        )
+        library = import_optional("sentence_transformers", extra=name, purpose=type(self).__name__)
         model = load_from_source(
             library.SentenceTransformer, self.model_name, self.revision, device=str(device)
         )

@@ -25,8 +25,7 @@ _GREY = 200
 
 def get_axes(ax: Any, width: float, height: float) -> Any:
     """Return the axes, or the axes of a new figure whose width and height are in inches."""
-    purpose = "sklearn_ape.inspection"
-    import_optional("matplotlib", package="matplotlib", extra="plots", purpose=purpose)
+    import_optional("matplotlib", extra="plots", purpose="sklearn_ape.inspection")
     from matplotlib import pyplot
     from matplotlib.axes import Axes
 

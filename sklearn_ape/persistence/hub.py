@@ -250,7 +250,7 @@ def _locate_model(source: str | os.PathLike[str], revision: str | None, token: A
 
 def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message: str) -> str:
     """Upload a folder to the Hub and return the URL of the repository."""
-    import_optional("huggingface_hub", package="huggingface_hub", extra="hub", purpose="The Hub")
+    import_optional("huggingface_hub", extra="hub", purpose="The Hub")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -280,7 +280,7 @@ def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message
 
 def _download(repo_id: str, revision: str | None, token: Any) -> Path:
     purpose = f"{repo_id!r} is not a folder. A model on the Hub"
-    import_optional("huggingface_hub", package="huggingface_hub", extra="hub", purpose=purpose)
+    import_optional("huggingface_hub", extra="hub", purpose=purpose)
     from huggingface_hub import errors, snapshot_download
 
     try:

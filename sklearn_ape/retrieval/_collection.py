@@ -92,7 +92,7 @@ class SearchResult(NamedTuple):
         ValueError
             If the length of `queries` differs from the number of queries.
         """
-        pd = import_optional("pandas", package="pandas", extra="tables", purpose="to_frame")
+        pd = import_optional("pandas", extra="tables", purpose="to_frame")
         names = range(len(self.items)) if queries is None else queries
         if len(names) != len(self.items):
             raise ValueError(

@@ -96,11 +96,15 @@ def make_progress_bar(
     )
 
 
-def import_optional(module: str, *, package: str, extra: str, purpose: str) -> Any:
-    """Import ``module``, or raise ImportError with the command that installs it."""
+def import_optional(module: str, *, extra: str, purpose: str, package: str | None = None) -> Any:
+    """Import a module, or raise ImportError with the command that installs it.
+
+    `package` is the name of its package if it is not that of the module with hyphens.
+    """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
+        package = package or module.replace("_", "-")
         raise ImportError(
             f"{purpose} needs the package {package!r}, which is not installed. "
             f'Install it with: pip install "sklearn-ape[{extra}]"'
