@@ -74,7 +74,8 @@ class GroupedCommand(TyperCommand):
         parts = [arg.split("=", 1) if arg.startswith("--") else [arg] for arg in args]
         words = [word for part in parts for word in part]
         if "" in words:
-            previous = ["", *words][words.index("")]
+            position = words.index("")
+            previous = words[position - 1] if position else ""
             options = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
             name = previous if previous in options else "An argument"
             raise typer.BadParameter(

@@ -89,7 +89,7 @@ def curate(
     check_output_file(output)
     check_output_file(dropped)
     names = parse_labels(labels, labels_file, required=True, least=1)
-    if n_pairs is per_label is min_similarity is None:
+    if all(limit is None for limit in (n_pairs, per_label, min_similarity)):
         raise typer.BadParameter(
             "No number of pairs. Set --n-pairs 500, --per-label 50 or --min-similarity 0.4."
         )

@@ -390,7 +390,8 @@ def select_relevant(
         texts, names, templates, text_encoder, label_features, min_similarity, word_bonus
     )
     only_words = relevance.caption_features is None
-    if n_pairs is per_label is min_similarity is None and not only_words:
+    has_limit = any(limit is not None for limit in (n_pairs, per_label, min_similarity))
+    if not (has_limit or only_words):
         raise ValueError(
             "n_pairs, per_label and min_similarity are all None, so that every pair would be "
             "selected. Pass at least one of them."

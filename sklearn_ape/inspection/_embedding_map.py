@@ -303,7 +303,7 @@ class EmbeddingMapDisplay:
         if labels is None:
             color = _IMAGE_COLOR if marker == "o" else _TEXT_COLOR
             return [self.ax_.scatter(points[:, 0], points[:, 1], color=color, **options)]
-        others = [*colors][-1]  # the name of the group of the other labels, if there are any
+        others = list(colors)[-1]  # the name of the group of the other labels, if there are any
         names = np.array([str(label if label in colors else others) for label in labels])
         return [
             self.ax_.scatter(*points[names == str(label)].T, color=color, **options)

@@ -140,7 +140,6 @@ class RetrievalGridDisplay:
                     "search, or a fitted CrossModalRetriever."
                 )
             images = check_items(images, len(images if X is None else X), "images", "row")
-            assert images is not None
             aligner, features = get_aligner_and_input(estimator, images if X is None else X)
             similarity = aligner.similarity(features, queries, standardize=standardize).T
             # NaN, the similarity of an image that could not be read, is sorted last.

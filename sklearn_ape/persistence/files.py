@@ -162,7 +162,8 @@ def compute_digest(tensors: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-CONFIG, TENSORS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
+CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = (CONFIG, TENSORS, CARD)
 
 
 def write_model(

@@ -47,9 +47,7 @@ def get_class(name: object) -> type:
             f"{', '.join(sorted(CLASSES))}. If it was saved by a newer version: "
             "pip install --upgrade sklearn-ape."
         )
-    cls = getattr(import_module(CLASSES[name]), name)
-    assert isinstance(cls, type)
-    return cls
+    return getattr(import_module(CLASSES[name]), name)
 
 
 def iter_encoder_records(value: Any) -> Iterator[dict[str, Any]]:

@@ -403,16 +403,14 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 
         A method uses one collection throughout, since another thread may add images meanwhile.
         """
-        collection: Collection | None = getattr(self, "_collection", None)
-        if collection is None:
+        if not hasattr(self, "_collection"):
             if attribute is not None:
                 raise AttributeError(f"{type(self).__name__} has no {attribute} before fit.")
             check_is_fitted(self)
         if attribute is None:
             self._check_parameters()
             self._check_current()
-        assert collection is not None
-        return collection
+        return self._collection
 
     def _check_parameters(self) -> None:
         check_choice(self.index, "index", INDEXES)

@@ -329,15 +329,15 @@ class AlignmentNet(NeuralNet):
         if not (training and self.structure_weight):
             return loss
         structure = StructureLoss()
-        weight = self.structure_weight
+        # Every rank computes this loss for the whole batch.
+        weight = self.structure_weight / (1 if ranks is None else ranks.size)
         for side, embeddings in zip(("image", "text"), y_pred, strict=True):
             head = getattr(self.module_, f"{side}_head")
             if any(parameter.requires_grad for parameter in head.parameters()):
                 # The inputs of a head may have the output of a closed-form map behind features.
                 features = X[side][:, : head.n_in].to(self.device)
-                if ranks is not None:  # every rank computes this loss for the whole batch
+                if ranks is not None:
                     features = ranks.gather(features, n_pairs)
-                    weight = self.structure_weight / ranks.size
                 loss = loss + weight * structure(features, embeddings)
         return loss
 
