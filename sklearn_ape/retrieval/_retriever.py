@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +28,7 @@ from ._index import INDEXES, resolve_queries, separate_pairs
 _DTYPES = ("float32", "float16")
 
 
+@dataclass(eq=False, repr=False)
 class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     """Search a collection of images by texts or by images.
 
@@ -102,20 +104,13 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     [['ice cream']]
     """
 
-    _fit_only = ("aligner", "index", "dtype")
+    aligner: BaseEstimator | str | None = None
+    _: KW_ONLY
+    index: str = "exact"
+    standardize: Any = False
+    dtype: str = "float32"
 
-    def __init__(
-        self,
-        aligner: BaseEstimator | str | None = None,
-        *,
-        index: str = "exact",
-        standardize: Any = False,
-        dtype: str = "float32",
-    ) -> None:
-        self.aligner = aligner
-        self.index = index
-        self.standardize = standardize
-        self.dtype = dtype
+    _fit_only = ("aligner", "index", "dtype")
 
     def fit(self, images: Any, y: Any = None) -> Self:
         """Embed and index images.

@@ -204,9 +204,7 @@ class StopWhenPatient(Callback):
 class DivergenceGuard(Callback):
     """Raise an error when loss or weights become NaN or infinite, or the logit scale almost 0."""
 
-    def on_batch_end(
-        self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
-    ) -> None:
+    def on_batch_end(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
         """Check the loss of the batch."""
         if training and not math.isfinite(net.history[-1]["batches"][-1]["train_loss"]):
             raise diverged(net)

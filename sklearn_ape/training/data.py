@@ -211,6 +211,7 @@ def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
     )
 
 
+@dataclass(eq=False, repr=False)
 class PairBatches:
     """Batches of a `PairDataset`; an iterator for skorch in place of a data loader.
 
@@ -264,26 +265,19 @@ class PairBatches:
     [3, 3]
     """
 
-    def __init__(
-        self,
-        dataset: PairDataset,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        mixup: float = 0.0,
-        rank: int = 0,
-        n_ranks: int = 1,
-    ) -> None:
-        check_number(mixup, "mixup", 0)
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.mixup = mixup
-        self.rank = rank
-        self.n_ranks = n_ranks
-        self._rng = np.random.default_rng(seed)
+    dataset: PairDataset
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    mixup: float = 0.0
+    rank: int = 0
+    n_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        check_number(self.mixup, "mixup", 0)
+        self._rng = np.random.default_rng(self.seed)
         # The second generator ensures that mixing does not change the order of the pairs.
-        self._mixing_rng = np.random.default_rng([seed, 1])
+        self._mixing_rng = np.random.default_rng([self.seed, 1])
 
     def __len__(self) -> int:
         return n_batches(len(self.dataset), self.batch_size)
