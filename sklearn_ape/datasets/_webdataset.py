@@ -184,14 +184,14 @@ class _Keys(NamedTuple):
 
     @classmethod
     def parse(cls, side: str, keys: str) -> _Keys:
-        parts = [part.strip().lstrip(".") for part in str(keys).split(";")]
-        extensions = [part.partition(":")[0].lower() for part in parts if part]
-        if not extensions:
+        parts = [part.strip().lstrip(".").partition(":") for part in str(keys).split(";")]
+        parts = [part for part in parts if any(part)]
+        fields = {extension.lower(): field for extension, _, field in parts}
+        if not fields:
             raise ValueError(f"{side}_key must be extensions such as 'jpg;png', not {keys!r}.")
-        if len(set(extensions)) < len(extensions):
+        if len(fields) < len(parts):
             raise ValueError(f"{side}_key={keys!r} repeats an extension. Pass each one once.")
-        fields = [part.partition(":")[2] for part in parts if part]
-        return cls(side, dict(zip(extensions, fields, strict=True)))
+        return cls(side, fields)
 
     def find(self, extensions: Iterable[str], sample: str) -> str:
         """Return the first key among the extensions of a sample."""
