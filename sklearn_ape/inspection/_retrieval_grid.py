@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from numbers import Number
 from typing import Any, Self
 
 import numpy as np
@@ -318,7 +319,11 @@ def _check_are_images(items: Any) -> None:
     if items is None:
         raise ValueError("images is None. Pass the images that were searched.")
     flat = [item for row in items for item in row]
-    if flat and _are_texts(items) and not any(map(os.path.isfile, flat)):
+    are_images = [
+        os.path.isfile(item) if isinstance(item, str) else not isinstance(item, Number)
+        for item in flat
+    ]
+    if flat and not any(are_images):
         raise ValueError(
             f"result has items such as {flat[0]!r}, which are not files. Pass the images that "
             "were searched as images."

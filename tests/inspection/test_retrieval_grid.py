@@ -43,6 +43,8 @@ class TestRetrievalGridDisplay:
         named = (*found[:2], [["a tiger", "a $_$"]])
         with pytest.raises(ValueError, match="'a tiger', which are not files"):
             RetrievalGridDisplay.from_predictions(named, [images[4]])
+        with pytest.raises(ValueError, match="such as 4, which are not files"):
+            RetrievalGridDisplay.from_predictions((*found[:2], [[4, 2]]), [images[4]])
         display = RetrievalGridDisplay.from_predictions(named, [images[4]], images=images)
         assert display.images == [[images[4], images[2]]]
         assert display.text_[0][0].get_text() == "0.90\na tiger"
