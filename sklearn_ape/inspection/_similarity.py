@@ -469,12 +469,10 @@ def compute_similarity_maps(
             "image. Use APEAligner() or KernelAligner."
         )
     maps = (cell_outputs / norm[:, None, None]) @ embeddings.T
-    shape = (len(grid), *grid.shape[1:3], len(texts))
-    maps = maps.reshape(shape).permute(0, 3, 1, 2).numpy()
     n_rows, n_columns = grid.shape[1:3]
+    maps = maps.unflatten(1, (n_rows, n_columns)).permute(0, 3, 1, 2).numpy()
     # Reflection at the edges leaves the mean as it is.
-    sigmas = (0, 0, _BLUR * n_rows, _BLUR * n_columns)
-    return gaussian_filter(maps, sigmas, mode="reflect"), pixels
+    return gaussian_filter(maps, (0, 0, _BLUR * n_rows, _BLUR * n_columns), mode="reflect"), pixels
 
 
 @torch.inference_mode()

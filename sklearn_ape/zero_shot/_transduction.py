@@ -309,6 +309,7 @@ def _find_neighbors_with_faiss(embeddings: np.ndarray, k: int) -> np.ndarray:
     quantizer = faiss.IndexFlatIP(n_components)
     index = faiss.IndexIVFFlat(quantizer, n_components, n_cells, faiss.METRIC_INNER_PRODUCT)
     index.nprobe = 16
+    index.cp.niter = 5  # the default of 25 more than doubles the time, and finds hardly more
     index.train(embeddings[:: max(1, len(embeddings) // (40 * n_cells))])
     index.add(embeddings)
     return index.search(embeddings, k + 1)[1]  # the nearest neighbour is the image itself
