@@ -194,7 +194,7 @@ class DiskFeatureCache:
                 if self.dtype == "float16":
                     half, fits = to_float16(numbers)
                     table, numbers = (FLOAT16_TABLE, half) if fits else (FLOAT32_TABLE, numbers)
-                numbers_by_table[table][key] = numbers.astype(DTYPES[table], copy=False).tobytes()
+                numbers_by_table[table][key] = np.asarray(numbers, DTYPES[table]).tobytes()
             for table, numbers_by_key in numbers_by_table.items():
                 values = pack(table, numbers_by_key)
                 self._unwritten[table] |= values

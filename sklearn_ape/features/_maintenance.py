@@ -131,7 +131,7 @@ def prune_file(path: Path, max_bytes: int | None, dimension: int | None) -> int:
                 "run as its owner."
             )
         if dimension is not None:
-            n_removed += _remove_dimension(connection, dimension)
+            n_removed = _remove_dimension(connection, dimension)
         if max_bytes is not None:  # before the first VACUUM, which copies what is left
             n_removed += _remove_oldest(connection, max_bytes)
         _shrink(connection, path)
@@ -162,7 +162,7 @@ def _remove_oldest(connection: sqlite3.Connection, max_bytes: int) -> int:
         n_used_bytes = n_pages * _read_pragma(connection, "page_size")
         if n_used_bytes <= max_bytes:
             return 0
-        share = max(max_bytes, 0) / n_used_bytes
+        share = max_bytes / n_used_bytes
         for table in _list_feature_tables(connection):
             # SQLite numbers rows in the order in which they are inserted, and VACUUM keeps it.
             cumulative = (

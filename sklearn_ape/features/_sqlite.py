@@ -143,6 +143,9 @@ def _open(
         _check_format(connection)
         for statement in statements:
             connection.execute(statement)
+    except UnicodeDecodeError as error:
+        connection.close()
+        raise sqlite3.DatabaseError("malformed database schema") from error
     except (sqlite3.Error, NewerFormatError):
         connection.close()
         raise
@@ -156,6 +159,8 @@ def _check_format(connection: sqlite3.Connection) -> None:
             f"was written by a newer version of sklearn-ape (format {file_format}; this version "
             f"supports {_FORMAT}) and is not used. Upgrade sklearn-ape, or pass another folder"
         )
+    # Read the schema. Python cannot decode SQLite's message about a damaged name in it.
+    list_tables(connection)
 
 
 def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +204,7 @@ def unpack(
             is_valid[row] = values[row].startswith(
                 _compute_old_checksum(table, keys[row], values[row][CHECKSUM_SIZE:])
             )
-        features = numbers.view(dtype).astype(np.float32, copy=False)
+        features = np.asarray(numbers.view(dtype), np.float32)
         if not is_valid.all():
             keys = [keys[row] for row in np.flatnonzero(is_valid)]
             features = features[is_valid]

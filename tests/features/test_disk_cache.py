@@ -105,6 +105,21 @@ def test_damaged_file_is_renamed_with_a_warning(folder, content):
         assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
 
 
+def test_name_that_is_not_utf8_is_damage(folder):
+    """Python cannot decode SQLite's message about the name, which raised an error in every run."""
+    path = folder / "features.sqlite"
+    name = b"sqlite_autoindex_features_"
+    content = path.read_bytes().replace(name + b"1", name + b"\xff")
+    path.write_bytes(content)
+    assert DiskFeatureCache(folder).verify() == (0, 0, ["malformed database schema"])
+    with pytest.raises(OSError, match=r"is damaged: malformed database schema\. Delete the file"):
+        DiskFeatureCache(folder).info()
+    with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed d"), DiskFeatureCache(folder):
+        pass
+    assert (folder / "features.sqlite.damaged").read_bytes() == content
+    assert DiskFeatureCache(folder).verify() == (0, 0, [])
+
+
 @pytest.mark.filterwarnings("ignore:The feature cache")
 def test_truncated_file_never_gives_a_wrong_feature(folder):
     """After truncation at any position, returned features are correct and the cache works."""
@@ -157,10 +172,16 @@ def test_two_caches_rename_a_damaged_file_once(folder):
     """The second cache must not rename the new file that the first cache has started."""
     first, second = DiskFeatureCache(folder), DiskFeatureCache(folder)
     with first, second:
+        logs = [folder / f"features.sqlite{suffix}" for suffix in ("-wal", "-shm")]
+        first.put_many(ENTRIES)
+        old_logs = [os.stat(log).st_ino for log in logs]
         error = sqlite3.DatabaseError("malformed")
         with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
             first._replace_damaged_file(error)
         first.put_many(ENTRIES)
+        first._write()
+        # The second cache still has the files of the damaged one open.
+        assert all(os.stat(log).st_ino not in old_logs for log in logs)
         second._replace_damaged_file(error)
         assert second.get_many(ENTRIES).keys() == ENTRIES.keys()
     assert len(list(folder.glob("*.damaged*"))) == 1
@@ -265,7 +286,8 @@ def test_warnings_name_the_file_and_the_consequence(folder):
 
 
 def test_to_float16_returns_mask_of_rows_in_range():
-    half, fits = to_float16(np.array([[0.1, 2.0], [1e6, 3.0], [-3.0, 1e-9]]))
+    with np.errstate(all="raise"):
+        half, fits = to_float16(np.array([[0.1, 2.0], [1e6, 3.0], [-3.0, 1e-9]]))
     assert half.dtype == np.float16
     assert fits.tolist() == [True, False, True]
     assert to_float16(np.array([7.0, 1e6]))[1].shape == ()
@@ -385,6 +407,21 @@ def test_blocks_are_in_the_order_of_the_file(tmp_path, monkeypatch):
         requested = np.random.default_rng(0).permutation(len(keys))
         blocks = list(cache.iter_blocks(keys[row] for row in requested))
     assert [key for block_keys, _ in blocks for key in block_keys] == keys[1::2] + keys[::2]
+
+
+def test_index_with_rows_that_do_not_exist_is_damage(folder, monkeypatch):
+    """Otherwise their features would be computed in every run."""
+    select = _disk._select
+
+    def select_one_less(connection, query, values):
+        batches = list(select(connection, query, values))
+        return [batches[0][1:], *batches[1:]] if query.startswith("SELECT key") else batches
+
+    monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", 150)
+    with DiskFeatureCache(folder) as cache:
+        monkeypatch.setattr(_disk, "_select", select_one_less)
+        with pytest.warns(RuntimeWarning, match=r"is damaged \(the index contains rows that do"):
+            assert len(cache.get_many(ENTRIES)) == len(ENTRIES) - 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -75,6 +75,14 @@ class TestInfo:
         counts = DiskFeatureCache(folder).info().counts
         assert counts == {("float32", 32): 7, ("float32", WIDTH): 200, ("float16", 384): 5}
 
+    def test_damaged_entry_is_counted_with_the_others(self, folder):
+        """Its length gives no other dimension."""
+        with sqlite3.connect(folder / "features.sqlite") as connection:
+            value = b"\0" * (16 + 4 * WIDTH + 1)
+            connection.execute("UPDATE features SET value = ? WHERE key = ?", (value, KEYS[3]))
+        connection.close()
+        assert DiskFeatureCache(folder).info().counts == {("float32", WIDTH): N_ENTRIES}
+
     def test_size_and_time_are_those_of_the_file(self, folder):
         os.utime(folder / "features.sqlite", (1e9, 1e9))
         info = DiskFeatureCache(folder).info()
@@ -93,7 +101,7 @@ class TestInfo:
         with DiskFeatureCache(folder) as cache:
             cache.put_many(make_features(50, 640))
             info = cache.info()
-            assert info.n_bytes > cache.path.stat().st_size
+            assert info.n_bytes == sum(file.stat().st_size for file in folder.iterdir())
         assert info.counts["float32", 640] == 50
 
     def test_damaged_file_raises(self, folder):
@@ -130,6 +138,26 @@ class TestVerify:
         assert report.problems == ["file is not a database"]
         assert (folder / "features.sqlite").read_bytes() == content
         assert [file.name for file in folder.iterdir()] == ["features.sqlite"]
+
+    def test_name_that_is_not_utf8_can_be_reported(self, folder):
+        with sqlite3.connect(folder / "features.sqlite") as connection:
+            connection.execute("CREATE TABLE otherX (value         )")
+            connection.execute("INSERT INTO otherX VALUES (NULL)")
+        connection.close()
+        path = folder / "features.sqlite"
+        content = path.read_bytes().replace(b"otherX", b"other\xff")
+        path.write_bytes(content.replace(b"value         )", b"value NOT NULL)"))
+        report = DiskFeatureCache(folder).verify()
+        assert report == (N_ENTRIES, 0, ["NULL value in other\N{REPLACEMENT CHARACTER}.value"])
+
+    def test_problems_of_entries_and_of_the_structure_are_reported(self, folder):
+        path = folder / "features.sqlite"
+        content = bytearray(path.read_bytes())
+        content[9 - 16384] ^= 255  # the position of the first entry of the last page
+        path.write_bytes(content)
+        first, *others = DiskFeatureCache(folder).verify().problems
+        assert first == "database disk image is malformed"
+        assert others
 
     def test_every_flipped_byte_that_loses_a_feature_is_reported(self, folder):
         path = folder / "features.sqlite"
@@ -212,6 +240,8 @@ class TestPrune:
         cache = DiskFeatureCache(folder)
         n_bytes = cache.info().n_bytes
         assert cache.prune(dimension=384) == 50
+        store(folder, make_features(2, 1))
+        assert cache.prune(dimension=1) == 2
         assert cache.info().counts == {("float32", WIDTH): N_ENTRIES}
         assert cache.info().n_bytes < n_bytes
         assert_equal_to_entries(load(folder))
@@ -220,6 +250,14 @@ class TestPrune:
         store(folder, make_features(30, 384))
         cache = DiskFeatureCache(folder)
         assert cache.prune(0, dimension=384) == 30 + N_ENTRIES
+
+    def test_removed_dimension_makes_room_for_the_others(self, folder):
+        """Pages that the removal leaves free do not count to the size."""
+        n_bytes = DiskFeatureCache(folder).info().n_bytes
+        store(folder, make_features(30, 384))
+        cache = DiskFeatureCache(folder)
+        assert cache.prune(n_bytes, dimension=384) == 30
+        assert cache.info().counts == {("float32", WIDTH): N_ENTRIES}
 
     def test_only_features_that_stay_are_copied(self, tmp_path, monkeypatch):
         """VACUUM needs as much free space on the disk as the rest of the file."""
@@ -295,7 +333,7 @@ class TestOtherProcesses:
         reader = sqlite3.connect(cache.path)
         rows = reader.execute("SELECT key, value FROM features ORDER BY rowid")
         first = rows.fetchone()
-        with pytest.warns(RuntimeWarning, match="is read by another process"):
+        with pytest.warns(RuntimeWarning, match=rf"{folder.name}.* is read by another process"):
             assert cache.prune(dimension=1280) == 100
         assert len([first, *rows]) == N_ENTRIES + 100  # the reader sees the state of its start
         reader.close()

@@ -15,6 +15,7 @@ from sklearn_ape.features import _sqlite as _connection
 from sklearn_ape.features._sqlite import (
     NewerFormatError,
     connect,
+    connect_to_existing,
     connect_to_nothing,
     connect_to_read,
     is_damage,
@@ -164,6 +165,24 @@ class TestConnectToRead:
             connection.close()
         assert list(tmp_path.iterdir()) == []
 
+    def test_existing_file_is_written_only_if_it_is_writable(self, path, monkeypatch):
+        """A missing file is not created."""
+        connection = connect_to_existing(path, 1.5)
+        connection.execute("INSERT INTO numbers VALUES (x'03', x'04')")
+        connection.rollback()
+        connection.close()
+        with pytest.raises(sqlite3.OperationalError):
+            connect_to_existing(path.with_name("missing"), 1.5)
+        assert not path.with_name("missing").exists()
+        # Root may write to all files, so the permission is simulated.
+        monkeypatch.setattr(_connection, "is_read_only", lambda path: True)
+        connection = connect_to_existing(path, 1.5)
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (1500,)
+        assert self.read(connection) == [(b"\1", b"\2")]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("INSERT INTO numbers VALUES (x'03', x'04')")
+        connection.close()
+
     def test_damaged_file_raises(self, path):
         path.write_bytes(b"no database at all " * 99)
         with pytest.raises(sqlite3.DatabaseError, match="not a database"):
@@ -312,8 +331,9 @@ def test_damage_found_while_reading_warns_with_its_reason(folder, monkeypatch, c
         assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
 
 
-def test_damage_found_while_writing_keeps_written_features(folder, monkeypatch):
-    errors = [sqlite3.DatabaseError("malformed")]
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY])
+def test_damage_found_while_writing_keeps_written_features(folder, monkeypatch, code):
+    errors = [error(sqlite3.DatabaseError, code)]
     original_commit = DiskFeatureCache._commit
 
     def commit(self):
@@ -324,7 +344,7 @@ def test_damage_found_while_writing_keeps_written_features(folder, monkeypatch):
     monkeypatch.setattr(DiskFeatureCache, "_commit", commit)
     new = {b"new": np.ones(3, dtype=np.float32)}
     with DiskFeatureCache(folder) as cache:
-        with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
+        with pytest.warns(RuntimeWarning, match=r"is damaged \(simulated\); it was moved"):
             cache.put_many(new)
         assert cache.get_many(new).keys() == new.keys()
     assert len(list(folder.glob("*.damaged*"))) == 1
