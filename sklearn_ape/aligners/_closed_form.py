@@ -69,8 +69,7 @@ def fit_logit_scale(
     pairs = pairs[choose_evenly_spaced(len(pairs), _MAX_SCALE_PAIRS)]
     images, texts = pairs[:, 0], pairs[:, 1]
     cosine = np.asarray(image[images] @ text[texts].T, dtype=np.float64)
-    ones = (np.ones(len(pairs), dtype=bool), (images, texts))
-    positives = csr_array(ones, shape=(len(image), len(text)))[images][:, texts]
+    positives = csr_array((np.ones(len(pairs)), (images, texts)))[images][:, texts]
     # The target gives the same weight to each positive of a row, as in InfoNCELoss.
     target = positives.multiply(1 / positives.sum(axis=1)[:, None]).multiply(cosine).sum()
     target += positives.multiply(1 / positives.sum(axis=0)[None]).multiply(cosine).sum()
@@ -81,11 +80,11 @@ def fit_logit_scale(
         # underflow either, since doubles reach down to exp(-700).
         odds = np.exp(scale * (cosine - 1))
         normalizer = np.log(odds.sum(axis=0)).sum() + np.log(odds.sum(axis=1)).sum()
-        return float(normalizer + scale * (2 * len(pairs) - target)) / len(pairs)
+        return float(normalizer + scale * (2 * len(pairs) - target))
 
     if max_scale <= 1:
         return max_scale
-    result = minimize_scalar(loss, bounds=(0.0, math.log(max_scale)), method="bounded")
+    result = minimize_scalar(loss, bounds=(0.0, math.log(max_scale)))
     return math.exp(result.x)
 
 
@@ -199,7 +198,7 @@ def make_linear_maps(data: PairDataset, image_map: WhitenedMap, *, ridge: float)
     variance = matrix.trace() / len(matrix)
     # With a single text all variances are zero: any ridge makes the matrix regular.
     matrix[np.diag_indices_from(matrix)] += ridge * variance if variance > 0 else 1.0
-    weights = cho_solve(cho_factor(matrix, lower=True), right / total)
+    weights = cho_solve(cho_factor(matrix), right / total)
     return Maps(image_map, LinearMap(text_mean, weights))
 
 
@@ -315,7 +314,7 @@ def whiten_images(data: PairDataset, whitening: float, n_components: int | None)
     if n_components is not None:
         # Directions of style have the largest eigenvalues, but not the largest variance now.
         variances = np.einsum("ij,ij->j", directions, total @ directions)
-        directions = directions[:, np.argsort(-variances, kind="stable")[:n_components]]
+        directions = directions[:, np.argsort(-variances)[:n_components]]
     return WhitenedMap(image_mean, directions)
 
 

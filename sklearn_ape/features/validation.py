@@ -50,7 +50,7 @@ def as_float32(
 
 def _find_largest_per_row(features: np.ndarray) -> np.ndarray:
     """Return the largest absolute value of each row, or NaN for rows with NaN."""
-    largest = np.empty(len(features), dtype=np.float64)
+    largest = np.empty(len(features))
     with np.errstate(invalid="ignore"):
         for rows in gen_batches(len(features), _BLOCK_SIZE):
             block = features[rows]
@@ -146,9 +146,11 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
     features = StoredRows(array)
     partial_rows: list[int] = []
     for rows in row_blocks(features):
-        block = features[rows]
-        # Infinities of both signs add up to NaN, so a finite sum means that the row is finite.
-        if np.isfinite(block.sum(axis=1, dtype=np.float64)).all():
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity raises an error below
+            block = features[rows]
+            # Infinities of both signs add up to NaN, so a finite sum means that all are finite.
+            is_finite = np.isfinite(block.sum())
+        if is_finite:
             continue
         infinite = np.flatnonzero(np.isinf(block).any(axis=1))
         if infinite.size:

@@ -1,4 +1,4 @@
-"""Training of `APEAligner` and its logit scale."""
+"""Training of `APEAligner`."""
 
 import copy
 import os
@@ -17,9 +17,6 @@ from skorch.callbacks import Callback
 
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _ape_trainer
-from sklearn_ape.aligners._closed_form import fit_held_out_logit_scale, fit_logit_scale
-from sklearn_ape.losses import InfoNCELoss
-from sklearn_ape.training.data import PairDataset
 from sklearn_ape.training.net import AlignmentNet
 
 
@@ -266,78 +263,6 @@ def test_fit_is_bitwise_identical_in_another_process():
         check=True,
     )
     assert other.stdout.strip() == here["fitted"].fingerprint_
-
-
-def random_units(rng, n, noise=0.0, near=None):
-    rows = rng.standard_normal((n, 8)) * (noise if near is not None else 1)
-    rows = rows if near is None else rows + near
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def loss_at(scale, image, text, pairs):
-    positive = np.zeros((len(image), len(text)), dtype=bool)
-    positive[tuple(pairs.T)] = True
-    positive = torch.from_numpy(positive[pairs[:, 0]][:, pairs[:, 1]])
-    sides = torch.from_numpy(image[pairs[:, 0]]), torch.from_numpy(text[pairs[:, 1]])
-    return InfoNCELoss(logit_scale=scale)(*sides, positive).item()
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_fitted_logit_scale_minimizes_the_infonce_loss(shared):
-    """If images share captions, the shared captions are positives and not negatives."""
-    rng = np.random.default_rng(0)
-    image = random_units(rng, 200)
-    text = random_units(rng, 200, 0.3, image)
-    pairs = np.column_stack([np.arange(200)] * 2)
-    if shared:
-        pairs = np.vstack([pairs, np.column_stack([np.arange(50), np.arange(1, 51)])])
-    best = fit_logit_scale(image, text, pairs)
-    assert 2 < best < 50
-    lowest = loss_at(best, image, text, pairs)
-    for factor in (0.8, 0.95, 1.05, 1.25):
-        assert loss_at(best * factor, image, text, pairs) > lowest
-
-
-@pytest.mark.exhaustive
-def test_fitted_logit_scale_stays_within_bounds():
-    """Without bounds the scale diverges for perfect pairs and becomes zero for opposite ones."""
-    rng = np.random.default_rng(0)
-    image, pairs = np.eye(8, dtype=np.float32), np.column_stack([np.arange(8)] * 2)
-    # The loss is flat near the upper bound.
-    assert 30 < fit_logit_scale(image, image, pairs, max_scale=50) <= 50
-    assert fit_logit_scale(image, -image, pairs) == pytest.approx(1, rel=1e-3)
-    zeros = np.zeros((8, 3), dtype=np.float32)
-    assert 1 <= fit_logit_scale(zeros, zeros, pairs) <= 100
-    many = random_units(rng, 5000)
-    scale = fit_logit_scale(many, many, np.column_stack([np.arange(5000)] * 2))
-    assert scale == fit_logit_scale(many, many, np.column_stack([np.arange(5000)] * 2))
-
-
-def test_held_out_logit_scale_uses_images_outside_the_fit():
-    """Class prototypes are never held out, and few pairs are used for both fit and scale."""
-    rng = np.random.default_rng(0)
-    image = random_units(rng, 200)
-    text = random_units(rng, 200, 0.3, image)
-    data = PairDataset(image, text, np.column_stack([np.arange(200)] * 2), n_prototypes=100)
-    calls = []
-
-    def fit(training_data):
-        fitted = {row.tobytes() for row in data.image[training_data.pairs[:, 0]]}
-
-        def embed(features):
-            calls.append((features, fitted))
-            return features
-
-        return embed, embed
-
-    assert 2 < fit_held_out_logit_scale(data, fit) < 50
-    images, fitted = calls[0]
-    real_images = {row.tobytes() for row in data.image[:100]}
-    assert all(row.tobytes() in real_images - fitted for row in images)
-    few = PairDataset(image[:10], text[:10], data.pairs[:10])
-    calls.clear()
-    fit_held_out_logit_scale(few, fit)
-    assert len(calls[0][0]) == 10
 
 
 class TestPrecision:

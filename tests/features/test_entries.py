@@ -113,7 +113,7 @@ class TestDamage:
 
 @pytest.mark.parametrize("table", TABLES)
 class TestFormat:
-    @pytest.mark.parametrize("width", [0, 1, 2, 3, 1280])
+    @pytest.mark.parametrize("width", [0, 1, 2, 3, 5, 1280])
     def test_entry_is_checksum_and_numbers(self, table, width):
         """The checksum is a part of the format of the file, so it must not change."""
         numbers = np.random.default_rng(width).normal(size=width).astype(TABLES[table]).tobytes()

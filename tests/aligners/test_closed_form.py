@@ -1,0 +1,271 @@
+"""Logit scale, held-out pairs, and regression targets of aligners in closed form."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.preprocessing import normalize
+
+from sklearn_ape.aligners import _closed_form
+from sklearn_ape.aligners._closed_form import (
+    Targets,
+    TextFit,
+    choose_scale_pairs,
+    fit_held_out_logit_scale,
+    fit_logit_scale,
+    has_stable_whitening,
+    hold_out_pairs,
+    make_linear_maps,
+    whiten_images,
+)
+from sklearn_ape.losses import InfoNCELoss
+from sklearn_ape.training.data import PairDataset, Split
+
+
+def random_units(rng, n, noise=0.0, near=None):
+    rows = rng.standard_normal((n, 8)) * (noise if near is not None else 1)
+    rows = rows if near is None else rows + near
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def loss_at(scale, image, text, pairs):
+    positive = np.zeros((len(image), len(text)), dtype=bool)
+    positive[tuple(pairs.T)] = True
+    positive = torch.from_numpy(positive[pairs[:, 0]][:, pairs[:, 1]])
+    sides = torch.from_numpy(image[pairs[:, 0]]), torch.from_numpy(text[pairs[:, 1]])
+    return InfoNCELoss(logit_scale=scale)(*(side.double() for side in sides), positive).item()
+
+
+def of_shared_captions():
+    """Return 90 images with 60 captions, of which the last one has features of zeros."""
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((90, 12)).astype(np.float32)
+    text = rng.standard_normal((60, 6)).astype(np.float32)
+    text[59] = 0
+    owner = np.concatenate([np.arange(60), rng.integers(0, 8, 30)])
+    return PairDataset(image, text, np.column_stack([np.arange(90), owner]))
+
+
+class TestLogitScale:
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_it_minimizes_the_infonce_loss(self, shared):
+        """If images share captions, the shared captions are positives and not negatives."""
+        rng = np.random.default_rng(0)
+        image = random_units(rng, 200)
+        text = random_units(rng, 200, 0.3, image)
+        pairs = np.column_stack([np.arange(200)] * 2)
+        if shared:
+            pairs = np.vstack([pairs, np.column_stack([np.arange(50), np.arange(1, 51)])])
+        best = minimize_scalar(
+            loss_at, bounds=(1, 100), args=(image, text, pairs), options={"xatol": 1e-9}
+        ).x
+        assert 2 < best < 50
+        assert fit_logit_scale(image, text, pairs) == pytest.approx(best, rel=3e-5)
+
+    def test_it_stays_within_bounds(self):
+        """Without bounds it diverges for perfect pairs and becomes zero for opposite ones."""
+        image, pairs = np.eye(8, dtype=np.float32), np.column_stack([np.arange(8)] * 2)
+        # The loss is flat near the upper bound.
+        assert 30 < fit_logit_scale(image, image, pairs, max_scale=50) <= 50
+        assert fit_logit_scale(image, -image, pairs) == pytest.approx(1, rel=1e-3)
+        zeros = np.zeros((8, 3), dtype=np.float32)
+        assert 1 <= fit_logit_scale(zeros, zeros, pairs) <= 100
+        assert fit_logit_scale(image, -image, pairs, max_scale=1.5) == pytest.approx(1, rel=1e-3)
+        for max_scale in (0.5, 1.0):
+            assert fit_logit_scale(image, image, pairs, max_scale) == max_scale
+
+    def test_evenly_spaced_pairs_represent_many(self, monkeypatch):
+        """The matrix of cosines is in memory, so the number of its rows is limited."""
+        monkeypatch.setattr(_closed_form, "_MAX_SCALE_PAIRS", 50)
+        rng = np.random.default_rng(0)
+        image = random_units(rng, 200)
+        text = random_units(rng, 200, 0.5, image)
+        pairs = np.column_stack([np.arange(200)] * 2)
+        sample = pairs[np.linspace(0, 199, 50).astype(int)]
+        assert fit_logit_scale(image, text, pairs) == fit_logit_scale(image, text, sample)
+
+    def test_held_out_images_are_outside_the_fit(self):
+        """Class prototypes are never held out, and few pairs are used for both fit and scale."""
+        rng = np.random.default_rng(0)
+        image = random_units(rng, 200)
+        text = random_units(rng, 200, 0.3, image)
+        data = PairDataset(image, text, np.column_stack([np.arange(200)] * 2), n_prototypes=100)
+        calls = []
+
+        def fit(training_data):
+            fitted = {row.tobytes() for row in data.image[training_data.pairs[:, 0]]}
+
+            def embed(features):
+                calls.append((features, fitted))
+                return features
+
+            return embed, embed
+
+        assert 4 < fit_held_out_logit_scale(data, fit) < 50
+        images, fitted = calls[0]
+        real_images = {row.tobytes() for row in data.image[:100]}
+        assert all(row.tobytes() in real_images - fitted for row in images)
+        assert fit_held_out_logit_scale(data, fit, max_scale=3) == pytest.approx(3, rel=1e-3)
+        few = PairDataset(image[:10], text[:10], data.pairs[:10])
+        calls.clear()
+        fit_held_out_logit_scale(few, fit)
+        assert len(calls[0][0]) == 10
+
+
+class TestHeldOutPairs:
+    def test_a_fifth_is_held_out_without_captions_of_zeros(self):
+        """Such captions have no cosine. The choice is the same in every call."""
+        data = of_shared_captions()
+        split = hold_out_pairs(data)
+        assert 12 <= len(split.valid) <= 24
+        rows = np.concatenate([split.train, split.valid])
+        assert sorted(rows) == np.flatnonzero(data.pairs[:, 1] != 59).tolist()
+        train, valid = (set(data.pairs[part, 1]) for part in split)
+        assert not train & valid
+        for part, again in zip(split, hold_out_pairs(data), strict=True):
+            np.testing.assert_array_equal(part, again)
+
+    def test_few_pairs_are_not_split(self):
+        data = PairDataset(np.eye(9), np.eye(9), np.column_stack([np.arange(9)] * 2))
+        split = hold_out_pairs(data)
+        assert split.valid is None
+        np.testing.assert_array_equal(choose_scale_pairs(data, split), np.arange(9))
+
+    def test_captions_of_zeros_are_kept_if_there_are_no_others(self):
+        data = PairDataset(np.eye(4), np.zeros((4, 3)), np.column_stack([np.arange(4)] * 2))
+        np.testing.assert_array_equal(hold_out_pairs(data).train, np.arange(4))
+
+    @pytest.mark.parametrize(
+        ("valid", "chosen"),
+        [([1, 4, 3, 7], [1, 3]), ([1, 5], [1, 5]), ([3, 4], [3, 4]), ([4, 5], [4, 5])],
+    )
+    def test_scale_is_fitted_on_images_unless_there_is_only_one(self, valid, chosen):
+        """The first four rows are images, the others stand for classes."""
+        pairs = np.column_stack([np.arange(8), np.arange(8)[::-1]])
+        data = PairDataset(np.eye(8), np.eye(8), pairs, n_prototypes=4)
+        split = Split(np.setdiff1d(np.arange(8), valid), np.array(valid))
+        np.testing.assert_array_equal(choose_scale_pairs(data, split), chosen)
+
+    def test_number_of_pairs_is_limited(self, monkeypatch):
+        monkeypatch.setattr(_closed_form, "_MAX_SCALE_PAIRS", 3)
+        data = PairDataset(np.eye(9), np.eye(9), np.column_stack([np.arange(9)] * 2))
+        rows = choose_scale_pairs(data, Split(np.arange(4), np.arange(4, 9)))
+        np.testing.assert_array_equal(rows, [4, 6, 8])
+
+
+def test_share_of_an_image_is_the_mean_product_of_its_signs(monkeypatch):
+    monkeypatch.setattr(_closed_form, "BLOCK_SIZE", 3)
+    rng = np.random.default_rng(0)
+    signs = rng.choice(np.array([-1, 1], dtype=np.int8), size=(5, 96))
+    predicted = rng.standard_normal((8, 96)).astype(np.float32)
+    fit = TextFit(np.arange(8), np.empty((8, 2)), signs, predicted, np.zeros(2))
+    images, rows = rng.integers(5, size=7), rng.integers(8, size=7)
+    shares = fit.estimate_shares(images, rows)
+    expected = [(signs[i] * predicted[row]).mean() for i, row in zip(images, rows, strict=True)]
+    np.testing.assert_allclose(shares, expected, rtol=1e-5)
+    assert shares.dtype == np.float32
+
+
+class TestTargets:
+    """Texts and images are read in blocks, also those of one text."""
+
+    @pytest.fixture(params=[60, 30, 7])
+    def data(self, monkeypatch, request):
+        monkeypatch.setattr(_closed_form, "_TEXT_BLOCK_SIZE", request.param)
+        monkeypatch.setattr(_closed_form, "BLOCK_SIZE", 5)
+        return of_shared_captions()
+
+    def test_target_is_the_centered_mean_embedding_of_the_images(self, data):
+        image_map = whiten_images(data, 0.1, None)
+        pairs = data.pairs[data.pairs[:, 1] != 59]
+        units = normalize(data.image[pairs[:, 0]].astype(np.float64))
+        directions, image_mean = image_map.directions.numpy(), image_map.mean.numpy()
+        embeddings = normalize((units - image_mean) @ directions)
+        targets = Targets(data, image_map)
+        assert targets.texts.tolist() == list(range(59))
+        np.testing.assert_allclose(targets.mean, embeddings.mean(axis=0), atol=1e-6)
+        means = [embeddings[pairs[:, 1] == text].mean(axis=0) for text in range(59)]
+        for _ in range(2):  # each iteration gives the same targets
+            rows, blocks = zip(*targets, strict=True)
+            assert [(part.start, part.stop) for part in rows] == [
+                (part.start, part.stop) for part in targets.blocks
+            ]
+            assert {block.dtype for block in blocks} == {np.dtype(np.float32)}
+            np.testing.assert_allclose(
+                np.concatenate(blocks), means - embeddings.mean(axis=0), atol=1e-6
+            )
+        text_mean = normalize(data.text.astype(np.float64))[pairs[:, 1]].mean(axis=0)
+        np.testing.assert_allclose(targets.compute_mean_text(np.float64), text_mean, atol=1e-6)
+        averages = targets.average_by_text(data.image)
+        expected = [data.image[pairs[pairs[:, 1] == text, 0]].mean(axis=0) for text in range(59)]
+        np.testing.assert_allclose(averages, expected, atol=1e-6)
+        assert averages.dtype == np.float32
+
+    def test_maps_do_not_depend_on_the_size_of_blocks(self, data, monkeypatch):
+        image_map = whiten_images(data, 0.1, None)
+        text_map = make_linear_maps(data, image_map, ridge=0.3).text
+        monkeypatch.undo()
+        expected = whiten_images(data, 0.1, None)
+        np.testing.assert_allclose(image_map.directions, expected.directions, atol=1e-5)
+        expected = make_linear_maps(data, expected, ridge=0.3).text
+        np.testing.assert_allclose(text_map.weights, expected.weights, atol=1e-5)
+
+
+class TestWhitening:
+    def test_signs_of_directions_are_reproducible(self):
+        """Eigenvectors may be negated by another version of LAPACK; embeddings must not be."""
+        directions = whiten_images(of_shared_captions(), 0.1, None).directions.numpy()
+        assert directions.shape == (12, 12)
+        assert (directions.max(axis=0) == np.abs(directions).max(axis=0)).all()
+
+    def test_all_components_can_be_requested(self):
+        """They are all directions, in the order of the variance of the embeddings."""
+        data = of_shared_captions()
+        image_map = whiten_images(data, 0.1, 12)
+        units = normalize(data.image[data.pairs[:, 1] != 59].astype(np.float64))
+        variances = ((units - units.mean(axis=0)) @ image_map.directions.numpy()).var(axis=0)
+        assert image_map.directions.shape == (12, 12)
+        assert (np.diff(variances) <= 0).all()
+        full = whiten_images(data, 0.1, None).directions.numpy()
+        assert {tuple(column) for column in image_map.directions.numpy().T} == {
+            tuple(column) for column in full.T
+        }
+
+    def test_fewer_images_than_features_are_whitened_in_their_space(self):
+        image = np.random.default_rng(0).standard_normal((5, 12))
+        data = PairDataset(image, np.eye(5), np.column_stack([np.arange(5)] * 2))
+        image_map = whiten_images(data, 0.1, None)
+        centered = normalize(image) - normalize(image).mean(axis=0)
+        variances, directions = np.linalg.eigh(centered.T @ centered)
+        expected = centered @ directions[:, -4:] / np.sqrt(variances[-4:] / variances[-1] + 0.1)
+        embeddings = centered @ image_map.directions.numpy()
+        np.testing.assert_allclose(embeddings @ embeddings.T, expected @ expected.T, atol=1e-5)
+
+    def test_directions_of_rounding_errors_are_left_out(self):
+        """Those with less than a millionth of the largest variance."""
+        rng = np.random.default_rng(0)
+        image = np.hstack([np.ones((60, 1)), rng.standard_normal((60, 3)) * [5e-2, 2e-4, 1e-5]])
+        data = PairDataset(image, np.eye(60), np.column_stack([np.arange(60)] * 2))
+        assert whiten_images(data, 0.1, None).directions.shape == (4, 3)
+
+    def test_equal_images_have_embeddings_of_zeros(self):
+        data = PairDataset(np.ones((5, 3)), np.eye(5), np.column_stack([np.arange(5)] * 2))
+        directions = whiten_images(data, 0.1, None).directions
+        np.testing.assert_array_equal(directions, np.zeros((3, 1)))
+
+    @pytest.mark.parametrize(("n_images", "is_stable"), [(11, False), (12, True), (13, True)])
+    def test_whitening_is_stable_with_three_images_per_feature(self, n_images, is_stable):
+        """Rows that stand for classes do not count."""
+        n_rows = n_images + 2
+        pairs = np.column_stack([np.arange(n_rows)] * 2)
+        data = PairDataset(np.zeros((n_rows, 4)), np.eye(n_rows), pairs, n_prototypes=2)
+        assert has_stable_whitening(data) == is_stable
+
+
+def test_linear_map_of_a_single_caption_is_zero():
+    """Its variance is zero, so a ridge relative to the variance would give a singular matrix."""
+    rng = np.random.default_rng(0)
+    data = PairDataset(rng.standard_normal((6, 4)), np.ones((1, 3)), np.eye(6, 2, dtype=int) * 0)
+    data.pairs[:, 0] = np.arange(6)
+    maps = make_linear_maps(data, whiten_images(data, 0.1, None), ridge=0.3)
+    np.testing.assert_allclose(maps.text.weights, 0, atol=1e-6)
