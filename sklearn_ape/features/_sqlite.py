@@ -249,7 +249,7 @@ def _compute_checksums(table: str, keys: list[bytes], numbers: np.ndarray) -> np
     # NumPy converts the words to 64 bits in small buffers, which is faster than converting them
     # all at once. Integers overflow without a warning.
     sums = np.einsum("ij,j->i", words, _make_weights(words.shape[1])) + tags
-    return np.stack([sums, tags], axis=1).astype("<u8", copy=False).view(np.uint8)
+    return np.stack([sums, tags], axis=1).astype("<u8").view(np.uint8)
 
 
 @lru_cache(maxsize=16)

@@ -80,8 +80,8 @@ class StoredRows:
         missing: np.ndarray | None = None,
     ) -> None:
         self.array = array
+        self.rows = rows
         self.more = more
-        self.rows = np.arange(len(array)) if rows is None and more is not None else rows
         self.missing = np.zeros(len(self), dtype=bool) if missing is None else missing
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class StoredRows:
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         # In the order of the file, as neighbouring rows are read together.
-        order = np.argsort(indices, kind="stable")
+        order = np.argsort(indices)
         n_stored = np.count_nonzero(indices < len(self.array))
         stored, in_memory = order[:n_stored], order[n_stored:]
         block = np.empty((len(indices), self.array.shape[1]), dtype=self.array.dtype)
@@ -126,13 +126,13 @@ class StoredRows:
 
     def append(self, rows: np.ndarray) -> StoredRows:
         """Return these rows followed by further, finite rows, which are kept in memory."""
-        in_memory = np.empty((0, self.shape[1]), np.float32) if self.more is None else self.more
+        more = rows.astype(np.float32)
+        if self.more is not None:
+            more = np.concatenate([self.more, more])
         indices = np.arange(len(self.array)) if self.rows is None else self.rows
-        first = len(self.array) + len(in_memory)
-        missing = np.concatenate([self.missing, np.zeros(len(rows), dtype=bool)])
-        indices = np.concatenate([indices, first + np.arange(len(rows))])
-        more = np.concatenate([in_memory, rows.astype(np.float32)])
-        return StoredRows(self.array, indices, more, missing)
+        end = len(self.array) + len(more)
+        indices = np.concatenate([indices, np.arange(end - len(rows), end)])
+        return StoredRows(self.array, indices, more, np.pad(self.missing, (0, len(rows))))
 
 
 def stays_stored(features: Any) -> bool:
@@ -178,7 +178,7 @@ def _to_float32(rows: np.ndarray) -> np.ndarray:
     """Convert an array, which may be reused, to float32."""
     if rows.dtype == np.float16:  # torch converts these many times faster than NumPy
         return torch.from_numpy(rows).float().numpy()
-    return rows.astype(np.float32, copy=False)
+    return np.asarray(rows, np.float32)
 
 
 def _is_large(n_rows: int, n_features: int) -> bool:

@@ -46,7 +46,15 @@ def write_complete(path):
     write_chunks(path, 3)
     with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
         file.resume()
-        np.testing.assert_array_equal(file.finish(), ROWS)
+        # Errors of finished chunks are read from the journal.
+        assert [chunk.errors for _, chunk in sorted(file.finished.items())] == [
+            {},
+            {1: "is bad"},
+            {},
+        ]
+        features = file.finish()
+    assert isinstance(features, np.memmap)
+    np.testing.assert_array_equal(features, ROWS)
 
 
 def test_file_format_is_unchanged(path):
@@ -116,6 +124,27 @@ def test_chunk_beyond_the_last_is_ignored(path):
     nothing = {"chunk": 3, "items": "items", "rows": _file._digest(b""), "errors": {}}
     lines = journal(path).read_bytes().splitlines(keepends=True)
     journal(path).write_bytes(b"".join([*lines[:3], json.dumps(nothing).encode() + b"\n"]))
+    with pytest.raises(FileExistsError, match=r"rows\.npy' was damaged or changed after"):
+        read_finished(path)
+
+
+def test_bytes_after_the_last_row_are_cut_off(path):
+    """The last chunk has fewer rows than the others."""
+    write_chunks(path, 4, chunk_size=4)
+    partial = path.with_name("rows.npy.partial")
+    partial.write_bytes(partial.read_bytes() + b"more")
+    with FeatureFile(path, "source", len(ROWS), 4, "float32") as file:
+        file.resume()
+        assert file.is_complete
+        file.finish()
+    assert path.stat().st_size == 128 + ROWS.nbytes
+    np.testing.assert_array_equal(np.load(path), ROWS)
+
+
+def test_changed_shape_in_the_header_raises(path):
+    """The rows have their digests, but other programs would read another array."""
+    write_complete(path)
+    path.write_bytes(path.read_bytes().replace(b"(15, 3)", b"(3, 15)"))
     with pytest.raises(FileExistsError, match=r"rows\.npy' was damaged or changed after"):
         read_finished(path)
 

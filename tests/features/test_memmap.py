@@ -80,6 +80,26 @@ class TestReleasePages:
         assert 7.6e6 < before - resident() < 13e6
         assert (memmap == 1).all()
 
+    @pytest.mark.parametrize("convert", [lambda rows: rows, lambda rows: np.r_[rows]])
+    def test_rows_that_were_read_are_not_in_memory(self, memmap, convert):
+        before = resident()
+        stored = StoredRows(memmap)
+        for start in range(0, 4_000, 500):
+            assert (stored[convert(slice(start, start + 500))] == 1).all()
+        assert resident() - before < 8e6
+
+    def test_tiles_that_were_read_are_not_in_memory(self, memmap, small_tiles):
+        before = resident()
+        for _, means in iter_feature_tiles(memmap, 1, lambda tile: tile.mean(axis=1)):
+            assert (means == 1).all()
+        assert resident() - before < 8e6
+
+    def test_file_of_any_size_is_released(self, make_memmap):
+        """The size is not a multiple of that of a float64."""
+        rows = make_memmap(np.ones((3, 1), dtype=np.float32))
+        release_pages(rows)
+        assert (rows == 1).all()
+
     def test_views_in_other_orders_keep_their_content(self, memmap):
         for view in (memmap[::-1], memmap.T, memmap[:0], memmap[5]):
             release_pages(view)
@@ -118,7 +138,9 @@ def test_tiles_of_every_kind_of_table_equal_its_rows(small_tiles, tmp_path):
     X = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float16)
     np.save(tmp_path / "X.npy", X)
     memmap = np.load(tmp_path / "X.npy", mmap_mode="r")
-    kinds = X, memmap, np.asarray(memmap), memmap[:, :], memmap.copy(), pd.DataFrame(X)
+    # The index of the data frame is not that of its rows.
+    frame = pd.DataFrame(X, index=np.arange(50.0)[::-1])
+    kinds = X, memmap, np.asarray(memmap), memmap[:, :], memmap.copy(), frame
     for table in kinds:
         parts = list(iter_feature_tiles(table, 1, lambda block: block))
         assert len(parts) == 3
@@ -129,10 +151,19 @@ def test_tiles_of_every_kind_of_table_equal_its_rows(small_tiles, tmp_path):
     np.testing.assert_array_equal(np.concatenate(parts), X)
 
 
+def test_table_of_a_single_tile_is_not_copied():
+    X = np.ones((5, 8))
+    ((rows, embeddings),) = iter_feature_tiles(X, 1, lambda tile: tile)
+    assert rows == slice(0, 5)
+    assert embeddings is X
+
+
 def test_only_two_dimensional_numeric_arrays_are_tables():
-    assert all(is_table(X) for X in (np.ones((2, 3)), csr_array(np.eye(2))))
+    tables = (np.ones((2, 3)), csr_array(np.eye(2)), pd.DataFrame({"a": ["b"]}), np.eye(2) > 0)
+    assert all(is_table(X) for X in tables)
     others = [["a.png"], [[1.0, 2.0]], np.ones(3), np.ones((2, 3, 3)), np.array([["a"]])]
     assert not any(is_table(X) for X in [*others, coo_array(np.eye(2)), pd.Series([1.0])])
+    assert not any(is_table(X) for X in (torch.ones(2, 3), memoryview(np.ones((2, 3)))))
 
 
 def test_error_names_rows_of_tile(small_tiles):
@@ -141,7 +172,16 @@ def test_error_names_rows_of_tile(small_tiles):
             raise ValueError("row 3 is bad")
         return block
 
+    def raise_other_error(block):
+        if block[0, 0] == 40:
+            raise UnicodeError("bad text")
+        return block
+
     X = np.arange(50.0)[:, None] * np.ones(8)
+    with pytest.raises(ValueError, match=r"^row 3 is bad$"):  # row numbers are those of X
+        list(iter_feature_tiles(np.vstack([X[40:], X]), 1, raise_for_40))
+    with pytest.raises(UnicodeError, match=r"^bad text$"):
+        list(iter_feature_tiles(X, 1, raise_other_error))
     with pytest.raises(
         ValueError,
         match=r"In rows 40 to 49 of X .row numbers below are relative to row 40.: row 3 is bad",
@@ -174,7 +214,7 @@ class TestStoredRows:
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, expected[index])
 
-    def test_appended_rows_follow_stored_rows(self, features):
+    def test_appended_rows_follow_stored_rows(self, features, monkeypatch):
         stored = StoredRows(features, missing=np.arange(50) == 9)
         more = np.full((2, 4), 5.0)
         longer = stored.append(more).append(2 * more)
@@ -182,7 +222,11 @@ class TestStoredRows:
         expected = np.concatenate([features.astype(np.float32), more, 2 * more])
         rows = np.array([53, 9, 50, 0, 51])
         np.testing.assert_array_equal(longer[rows], expected[rows])
-        assert longer.missing.sum() == 1
+        np.testing.assert_array_equal(longer.missing, np.arange(54) == 9)
+        assert longer.missing.dtype == bool
+        assert longer.more.dtype == np.float32
+        monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
+        np.testing.assert_array_equal(longer.select(rows)[:], expected[rows])
 
     def test_few_selected_rows_are_loaded_and_many_stay_stored(self, features, monkeypatch):
         stored = StoredRows(features, missing=np.arange(50) == 9)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from sklearn_ape.features import validation as _validation
-from sklearn_ape.features.memmap import StoredRows
+from sklearn_ape.features.memmap import StoredRows, find_missing_rows
 from sklearn_ape.features.validation import (
     as_float32,
     check_stored_features,
@@ -260,6 +260,9 @@ class TestEmbedRows:
         embeddings = embed_rows(features, embed, 2)
         assert embeddings.dtype == np.float32
         np.testing.assert_array_equal(embeddings, 2 * array[:, :2])
+
+    def test_missing_rows_of_a_single_column_are_found(self):
+        assert find_missing_rows(np.array([[1.0], [np.nan]])).tolist() == [False, True]
 
     def test_array_without_missing_rows_is_embedded_at_once(self):
         array = make_features()
