@@ -1,5 +1,6 @@
 """Disk cache: round trips, damaged and newer files, float16 and unwritten entries."""
 
+import gc
 import os
 import re
 import sqlite3
@@ -364,9 +365,12 @@ class TestUnwrittenEntries:
 
 def test_closed_cache_raises(tmp_path):
     cache = DiskFeatureCache(tmp_path)
-    for use in (cache.put_many, cache.get_many):
-        with pytest.raises(RuntimeError, match="outside its `with` block"):
-            use(ENTRIES)
+    for _ in range(2):  # before and after it is open
+        for use in (cache.put_many, cache.get_many):
+            with pytest.raises(RuntimeError, match="outside its `with` block"):
+                use(ENTRIES)
+        with cache:
+            pass
 
 
 def test_blocks_show_one_state_of_the_file(folder, monkeypatch):
@@ -447,3 +451,24 @@ def test_forked_child_opens_its_own_connection(tmp_path):
         assert cache.get_many([b"parent", b"child"]).keys() == {b"parent", b"child"}
     with DiskFeatureCache(tmp_path) as cache:
         assert len(cache.get_many([b"parent", b"child"])) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_child_does_not_close_the_connection_of_its_parent(tmp_path):
+    """Even if the child ends the `with` block without using the cache."""
+
+    def count_connections():
+        gc.collect()
+        return sum(isinstance(each, sqlite3.Connection) for each in gc.get_objects())
+
+    with DiskFeatureCache(tmp_path) as cache:
+        n_connections = count_connections()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                cache.__exit__()
+                status = 0 if count_connections() == n_connections > 0 else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0

@@ -19,6 +19,7 @@ from sklearn_ape.features.memmap import (
     iter_feature_tiles,
     iter_row_tiles,
     release_pages,
+    row_blocks,
     stays_stored,
 )
 from sklearn_ape.features.memmap import select as select_rows
@@ -239,6 +240,15 @@ class TestStoredRows:
         np.testing.assert_array_equal(
             select_rows(selected, np.array([2, 0]))[:], features[[2, 9]].astype(np.float32)
         )
+
+
+def test_only_stored_rows_are_divided_into_blocks(features, monkeypatch):
+    """Reading all of them would fill the memory; arrays are in memory already."""
+    monkeypatch.setattr(_stored, "_BLOCK_SIZE", 20)
+    blocks = [(0, 20), (20, 40), (40, 50)]
+    assert [(rows.start, rows.stop) for rows in row_blocks(StoredRows(features))] == blocks
+    for n_rows in (1, 50):
+        assert list(row_blocks(features[:n_rows])) == [slice(0, n_rows)]
 
 
 def test_changes_of_copy_on_write_memmap_are_kept(tmp_path, features):
