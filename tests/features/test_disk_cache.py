@@ -19,10 +19,20 @@ from tests.features.conftest import ENTRIES, WIDTH, assert_equal_to_entries
 def test_disk_cache_returns_bitwise_identical_features(folder, monkeypatch, n_keys):
     """A new connection returns bitwise identical features, in one or several queries."""
     monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", n_keys)
-    with DiskFeatureCache(str(folder)) as cache:
+    with DiskFeatureCache(str(folder)) as cache, warnings.catch_warnings():
+        warnings.simplefilter("error")
         found = cache.get_many([*ENTRIES, b"unknown"])
     assert found.keys() == ENTRIES.keys()
     assert_equal_to_entries(found)
+
+
+def test_features_of_any_type_are_stored_as_float32(tmp_path):
+    features = {b"double": np.array([0.1, 2]), b"int": np.array([1, 2]), b"list": [1, 2]}
+    with DiskFeatureCache(tmp_path) as cache:
+        cache.put_many(features)
+        found = cache.get_many(features)
+    for key, feature in features.items():
+        np.testing.assert_array_equal(found[key], np.float32(feature))
 
 
 def test_home_folder_is_expanded(tmp_path, monkeypatch):

@@ -232,6 +232,7 @@ class TestStoredRows:
     def test_few_selected_rows_are_loaded_and_many_stay_stored(self, features, monkeypatch):
         stored = StoredRows(features, missing=np.arange(50) == 9)
         assert isinstance(select_rows(stored, np.arange(5)), np.ndarray)
+        np.testing.assert_array_equal(select_rows(features, np.array([7, 2])), features[[7, 2]])
         monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
         rows = np.array([9, 30, 2])
         selected = select_rows(stored, rows)
