@@ -11,7 +11,9 @@ from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, lo
 from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.zero_shot import _transduction
 from sklearn_ape.zero_shot._transduction import (
+    _compute_confidence,
     _find_neighbors_with_faiss,
+    _is_biased,
     _make_graph,
     _propagate,
     _raise_frequent_classes,
@@ -73,6 +75,18 @@ class TestPropagation:
         probabilities = propagate_labels(embeddings, logits)
         np.testing.assert_array_equal(probabilities, softmax(logits, axis=1))
 
+    def test_bias_is_relative_to_what_differs_between_images(self):
+        logits = np.random.default_rng(0).normal(0, 5, (200, 10)) + np.linspace(0, 10, 10)
+        assert not _is_biased(logits)
+        assert _is_biased(logits / 20 + np.linspace(0, 10, 10))
+
+    @pytest.mark.parametrize(
+        ("row", "confidence"),
+        [([0.25] * 4, 0), ([0.7, 0.1, 0.1, 0.1], 0.6), ([0, 1], 1), ([0.1, 0.9], 0.8)],
+    )
+    def test_confidence_is_zero_at_chance(self, row, confidence):
+        assert _compute_confidence(np.array([row, row[::-1]])) == pytest.approx(confidence)
+
     def test_few_classes_are_found_more_often(self):
         """Images of missing classes become those of classes that occur, and only if few occur."""
         embeddings, logits, y = make_collection(400, 3, noise=3.0)
@@ -80,6 +94,7 @@ class TestPropagation:
         initial = softmax(logits, axis=1)
         raised = _raise_frequent_classes(logits, initial, 1.0)
         assert (raised.argmax(axis=1) == y).mean() > plain + 0.1
+        np.testing.assert_allclose(raised.sum(axis=1), 1, rtol=1e-5)
         np.testing.assert_array_equal(_raise_frequent_classes(logits, initial, 0.0), initial)
         assert (propagate_labels(embeddings, logits).argmax(axis=1) == y).mean() > plain + 0.1
 
