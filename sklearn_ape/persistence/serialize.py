@@ -73,10 +73,10 @@ _STRING = re.compile(r"<U(\d{1,7})")
 _MAX_STRING_BYTES = 2**27
 
 _REMEDIES = {
-    "image_encoder": "Save the aligner without it: set_params(image_encoder=None) if X is "
-    "features, or put it before the aligner in a Pipeline and save model[-1]",
-    "text_encoder": "Save the aligner without it: set_params(text_encoder=None), and pass "
-    "features of texts",
+    "image_encoder": "Fit the aligner with image_encoder=None, on features that the encoder "
+    "computes, for example as the last step of a Pipeline, and save model[-1]",
+    "text_encoder": "Fit the aligner with text_encoder=None, on features of texts that the "
+    "encoder computes",
     "standardize": "Set standardize to True or False before saving, and to the collection after "
     "loading",
     "labels": "Pass labels as texts or numbers, in a list or a dict",

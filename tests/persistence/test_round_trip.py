@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -157,10 +158,27 @@ class TestEncoders:
 
         for encoder in (StandardScaler(), CustomEncoder(), FrozenEstimator(CustomEncoder())):
             model = KernelAligner().fit(np.eye(9), np.eye(9)).set_params(image_encoder=encoder)
-            with pytest.raises(TypeError, match=r"KernelAligner\.image_encoder.* set_params"):
+            with pytest.raises(TypeError, match=r"KernelAligner\.image_encoder.* Fit the aligner"):
                 model.save_pretrained(tmp_path / "model")
-        model.set_params(image_encoder=None).save_pretrained(tmp_path / "model")
-        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        assert not list(tmp_path.iterdir())
+
+    def test_advice_for_custom_encoders_gives_a_model_with_the_same_embeddings(
+        self, concepts, tmp_path
+    ):
+        scaler, vectorizer = StandardScaler(), HashingVectorizer(n_features=16)
+        captions = [f"word{row % 5} word{row % 3}" for row in range(len(concepts.image))]
+        model = KernelAligner(image_encoder=scaler, text_encoder=vectorizer)
+        model.fit(concepts.image, captions)
+        with pytest.raises(TypeError, match="with image_encoder=None, on features"):
+            model.save_pretrained(tmp_path / "model")
+        # The fitted encoder is still part of the model.
+        with pytest.raises(TypeError, match="with text_encoder=None, on features"):
+            model.set_params(image_encoder=None).save_pretrained(tmp_path / "model")
+        pipeline = make_pipeline(StandardScaler(), KernelAligner())
+        pipeline.fit(concepts.image, vectorizer.transform(captions).toarray())
+        loaded = save_and_load(pipeline[-1], tmp_path)
+        embeddings = loaded.transform(pipeline[0].transform(concepts.image))
+        np.testing.assert_allclose(embeddings, model.transform(concepts.image), atol=1e-5)
 
     def test_callbacks_and_generators_are_not_saved_but_listed_in_card(self, concepts, tmp_path):
         model = APEAligner(
