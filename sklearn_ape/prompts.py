@@ -215,6 +215,7 @@ def _to_label_column(y: Any) -> np.ndarray:
         reason = "its rows have different lengths." if "inhomogeneous" in str(error) else error
         raise ValueError(f"y must hold one label per image: {reason} {_SEVERAL_HINT}") from None
     if array.dtype.kind in "fc":
+        check_not_missing(array.tolist(), "y")
         assert_all_finite(array, input_name="y")
         check_classification_targets(array)
     if array.dtype.kind in "mM":
@@ -410,6 +411,20 @@ def check_in_labels(
         )
     examples = format_list(unknown, lambda value: f"{value!r} (row {y.index(value)})")
     raise ValueError(f"y has values that are not in labels: {examples}. {hint}")
+
+
+def check_not_groups(y: list[Any], labels: Any) -> None:
+    """Raise ValueError for values of y that are groups of a ``labels`` hierarchy, not classes."""
+    if not is_hierarchy(labels):
+        return
+    names, paths = flatten_labels(labels)
+    groups = [value for value in dict.fromkeys(y) if value in paths and value not in names]
+    if groups:
+        examples = format_list(groups, lambda value: f"{value!r} (row {y.index(value)})")
+        raise ValueError(
+            f"y has groups of labels, which are not classes: {examples}. Pass the innermost class "
+            "of each image, or leave these rows out."
+        )
 
 
 def describe_similar_label(value: Any, labels: Iterable[Any], parameter: str) -> str:

@@ -90,10 +90,11 @@ class SearchResult(NamedTuple):
         Raises
         ------
         ValueError
-            If the length of `queries` differs from the number of queries.
+            If `queries` is not a sequence, or its length differs from the number of queries.
         """
         pd = import_optional("pandas", extra="tables", purpose="to_frame")
-        names = range(len(self.items)) if queries is None else queries
+        names: Any = range(len(self.items)) if queries is None else queries
+        check_sequence(names, "queries", "text", "names of the queries")
         if len(names) != len(self.items):
             raise ValueError(
                 f"queries has {len(names)} entries, and this is the result of {len(self.items)} "
@@ -380,11 +381,11 @@ def find_items(collection: Collection, items: Any) -> np.ndarray:
             "items are objects that cannot be compared, such as images. Pass y to fit, with an id "
             "for each image."
         ) from None
-    missing = [item for item, key in zip(items, keys, strict=True) if key not in rows_of]
+    missing = {key: item for item, key in zip(items, keys, strict=True) if key not in rows_of}
     if missing:
+        listed = format_list(map(to_builtin, missing.values()))
         raise ValueError(
-            f"items has {format_list(missing)}, which are not in the collection. Pass members of "
-            "items_."
+            f"items has {listed}, which are not in the collection. Pass members of items_."
         )
     return np.array([row for key in keys for row in rows_of[key]], dtype=np.intp)
 

@@ -319,7 +319,13 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
         return None
     check_choice(modality, "modality", MODALITIES)
     for row, query in enumerate(queries):
-        types = [isinstance(part, str) for part in query] if isinstance(query, tuple) else []
+        is_sequence = isinstance(query, list | tuple)
+        types = [isinstance(part, str) for part in query[:3]] if is_sequence else []
+        if isinstance(query, list) and any(types):
+            raise ValueError(
+                f"queries has a list with a text in row {row}. Pass a text, or a pair of an image "
+                "and a text as a tuple: (image, text)."
+            )
         if types == [True, False]:
             raise ValueError(
                 f"queries has a pair in row {row} whose text is of type "

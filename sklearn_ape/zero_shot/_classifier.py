@@ -12,6 +12,7 @@ from sklearn.utils import check_consistent_length
 
 from ..prompts import (
     check_in_labels,
+    check_not_groups,
     may_be_encoded,
     prompts_of,
     resolve_class_names,
@@ -200,6 +201,7 @@ class ZeroShotClassifier(SingleLabelClassifier):
             return names
         names = resolve_class_names(self.labels)
         if y is not None:
+            check_not_groups(y, self.labels)
             # With images of no class, a search can choose the threshold of a fitted aligner.
             check_in_labels(y, names, [self.unknown_label] if keeps_aligner else [])
             if may_be_encoded(y, names):

@@ -80,10 +80,16 @@ def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray:
             f"class_prior has the shape {shares.shape}, and there are {len(labels)} classes. Pass "
             "one share per class, in the order of classes_."
         )
-    if not (np.isfinite(shares).all() and (shares >= 0).all() and abs(shares.sum() - 1) < 1e-3):
+    invalid = np.flatnonzero(~(np.isfinite(shares) & (shares >= 0)))
+    if invalid.size:
         raise ValueError(
-            f"class_prior must be shares of at least 0 with the sum 1. The sum is "
-            f"{shares.sum():.4g}, and the smallest share is {shares.min():.4g}."
+            f"class_prior has the share {shares[invalid[0]]:g} for the class "
+            f"{labels[invalid[0]]!r}. Pass shares of at least 0 whose sum is 1."
+        )
+    if abs(shares.sum() - 1) >= 1e-3:
+        raise ValueError(
+            f"class_prior must be shares with the sum 1, and their sum is {shares.sum():.4g}. "
+            "Divide each share by the sum, or correct them."
         )
     return np.maximum(shares / shares.sum(), _MIN_SHARE)
 

@@ -307,6 +307,9 @@ def test_result_becomes_a_table():
     assert result.to_frame().query("query == 1").item.tolist() == ["a"]
     with pytest.raises(ValueError, match="1 entries, and this is the result of 2"):
         result.to_frame(["one"])
+    for queries in ("ab", (name for name in "ab")):
+        with pytest.raises(ValueError, match=r"queries .*Pass a list"):
+            result.to_frame(queries)
 
 
 def save_and_load(retriever, folder):

@@ -99,6 +99,8 @@ class TestRemove:
         retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:3], ["a", "b", "c"])
         with pytest.raises(ValueError, match="'d', which are not in the collection"):
             retriever.remove(["a", "d"])
+        with pytest.raises(ValueError, match="items has 'd', 'e', which"):
+            retriever.remove(np.array(["d", "e", "d"]))
         assert retriever.items_ == ["a", "b", "c"]
 
     def test_all_images_raise(self):
@@ -245,6 +247,7 @@ class TestPairs:
     @pytest.mark.parametrize(
         ("queries", "message"),
         [
+            ([["a.png", "red"]], r"list with a text in row 0.*as a tuple: \(image, text\)"),
             ([("a.png", "red"), "blue"], "mixes pairs of an image and a text with other queries"),
             ([("a.png", " ")], "an empty text in row 0"),
             ([("red", b"")], r"row 0 whose text is of type bytes\. Pass the image first"),

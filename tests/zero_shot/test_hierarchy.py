@@ -55,6 +55,13 @@ class TestLabels:
         with pytest.raises(ValueError, match=message):
             classifier.predict(features.image[:2])
 
+    @pytest.mark.parametrize("cls", [ZeroShotClassifier, FewShotClassifier])
+    def test_groups_in_y_of_fit_raise(self, aligner, features, cls):
+        y = ["animal", "living", "living"]
+        message = r"y has groups of labels, which are not classes: 'living' \(row 1\)\. Pass"
+        with pytest.raises(ValueError, match=message):
+            cls(TREE, aligner=aligner).fit(features.image[:3], y)
+
     def test_cycle_raises(self):
         labels = {"a": {"b": None}}
         labels["a"]["c"] = labels
