@@ -6,9 +6,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.parsers import expat
 
 from ..utils.validation import parse_json
 from .base import check_folder
@@ -44,6 +46,9 @@ _UNSAFE = re.compile(
 
 _MAX_SIDE = 100_000
 _MAX_LENGTH = 2_000_000
+# The renderer ends the process at about 250 levels of elements, and of patterns within patterns.
+# Icons of Iconify have up to 10 levels.
+_MAX_LEVELS = 50
 
 
 class IconSet(NamedTuple):
@@ -207,6 +212,32 @@ def check_safety(label: str, svg: str) -> None:
             f"Icon {label!r} contains {unsafe.group().strip()!r}. Scripts and references to files "
             "are not allowed. Remove the icon from its file, or select other sets."
         )
+    if _count_levels(svg) > _MAX_LEVELS:
+        raise ValueError(
+            f"Icon {label!r} has more than {_MAX_LEVELS} levels of elements, or more patterns. "
+            "Remove the icon from its file, or select other sets."
+        )
+
+
+def _count_levels(svg: str) -> int:
+    """Return the number of nested elements or the number of patterns, whichever is larger."""
+    level = n_levels = n_patterns = 0
+
+    def start(name: str, _: object) -> None:
+        nonlocal level, n_levels, n_patterns
+        level += 1
+        n_levels = max(n_levels, level)
+        n_patterns += name.rpartition(":")[2] == "pattern"
+
+    def end(_: object) -> None:
+        nonlocal level
+        level -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    with suppress(expat.ExpatError):  # the renderer reports it
+        parser.Parse(svg, True)
+    return max(n_levels, n_patterns)
 
 
 def _find_style_words(names: Iterable[str]) -> tuple[set[str], set[str]]:

@@ -207,6 +207,25 @@ def test_unsafe_icon_raises(tmp_path, home, body):
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        "<g>" * 300 + SQUARE + "</g>" * 300,
+        "".join(
+            f'<pattern id="p{n}" width="1" height="1"><path d="M0 0h9v9z" fill="url(#p{n + 1})"/>'
+            "</pattern>"
+            for n in range(900)
+        )
+        + '<path d="M0 0h9v9z" fill="url(#p0)"/>',
+    ],
+    ids=["groups", "patterns"],
+)
+def test_deeply_nested_icon_raises(tmp_path, home, body):
+    """The renderer would end the process."""
+    with pytest.raises(ValueError, match=r"Icon 'one:icon' has more than 50 levels of elements"):
+        load_iconify(write_icon(tmp_path, body), data_home=home)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"width": 1e9}, "left, top, width and height"),
