@@ -132,7 +132,7 @@ def load_openmoji(
     variants : bool, default=False
         Whether to include variants in skin tone, which double the number of images.
     size : int, default=224
-        Width and height of the images in pixels.
+        Width and height of the images in pixels, at most 8192.
     data_home : path-like, default=None
         Folder in which rendered images are stored; see :func:`get_data_home`.
     path : path-like, default=None

@@ -101,7 +101,7 @@ def load_iconify(
         Whether to load all styles and skin tones of an icon, which have the same caption. If
         False, one icon is loaded for each caption of a set.
     size : int, default=224
-        Width and height of the images in pixels.
+        Width and height of the images in pixels, at most 8192.
     data_home : path-like, default=None
         Folder in which rendered images are stored; see :func:`get_data_home`.
     n_jobs : int or None, default=None
@@ -227,7 +227,8 @@ def _select_sets(
         available = Counter(f"{s.category}, {s.license}" for s in icon_sets)
         raise ValueError(
             "No set has the given sets, categories, licenses and palette. The package has sets of "
-            f"{format_list(available, limit=10)}."
+            f"{format_list(available, limit=10)}. Change these parameters; licenses='all' selects "
+            "sets with any licence."
         )
     if sets is not None and licenses is None:
         excluded = [s for s in icon_sets if s.prefix in prefixes and s not in selected]

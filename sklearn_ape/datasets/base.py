@@ -14,6 +14,9 @@ from sklearn.utils import Bunch
 
 from ..utils.files import expand_user, get_default_data_home
 
+# The renderer ends the process if there is too little memory for an image.
+_MAX_SIZE = 8192
+
 
 def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder in which loaders store images that they render.
@@ -104,6 +107,8 @@ def svg_to_png(size: int, name: str, remedy: str, **source: Any) -> bytes:
     """Return a drawing, `svg_path` or `svg_string`, as PNG; an error has its name and a remedy."""
     import resvg_py
 
+    if size > _MAX_SIZE:
+        raise ValueError(f"size must be at most {_MAX_SIZE}, not {size}. Pass a smaller size.")
     try:
         return resvg_py.svg_to_bytes(
             **source,

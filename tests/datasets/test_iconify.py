@@ -267,7 +267,8 @@ def test_icon_without_area_is_left_out(tmp_path, home):
         ({"categories": ["Animals"]}, "categories contains 'Animals'"),
         ({"licenses": ["Proprietary"]}, "licenses contains 'Proprietary'"),
         ({"palette": "color"}, "palette must be True, False or None"),
-        ({"sets": ["copyleft"]}, "No set has the given"),
+        ({"sets": ["copyleft"]}, "No set has the given.* licenses='all' selects"),
+        ({"size": 100_000}, "size must be at most 8192, not 100000"),
         ({"size": 0}, "size must be an integer >= 1"),
     ],
 )
