@@ -7,7 +7,7 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
 from contextlib import suppress
 from functools import wraps
 from itertools import islice
@@ -184,6 +184,10 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
 
 def to_list(values: Iterable[Any]) -> list[Any]:
     """Return the values of any collection, or the keys of a mapping, as a list."""
+    if isinstance(values, Sized) and not hasattr(values, "__iter__"):
+        # Iterating over a dataset of torch ends only if the dataset raises IndexError.
+        dataset: Any = values
+        return [dataset[row] for row in range(len(dataset))]
     # Iterating over a pyarrow column yields pyarrow's scalars.
     return list(values.to_pylist() if hasattr(values, "to_pylist") else values)
 

@@ -17,7 +17,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
 )
 from sklearn_ape.encoders._engine import TorchEngine
-from sklearn_ape.encoders.items import summarize_errors
+from sklearn_ape.encoders.items import as_items, summarize_errors
 from tests.encoders.conftest import ALL, gained
 
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
@@ -198,6 +198,20 @@ def test_torch_dataset_of_tuples_raises(tmp_path, no_weights):
     with pytest.raises(ValueError, match="X is a DataLoader, which yields batches"):
         encoder.fit(torch.utils.data.DataLoader(Labelled()))
     encoder.fit(torch.utils.data.Subset([Image.new("RGB", (8, 8))] * 3, [0, 2]))
+
+
+def test_length_of_torch_dataset_is_the_number_of_images():
+    """A dataset that raises no IndexError would be read forever."""
+
+    class Repeated(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, row):
+            assert row < 3
+            return Image.new("RGB", (8, 8))
+
+    assert len(as_items(Repeated(), "image")) == 3
 
 
 def test_hugging_face_dicts_are_accepted(paths, truth):
