@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from scipy.sparse import issparse
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_consistent_length
 
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ..features.validation import as_float32
@@ -20,7 +19,7 @@ from ..persistence.mixins import FittedState
 from ..utils.linalg import normalize_rows
 from ..utils.messages import escape_markdown
 from ..utils.sklearn_compat import LazyNamesMixin, reports_fit
-from ..utils.validation import as_floats
+from ..utils.validation import as_floats, check_same_length
 from ._base import BaseAligner
 from ._serialization import IMAGES_USAGE
 from .pairs import as_sequence, flatten_captions, holds_texts
@@ -146,7 +145,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
             self.image_encoder.fit(X)
         if y is not None:
             y = as_sequence(y)
-            check_consistent_length(X, y)
+            check_same_length(X=X, y=y)
             if holds_texts(y):
                 flatten_captions(y)
             else:

@@ -13,11 +13,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sklearn.utils import check_consistent_length
-
 from ..utils.files import expand_user, write_folder_atomically
 from ..utils.messages import import_optional
-from ..utils.validation import check_integer, check_sequence, format_list
+from ..utils.validation import check_integer, check_same_length, check_sequence, format_list
 
 # As in webdataset, the key of a sample is the path up to the first dot of the file name. Members
 # with names in double underscores are metadata.
@@ -360,7 +358,7 @@ def write_webdataset(
         if hasattr(items, "__len__") or not hasattr(items, "__iter__"):  # not a generator
             check_sequence(items, name, kind)
     if hasattr(images, "__len__") and hasattr(captions, "__len__"):
-        check_consistent_length(images, captions)
+        check_same_length(images=images, captions=captions)
     folder = expand_user(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if existing := sorted(path.name for path in folder.glob("*.tar")):

@@ -8,10 +8,16 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
-from sklearn.utils.validation import check_consistent_length
 
 from ..aligners.wrapper import unwrap
-from ..utils.validation import as_labels, check_integer, check_not_missing, is_missing, to_builtin
+from ..utils.validation import (
+    as_labels,
+    check_integer,
+    check_not_missing,
+    check_same_length,
+    is_missing,
+    to_builtin,
+)
 from ._plotting import (
     check_items,
     draw_frame,
@@ -110,7 +116,7 @@ class ZeroShotConfusionDisplay:
         -------
         display : ZeroShotConfusionDisplay
         """
-        check_consistent_length(X, y)
+        check_same_length(X=X, y=y)
         classifier = unwrap(estimator, None)[1]
         return cls.from_predictions(
             y,
@@ -163,7 +169,7 @@ class ZeroShotConfusionDisplay:
         """
         truth = as_labels(y_true, "y_true").tolist()
         predicted = as_labels(y_pred, "y_pred").tolist()
-        check_consistent_length(truth, predicted)
+        check_same_length(y_true=truth, y_pred=predicted)
         if not truth:
             raise ValueError("y_true is empty. Pass at least one label.")
         check_integer(max_classes, "max_classes", 2)

@@ -17,6 +17,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import _num_samples
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -392,6 +393,17 @@ def number_distinct(values: Iterable[Hashable]) -> np.ndarray:
     """Return the number of each distinct value, from 0 in order of appearance."""
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.intp)
+
+
+def check_same_length(**values: Any) -> None:
+    """Raise ValueError, with the names, unless all arguments but those of None have one length."""
+    lengths = {name: _num_samples(value) for name, value in values.items() if value is not None}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{length} in {name}" for name, length in lengths.items())
+        raise ValueError(
+            f"{' and '.join(lengths)} have inconsistent numbers of samples: {listed}. Pass one "
+            "entry of each per image."
+        )
 
 
 def validate_weights(sample_weight: Any, n_samples: int) -> np.ndarray:

@@ -8,7 +8,6 @@ from types import FrameType
 from typing import Any, Self
 
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_consistent_length
 
 from ..prompts import (
     check_in_labels,
@@ -22,6 +21,7 @@ from ..prompts import (
 )
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.validation import check_same_length
 from ._base import warn_about_numbers
 from ._single_label import SingleLabelClassifier
 
@@ -181,7 +181,7 @@ class ZeroShotClassifier(SingleLabelClassifier):
         self._check_fit_parameters()
         keeps_aligner = self._keeps_aligner()
         context = FitContext(self, 0 if keeps_aligner else 1, X, y)
-        check_consistent_length(X, y, captions)
+        check_same_length(X=X, y=y, captions=captions)
         needs_y = self.labels is None or (captions is None and not keeps_aligner)
         values = validate_y(y) if needs_y or y is not None else None
         names = self._fit_names(values, keeps_aligner)

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_consistent_length
 
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import LogitTiles, warn_unreadable
@@ -26,7 +25,13 @@ from ..prompts import (
 )
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.validation import check_number, format_list, ignores_underflow, validate_weights
+from ..utils.validation import (
+    check_number,
+    check_same_length,
+    format_list,
+    ignores_underflow,
+    validate_weights,
+)
 from ._base import convert_labels, warn_about_numbers
 from ._classifier import ZeroShotClassifier
 from ._label_embeddings import embed_labels
@@ -245,7 +250,7 @@ class FewShotClassifier(ZeroShotClassifier):
         self._check_ready()
         values = validate_y(y)
         weights = validate_weights(sample_weight, len(values))
-        check_consistent_length(X, values, weights)
+        check_same_length(X=X, y=values, sample_weight=sample_weight)
         new_classes = [label for label in dict.fromkeys(values) if label not in self._names]
         if new_classes:
             raise ValueError(
@@ -296,7 +301,7 @@ class FewShotClassifier(ZeroShotClassifier):
         context = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
         values = validate_y(y)
         weights = validate_weights(sample_weight, len(values))
-        check_consistent_length(X, values, captions, weights)
+        check_same_length(X=X, y=values, captions=captions, sample_weight=sample_weight)
         if self.labels is None and classes is not None:
             names = resolve_flat_names(classes)
             check_in_labels(values, names)

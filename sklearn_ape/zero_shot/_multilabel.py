@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
-from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexable
+from sklearn.utils import Tags, _safe_indexing, indexable
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.pairs import flatten_captions, holds_texts
@@ -22,6 +22,7 @@ from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbac
 from ..utils.validation import (
     check_integer,
     check_number,
+    check_same_length,
     format_list,
     ignores_underflow,
     validate_weights,
@@ -208,7 +209,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """
         self._check_ready(allow_changes=True)
         table = to_indicator(Y, self._list_labels())
-        check_consistent_length(X, table)
+        check_same_length(X=X, Y=table)
         margins = self._compute_margins(self._get_aligner_in_use(), X)
         self._fit_label_thresholds(table, margins)
         self._note_fit()
@@ -306,7 +307,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """
         check_is_fitted(self, msg=NOT_FITTED)
         truth = to_indicator(Y, self._list_labels())
-        check_consistent_length(X, truth, sample_weight)
+        check_same_length(X=X, Y=truth, sample_weight=sample_weight)
         weights = validate_weights(sample_weight, len(truth))
         scores = self.decision_function(X)
         is_hit = ((scores > 0) == truth).all(axis=1) & ~np.isnan(scores[:, 0])
@@ -339,7 +340,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self._check_fit_parameters()
         Y = as_table_or_rows(Y)
         names, table = self._read_targets(Y)
-        check_consistent_length(X, table, captions)
+        check_same_length(X=X, Y=table, captions=captions)
         if captions is not None and holds_texts(captions):
             flatten_captions(captions)  # an error names the row of a missing or empty caption
         self._names = names

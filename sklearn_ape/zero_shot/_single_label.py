@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
-from sklearn.utils import check_consistent_length
 
 from ..aligners.similarity import (
     UNKNOWN,
@@ -29,6 +28,7 @@ from ..prompts import (
 from ..utils.messages import warn
 from ..utils.validation import (
     check_number,
+    check_same_length,
     format_list,
     ignores_underflow,
     to_builtin,
@@ -291,7 +291,7 @@ class SingleLabelClassifier(ZeroShotBase):
                 f"y contains labels that are not in classes_: {format_list(absent)}. They count "
                 f"as errors. {advice or 'Correct y, or add them to labels.'}"
             )
-        check_consistent_length(X, truth, sample_weight)
+        check_same_length(X=X, y=truth, sample_weight=sample_weight)
         weights = validate_weights(sample_weight, len(truth))
         codes = self._predict_codes(logits, X)
         codes[codes < 0] = unknown_code
@@ -384,7 +384,7 @@ class SingleLabelClassifier(ZeroShotBase):
     def _iter_hits_by_level(self, X: Any, y: Any) -> Iterator[list[bool]]:
         """Yield, for each level, whether the images that count there are predicted correctly."""
         hierarchy = self._get_hierarchy()
-        check_consistent_length(X, y)
+        check_same_length(X=X, y=y)
         index_of = {label: index for index, label in enumerate(hierarchy.nodes.tolist())}
         truth = validate_y(y)
         check_in_labels(truth, {label: [str(label)] for label in index_of})

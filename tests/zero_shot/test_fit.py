@@ -266,9 +266,10 @@ class TestKeptAligner:
 
     def test_inconsistent_lengths_raise(self, aligner, features, captioned_images):
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
-        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        message = "X and y have inconsistent numbers of samples: 9 in X, 8 in y. Pass one entry"
+        with pytest.raises(ValueError, match=message):
             classifier.fit(features.image[:9], captioned_images.categories[:8])
-        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        with pytest.raises(ValueError, match="samples: 9 in X, 9 in y, 8 in captions"):
             classifier.fit(features.image[:9], captioned_images.categories[:9], captions=["a"] * 8)
 
     def test_n_features_in_is_defined_if_aligner_takes_features(
