@@ -386,16 +386,24 @@ def check_classes(classes: Any, names: Mapping[Any, list[str]] | None) -> None:
 
 
 def check_in_labels(
-    y: list[Any], names: Mapping[Any, list[str]], others: Sequence[Any] = ()
+    y: list[Any],
+    names: Mapping[Any, list[str]],
+    others: Sequence[Any] = (),
+    *,
+    in_fit: bool = True,
 ) -> None:
-    """Raise ValueError for values of y that are neither labels nor among the others."""
+    """Raise ValueError for values of y that are neither labels nor among the others.
+
+    `in_fit` says whether they may be captions, which `fit` takes in addition.
+    """
     unknown = {value: None for value in y if value not in names and value not in others}
     if not unknown:
         return
     first = next(iter(unknown))
     if isinstance(first, str):
+        captions_hint = f" {_CAPTIONS_HINT}" if in_fit else ""
         hint = describe_similar_label(first, names, "y")
-        hint = hint or f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
+        hint = hint or f"Add them to labels, or correct y.{captions_hint}"
     else:
         given = _number(texts[0] for texts in names.values())
         numbered = _number(texts[0] for _, texts in sorted(names.items()))

@@ -387,7 +387,7 @@ class SingleLabelClassifier(ZeroShotBase):
         check_same_length(X=X, y=y)
         index_of = {label: index for index, label in enumerate(hierarchy.nodes.tolist())}
         truth = validate_y(y)
-        check_in_labels(truth, {label: [str(label)] for label in index_of})
+        check_in_labels(truth, {label: [str(label)] for label in index_of}, in_fit=False)
         paths = [hierarchy.paths[index_of[label]] for label in truth]
         for level, level_probabilities in enumerate(self.predict_proba_levels(X)):
             nodes = hierarchy.find_nodes(level)
