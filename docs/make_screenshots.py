@@ -87,7 +87,7 @@ def main() -> None:
         save(driver, "page_search.png")
         next(tab for tab in find("button[role=tab]") if tab.text == "Align your own").click()
         find("#align-zip input[type=file]")[0].send_keys(write_stamps(folder.name))
-        wait(lambda: "stamps.zip" in find("#align-zip")[0].text)
+        wait(lambda: find("#align-zip .download"))
         find("#align-button")[0].click()
         wait(lambda: "Evaluation on" in find("#align-result")[0].text)
         save(driver, "page_align.png")
