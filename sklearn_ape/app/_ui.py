@@ -37,6 +37,7 @@ _CLASSIFY_EXPLANATION = (
 )
 
 _CLASSIFY_FAILURE = "**No result.** The message at the top says why."
+_NO_IMAGE = "**There is no image yet.** Click one of the examples, or drop an image of your own."
 
 _PROBABILITIES_NOTE = (
     "The probabilities assume that exactly one of the labels is correct, so they add up to 100% "
@@ -238,14 +239,16 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                     "you close the page.",
                     elem_id="classify-correct-label",
                 )
-                correct_button = gr.Button("Correct", elem_id="classify-correct")
+                correct_button = gr.Button("Correct the answer", elem_id="classify-correct")
                 undo_button = gr.Button(
                     "Undo the last correction", visible=False, elem_id="classify-undo"
                 )
 
     def classify(
         session: Session, image: Any, names: str, templates: str, threshold: float
-    ) -> tuple[dict[str, float], str]:
+    ) -> tuple[dict[str, float] | None, str]:
+        if image is None:
+            return None, _NO_IMAGE
         with show_errors(gr):
             result = service.classify(session, image, names, templates, threshold)
         return result.probabilities, result.summary
@@ -257,20 +260,17 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             session = service.correct(session, image, names, templates, label)
         return session, *classify(session, image, names, templates, threshold)
 
-    def classify_new_image(session: Session, image: Any, *options: Any) -> Any:
-        if image is None:
-            return None, _CLASSIFY_EXPLANATION
-        return classify(session, image, *options)
-
-    def undo(session: Session, *request: Any) -> tuple[Any, ...]:
+    def undo(
+        session: Session, image: Any, names: str, templates: str, threshold: float
+    ) -> tuple[Any, ...]:
         with show_errors(gr):
             session = service.undo_correction(session)
-        return session, *classify_new_image(session, *request)
+        return session, *classify(session, image, names, templates, threshold)
 
     def update_correction(session: Session, image: Any, names: str) -> tuple[Any, Any, Any]:
         choices = service.parse_labels(names)
         return (
-            gr.Dropdown(choices=choices, value=None),
+            gr.Dropdown(choices=choices),  # keeps a label that the visitor has chosen
             gr.Column(visible=image is not None),
             gr.Button(visible=session.can_undo),
         )
@@ -278,7 +278,18 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     inputs, outputs = [session, image, names, templates, threshold], [probabilities, summary]
     options: dict[str, Any] = {"show_progress_on": probabilities}
     options |= {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
-    clicked = button.click(classify, inputs, outputs, api_name="classify", **options)
+    image.change(None, None, label, js="() => null")  # forgets the label of the previous image
+    # One listener for all triggers, so that the result shown last is that of the last image.
+    triggers = [button.click, names.submit, image.change]
+    classified = gr.on(
+        triggers,
+        classify,
+        inputs,
+        outputs,
+        trigger_mode="always_last",
+        api_name="classify",
+        **options,
+    )
     corrected = correct_button.click(
         correct, [*inputs, label], [session, *outputs], api_name="correct", **options
     )
@@ -286,14 +297,17 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
         undo, inputs, [session, *outputs], api_name="undo_correction", **options
     )
     options["api_visibility"] = "private"
-    submitted = names.submit(classify, inputs, outputs, **options)
-    changed = image.change(classify_new_image, inputs, outputs, **options)
-    for event in (clicked, submitted, changed):  # not to show the result of another image
-        event.failure(lambda: (None, _CLASSIFY_FAILURE), None, outputs, **options)
+    # Not to show the result of another image.
+    classified.failure(lambda: (None, _CLASSIFY_FAILURE), None, outputs, **options)
     shown = [session, image, names], [label, correction, undo_button]
-    for event in (clicked, submitted, changed, corrected, undone):
+    for event in (classified, corrected, undone):
         event.success(update_correction, *shown, **options)
     names.blur(update_correction, *shown, **options)
+    # For the keyboard: the dropdown drops the focus when a label is chosen, and the button to undo
+    # disappears with the focus.
+    focus = "document.getElementById('classify-correct').focus()"
+    label.change(None, label, None, js=f"(chosen) => {{ if (chosen) {focus}; }}")
+    undone.success(None, None, None, js=f"() => {focus}")
     if service.examples:
 
         def select_example(event: Any) -> Any:

@@ -7,6 +7,7 @@ import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 
@@ -16,9 +17,11 @@ from selenium import webdriver  # noqa: E402
 from selenium.common.exceptions import WebDriverException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from sklearn_ape.app import serve  # noqa: E402
+from sklearn_ape.app._session import AppService, Classification  # noqa: E402
 
 CHROMIUM, DRIVER = (
     shutil.which(name) or f"/usr/bin/{name}" for name in ("chromium", "chromedriver")
@@ -97,7 +100,9 @@ class Browser:
     def upload(self, elem_id, path):
         """Upload a file and wait until the upload is complete."""
         self.all(f"#{elem_id} input[type=file]")[0].send_keys(str(path))
-        self.wait(lambda: self.all(f"#{elem_id} .download, #{elem_id} a, #{elem_id} img"))
+        # The address of the stored file: a previous image remains visible during the upload.
+        link = f"/{quote(Path(path).name)}"
+        self.wait(lambda: self.all(f'#{elem_id} [href$="{link}"], #{elem_id} img[src$="{link}"]'))
 
     def write(self, elem_id, text):
         field = self.all(f"#{elem_id} textarea, #{elem_id} input")[0]
@@ -204,11 +209,69 @@ class TestFirstVisit:
         log = browser.driver.get_log("browser")
         assert [entry["message"] for entry in log if entry["level"] == "SEVERE"] == []
 
+    def test_answer_is_corrected_with_keyboard(self, browser):
+        """The focus is always on an element with a visible outline."""
+
+        def press(*keys):
+            browser.driver.switch_to.active_element.send_keys(*keys)
+
+        def wait_for_focus(name):
+            browser.wait(lambda: browser.driver.switch_to.active_element.accessible_name == name)
+            element = browser.driver.switch_to.active_element
+            browser.wait(lambda: element.value_of_css_property("outline-style") == "solid")
+
+        def move_to(name):
+            while browser.driver.switch_to.active_element.accessible_name != name:
+                press(Keys.TAB)
+            wait_for_focus(name)
+
+        move_to(browser.all("#classify-examples .caption-label")[1].text)
+        press(Keys.ENTER)
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
+        answer = browser.text("classify-verdict")
+        browser.wait(lambda: browser.all("#classify-correct"))
+        move_to("This is wrong, it is ...")
+        press("guit", Keys.ENTER)
+        wait_for_focus("Correct the answer")
+        press(Keys.ENTER)
+        browser.wait(lambda: "Labelled images used: 1." in browser.text("classify-verdict"))
+        assert browser.text("classify-verdict").startswith("guitar, ")
+        browser.wait(lambda: browser.all("#classify-undo"))
+        press(Keys.TAB)
+        wait_for_focus("Undo the last correction")
+        press(Keys.ENTER)
+        browser.wait(lambda: browser.text("classify-verdict") == answer)
+        browser.wait(lambda: not browser.all("#classify-undo"))
+        wait_for_focus("Correct the answer")
+
+    def test_slow_result_of_previous_image_is_not_shown(self, browser, monkeypatch):
+        requested, finished = [], []
+
+        def classify(service, session, image, *options):
+            requested.append(image)
+            text = f"image {len(set(requested))}"
+            time.sleep(3 if len(requested) == 2 else 0)
+            finished.append(image)
+            return Classification({"cat": 1.0}, text)
+
+        monkeypatch.setattr(AppService, "classify", classify)
+        browser.click("#classify-examples img")
+        browser.wait(lambda: browser.text("classify-verdict") == "image 1")
+        browser.click("#classify-button")
+        browser.wait(lambda: len(requested) == 2)
+        browser.all("#classify-examples img")[1].click()
+        browser.wait(lambda: len(finished) == 3)
+        time.sleep(2)  # until the result has arrived
+        browser.wait(lambda: browser.text("classify-verdict") == "image 2")
+
 
 class TestErrors:
     def test_errors_are_shown_as_messages(self, browser, tmp_path, captioned_images):
         browser.click("#classify-button")
-        browser.wait(lambda: "no image yet" in browser.driver.page_source)
+        browser.wait(lambda: "no image yet" in browser.text("classify-verdict"))
+        browser.write("classify-names", "cat")
+        browser.click("#classify-examples img")
+        browser.wait(lambda: "is the only label" in browser.driver.page_source)
         browser.wait(lambda: "No result. The message" in browser.text("classify-verdict"))
         browser.tab("Align your own")
         broken = tmp_path / "broken.zip"
