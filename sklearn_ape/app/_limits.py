@@ -1,12 +1,13 @@
-"""Request limits of the web app, error messages for visitors, and progress callbacks."""
+"""Request limits of the web app, checks of texts, messages for visitors, progress callbacks."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import reprlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -40,6 +41,45 @@ def check_text(text: str, limits: Limits, kind: str) -> None:
     # Encoders reject the paths of existing files, so that visitors could find out which exist.
     if Path(text).suffix.lower() in IMAGE_SUFFIXES:
         raise UserError(f"The {kind} {quote(text)} is a file name. Describe an image in words.")
+
+
+def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) -> list[str]:
+    """Return the distinct label names of a text, separated by commas, or one per line.
+
+    Several lines are names with commas, unless a line has two commas: then a list was continued on
+    another line, unless it is one of the `known` labels. Commas behind a name are ignored, and
+    list markers before it if all lines have one and none is a `known` label.
+    """
+    known_by_line = {_clean_line(label): label for label in known}
+    lines = [line for line in map(_clean_line, re.split(r"\r\n|\r|\n", text or "")) if line]
+    is_list = len(lines) > 1 and all(line.startswith(("- ", "* ", "• ")) for line in lines)
+    if is_list and known_by_line.keys().isdisjoint(lines):
+        lines = [line[2:] for line in lines]
+    has_one_per_line = len(lines) > 1 and all(
+        line in known_by_line or len(re.findall("[,;]", line)) < 2 for line in lines
+    )
+    names = lines if has_one_per_line else re.split(r"[,;\n]", "\n".join(lines))
+    stripped = (name.strip() for name in names if name.strip())
+    labels = list(dict.fromkeys(known_by_line.get(name, name) for name in stripped))
+    if not labels:
+        raise UserError("There are no labels yet. Enter at least two, such as 'cat, dog, car'.")
+    if len(labels) == 1:
+        raise UserError(
+            f"{quote(labels[0])} is the only label, so its probability would be 100%. Enter at "
+            "least two labels."
+        )
+    if len(labels) > limits.labels:
+        raise UserError(
+            f"There are {len(labels):,} labels; the limit is {limits.labels:,}. Enter fewer "
+            "labels."
+        )
+    for label in labels:
+        check_text(label, limits, "label")
+    return labels
+
+
+def _clean_line(line: str) -> str:
+    return " ".join(line.strip(" \t,;").split())
 
 
 def make_visitor_message(error: BaseException) -> str:

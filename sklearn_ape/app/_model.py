@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from ..persistence.files import TENSORS, read_model
 from ..persistence.serialize import Serializer, iter_encoder_records
 from ..prompts import resolve_class_names
 from ..training import split_pairs
+from ..utils.messages import escape_markdown
 from ..zero_shot import FewShotClassifier, ZeroShotClassifier
 from ._limits import Limits, Progress, UserError, hide_folder, scale_progress
 from ._uploads import CaptionedImages, create_temporary_folder, skip_single_folder, unpack
@@ -125,6 +127,8 @@ def load_model(aligner: Any) -> Model:
             few_shot = classifier
         else:
             zero_shot = classifier
+    if not isinstance(aligner, str | os.PathLike):  # otherwise, it names the model
+        aligner = getattr(estimator, "aligner", aligner)  # of a classifier or retriever
     return Model(fitted, labels, few_shot, _name_model(aligner, inner), names, zero_shot)
 
 
@@ -330,6 +334,57 @@ def _measure_recall(name: str, aligner: Any, images: list[str], captions: list[A
 
 def _select(data: CaptionedImages, rows: np.ndarray) -> tuple[list[str], list[Any]]:
     return [data.images[row] for row in rows], [data.captions[row] for row in rows]
+
+
+def describe_model(alignment: Alignment | None) -> str:
+    """Return a sentence about the aligner in use."""
+    if alignment is None:
+        return "You are using the **initial aligner** of this page."
+    return f"You are using **your own aligner** ({alignment.method}) in all three tabs."
+
+
+def describe_alignment(alignment: Alignment | None, remark: str) -> str:
+    """Describe the result of an alignment in Markdown."""
+    if alignment is None:
+        return "The initial aligner is in use again."
+    lines = []
+    if alignment.recall:
+        n = alignment.n_held_out
+        lines = [
+            f"## Evaluation on {n} held-out images",
+            "Recall of captions for images and of images for captions: how often is the correct "
+            "result the first, or among the first five?",
+            "",
+            "| | first | first five |",
+            "|---|---|---|",
+            *(f"| {r.aligner_name} | {r.at_1:.0f} % | {r.at_5:.0f} % |" for r in alignment.recall),
+            f"| chance | {100 / n:.0f} % | {min(100, 500 / n):.0f} % |",
+            "",
+            f"Your aligner was then fitted on all {alignment.n_pairs} images.",
+            "",
+            _compare_recalls(alignment),
+        ]
+    elif alignment.n_pairs:
+        lines = [f"Your aligner was fitted on all {alignment.n_pairs} images."]
+    # The remark may contain names of uploaded files.
+    return "\n".join([*lines, "", alignment.remark, "", escape_markdown(remark)]).strip()
+
+
+def _compare_recalls(alignment: Alignment) -> str:
+    """Compare the two aligners, if their difference is larger than its standard error."""
+    initial, own = alignment.recall[0].at_1, alignment.recall[-1].at_1
+    mean = (initial + own) / 200
+    # Standard error of the difference of two proportions with a common mean.
+    error = 100 * math.sqrt(2 * mean * (1 - mean) / alignment.n_held_out)
+    if abs(own - initial) <= error:
+        return "The difference is within the standard error for so few images."
+    if own > initial:
+        return "**Your aligner is better on these images.**"
+    advice = "" if alignment.with_head else ", also train on the class names"
+    return (
+        f"**The initial aligner is better on these images.** Upload more images{advice}, or reset "
+        "to the initial aligner."
+    )
 
 
 class Download(NamedTuple):

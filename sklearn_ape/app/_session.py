@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from ._limits import (
     UserError,
     check_text,
     ignore_progress,
+    parse_labels,
     quote,
     scale_progress,
 )
@@ -70,7 +70,10 @@ _EXAMPLE_NAMES = ("tiger", "pizza", "bicycle", "rocket", "umbrella", "guitar")
 
 @dataclass(frozen=True)
 class ImageCollection:
-    """Paths of images to search, and the names shown below them, before they are embedded."""
+    """Paths of images to search, and the names shown below them, before they are embedded.
+
+    The page shows the title after the number of images.
+    """
 
     images: list[str]
     names: list[str]
@@ -93,15 +96,14 @@ def load_collection(images: Any) -> ImageCollection:
             "shows drawings of OpenMoji."
         )
     paths = [os.fspath(image) for image in images]
-    return ImageCollection(paths, get_file_names(paths), cache, f"{len(paths)} images")
+    return ImageCollection(paths, get_file_names(paths), cache, "images")
 
 
 def _load_openmoji_collection(cache: Path) -> ImageCollection:
     data = load_openmoji()
     rows = np.flatnonzero(np.isin(data.categories, _OPENMOJI_CATEGORIES)).tolist()
     paths, names = ([column[row] for row in rows] for column in (data.images, data.captions))
-    title = f"{len(paths)} drawings of OpenMoji (CC BY-SA 4.0)"
-    return ImageCollection(paths, names, cache, title)
+    return ImageCollection(paths, names, cache, "drawings of OpenMoji (CC BY-SA 4.0)")
 
 
 def _load_folder_collection(folder: str | os.PathLike[str], cache: Path) -> ImageCollection:
@@ -111,7 +113,7 @@ def _load_folder_collection(folder: str | os.PathLike[str], cache: Path) -> Imag
         data = load_image_folder(folder, captions=None)
     names = [text if isinstance(text, str) else text[0] for text in data.captions or []]
     names = names or get_file_names(data.images)
-    title = f"{len(data.images)} images of {Path(folder).name!r}"
+    title = f"images of {Path(folder).name!r}"
     # Numbers at the end are kept, unlike in file names: they can distinguish classes.
     names_of_labels = map(escape_controls, data.get("labels", ()))
     folders = sorted({label.replace("_", " ").strip() for label in names_of_labels} - {""})
@@ -137,45 +139,6 @@ def make_examples(collection: ImageCollection) -> list[tuple[Any, str]]:
         if len(examples) == _N_EXAMPLES:
             break
     return examples
-
-
-def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) -> list[str]:
-    """Return the distinct label names of a text, separated by commas, or one per line.
-
-    Several lines are names with commas, unless a line has two commas: then a list was continued on
-    another line, unless it is one of the `known` labels. Commas behind a name are ignored, and
-    list markers before it if all lines have one and none is a `known` label.
-    """
-    known_by_line = {_clean_line(label): label for label in known}
-    lines = [line for line in map(_clean_line, re.split(r"\r\n|\r|\n", text or "")) if line]
-    is_list = len(lines) > 1 and all(line.startswith(("- ", "* ", "• ")) for line in lines)
-    if is_list and known_by_line.keys().isdisjoint(lines):
-        lines = [line[2:] for line in lines]
-    has_one_per_line = len(lines) > 1 and all(
-        line in known_by_line or len(re.findall("[,;]", line)) < 2 for line in lines
-    )
-    names = lines if has_one_per_line else re.split(r"[,;\n]", "\n".join(lines))
-    stripped = (name.strip() for name in names if name.strip())
-    labels = list(dict.fromkeys(known_by_line.get(name, name) for name in stripped))
-    if not labels:
-        raise UserError("There are no labels yet. Enter at least two, such as 'cat, dog, car'.")
-    if len(labels) == 1:
-        raise UserError(
-            f"{quote(labels[0])} is the only label, so its probability would be 100%. Enter at "
-            "least two labels."
-        )
-    if len(labels) > limits.labels:
-        raise UserError(
-            f"There are {len(labels):,} labels; the limit is {limits.labels:,}. Enter fewer "
-            "labels."
-        )
-    for label in labels:
-        check_text(label, limits, "label")
-    return labels
-
-
-def _clean_line(line: str) -> str:
-    return " ".join(line.strip(" \t,;").split())
 
 
 class Classification(NamedTuple):
@@ -416,7 +379,7 @@ class AppService:
             rows, problems = check_images(paths, folder.name, self.limits, check_progress)
             paths = [paths[row] for row in rows]
             names, cache = get_file_names(paths), MemoryFeatureCache()
-            title = f"{len(paths)} images of your zip. {describe_problems(problems)}"
+            title = f"images of your zip. {describe_problems(problems)}"
             images = ImageCollection(paths, names, cache, title, folder)
             session = replace(session, images=images, index=None)
             return self._get_index(session, scale_progress(progress, 0.2, 1))[0]
@@ -486,6 +449,10 @@ class AppService:
         if not len(rows):
             raise ValueError(f"None of the {len(images)} images could be read. Check the files.")
         items = [(images[row], collection.names[row]) for row in rows]
+        if collection is self.images and len(rows) < len(images):
+            title = f"{collection.title}, without {len(images) - len(rows)} that cannot be read"
+            paths, names = ([item[part] for item in items] for part in (0, 1))
+            self.images = replace(collection, images=paths, names=names, title=title)
         retriever = CrossModalRetriever(caching_aligner).fit([images[row] for row in rows], items)
         # Query images of visitors must not be stored in the cache.
         retriever.aligner_ = aligner

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.messages import escape_markdown, import_optional
 from ._limits import Progress, format_size, make_visitor_message
-from ._model import Alignment, describe_encoders, list_methods
+from ._model import describe_alignment, describe_encoders, describe_model, list_methods
 from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:
@@ -121,57 +120,6 @@ def _add_image_input(gr: Any, elem_id: str) -> Any:
 def make_progress(bar: Any) -> Progress:
     """Return a progress callback that updates a progress bar of the page."""
     return lambda fraction, step: bar(min(max(fraction, 0.0), 1.0), desc=step)
-
-
-def describe_model(alignment: Alignment | None) -> str:
-    """Return a sentence about the aligner in use."""
-    if alignment is None:
-        return "You are using the **initial aligner** of this page."
-    return f"You are using **your own aligner** ({alignment.method}) in all three tabs."
-
-
-def describe_alignment(alignment: Alignment | None, remark: str) -> str:
-    """Describe the result of an alignment in Markdown."""
-    if alignment is None:
-        return "The initial aligner is in use again."
-    lines = []
-    if alignment.recall:
-        n = alignment.n_held_out
-        lines = [
-            f"## Evaluation on {n} held-out images",
-            "Recall of captions for images and of images for captions: how often is the correct "
-            "result the first, or among the first five?",
-            "",
-            "| | first | first five |",
-            "|---|---|---|",
-            *(f"| {r.aligner_name} | {r.at_1:.0f} % | {r.at_5:.0f} % |" for r in alignment.recall),
-            f"| chance | {100 / n:.0f} % | {min(100, 500 / n):.0f} % |",
-            "",
-            f"Your aligner was then fitted on all {alignment.n_pairs} images.",
-            "",
-            _compare_recalls(alignment),
-        ]
-    elif alignment.n_pairs:
-        lines = [f"Your aligner was fitted on all {alignment.n_pairs} images."]
-    # The remark may contain names of uploaded files.
-    return "\n".join([*lines, "", alignment.remark, "", escape_markdown(remark)]).strip()
-
-
-def _compare_recalls(alignment: Alignment) -> str:
-    """Compare the two aligners, if their difference is larger than its standard error."""
-    initial, own = alignment.recall[0].at_1, alignment.recall[-1].at_1
-    mean = (initial + own) / 200
-    # Standard error of the difference of two proportions with a common mean.
-    error = 100 * math.sqrt(2 * mean * (1 - mean) / alignment.n_held_out)
-    if abs(own - initial) <= error:
-        return "The difference is within the standard error for so few images."
-    if own > initial:
-        return "**Your aligner is better on these images.**"
-    advice = "" if alignment.with_head else ", also train on the class names"
-    return (
-        f"**The initial aligner is better on these images.** Upload more images{advice}, or reset "
-        "to the initial aligner."
-    )
 
 
 def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[str]) -> None:
@@ -320,7 +268,8 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
 
 def search_tab(gr: Any, service: AppService, session: Any) -> None:
     """Add the elements of the tab that searches images."""
-    title = gr.Markdown(_describe_images(service.images), elem_id="search-about")
+    # Not the text itself: until the images are embedded, their number includes unreadable files.
+    title = gr.Markdown(lambda: _describe_images(service.images), elem_id="search-about")
     with gr.Row():
         with gr.Column(min_width=300):
             query = gr.Textbox(
@@ -371,6 +320,9 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             ]
         return session, gallery
 
+    def describe(session: Session) -> str:
+        return _describe_images(session.images or service.images)
+
     def load_images(
         session: Session,
         archive: Any,
@@ -378,20 +330,22 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
     ) -> tuple[Session, str, list[Any]]:
         with show_errors(gr):
             session = service.load_images(session, archive, make_progress(bar))
-        return session, _describe_images(session.images), service.list_examples(session)
+        return session, describe(session), service.list_examples(session)
 
     inputs, outputs = [session, query, image, k], [session, gallery]
     options = {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
-    button.click(search, inputs, outputs, api_name="search", **options)
+    triggers = [button.click, query.submit]
+    searched = gr.on(triggers, search, inputs, outputs, api_name="search", **options)
     options["api_visibility"] = "private"
-    query.submit(search, inputs, outputs, **options)
-    examples.load_input_event.then(search, inputs, outputs, **options)
+    clicked = examples.load_input_event.then(search, inputs, outputs, **options)
+    for event in (searched, clicked):
+        event.success(describe, session, title, **options)
     inputs, outputs = [session, archive], [session, title, gallery]
     load_button.click(load_images, inputs, outputs, api_name="load_images", **_ONE_AT_A_TIME)
 
     def reset_images(session: Session) -> tuple[Session, str, list[Any]]:
         session = service.reset_images(session)
-        return session, _describe_images(service.images), service.list_examples(session)
+        return session, describe(session), service.list_examples(session)
 
     reset_button.click(reset_images, [session], outputs, api_visibility="private")
 
@@ -469,8 +423,8 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
     reset_button.click(reset_aligner, [session], outputs, api_visibility="private")
 
 
-def _describe_images(images: ImageCollection | None) -> str:
-    return "" if images is None else f"Images to search: {escape_markdown(images.title)}"
+def _describe_images(images: ImageCollection) -> str:
+    return f"Images to search: {len(images.images)} {escape_markdown(images.title)}"
 
 
 def _join_labels(labels: Sequence[str]) -> str:

@@ -16,9 +16,9 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClassifier
 from sklearn_ape.app import Limits, _model
-from sklearn_ape.app._limits import UserError, ignore_progress, make_visitor_message
+from sklearn_ape.app._limits import UserError, ignore_progress, make_visitor_message, parse_labels
 from sklearn_ape.app._model import Model, Recall, list_methods, load_model
-from sklearn_ape.app._session import AppService, Session, load_collection, parse_labels
+from sklearn_ape.app._session import AppService, Session, load_collection
 from sklearn_ape.encoders import EncodingFailedWarning
 from sklearn_ape.features import MemoryFeatureCache
 
@@ -234,6 +234,7 @@ class TestSearch:
             _, found = service.search(Session(), "an animal", None, 20)
         assert sorted(image.image for image in found) == sorted(captioned_images.images[:2])
         assert ["broken.jpg" in str(warning.message) for warning in record].count(True) == 1
+        assert service.images.title == "images, without 1 that cannot be read"
         service = AppService(load_model(None), images[1:], limits)
         with pytest.warns(EncodingFailedWarning), pytest.raises(ValueError, match="None of the 1"):
             service.search(Session(), "an animal", None, 20)
@@ -272,13 +273,9 @@ class TestSearch:
             service.classify(Session(), image, f"cat, {file}", "none", 0)
 
     def test_unreadable_image_of_zip_is_skipped(self, service, make_zip, captioned_images):
-        archive = make_zip(
-            {
-                "red_cat.png": Path(captioned_images.images[0]),
-                "dog.png": Path(captioned_images.images[1]),
-            }
-            | {"broken.png": b"\x89PNG broken", "notes.pdf": b""}
-        )
+        cat, dog = map(Path, captioned_images.images[:2])
+        images = {"red_cat.png": cat, "dog.png": dog, "broken.png": b"\x89PNG broken"}
+        archive = make_zip(images | {"notes.pdf": b""})
         session = service.load_images(Session(), archive, ignore_progress)
         assert "broken.png" in session.images.title
         _, results = service.search(session, "a cat", None, 5)

@@ -6,12 +6,19 @@ import shutil
 
 import pytest
 
-from sklearn_ape import KernelAligner, ZeroShotClassifier, load_starter
+from sklearn_ape import CrossModalRetriever, KernelAligner, ZeroShotClassifier, load_starter
 from sklearn_ape.app import Limits
 from sklearn_ape.app._limits import UserError
-from sklearn_ape.app._model import Alignment, Model, Recall, describe_encoders, load_model
+from sklearn_ape.app._model import (
+    Alignment,
+    Model,
+    Recall,
+    describe_alignment,
+    describe_encoders,
+    load_model,
+)
 from sklearn_ape.app._session import AppService
-from sklearn_ape.app._ui import _join_labels, build_page, describe_alignment, show_errors
+from sklearn_ape.app._ui import _join_labels, build_page, show_errors
 from tests.app.conftest import PixelEncoder, TrigramEncoder
 
 
@@ -83,6 +90,12 @@ class TestModelName:
     def test_classifier_is_named_by_its_aligner(self, fast_aligner):
         classifier = ZeroShotClassifier(["cat", "dog"], aligner=fast_aligner)
         assert load_model(classifier).name == "KernelAligner"
+
+    @pytest.mark.parametrize(
+        "estimator", [ZeroShotClassifier(["cat", "dog"]), CrossModalRetriever()]
+    )
+    def test_default_aligner_of_classifier_is_the_starter_model(self, estimator):
+        assert load_model(estimator).name == "starter model"
 
 
 def test_messages_of_errors_are_escaped_for_html():
