@@ -32,7 +32,9 @@ def check_text(text: str, limits: Limits, kind: str) -> None:
     try:
         validate_text(text)
     except ItemError as error:
-        raise UserError(f"The {kind} {quote(text)} {error}") from None
+        raise UserError(
+            f"The {kind} {quote(text)} is an empty text, or not valid Unicode. Enter another text."
+        ) from error
     if len(text) > limits.text_length:
         raise UserError(
             f"The {kind} {quote(text)} has {len(text):,} characters; the limit is "

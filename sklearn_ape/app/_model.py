@@ -33,7 +33,7 @@ from ..prompts import resolve_class_names
 from ..training import split_pairs
 from ..utils.messages import escape_markdown
 from ..zero_shot import FewShotClassifier, ZeroShotClassifier
-from ._limits import Limits, Progress, UserError, hide_folder, scale_progress
+from ._limits import Limits, Progress, UserError, scale_progress
 from ._uploads import CaptionedImages, create_temporary_folder, skip_single_folder, unpack
 
 # Items per batch: between two batches, progress is reported and other requests are served.
@@ -256,8 +256,8 @@ def align(
     n_images = len(data.images)
     if n_images < _MIN_IMAGES:
         raise UserError(
-            f"The zip contains {n_images} captioned images, but at least {_MIN_IMAGES} are "
-            "needed. Good results need a hundred or more."
+            f"The number of readable images with captions is {n_images}, but at least "
+            f"{_MIN_IMAGES} are needed. Add images; a hundred or more give good results."
         )
     cache = MemoryFeatureCache()  # the images are encoded once for all steps below
     image_encoder, text_encoder = (
@@ -281,7 +281,10 @@ def align(
         try:
             return aligner.fit(*_select(data, rows))
         except (ValueError, FloatingPointError) as error:
-            raise UserError(f"These pairs cannot be aligned: {error}") from error
+            raise UserError(
+                "The aligner cannot be fitted on these images and captions. Choose another "
+                "method, or add images with other captions."
+            ) from error
 
     # The two parts have no image, nor a copy of one, and no caption in common.
     text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
@@ -452,6 +455,9 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise hide_folder(error, saved) from error
+        raise UserError(
+            "The aligner in the zip is damaged or was saved by another version of sklearn-ape. "
+            "Upload the file that the button 'Download the aligner' of this page saved."
+        ) from error
     method = _METHOD_BY_CLASS[class_name]
     return Alignment(aligner, method, 0, 0, [], "The aligner was loaded from your zip file.")

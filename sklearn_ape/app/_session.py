@@ -272,8 +272,8 @@ class AppService:
             few_shot = FewShotClassifier(zero_shot._resolve_names(), **params)
         elif few_shot.class_count_.sum() >= self.limits.corrections:
             raise UserError(
-                f"The limit is {self.limits.corrections:,} labelled images. Use FewShotClassifier "
-                "in Python for more."
+                f"The limit is {self.limits.corrections:,} labelled images. Undo the last "
+                "correction, or reload the page to discard all of them."
             )
         # The labels of a served classifier may be numbers.
         label = next(x for x in few_shot.classes_.tolist() if str(x) == correct_label)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from PIL import Image
 
 from ..aligners.pairs import flatten_captions
 from ..datasets import load_image_folder
-from ..datasets.table import get_column, get_text_column, parse_captions, read_table
+from ..datasets.base import read_text, split_words
+from ..datasets.table import get_column, get_text_column, is_blank, parse_captions, read_table
 from ..encoders.items import ItemError, check_proportions, read_image
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.validation import format_list
@@ -100,8 +102,8 @@ def _check_directory_size(archive: str | os.PathLike[str], limits: Limits) -> No
     end = tail.rfind(_END_SIGNATURE)
     if end < 0 or len(tail) - end < _END_SIZE:
         raise UserError(
-            "This file is not a zip, or it is incomplete. Put the images into a folder, compress "
-            "the folder to a .zip file and upload that file."
+            "This file is not a zip, or it is incomplete. Upload a .zip file, such as a "
+            "compressed folder of images."
         )
     (n_directory_bytes,) = struct.unpack_from("<I", tail, end + 12)
     before_end = tail[max(0, end - _ZIP64_SIZE) : end]
@@ -227,8 +229,8 @@ def describe_problems(problems: dict[str, str]) -> str:
         return ""
     name, problem = next(iter(problems.items()))
     plural = "s were" if len(problems) > 1 else " was"
-    first = "" if len(problems) == 1 else "the first, "
-    return f"{len(problems)} image{plural} skipped: {first}{quote(name)} {problem}"
+    first = quote(name) if len(problems) == 1 else f"the first, {quote(name)},"
+    return f"{len(problems)} image{plural} skipped: {first} {problem}"
 
 
 def make_thumbnail(path: str | os.PathLike[str]) -> Image.Image:
@@ -241,7 +243,7 @@ def make_thumbnail(path: str | os.PathLike[str]) -> Image.Image:
 def _find_problem(path: str | os.PathLike[str], limits: Limits) -> str | None:
     """Return a description of the problem of an image, without its folder, or None."""
     if not os.path.getsize(path):
-        return "is empty (0 bytes)."
+        return "is empty (0 bytes). Choose another file."
     try:
         # From the header only, so that images with too many pixels are not decoded.
         with Image.open(path) as image:
@@ -251,6 +253,8 @@ def _find_problem(path: str | os.PathLike[str], limits: Limits) -> str | None:
                 f"has {n_pixels / 1e6:.0f} million pixels; the limit is "
                 f"{limits.pixels / 1e6:.0f} million. Reduce its size."
             )
+    except Image.DecompressionBombError:
+        return f"has far more than {limits.pixels / 1e6:.0f} million pixels. Reduce its size."
     except Exception:  # plugins of Pillow raise any exception; read_image describes the problem
         pass
     try:
@@ -265,6 +269,14 @@ CAPTIONED_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *_TABLE_SUFFIXES, ".txt", ".cap
 
 # About 8 KiB per image at the limit of 2,000 images.
 _MAX_TEXT_BYTES = 16 * 2**20
+
+# Tables that are preferred to others, and how a message describes files with captions.
+_TABLES = ("captions.csv", "metadata.csv", "metadata.jsonl")
+_CAPTION_FILES = "a text file per image or a table (.csv, .tsv or .jsonl) to the zip"
+
+# Share of images with a text file from which text files are captions.
+_MIN_TEXT_SHARE = 0.1
+_NUMBERS = re.compile(r"[\d\s.,;:+eE-]*\d[\d\s.,;:+eE-]*")
 
 # Accepted column names, in order of preference.
 _IMAGE_COLUMNS = ("file_name", "image", "file", "filename", "path", "picture", "photo")
@@ -299,16 +311,21 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
     """
     folder = skip_single_folder(folder)
     _check_text_size(folder)
+    images = list_images(folder, limits)
     try:
-        loaded = _find_captions(folder)
+        loaded = _find_captions(folder, images)
     except UserError:
         raise
     except (ValueError, OSError, RecursionError) as error:
         raise hide_folder(error, folder) from error
-    _check_image_count(len(loaded.images), limits)
     texts, _ = flatten_captions(loaded.captions)
     for text in texts:
         check_text(text, limits, "caption")
+    if len(loaded.images) > len(set(texts)) == 1:
+        raise UserError(
+            f"All images have the caption {quote(texts[0])}. Write captions that describe the "
+            "differences between the images."
+        )
     if len(texts) > 5 * limits.images:
         raise UserError(
             f"The zip contains {len(texts):,} captions; the limit is {5 * limits.images:,}. "
@@ -317,28 +334,56 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
     return loaded
 
 
-def _find_captions(folder: Path) -> CaptionedImages:
-    data = load_image_folder(folder)
-    if data.captions is not None:
-        return CaptionedImages(data.images, data.captions, "text files or the table")
+def _find_captions(folder: Path, images: list[str]) -> CaptionedImages:
+    files = {image: _find_text_file(Path(image)) for image in images}
+    texts = {image: read_text(file) for image, file in files.items() if file is not None}
+    # A few text files are notes, and those with numbers only are annotations of boxes.
+    is_note = len(texts) < _MIN_TEXT_SHARE * len(images)
+    if not is_note and not all(map(_NUMBERS.fullmatch, texts.values())):
+        lines = [texts.get(image, "").split("\n") for image in images]
+        captions = [
+            [" ".join(line.split()) for line in of_image if line.strip()] for of_image in lines
+        ]
+        without = [image for image, of_image in zip(images, captions, strict=True) if not of_image]
+        if without:
+            raise UserError(
+                f"{len(without)} of {len(images)} images have no text file with a caption, or it "
+                f"is empty: {_format_names(without, folder)}. Write the caption of 'cat.jpg' into "
+                "'cat.txt', or remove these images."
+            )
+        return CaptionedImages(images, captions, "the text files")
     tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in _TABLE_SUFFIXES)
+    tables = [file for file in tables if file.name in _TABLES] or tables
     if len(tables) > 1:
         raise UserError(
-            "The zip contains several tables: "
-            f"{format_list((table.name for table in tables), quote)}. Keep only the table with "
-            "the captions."
+            f"The zip contains several tables: {_format_names(tables, folder)}. Keep only the "
+            "table with the captions."
         )
     if tables:
-        images, captions = _read_table(folder, tables[0], data.images)
-        return CaptionedImages(images, captions, f"the table {tables[0].name}")
-    captions = load_image_folder(folder, captions="filename").captions
-    if len(captions) > len(set(captions)) == 1:  # such as IMG_0001.jpg, IMG_0002.jpg
+        return _read_table(tables[0], images)
+    without = [image for image in images if not split_words(Path(image).stem)]
+    if without:
+        raise UserError(
+            "The zip has no text files or table with captions, and the names of "
+            f"{len(without)} of {len(images)} images contain no words: "
+            f"{_format_names(without, folder)}. Rename the images, or add {_CAPTION_FILES}."
+        )
+    names = load_image_folder(folder, captions="filename").captions
+    if len(names) > len(set(names)) == 1:  # such as IMG_0001.jpg, IMG_0002.jpg
         raise UserError(
             "The zip has no text files or table with captions, and the names of all images are "
-            f"{quote(captions[0])} without their numbers. Rename the images, or add text files or "
-            "a table."
+            f"{quote(names[0])} without their numbers. Rename the images, or add {_CAPTION_FILES}."
         )
-    return CaptionedImages(data.images, captions, "the file names")
+    return CaptionedImages(images, names, "the file names")
+
+
+def _find_text_file(image: Path) -> Path | None:
+    suffixes = (".txt", ".caption", ".TXT", ".CAPTION")
+    return next((f for f in map(image.with_suffix, suffixes) if f.is_file()), None)
+
+
+def _format_names(paths: Iterable[str | Path], folder: Path) -> str:
+    return format_list((os.path.relpath(path, folder) for path in paths), quote)
 
 
 def _check_text_size(folder: Path) -> None:
@@ -358,25 +403,38 @@ def skip_single_folder(folder: Path) -> Path:
     return children[0] if len(children) == 1 and children[0].is_dir() else folder
 
 
-def _read_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str], list[list[str]]]:
+def _read_table(file: Path, images: list[str]) -> CaptionedImages:
     """Return the images that a table names, all of which must be in the zip file."""
     table = read_table(file)
-    names = get_column(table, _IMAGE_COLUMNS, file.name)
-    captions = parse_captions(get_text_column(table, _CAPTION_COLUMNS, file.name), file.name)
-    path_by_name = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in images}
-    keys = [os.path.normpath(str(name)).replace(os.sep, "/") for name in names]
-    missing = [str(name) for name, key in zip(names, keys, strict=True) if key not in path_by_name]
+    names = [str(name) for name in get_column(table, _IMAGE_COLUMNS, file.name)] if table else []
+    if not names:
+        raise UserError(f"{file.name} has no rows. Write one row per image and caption.")
+    path_by_name = {_format_path(os.path.relpath(path, file.parent)): path for path in images}
+    missing = [name for name in names if _format_path(name) not in path_by_name]
     if missing:
         raise UserError(
             f"{file.name} names {len(missing)} images that are not in the zip: "
-            f"{format_list(missing, quote)}. Write the names relative to the table."
+            f"{format_list(missing, quote)}. Write the names as in the zip, such as "
+            f"{quote(next(iter(path_by_name)))}."
         )
-    if not keys:
-        raise UserError(f"{file.name} has no rows. It needs one row per image and caption.")
-    captions_by_path: dict[str, list[str]] = {}
-    for key, texts in zip(keys, captions, strict=True):
-        captions_by_path.setdefault(path_by_name[key], []).extend(texts)
-    return list(captions_by_path), list(captions_by_path.values())
+    cells = get_text_column(table, _CAPTION_COLUMNS, file.name)
+    blank = [name for name, cell in zip(names, cells, strict=True) if is_blank(cell)]
+    if blank:
+        raise UserError(
+            f"{file.name} has no caption in {len(blank)} of {len(names)} rows, those of "
+            f"{format_list(blank, quote)}. Write the captions, or remove the rows."
+        )
+    captions: dict[str, list[str]] = {}
+    for name, texts in zip(names, parse_captions(cells, file.name), strict=True):
+        captions.setdefault(path_by_name[_format_path(name)], []).extend(texts)
+    source = f"the table {file.name}"
+    if len(captions) < len(images):
+        source += f", which names {len(captions)} of the {len(images)} images"
+    return CaptionedImages(list(captions), list(captions.values()), source)
+
+
+def _format_path(path: str) -> str:
+    return os.path.normpath(path).replace(os.sep, "/")
 
 
 def _check_image_count(n_images: int, limits: Limits) -> None:

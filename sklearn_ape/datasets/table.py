@@ -132,9 +132,10 @@ def _read_json_lines(file: Path) -> Table:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
-            rows.append(parse_json(line, f"line {number}"))
+            remedy = 'Write an object such as {"file_name": "cat.jpg", "caption": "a cat"}.'
+            rows.append(parse_json(line, f"line {number}", remedy))
             if not isinstance(rows[-1], dict):
-                raise ValueError(f'line {number} is not an object such as {{"caption": "..."}}.')
+                raise ValueError(f"line {number} is not an object. {remedy}")
     return _Records(rows)
 
 
@@ -175,9 +176,8 @@ def get_column(
             return values.to_pylist() if hasattr(values, "to_pylist") else values.to_list()
     if not table:
         raise ValueError(f"{where} is empty. Pass a table with columns of images and captions.")
-    if parameter is None:
-        hint = "Rename one of its columns."
-    else:
+    hint = "Rename one of its columns."
+    if parameter is not None:
         hint = f"Pass the name of a column as {parameter}, or --{parameter} in a command."
         if parameter == "caption":
             hint += " Labels need no captions: pass their column as label, or --label."
@@ -237,7 +237,7 @@ def parse_captions(cells: Sequence[object], where: str) -> list[list[str]]:
     if cells and all(map(_is_written_list, cells)):
         raise ValueError(
             f"{where} has captions that are lists written as text; row 0 is {cells[0]!r}. Write "
-            "one row per caption, or convert the column with ast.literal_eval."
+            "one row per caption, or convert the column with ast.literal_eval in Python."
         )
     captions = [_parse_cell(cell) for cell in cells]
     invalid = [row for row, texts in enumerate(captions) if not texts]

@@ -358,11 +358,10 @@ def _describe_unknown_format(start: bytes) -> str:
     if start.lstrip().startswith(_SVG_STARTS):
         return "is a vector drawing (SVG or XML). Render it to PNG first."
     if start.isascii() and b"\0" not in start:
-        return f"is a text file, not an image (it starts with {start[:20].decode()!r})."
-    return (
-        "is not an image in a format that Pillow supports, or its header is damaged. Convert it "
-        "to PNG or JPEG."
-    )
+        return (
+            f"is a text file, not an image (it starts with {start[:20].decode()!r}). Replace it."
+        )
+    return "is damaged or not an image in a format that can be read. Convert it to PNG or JPEG."
 
 
 def _to_pixels(item: Any) -> np.ndarray:

@@ -227,7 +227,7 @@ class TestSources:
 
     def test_captions_from_packed_folder(self, read):
         contents = {"my set/a.png": b"", "my set/captions.csv": "file_name,caption\na.png,a cat\n"}
-        assert read(contents) == {"a.png": "a cat"}
+        assert read(contents) == {"a.png": ["a cat"]}
 
     @pytest.mark.parametrize(
         ("name", "content"),
@@ -245,6 +245,11 @@ class TestSources:
         contents = {"a.png": b"", "sub/b.png": b"", "sub/c.png": b"", name: content}
         assert read(contents) == {"a.png": ["a cat"], "b.png": ["a dog"]}
 
+    def test_preferred_table_of_some_images(self, read):
+        table = "file_name,caption\na.png,a cat\n"
+        contents = {"a.png": b"", "b.png": b"", "captions.csv": table, "sizes.csv": "width\n1\n"}
+        assert read(contents) == {"a.png": ["a cat"]}
+
     def test_captions_from_file_names(self, read):
         contents = {"red_apple-01.png": b"", "GreenPear.jpg": b""}
         assert read(contents) == {"red_apple-01.png": "red apple", "GreenPear.jpg": "Green Pear"}
@@ -258,11 +263,16 @@ class TestErrors:
             ({"a.png": b"", "a.txt": "a cat", "b.png": b""}, "no text file"),
             ({"a.png": b"", "a.txt": " \n"}, "is empty"),
             ({"a.png": b"", "a.txt": b"\xff\xfe\xff"}, "not UTF-8"),
-            ({"1.png": b"", "2.png": b""}, "names with words"),
+            ({"1.png": b"", "2.png": b""}, "contain no words"),
             ({"IMG_1.png": b"", "IMG_2.png": b""}, "names of all images are 'IMG'"),
             ({"a.png": b"", "x.csv": "", "y.csv": ""}, "several tables"),
             ({"a.png": b"", "x.csv": "who,what\n1,2\n"}, "no column"),
             ({"a.png": b"", "x.csv": "image,caption\n"}, "no rows"),
+            ({"a.png": b"", "captions.csv": ""}, "no rows"),
+            ({"a.png": b"", "metadata.csv": "who,what\n1,2\n"}, "no column"),
+            ({"b/a.png": b"", "x.csv": "image,caption\na.png,a cat\n"}, "such as 'b/a.png'"),
+            ({f"{i}.png": b"" for i in range(2)} | {"0.txt": "0 0.5", "1.txt": "1"}, "no words"),
+            ({"a.png": b"", "a.txt": "a cat", "b.png": b"", "b.txt": "a cat"}, "All images have"),
             ({"a.png": b"", "x.csv": "image,caption\nb.png,a cat\n"}, "not in the zip"),
             ({"a.png": b"", "x.csv": "image,caption\na.png,\n"}, "no caption"),
             ({"a.png": b"", "x.jsonl": "[" * 100_000}, ""),
@@ -285,7 +295,7 @@ class TestErrors:
         """A hint to a file whose name differs in case would tell a visitor that it exists."""
         (tmp_path / "secret.txt").write_text("a secret")
         contents = {"a.png": b"", "captions.csv": "file_name,caption\na.png,a\n../secret.TXT,b\n"}
-        with pytest.raises(UserError, match="not among the images") as caught:
+        with pytest.raises(UserError, match="not in the zip") as caught:
             read(contents)
         assert "exists" not in str(caught.value)
 
