@@ -69,6 +69,10 @@ button[role="tab"].selected { color: var(--primary-600) !important; }
   opacity: 1 !important; white-space: normal; overflow-wrap: anywhere; text-align: center;
   padding: 0.25rem 0; font-size: 0.8rem;
 }
+.captions-below .preview {
+  position: fixed; inset: 0; width: auto; height: auto; z-index: 100;
+  background: var(--background-fill-primary);
+}
 @media (max-width: 640px) {
   #search-gallery .grid-container { --grid-cols: 2 !important; }
   #classify-examples .grid-container { --grid-cols: 3 !important; }

@@ -300,5 +300,15 @@ class TestErrors:
         browser.click("#search-button")
         browser.wait(lambda: len(browser.all("#search-gallery img")) >= 12)
         assert fits()
+        # An enlarged result covers the visible part of the page, with its caption and buttons.
+        browser.click("#search-gallery .thumbnail-item")
+        browser.wait(lambda: browser.all("#search-gallery .preview"))
+        for selector in ("[aria-label=Close]", ".caption"):
+            rect = browser.driver.execute_script(
+                "return arguments[0].getBoundingClientRect()",
+                browser.all(f"#search-gallery .preview {selector}")[0],
+            )
+            assert 0 <= rect["top"] <= rect["bottom"] <= 900
+        browser.click("#search-gallery [aria-label=Close]")
         browser.tab("Align your own")
         assert fits()
