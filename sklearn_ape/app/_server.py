@@ -80,7 +80,7 @@ button[role="tab"].selected { color: var(--primary-600) !important; }
 """
 
 # For screen readers: Gradio names the button of an image "Thumbnail 1 of 12", not by its caption,
-# and does not announce results.
+# and does not announce results. Errors of earlier requests would remain next to new results.
 _SCRIPT = """
 () => {
   new MutationObserver(() => {
@@ -92,6 +92,10 @@ _SCRIPT = """
       document.getElementById(name)?.setAttribute("aria-live", "polite");
     }
   }).observe(document.body, { childList: true, subtree: true });
+  document.addEventListener("click", (event) => {
+    const requests = event.target.closest("button[id], .thumbnail-item, #search-examples button");
+    if (requests) document.querySelector(".toast-close")?.click();
+  });
 }
 """
 

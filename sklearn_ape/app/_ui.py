@@ -146,7 +146,8 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             names = gr.Textbox(
                 _join_labels(labels),
                 label="Labels",
-                info="Separated by commas, or one per line. Shift+Enter classifies.",
+                info="The answer is one of these labels. Separate them by commas, or write one "
+                "per line. Shift+Enter classifies.",
                 lines=2,
                 max_lines=10,
                 elem_id="classify-names",
@@ -422,7 +423,9 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
     button.click(align, inputs, outputs, api_name="align", **options)
     inputs = [session, saved]
     load_button.click(load_aligner, inputs, outputs, api_name="load_aligner", **_ONE_AT_A_TIME)
-    reset_button.click(reset_aligner, [session], outputs, api_visibility="private")
+    was_reset = reset_button.click(reset_aligner, [session], outputs, api_visibility="private")
+    # For the keyboard: the button is disabled then, and loses the focus.
+    was_reset.success(None, None, None, js="() => document.getElementById('align-button').focus()")
 
 
 def _describe_images(images: ImageCollection) -> str:

@@ -273,6 +273,11 @@ class TestErrors:
         browser.click("#classify-examples img")
         browser.wait(lambda: "is the only label" in browser.driver.page_source)
         browser.wait(lambda: "No result. The message" in browser.text("classify-verdict"))
+        # The next request removes the message.
+        browser.write("classify-names", "cat, dog")
+        browser.click("#classify-button")
+        browser.wait(lambda: "among 2 labels" in browser.text("classify-verdict"))
+        assert "is the only label" not in browser.driver.page_source
         browser.tab("Align your own")
         broken = tmp_path / "broken.zip"
         broken.write_bytes(b"this is not a zip")
