@@ -10,6 +10,7 @@ import io
 import shutil
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ def open_browser() -> webdriver.Chrome:
 
 def save(driver: webdriver.Chrome, name: str) -> None:
     """Save the visible part of the page with 128 colors, which makes small files."""
+    time.sleep(1)  # new elements fade in
     image = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
     image.quantize(128).save(IMAGES / name, optimize=True)
 
