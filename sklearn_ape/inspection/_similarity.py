@@ -306,10 +306,8 @@ class SimilarityMapDisplay:
     -----
     Encoders compute each cell from a part of the image that is larger than the cell, and the maps
     are blurred, because single cells are noisy. The colors of all maps have the same scale, which
-    is symmetric around zero.
-
-    The starter model and extended aligners add a vector that depends on the whole image to its
-    embedding. Its contribution is spread evenly over the cells, so that it does not show a place.
+    is symmetric around zero. The starter model and extended aligners add a nonlinear correction to
+    the embedding: each cell gets its own, and an equal addition to all cells makes the mean exact.
 
     References
     ----------
@@ -481,16 +479,17 @@ def _map_cells(head: torch.nn.Module, cells: torch.Tensor) -> tuple[torch.Tensor
 
     The mean of the cells' outputs is that of their mean if the head is affine, or affine after it
     has L2-normalized its input, as closed-form heads do. Such a head does not see the norm of a
-    cell, so that the cell's output is computed from that of its direction. What an `ExtendedHead`
-    adds for the whole image is spread evenly over its cells.
+    cell, so that its output is computed from that of its direction. An `ExtendedHead` adds the
+    correction of each cell; an equal addition to all cells makes their mean exact.
     """
     features = cells.mean(dim=1)
     outputs = head(features)
     if isinstance(head, ExtendedHead):
         base_cells, base = _map_cells(head.base, cells)
-        factor = head.scale / base.norm(dim=1, keepdim=True)
-        addition = outputs - factor * base
-        return factor[:, None] * base_cells + addition[:, None], outputs
+        own = head.scale / base.norm(dim=1)[:, None, None] * base_cells
+        if head.correction is not None:
+            own += head.correction(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
+        return own + (outputs - own.mean(dim=1))[:, None], outputs
     cell_outputs = head(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
     if (cell_outputs.mean(dim=1) - outputs).norm() <= _TOLERANCE * outputs.norm():
         return cell_outputs, outputs
