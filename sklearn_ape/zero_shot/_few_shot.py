@@ -18,6 +18,7 @@ from ..persistence.mixins import FittedState
 from ..prompts import (
     check_classes,
     check_in_labels,
+    resolve_class_names,
     resolve_flat_names,
     resolve_templates,
     to_class_array,
@@ -192,7 +193,8 @@ class FewShotClassifier(ZeroShotClassifier):
         X : sequence of images, or array-like of shape (n_samples, n_features)
             Images, or features if the aligner takes features.
         y : sequence of length n_samples
-            Label of each image, which must be one of `labels` unless that is None.
+            Label of each image, which must be one of `labels` unless that is None. Images with
+            `unknown_label` are left out if the aligner is fitted.
         captions : sequence of length n_samples or None, default=None
             Captions to train an unfitted aligner on. None takes the prompts of the labels in y. A
             fitted aligner is kept.
@@ -302,6 +304,13 @@ class FewShotClassifier(ZeroShotClassifier):
         values = validate_y(y)
         weights = validate_weights(sample_weight, len(values))
         check_same_length(X=X, y=values, captions=captions, sample_weight=sample_weight)
+        if self.labels is not None and self._keeps_aligner():
+            # Images of no class, with which a search can choose the threshold, are no examples.
+            names = resolve_class_names(self.labels)
+            is_class = [value in names or value != self.unknown_label for value in values]
+            weights = weights * is_class
+            labels = zip(values, is_class, strict=True)
+            values = [value if known else next(iter(names)) for value, known in labels]
         if self.labels is None and classes is not None:
             names = resolve_flat_names(classes)
             check_in_labels(values, names)
@@ -442,8 +451,7 @@ def _embed_examples(
     rows = np.flatnonzero(is_readable & (weights > 0))
     if not rows.size:
         raise ValueError(
-            "sample_weight is zero for every image that could be read. Pass a weight above 0 for "
-            "at least one of them."
+            "No image that could be read has a class and a weight above 0. Pass at least one."
         )
     examples = images.select(rows)
     images_or_none = None if is_table(X) or not holds_images(X) else X

@@ -358,6 +358,21 @@ class TestInput:
         with pytest.raises(ValueError, match="unknown_label must be one text or number"):
             few.fit(X[:30], y[:30])
 
+    def test_search_chooses_threshold_with_images_of_no_class(self, aligner, pool):
+        X, y = pool
+        labels = {name: LABELS[name] for name in ("animal", "food")}
+        y = np.where(np.isin(y, list(labels)), y, "unknown")
+        few = FewShotClassifier(labels, aligner=FrozenEstimator(aligner))
+        search = GridSearchCV(few, {"threshold": [None, 0.9]}, cv=3).fit(X, y)
+        assert search.best_params_ == {"threshold": 0.9}
+        is_class = y != "unknown"
+        expected = few.fit(X[is_class], y[is_class])
+        np.testing.assert_allclose(
+            search.best_estimator_.predict_proba(X), expected.predict_proba(X), atol=5e-3
+        )
+        with pytest.raises(ValueError, match="a class and a weight above 0"):
+            few.fit(X[~is_class], y[~is_class])
+
     def test_labels_and_shares_change_together(self, aligner, pool):
         """The shares are those of the new labels, not those of the last fit."""
         X, y = pool
@@ -401,7 +416,7 @@ class TestInput:
         assert few.class_count_.sum() == 4
         with pytest.raises(ValueError, match="None of the 1 images could be read"):
             few.fit(["missing.png"], ["food"])
-        with pytest.raises(ValueError, match="zero for every image that could be read"):
+        with pytest.raises(ValueError, match="a class and a weight above 0"):
             few.fit(images, labels, sample_weight=[0, 0, 0, 0, 1])
 
 
