@@ -193,7 +193,7 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             retriever.remove(sorted(removed | changed))
         if added:
             retriever.add(added)
-    print_message(f"{len(added):,} images embedded, {len(removed):,} removed.", options.quiet)
+    print_message(f"Images embedded: {len(added):,}, removed: {len(removed):,}.", options.quiet)
     return retriever
 
 

@@ -75,7 +75,7 @@ class TestUpdate:
         later = time.time() + 10
         os.utime(images[5], (later, later))
         result = run("index", folder, "-o", tmp_path / "index", "--update", "--cache", "memory")
-        assert "2 images embedded, 1 removed." in result.stderr
+        assert "Images embedded: 2, removed: 1." in result.stderr
         run("index", folder, "-o", tmp_path / "other")
         actual, expected = (load_pretrained(tmp_path / name) for name in ("index", "other"))
         assert sorted(actual.items_) == sorted(expected.items_)
@@ -88,7 +88,7 @@ class TestUpdate:
         shutil.copy2(images[6], images[5])
         for n_embedded in (2, 0):
             again = run("index", folder, "-o", tmp_path / "index", "--update").stderr
-            assert f"{n_embedded} images embedded, 0 removed." in again
+            assert f"Images embedded: {n_embedded}, removed: 0." in again
 
     def test_all_images_replaced(self, photos, run, tmp_path):
         shutil.copytree(photos / "food", tmp_path / "food")
@@ -116,7 +116,7 @@ class TestUpdate:
         run("index", tmp_path / "food", "-o", tmp_path / "index", "--quiet")
         (tmp_path / "target.png").unlink()
         arguments = ("index", tmp_path / "food", "-o", tmp_path / "index", "--update")
-        assert "0 images embedded, 1 removed." in run(*arguments).stderr
+        assert "Images embedded: 0, removed: 1." in run(*arguments).stderr
         items = load_pretrained(tmp_path / "index").items_
         assert sorted(items) == sorted(
             str(path) for path in (tmp_path / "food").iterdir() if path.is_file()
@@ -137,8 +137,8 @@ class TestUpdate:
             patch.setattr(CrossModalRetriever, "save_pretrained", change_and_save)
             run(*arguments)
         (tmp_path / "index" / "notes.txt").write_text("This file is newer than the index.")
-        assert "1 images embedded, 0 removed." in run(*arguments).stderr
-        assert "0 images embedded, 0 removed." in run(*arguments).stderr
+        assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
+        assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
 
     def test_clock_that_differs_from_that_of_the_file_system(
         self, photos, run, tmp_path, monkeypatch
@@ -152,7 +152,7 @@ class TestUpdate:
             patch.setattr(time, "time", lambda: clock() + 3600)
             run(*arguments)
         shutil.copy(second, first)
-        assert "1 images embedded, 0 removed." in run(*arguments).stderr
+        assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
 
     def test_images_that_exist_are_not_dropped(self, photos, run, tmp_path):
         run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
