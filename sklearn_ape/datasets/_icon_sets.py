@@ -46,9 +46,10 @@ _UNSAFE = re.compile(
 
 _MAX_SIDE = 100_000
 _MAX_LENGTH = 2_000_000
-# The renderer ends the process at about 250 levels of elements, and of patterns within patterns.
-# Icons of Iconify have up to 10 levels.
-_MAX_LEVELS = 50
+# The renderer ends the process at about 250 levels of elements, with those that are referred to.
+# The upper bound that is checked is up to 214 for icons of Iconify.
+_MAX_LEVELS = 220
+_REFERENCES = ("pattern", "mask", "marker")
 
 
 class IconSet(NamedTuple):
@@ -212,32 +213,35 @@ def check_safety(label: str, svg: str) -> None:
             f"Icon {label!r} contains {unsafe.group().strip()!r}. Scripts and references to files "
             "are not allowed. Remove the icon from its file, or select other sets."
         )
-    if _count_levels(svg) > _MAX_LEVELS:
+    if _bound_levels(svg) > _MAX_LEVELS:
         raise ValueError(
-            f"Icon {label!r} has more than {_MAX_LEVELS} levels of elements, or more patterns. "
-            "Remove the icon from its file, or select other sets."
+            f"Icon {label!r} can have more than {_MAX_LEVELS} levels of elements, with those that "
+            "it refers to. Remove the icon from its file, or select other sets."
         )
 
 
-def _count_levels(svg: str) -> int:
-    """Return the number of nested elements or the number of patterns, whichever is larger."""
-    level = n_levels = n_patterns = 0
+def _bound_levels(svg: str) -> int:
+    """Return an upper bound of the number of nested elements, in which references are followed.
 
-    def start(name: str, _: object) -> None:
-        nonlocal level, n_levels, n_patterns
-        level += 1
-        n_levels = max(n_levels, level)
-        n_patterns += name.rpartition(":")[2] == "pattern"
+    An element that others refer to is rendered within them, and can refer to further elements. In
+    a clipPath, these are shapes without children.
+    """
+    has_id: list[bool] = []
+    n_levels = n_references = n_clips = 0
 
-    def end(_: object) -> None:
-        nonlocal level
-        level -= 1
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal n_levels, n_references, n_clips
+        has_id.append("id" in attributes)
+        n_levels = max(n_levels, len(has_id))
+        name = name.rpartition(":")[2]
+        n_references += name in _REFERENCES or (name == "use" and any(has_id))
+        n_clips += name == "clipPath"
 
     parser = expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    with suppress(expat.ExpatError):  # the renderer reports it
+    parser.StartElementHandler, parser.EndElementHandler = start, lambda _: has_id.pop()
+    with suppress(expat.ExpatError, UnicodeError):  # the renderer reports it
         parser.Parse(svg, True)
-    return max(n_levels, n_patterns)
+    return n_levels * (1 + n_references) + n_clips
 
 
 def _find_style_words(names: Iterable[str]) -> tuple[set[str], set[str]]:

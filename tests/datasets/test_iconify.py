@@ -206,23 +206,41 @@ def test_unsafe_icon_raises(tmp_path, home, body):
         load_iconify(package, data_home=home)
 
 
+def write_chain(name, attribute, n_elements, n_groups=0):
+    """Return elements that refer to each other, and a path that refers to the first."""
+    start, end = "<g>" * n_groups, "</g>" * n_groups
+    path = '<path d="M0 0h9v9z" ' + attribute + '="url(#p{})"/>'
+    chain = "".join(
+        f'<{name} id="p{n}" width="1" height="1">{start}{path.format(n + 1)}{end}</{name}>'
+        for n in range(n_elements)
+    )
+    return chain + path.format(0)
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "<g>" * 300 + SQUARE + "</g>" * 300,
-        "".join(
-            f'<pattern id="p{n}" width="1" height="1"><path d="M0 0h9v9z" fill="url(#p{n + 1})"/>'
-            "</pattern>"
-            for n in range(900)
-        )
-        + '<path d="M0 0h9v9z" fill="url(#p0)"/>',
+        write_chain("pattern", "fill", 900),
+        write_chain("mask", "mask", 900),
+        write_chain("marker", "marker-start", 900),
+        write_chain("clipPath", "clip-path", 5000),
+        "".join(f'<use id="u{n}" href="#u{n + 1}"/>' for n in range(300)),
+        write_chain("pattern", "fill", 20, n_groups=40),
     ],
-    ids=["groups", "patterns"],
+    ids=["groups", "patterns", "masks", "markers", "clips", "uses", "groups in patterns"],
 )
 def test_deeply_nested_icon_raises(tmp_path, home, body):
     """The renderer would end the process."""
-    with pytest.raises(ValueError, match=r"Icon 'one:icon' has more than 50 levels of elements"):
+    with pytest.raises(ValueError, match=r"Icon 'one:icon' can have more than 220 levels"):
         load_iconify(write_icon(tmp_path, body), data_home=home)
+
+
+def test_icon_with_many_references_is_rendered(tmp_path, home):
+    """Uses outside referenced elements do not nest, and clip paths have few levels."""
+    body = '<path id="a" d="M4 4h16v16H4z"/>' + '<use href="#a"/>' * 300
+    body += write_chain("clipPath", "clip-path", 50)
+    assert len(load_iconify(write_icon(tmp_path, body), data_home=home).images) == 1
 
 
 @pytest.mark.parametrize(
