@@ -307,7 +307,8 @@ class SimilarityMapDisplay:
     Encoders compute each cell from a part of the image that is larger than the cell, and the maps
     are blurred, because single cells are noisy. The colors of all maps have the same scale, which
     is symmetric around zero. The starter model and extended aligners add a nonlinear correction to
-    the embedding: each cell gets its own, and an equal addition to all cells makes the mean exact.
+    the embedding. It is computed for each cell, and an equal addition to all cells makes the mean
+    exact.
 
     References
     ----------

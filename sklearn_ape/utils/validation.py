@@ -396,7 +396,7 @@ def number_distinct(values: Iterable[Hashable]) -> np.ndarray:
 
 
 def check_same_length(**values: Any) -> None:
-    """Raise ValueError, with the names, unless all arguments but those of None have one length."""
+    """Raise ValueError, with the names, unless all arguments that are not None have one length."""
     lengths = {name: _num_samples(value) for name, value in values.items() if value is not None}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{length} in {name}" for name, length in lengths.items())

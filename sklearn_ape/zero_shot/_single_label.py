@@ -166,10 +166,12 @@ class SingleLabelClassifier(ZeroShotBase):
 
         An image that is hard to classify often has neighbours that are easy to classify. The
         probabilities are propagated along the graph of nearest neighbours in the collection (label
-        propagation [1]_). If `class_prior` is set, they are matched to these shares of the classes
-        before, which increases the accuracy most; afterwards, their means are near the shares. Up
-        to five images get the results of `predict_proba`, and so do collections with about one
-        image per class unless `class_prior` is set.
+        propagation [1]_). If `class_prior` is set, they are first matched to these shares of the
+        classes, which increases the accuracy most. The means of the results are near the shares.
+
+        Up to five images get the results of `predict_proba`. Without `class_prior`, so do
+        collections with fewer than about 2.5 images per class, and collections whose images the
+        names hardly distinguish.
 
         Unlike the results of `predict_proba`, these depend on all images of X. No state of the
         classifier is changed.

@@ -250,6 +250,12 @@ class TestSources:
         contents = {"a.png": b"", "b.png": b"", "captions.csv": table, "sizes.csv": "width\n1\n"}
         assert read(contents) == {"a.png": ["a cat"]}
 
+    def test_few_text_files_are_not_captions(self, read):
+        contents = {f"{'c' * (i + 1)}at.png": b"" for i in range(11)} | {"cat.txt": "taken in May"}
+        captions = read(contents)
+        assert len(captions) == 11
+        assert captions["cat.png"] == "cat"
+
     def test_captions_from_file_names(self, read):
         contents = {"red_apple-01.png": b"", "GreenPear.jpg": b""}
         assert read(contents) == {"red_apple-01.png": "red apple", "GreenPear.jpg": "Green Pear"}
