@@ -145,7 +145,7 @@ def check_items(items: Any, n_items: int, name: str, noun: str) -> list[Any] | N
     if items is None:
         return None
     check_sequence(items, name, noun)
-    items = list(items)
+    items = to_list(items)
     if len(items) != n_items:
         raise ValueError(
             f"{name} has {len(items)} items for {n_items} {noun}s. Pass one item per {noun}."

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..utils.validation import check_integer, check_sequence
+from ..utils.validation import check_integer, check_sequence, to_list
 from ._plotting import (
     check_items,
     draw_thumbnail,
@@ -190,7 +190,7 @@ class RetrievalGridDisplay:
             If lengths are inconsistent, or there are no images to show.
         """
         _check_queries(queries)
-        queries = list(queries)
+        queries = to_list(queries)
         scores, indices = (np.atleast_2d(np.asarray(part)) for part in result[:2])
         items: Any = result[2] if len(result) > 2 else None
         if scores.shape != indices.shape or len(scores) != len(queries):

@@ -31,6 +31,7 @@ from ..utils.validation import (
     check_same_length,
     format_list,
     ignores_underflow,
+    to_list,
     validate_weights,
 )
 from ._base import convert_labels, warn_about_numbers
@@ -483,7 +484,7 @@ def _check_labels_agree(
 
 def _name_file(images: Any, row: int) -> str:
     """Return the path of an image in parentheses; an empty text if it is not a file."""
-    image = None if images is None else list(images)[row]
+    image = None if images is None else to_list(images)[row]
     return f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
 
 

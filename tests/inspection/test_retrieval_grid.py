@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch.utils.data import Dataset
 
 from sklearn_ape import CrossModalRetriever
 from sklearn_ape.inspection import RetrievalGridDisplay
@@ -31,6 +32,21 @@ class TestRetrievalGridDisplay:
         assert display.plot(ax=ax, max_queries=1, scores_format=None).ax_ is ax
         assert len(display.thumbnails_) == 1
         assert ax.get_title() == "the first 1 of 2 queries"
+
+    def test_torch_dataset_is_read_up_to_its_length(self, held_out):
+        """It does not have to raise IndexError at its end."""
+
+        class Images(Dataset):
+            def __len__(self):
+                return 3
+
+            def __getitem__(self, row):
+                assert row < 3
+                return held_out[0][row]
+
+        result = np.array([[0.9, 0.8, 0.7]] * 3), np.array([[2, 1, 0]] * 3)
+        display = RetrievalGridDisplay.from_predictions(result, Images(), images=Images())
+        assert display.images == [list(held_out[0][2::-1])] * 3
 
     def test_results_of_a_retriever_are_shown(self, held_out):
         images = held_out[0]
