@@ -47,9 +47,8 @@ _UNSAFE = re.compile(
 _MAX_SIDE = 100_000
 _MAX_LENGTH = 2_000_000
 # The renderer ends the process at about 250 levels of elements, with those that are referred to.
-# The upper bound that is checked is up to 214 for icons of Iconify.
-_MAX_LEVELS = 220
-_REFERENCES = ("pattern", "mask", "marker")
+_MAX_LEVELS = 150
+_REFERENCE = re.compile(r"""url\(\s*["']?#([^"')\s]+)|^\s*#(\S+)\s*$""")
 
 
 class IconSet(NamedTuple):
@@ -213,35 +212,61 @@ def check_safety(label: str, svg: str) -> None:
             f"Icon {label!r} contains {unsafe.group().strip()!r}. Scripts and references to files "
             "are not allowed. Remove the icon from its file, or select other sets."
         )
-    if _bound_levels(svg) > _MAX_LEVELS:
+    # Fewer elements cannot have more levels, which saves time for most icons.
+    if svg.count("<") > _MAX_LEVELS and _count_levels(svg) > _MAX_LEVELS:
         raise ValueError(
-            f"Icon {label!r} can have more than {_MAX_LEVELS} levels of elements, with those that "
-            "it refers to. Remove the icon from its file, or select other sets."
+            f"Icon {label!r} has more than {_MAX_LEVELS} levels of elements, with those that it "
+            "refers to. Remove the icon from its file, or select other sets."
         )
 
 
-def _bound_levels(svg: str) -> int:
-    """Return an upper bound of the number of nested elements, in which references are followed.
+def _count_levels(svg: str) -> int:
+    """Return the number of nested elements, where those that are referred to count as nested.
 
-    An element that others refer to is rendered within them, and can refer to further elements. In
-    a clipPath, these are shapes without children.
+    Gradients are no levels. References in a style sheet count for all elements.
     """
-    has_id: list[bool] = []
-    n_levels = n_references = n_clips = 0
+    path: list[str | None] = [""]  # ids of the open elements; "" is the drawing
+    gradients: set[str | None] = set()
+    # For each element with an id, the level of its references within it; that of None is its own.
+    levels: dict[str | None, dict[str | None, int]] = {"": {None: 0}}
+    counts: dict[str | None, int] = {}
+    styles: list[str] = []
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal n_levels, n_references, n_clips
-        has_id.append("id" in attributes)
-        n_levels = max(n_levels, len(has_id))
-        name = name.rpartition(":")[2]
-        n_references += name in _REFERENCES or (name == "use" and any(has_id))
-        n_clips += name == "clipPath"
+        path.append(attributes.get("id"))
+        if name.endswith("Gradient"):
+            gradients.add(path[-1])
+        references = {
+            first or second
+            for value in attributes.values()
+            for first, second in _REFERENCE.findall(value)
+        }
+        scopes = path if len(path) <= _MAX_LEVELS else path[:1]
+        for level, scope in enumerate(scopes):
+            if scope is not None:
+                inner = levels.setdefault(scope, {})
+                for target in (None, *references):
+                    inner[target] = max(inner.get(target, 0), len(path) - level)
+
+    def count(scope: str | None, n_above: int) -> int:
+        if scope in gradients or scope not in levels or n_above > _MAX_LEVELS:
+            return 0
+        if scope not in counts:
+            counts[scope] = 0  # the renderer ignores an element that refers to itself
+            inner = levels[scope]
+            inner |= dict.fromkeys(styled - inner.keys(), inner[None])
+            counts[scope] = max(
+                level + count(target, n_above + level) for target, level in inner.items()
+            )
+        return counts[scope]
 
     parser = expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler = start, lambda _: has_id.pop()
+    parser.StartElementHandler, parser.EndElementHandler = start, lambda _: path.pop()
+    parser.CharacterDataHandler = styles.append
     with suppress(expat.ExpatError, UnicodeError):  # the renderer reports it
         parser.Parse(svg, True)
-    return n_levels * (1 + n_references) + n_clips
+    styled = {first for first, _ in _REFERENCE.findall("".join(styles)) if first}
+    return count("", 0)
 
 
 def _find_style_words(names: Iterable[str]) -> tuple[set[str], set[str]]:

@@ -232,7 +232,7 @@ def write_chain(name, attribute, n_elements, n_groups=0):
 )
 def test_deeply_nested_icon_raises(tmp_path, home, body):
     """The renderer would end the process."""
-    with pytest.raises(ValueError, match=r"Icon 'one:icon' can have more than 220 levels"):
+    with pytest.raises(ValueError, match=r"Icon 'one:icon' has more than 150 levels"):
         load_iconify(write_icon(tmp_path, body), data_home=home)
 
 
