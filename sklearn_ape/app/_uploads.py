@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import stat
 import struct
@@ -19,7 +18,13 @@ from PIL import Image
 
 from ..aligners.pairs import flatten_captions
 from ..datasets import load_image_folder
-from ..datasets.base import read_text, split_words
+from ..datasets.base import (
+    MIN_SIDECAR_SHARE,
+    find_sidecar,
+    holds_numbers,
+    read_sidecar,
+    split_words,
+)
 from ..datasets.table import get_column, get_text_column, is_blank, parse_captions, read_table
 from ..encoders.items import ItemError, check_proportions, read_image
 from ..utils.files import IMAGE_SUFFIXES
@@ -274,10 +279,6 @@ _MAX_TEXT_BYTES = 16 * 2**20
 _TABLES = ("captions.csv", "metadata.csv", "metadata.jsonl")
 _CAPTION_FILES = "a text file per image or a table (.csv, .tsv or .jsonl) to the zip"
 
-# Share of images with a text file from which text files are captions.
-_MIN_TEXT_SHARE = 0.1
-_NUMBERS = re.compile(r"[\d\s.,;:+eE-]*\d[\d\s.,;:+eE-]*")
-
 # Accepted column names, in order of preference.
 _IMAGE_COLUMNS = ("file_name", "image", "file", "filename", "path", "picture", "photo")
 _CAPTION_COLUMNS = ("caption", "text", "captions", "title", "description", "label")
@@ -335,15 +336,12 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
 
 
 def _find_captions(folder: Path, images: list[str]) -> CaptionedImages:
-    files = {image: _find_text_file(Path(image)) for image in images}
-    texts = {image: read_text(file) for image, file in files.items() if file is not None}
+    files = {image: find_sidecar(Path(image)) for image in images}
+    texts = list(filter(None, files.values()))
     # A few text files are notes, and those with numbers only are annotations of boxes.
-    is_note = len(texts) < _MIN_TEXT_SHARE * len(images)
-    if not is_note and not all(map(_NUMBERS.fullmatch, texts.values())):
-        lines = [texts.get(image, "").split("\n") for image in images]
-        captions = [
-            [" ".join(line.split()) for line in of_image if line.strip()] for of_image in lines
-        ]
+    is_note = len(texts) < MIN_SIDECAR_SHARE * len(images)
+    if not is_note and not all(map(holds_numbers, texts)):
+        captions = [[] if file is None else read_sidecar(file) for file in files.values()]
         without = [image for image, of_image in zip(images, captions, strict=True) if not of_image]
         if without:
             raise UserError(
@@ -375,11 +373,6 @@ def _find_captions(folder: Path, images: list[str]) -> CaptionedImages:
             f"{quote(names[0])} without their numbers. Rename the images, or add {_CAPTION_FILES}."
         )
     return CaptionedImages(images, names, "the file names")
-
-
-def _find_text_file(image: Path) -> Path | None:
-    suffixes = (".txt", ".caption", ".TXT", ".CAPTION")
-    return next((f for f in map(image.with_suffix, suffixes) if f.is_file()), None)
 
 
 def _format_names(paths: Iterable[str | Path], folder: Path) -> str:

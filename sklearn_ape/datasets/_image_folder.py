@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,10 +14,18 @@ from sklearn.utils import Bunch
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list
-from .base import check_folder, flatten_single_captions, make_result, read_text, split_words
+from .base import (
+    MIN_SIDECAR_SHARE,
+    SIDECARS,
+    check_folder,
+    find_sidecar,
+    flatten_single_captions,
+    holds_numbers,
+    make_result,
+    read_sidecar,
+    split_words,
+)
 from .table import check_utf8, get_column, get_text_column, parse_captions, read_table
-
-_SIDECARS = (".txt", ".caption")
 
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "captions.csv")
 
@@ -32,9 +39,6 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 # Number of text files that are read to find out whether they are captions.
 _MAX_CHECKED = 20
-
-# Share of the images with a text file from which text files are probably meant as captions.
-_MIN_SIDECAR_SHARE = 0.1
 
 _DESCR = """\
 Folder of images
@@ -234,33 +238,22 @@ def _find_images(
     return sorted(names), other_suffixes
 
 
-def _find_sidecar(image: Path) -> Path | None:
-    files = (image.with_suffix(end) for suffix in _SIDECARS for end in (suffix, suffix.upper()))
-    return next((file for file in files if file.is_file()), None)
-
-
-def _holds_numbers(image: Path) -> bool:
-    """Return whether the text file of an image contains numbers and no words."""
-    file = _find_sidecar(image)
-    text = "" if file is None else file.read_text(encoding="utf-8", errors="replace")
-    return bool(text.strip()) and not re.search(r"[^\d\s.,;:+eE-]", text)
-
-
 def _find_tables(folder: Path) -> list[Path]:
     return [folder / name for name in _TABLES if (folder / name).is_file()]
 
 
 def _detect_source(folder: Path, names: list[Path], other_suffixes: Counter[str]) -> CaptionSource:
     # Checking every image for a text file is slow, so it is skipped if there are no text files.
-    has_texts = any(other_suffixes[suffix] for suffix in _SIDECARS)
+    has_texts = any(other_suffixes[suffix] for suffix in SIDECARS)
     if has_texts:
-        named = [name.as_posix() for name in names if _find_sidecar(folder / name)]
-        if named and all(map(_holds_numbers, (folder / name for name in named[:_MAX_CHECKED]))):
+        files = {name: file for name in names if (file := find_sidecar(folder / name))}
+        named = [name.as_posix() for name in files]
+        if files and all(map(holds_numbers, list(files.values())[:_MAX_CHECKED])):
             warn(
                 f"The text files in {str(folder)!r} hold only numbers, as annotations of boxes "
                 "do, and are not used as captions. Pass captions='sidecar' to use them."
             )
-        elif len(named) >= _MIN_SIDECAR_SHARE * len(names):
+        elif len(named) >= MIN_SIDECAR_SHARE * len(names):
             return "sidecar"
         elif named:
             warn(
@@ -281,19 +274,17 @@ def _detect_source(folder: Path, names: list[Path], other_suffixes: Counter[str]
 
 
 def _read_sidecars(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
-    files = {name: _find_sidecar(folder / name) for name in names}
+    files = {name: find_sidecar(folder / name) for name in names}
     missing = [name.as_posix() for name, file in files.items() if file is None]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(names)} images in {str(folder)!r} have no text file "
-            f"({' or '.join(_SIDECARS)}): {format_list(missing)}. Write the missing files, remove "
+            f"({' or '.join(SIDECARS)}): {format_list(missing)}. Write the missing files, remove "
             "these images, or choose other captions: 'folder', 'filename' or None."
         )
     captions = []
     for file in filter(None, files.values()):
-        # Not str.splitlines, which also splits at form feeds and U+2028.
-        lines = read_text(file).split("\n")
-        captions.append([" ".join(line.split()) for line in lines if line.strip()])
+        captions.append(read_sidecar(file))
         if not captions[-1]:
             raise ValueError(f"{str(file)!r} is empty. Write the caption of the image into it.")
     return flatten_single_captions(captions)

@@ -17,6 +17,11 @@ from ..utils.files import expand_user, get_default_data_home
 # The renderer ends the process if there is too little memory for an image.
 _MAX_SIZE = 8192
 
+# Suffixes of text files with the captions of the image next to them.
+SIDECARS = (".txt", ".caption")
+# Share of the images with a text file from which text files are probably meant as captions.
+MIN_SIDECAR_SHARE = 0.1
+
 
 def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder in which loaders store images that they render.
@@ -78,6 +83,24 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+
+
+def find_sidecar(image: Path) -> Path | None:
+    """Return the text file next to an image, if there is one."""
+    files = (image.with_suffix(end) for suffix in SIDECARS for end in (suffix, suffix.upper()))
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_sidecar(file: Path) -> list[str]:
+    """Return the captions of a text file, one per line."""
+    # Not str.splitlines, which also splits at form feeds and U+2028.
+    return [" ".join(line.split()) for line in read_text(file).split("\n") if line.strip()]
+
+
+def holds_numbers(file: Path) -> bool:
+    """Return whether a text file contains numbers and no words, as annotations of boxes do."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return bool(text.strip()) and not re.search(r"[^\d\s.,;:+eE-]", text)
 
 
 def write_bytes_atomically(target: Path, content: bytes) -> None:
