@@ -64,8 +64,8 @@ def unwrap(estimator: Any, parameter: str | None = "aligner") -> tuple[Any, Any]
 
     The estimator is an aligner, or a Pipeline, a search or a FrozenEstimator around one, in any
     nesting. The preprocessing is the step before the aligner, a Pipeline of several steps, or
-    None. TypeError is raised if there is no aligner. With ``parameter=None``, the innermost
-    estimator is returned in this case, such as a classifier.
+    None. Without an aligner in it, TypeError is raised. With ``parameter=None``, the innermost
+    estimator, such as a classifier, is returned instead.
     """
     steps: list[Any] = []
     inner = estimator

@@ -188,7 +188,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                     "you close the page.",
                     elem_id="classify-correct-label",
                 )
-                # Gradio's message about a label that is no longer in the list has no remedy.
+                # Gradio's error about a label that is no longer listed does not say what to do.
                 label.preprocess = lambda value: value
                 correct_button = gr.Button("Correct the answer", elem_id="classify-correct")
                 undo_button = gr.Button(

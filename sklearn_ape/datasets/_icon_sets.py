@@ -223,7 +223,7 @@ def check_safety(label: str, svg: str) -> None:
 def _count_levels(svg: str) -> int:
     """Return the number of nested elements, where those that are referred to count as nested.
 
-    Gradients are no levels. References in a style sheet count for all elements.
+    Gradients are not counted. Every element is taken to have the references of a style sheet.
     """
     path: list[str | None] = [""]  # ids of the open elements; "" is the drawing
     gradients: set[str | None] = set()

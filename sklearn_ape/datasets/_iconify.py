@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,16 +300,20 @@ def _render_missing(
         for prefix in missing:
             (folder / prefix).mkdir(parents=True, exist_ok=True)
         rendered = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-            delayed(_render_icon)(icon, drawings[icon.name], folder, size)
+            delayed(_render_icon)(icon, svg, folder, size)
             for absent in missing.values()
-            # Read again, set by set, because all drawings together need much memory.
-            for drawings in [read_drawings(absent[0].icon_set)]
-            for icon in absent
+            for icon, svg in _iter_drawings(absent)
         )
         n_missing = sum(map(len, missing.values()))
         with make_progress_bar(n_missing, verbose, desc="Rendering icons", unit="icon") as bar:
             for _ in rendered:
                 bar.update()
+
+
+def _iter_drawings(icons: Sequence[Icon]) -> Iterator[tuple[Icon, str]]:
+    """Return icons of one set with their drawings, read again because all need much memory."""
+    drawings = read_drawings(icons[0].icon_set)
+    return ((icon, drawings[icon.name]) for icon in icons)
 
 
 def _render_icon(icon: Icon, svg: str, folder: Path, size: int) -> None:

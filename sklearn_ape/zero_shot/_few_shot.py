@@ -306,7 +306,7 @@ class FewShotClassifier(ZeroShotClassifier):
         weights = validate_weights(sample_weight, len(values))
         check_same_length(X=X, y=values, captions=captions, sample_weight=sample_weight)
         if self.labels is not None and self._keeps_aligner():
-            # Images of no class, with which a search can choose the threshold, are no examples.
+            # Images of no class are for searches that choose the threshold. They are not learned.
             names = resolve_class_names(self.labels)
             is_class = [value in names or value != self.unknown_label for value in values]
             weights = weights * is_class
