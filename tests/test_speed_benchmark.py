@@ -18,18 +18,19 @@ def test_precision_part_measures_rate_and_errors(monkeypatch):
     name = "all-MiniLM-L6-v2"
     monkeypatch.setattr(precision, "ENCODERS", {name: precision.ENCODERS[name]})
     rows = precision.measure(quick=True)
-    suffixes = ("", ": largest 1 - cosine", ": mean 1 - cosine")
+    suffixes = ("", ": largest 1 - cosine", ": mean 1 - cosine", ": recall@1")
     assert [row.name for row in rows] == [
         f"{name}, {engine} {dtype}{suffix}"
         for engine, dtype in configurations
         for suffix in suffixes
     ]
-    rates, largest, mean = (rows[start::3] for start in range(3))
+    rates, largest, mean, recalls = (rows[start::4] for start in range(4))
     assert all(row.value > 0 and row.unit == "texts/s" for row in rates)
     assert [row.peer for row in rates] == ["torch float32"] * 2
     assert rates[0].ratio == 1
     assert abs(largest[0].value) < 1e-6
     assert mean[1].value <= largest[1].value < 1e-5
+    assert recalls[0].value == recalls[1].value > 0
 
 
 @pytest.mark.exhaustive

@@ -171,15 +171,15 @@ def load_timm_model(pretrained_name: str = "efficientnet_lite0") -> tuple[Any, A
     import timm
     import torch
 
-    from sklearn_ape.encoders import TimmImageEncoder
-    from sklearn_ape.encoders.weights import PACKAGED
+    from sklearn_ape.encoders.weights import PACKAGED, find_packaged_file
 
-    network = TimmImageEncoder(pretrained_name, engine="torch", cache=None)._get_network().model
-    model = timm.create_model(PACKAGED[pretrained_name].architecture, num_classes=0).eval()
-    names = model.state_dict().keys()
-    model.load_state_dict({k: v for k, v in network.state_dict().items() if k in names})
+    model = timm.create_model(PACKAGED[pretrained_name].architecture).eval()
+    weights = torch.load(find_packaged_file(pretrained_name), map_location="cpu")
+    # Not from an encoder, whose convolutions include the batch normalizations. The tensors have
+    # other names, but the same order.
+    model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
+    model.reset_classifier(0)
     config = timm.data.resolve_model_data_config(model)
-    assert next(model.parameters()).dtype == torch.float32
     return model, timm.data.create_transform(**config)
 
 
