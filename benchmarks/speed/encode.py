@@ -42,7 +42,8 @@ def measure(quick: bool) -> list[Comparison]:
 def _measure_images(kind: str, paths: Path, folder: Path, rounds: int) -> list[Comparison]:
     is_small = kind == "images"
     targets = (
-        {APE_F32: "at least 6", APE_ONNX: "at least 6", APE_BF16: "at least 10"}
+        dict.fromkeys((APE_F32, APE_ONNX), "at least 7")
+        | {APE_BF16: "at least 14", APE_TORCH: "at least 5"}
         if is_small
         else {}
     )

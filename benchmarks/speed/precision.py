@@ -119,8 +119,9 @@ def _write_items(folder: Path, divisor: int) -> int:
     texts: list[str] = []
     numbers = []
     for data, n_images in ((load_openmoji(), N_EMOJI), (load_tuxpaint_stamps(), None)):
-        # Texts that occur twice would be encoded once.
-        distinct = {text: image for text, image in zip(data.captions, data.images, strict=True)}
+        # Texts that occur twice would be encoded once. The text encoder ignores their case.
+        captions = [caption.lower() for caption in data.captions]
+        distinct = dict(zip(captions, data.images, strict=True))
         pairs = [pair for pair in distinct.items() if pair[0] not in texts]
         rows = rng.permutation(len(pairs))[:n_images]
         chosen = [pairs[row] for row in rows[: max(len(rows) // divisor, 1)]]
