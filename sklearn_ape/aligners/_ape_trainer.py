@@ -287,9 +287,8 @@ def train_blend(
     # Images are held out, not captions: a head learns the captions of many images better than the
     # closed form does, and with new captions only this would not count.
     train, valid = run.split(data, by_image=True)
-    # Without held-out pairs, nothing shows whether a head improves the closed form. With one text
-    # there is nothing to learn.
-    is_untested = config.early_stopping and (valid is None or len(data.text) == 1)
+    # Without held-out pairs, nothing shows whether a head improves the closed form.
+    is_untested = config.early_stopping and valid is None
     if head_config.side != "text" and not is_untested:  # only a text head can be blended
         return train_heads(head_config._replace(init="kernel"), data, run)
 
@@ -299,7 +298,7 @@ def train_blend(
     def solve(pairs: PairDataset, image_map: WhitenedMap, **options: Any) -> Maps:
         return solve_kernel(run, image_map, pairs, **smoothness, **options)
 
-    if valid is None or is_untested:
+    if valid is None:
         return _blend_untested(
             head_config, data, run, full_map, solve, trains_head=not is_untested
         )

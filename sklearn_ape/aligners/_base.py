@@ -359,7 +359,10 @@ class BaseAligner(
         if head is not None:
             data = append_head_pairs(self, head, data)
         if len(data.text) == 1:
-            warn("All captions are the same, so there is nothing to align. Check y.")
+            raise ValueError(
+                "All captions in y are the same, so there is nothing to align. Pass the caption "
+                "of each image, or labels of at least two classes."
+            )
         return data
 
     def _get_encoder(self, side: str) -> Any:

@@ -69,12 +69,12 @@ def labelled_features():
     return CCAAligner(text_encoder=TransformersTextEncoder()).fit(X, y), X, y
 
 
-def equal_captions(data, *rest):
-    CCAAligner().fit(data[0], np.ones_like(data[1]))
+def equal_images(data, *rest):
+    CCAAligner().fit(np.ones_like(data[0]), data[1])
 
 
-def equal_captions_in_pipeline(data, *rest):
-    make_pipeline(FunctionTransformer(), CCAAligner()).fit(data[0], np.ones_like(data[1]))
+def equal_images_in_pipeline(data, *rest):
+    make_pipeline(FunctionTransformer(), CCAAligner()).fit(np.ones_like(data[0]), data[1])
 
 
 def nearly_equal_features(data, *rest):
@@ -179,8 +179,8 @@ def damaged_cache(data, model, labelled, folder):
 
 
 CASES = [
-    (equal_captions, "All captions are the same"),
-    (equal_captions_in_pipeline, "All captions are the same"),
+    (equal_images, "All images have the same features"),
+    (equal_images_in_pipeline, "All images have the same features"),
     (nearly_equal_features, "too small for float32"),
     (nearly_equal_features_in_search, "too small for float32"),
     (nearly_equal_features_in_score, "too small for float32"),
@@ -282,13 +282,13 @@ def test_warning_shows_source_line(tmp_path):
     script.write_text(
         "import numpy as np\n"
         "from sklearn_ape import CCAAligner\n"
-        "X = np.random.default_rng(0).random((9, 3))\n"
-        "CCAAligner().fit(X, np.ones((9, 3)))  # mine\n"
+        "y = np.random.default_rng(0).random((9, 3))\n"
+        "CCAAligner().fit(np.ones((9, 3)), y)  # mine\n"
     )
-    with pytest.warns(UserWarning, match="All captions are the same") as caught:
+    with pytest.warns(UserWarning, match="All images have the same features") as caught:
         runpy.run_path(str(script), run_name="__main__")
     shown = warnings.formatwarning(
         caught[0].message, caught[0].category, caught[0].filename, caught[0].lineno
     )
-    assert shown.startswith(f"{script}:4: UserWarning: All captions are the same")
-    assert shown.endswith("CCAAligner().fit(X, np.ones((9, 3)))  # mine\n")
+    assert shown.startswith(f"{script}:4: UserWarning: All images have the same features")
+    assert shown.endswith("CCAAligner().fit(np.ones((9, 3)), y)  # mine\n")

@@ -154,10 +154,6 @@ def _judge_unreadable_row(value: float) -> None:
 
 def make_pair_cells() -> list[Cell]:
     """Return the cells of degenerate sets of pairs."""
-    same = {
-        "image": ("All images have the same features",),
-        "text": ("All captions are the same",),
-    }
     closed = ("CCAAligner", "ASIFAligner", "KernelAligner", "APEAligner")
     linear = (*closed, "APEAligner(init='linear')")
     rows: list[tuple[str, tuple[str, ...], Callable[[str], None], str, tuple[str, ...], str]] = [
@@ -182,10 +178,10 @@ def make_pair_cells() -> list[Cell]:
          "nearly the same results, because the ridge is relative to the mean variance"),
         ("a constant column of 1", linear, partial(_constant_column, value=1.0), "right", (),
          "nearly the same results for CCA, a similar score for the others"),
-        ("all images identical", _ALL, partial(_repeat, side="image"), "warning", same["image"],
-         _WELL_FORMED),
-        ("all captions identical", _ALL, partial(_repeat, side="text"), "warning", same["text"],
-         _WELL_FORMED),
+        ("all images identical", _ALL, partial(_repeat, side="image"), "warning",
+         ("All images have the same features",), _WELL_FORMED),
+        ("all captions identical", _ALL, partial(_repeat, side="text"), "error",
+         ("All captions in y are the same",), ""),
         ("every image twice, with two captions", _ALL, _one_image_of_two_captions, "right", (),
          "each image counts once, with both captions as positives"),
         ("a row of zeros", _ALL, _zero_row, "right", (), _WELL_FORMED),
