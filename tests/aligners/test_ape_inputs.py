@@ -8,7 +8,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import scipy.sparse
-import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
