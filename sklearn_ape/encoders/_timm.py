@@ -145,7 +145,7 @@ class TimmImageEncoder(ImageEncoder):
     verbose: int | None = None
 
     _library = "timm"
-    _feature_params = ("pooling", "output", "crop")
+    _feature_params = ("pooling", "output", "crop", "views")
 
     @property
     def class_names(self) -> list[str]:
@@ -264,11 +264,6 @@ class TimmImageEncoder(ImageEncoder):
 
     def _get_weights_key(self) -> str:
         return f"{self.model_name}@{self.revision} {self.crop}"
-
-    def _get_identity(self) -> dict[str, Any]:
-        # Omitted for one view, so that caches from before the parameter existed remain valid.
-        views = {} if self.views == 1 else {"views": int(self.views)}
-        return super()._get_identity() | views
 
     def _get_hub_id(self) -> str:
         if "/" in self.model_name:

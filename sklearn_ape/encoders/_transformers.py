@@ -23,13 +23,7 @@ from .text_encoder import (
     pool_tokens,
     read_preparation,
 )
-from .weights import (
-    Network,
-    check_source,
-    identify_corrections,
-    load_from_source,
-    read_side_file,
-)
+from .weights import Network, check_source, load_from_source, read_side_file
 
 # Limit of tokens for models that declare no limit or a meaninglessly large one.
 _MAX_TOKENS = 512
@@ -167,11 +161,6 @@ class TransformersTextEncoder(TextEncoder):
         check_integer(self.max_length, "max_length", 1, optional=True)
         check_source(self.model_name, self)
 
-    def _get_identity(self) -> dict[str, Any]:
-        identity = super()._get_identity()
-        source = self.model_name, self.revision, identity["weights"]
-        return identity | read_preparation(*source).identity() | identify_corrections(*source)
-
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
 
@@ -193,7 +182,7 @@ class TransformersTextEncoder(TextEncoder):
         modules = read_side_file(*source, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        preparation = read_preparation(*source, self._compute_weights_fingerprint())
+        preparation = read_preparation(*source)
         if "Pooling" in kinds:
             config = read_side_file(*source, f"{kinds['Pooling']}/config.json") or {}
             pooling = parse_pooling(config)
@@ -421,13 +410,6 @@ class TransformersImageEncoder(ImageEncoder):
         super()._check_parameters()
         check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
-
-    def _get_identity(self) -> dict[str, Any]:
-        identity = super()._get_identity()
-        if self.crop == "pad":  # earlier versions cropped the padded images
-            identity["crop"] = "pad and keep all"
-        source = self.model_name, self.revision
-        return identity | identify_corrections(*source, identity["weights"])
 
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel

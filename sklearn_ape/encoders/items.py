@@ -150,8 +150,7 @@ _MAX_ASPECT_RATIO = 100
 # Number of pixels scaled at a time, which bounds memory.
 _PIXELS_AT_ONCE = 2**20
 
-# First bytes of TIFF and BigTIFF files, and of drawings that Pillow cannot render.
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# First bytes of drawings that Pillow cannot render.
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 
 # The stamp and the digest of a file by its absolute path.
@@ -174,9 +173,7 @@ def digest_image(item: Any) -> bytes:
         if not len(item):
             raise ItemError("is empty (0 bytes). Pass the content of an image file.")
         content = bytes(item)  # a memoryview may have strides
-        digest = _start_digest(content[:4], io.BytesIO(content))
-        digest.update(content)
-        return digest.digest()
+        return hashlib.sha256(b"file" + content).digest()
     pixels = _to_pixels(item)
     header = f"pixels {pixels.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).digest()
@@ -293,29 +290,12 @@ def _digest_file(path: str) -> bytes:
         check_image(path)
     try:
         with open(path, "rb") as file:
-            sha256 = _start_digest(file.read(4), path)
-            file.seek(0)
-            digest = hashlib.file_digest(file, lambda: sha256).digest()
+            digest = hashlib.file_digest(file, lambda: hashlib.sha256(b"file")).digest()
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
     if has_reliable_stamp(status):
         _file_digests.put(key, (stamp, digest))
     return digest
-
-
-def _start_digest(start: bytes, file: str | io.BytesIO) -> Any:
-    """Return a digest object for a file that starts with some bytes.
-
-    Earlier versions of the package read rotated (see `_without_memory_map`) and some grey TIFF
-    files wrongly. These have other prefixes, so that their features in a cache are not used.
-    """
-    if start not in _TIFF_STARTS:
-        return hashlib.sha256(b"file")
-    with suppress(Exception), Image.open(file) as image:  # a damaged file fails when it is read
-        tags = getattr(image, "tag_v2", {})
-        if _get_kind(image, tags) in (_UINT32, _INT16) or _is_white_zero(image, tags):
-            return hashlib.sha256(b"grey tiff")
-    return hashlib.sha256(b"tiff")
 
 
 def _describe_error(error: Exception) -> str:
@@ -424,25 +404,17 @@ _WHITE_VALUES = (255, 1023, 4095, 65535)
 # Largest value of a floating point image whose white is 1.
 _MAX_FRACTION = 1.5
 
-# Tags of TIFF files, and kinds of grey images. Pillow reads both kinds as signed 32-bit integers.
+# Tags of TIFF files.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-_UINT32, _INT16 = ("I", (32,), (1,)), ("I", (16,), (2,))
-
-
-def _get_kind(image: Image.Image, tags: Mapping[int, Any]) -> tuple[str, Any, Any]:
-    """Return the mode, the number of bits and the sample format (1: unsigned, 2: signed)."""
-    return image.mode, tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))
-
-
-def _is_white_zero(image: Image.Image, tags: Mapping[int, Any]) -> bool:
-    """Return whether white is 0 in 16 bits. Pillow inverts such images of 8 bits only."""
-    return image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0
 
 
 def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
-    values, kind = np.asarray(image), _get_kind(image, tags)
-    if kind == _UINT32:
+    values = np.asarray(image)
+    # Pillow reads both of these kinds as signed 32-bit integers. Sample format 2 is signed.
+    kind = image.mode, tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))
+    is_uint32, is_int16 = kind == ("I", (32,), (1,)), kind == ("I", (16,), (2,))
+    if is_uint32:
         values = values.view(np.uint32)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -452,14 +424,15 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if image.mode == "F" and high <= _MAX_FRACTION:
         white = 1.0
     else:
-        white_values = (*_WHITE_VALUES[:-1], 32767) if kind == _INT16 else _WHITE_VALUES
+        white_values = (*_WHITE_VALUES[:-1], 32767) if is_int16 else _WHITE_VALUES
         white = next((float(value) for value in white_values if high <= value), high)
     grey = np.empty(values.shape, np.uint8)
     for start in range(0, values.size, _PIXELS_AT_ONCE):  # bounds the memory of float64 copies
         block = slice(start, start + _PIXELS_AT_ONCE)
         scaled = values.reshape(-1)[block].astype(np.float64) * (255.0 / white)
         grey.reshape(-1)[block] = np.clip(scaled, 0, 255).round()
-    if _is_white_zero(image, tags):
+    # White is 0. Pillow inverts such images of 8 bits only.
+    if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0:
         grey = 255 - grey
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import unicodedata
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +32,12 @@ _MAX_FOREIGN_SHARE = 0.01
 class TextPreparation(NamedTuple):
     """Prompt and lower-casing of texts before tokenization, as a model's files declare.
 
-    `truncate_dim` is the number of features to keep.
+    `truncate_dim` is the number of features to keep. The fingerprint of the weights identifies the
+    files, so that cache keys need not contain the preparation.
     """
 
     prompt: str = ""
     lower: bool = False
-    tokenizer_lowers: bool = False  # then `lower` does not change the features
     truncate_dim: int | None = None
 
     def __call__(self, texts: Any) -> Any:
@@ -47,23 +46,9 @@ class TextPreparation(NamedTuple):
             texts = [self.prompt + text for text in texts]
         return [text.lower() for text in texts] if self.lower else texts
 
-    def identity(self) -> dict[str, Any]:
-        """Return the changes that affect features, for the cache key."""
-        identity: dict[str, Any] = {}
-        if self.prompt:
-            identity["prompt"] = self.prompt
-        if self.lower and not self.tokenizer_lowers:
-            identity["lower"] = True
-        if self.truncate_dim:
-            identity["truncate_dim"] = self.truncate_dim
-        return identity
 
-
-@lru_cache(maxsize=64)
-def read_preparation(
-    model_name: str, revision: str | None, weights: str | None
-) -> TextPreparation:
-    """Return the preparation of texts that a model's files declare, cached per fingerprint.
+def read_preparation(model_name: str, revision: str | None) -> TextPreparation:
+    """Return the preparation of texts that a model's files declare.
 
     SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of SigLIP lower-cases
     texts, but the tokenizer of SigLIP 2, which is Gemma's, does not.
@@ -75,8 +60,6 @@ def read_preparation(
     with explain_load_errors(model_name):
         is_siglip = str(read("config.json").get("model_type")).startswith("siglip")
         lower = is_siglip or bool(read("sentence_bert_config.json").get("do_lower_case"))
-        tokenizer = read("tokenizer_config.json") if is_siglip else {}
-        tokenizer_lowers = str(tokenizer.get("tokenizer_class")).startswith("Siglip")
         is_sentence_model = read_side_file(model_name, revision, "modules.json") is not None
         sentence = read("config_sentence_transformers.json") if is_sentence_model else {}
         prompts = sentence.get("prompts") or {}
@@ -91,7 +74,7 @@ def read_preparation(
             f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
     truncate_dim = sentence.get("truncate_dim")
-    return TextPreparation(prompts.get(default, ""), lower, tokenizer_lowers, truncate_dim)
+    return TextPreparation(prompts.get(default, ""), lower, truncate_dim)
 
 
 def parse_pooling(config: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -341,16 +341,3 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
             _raise_exceptions_for_connection_errors=False,
         )
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-
-
-@lru_cache(maxsize=64)
-def identify_corrections(model_name: str, revision: str | None, weights: str) -> dict[str, str]:
-    """Return parts of cache keys for models of transformers that earlier versions got wrong."""
-    with explain_load_errors(model_name):
-        config = read_side_file(model_name, revision, "config.json") or {}
-    corrections = {}
-    if config.get("model_type") == "vit_mae":  # random patches were left out
-        corrections["patches"] = "all"
-    if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16"):
-        corrections["weights_dtype"] = "float32"  # they were not converted
-    return corrections

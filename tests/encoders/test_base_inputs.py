@@ -35,25 +35,6 @@ def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
     assert TimmImageEncoder().transform(grey).shape == (2, 1280)
 
 
-def test_columns_of_tables_are_accepted(paths, truth):
-    pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
-    few = paths[:3]
-    columns = [
-        tuple(few),
-        np.array(few),
-        np.array(few, dtype=object),
-        pd.Series(few, index=[9, 9, 3]),
-        pl.Series(few),
-        pa.array(few),
-        pa.chunked_array([few[:1], few[1:]]),
-    ]
-    for column in columns:
-        np.testing.assert_allclose(TimmImageEncoder().transform(column), truth[:3], atol=1e-5)
-    texts = TransformersTextEncoder().transform(TEXTS)
-    for column in (pd.Series(TEXTS, index=[5, 5, 1]), pl.Series(TEXTS), pa.array(TEXTS)):
-        np.testing.assert_array_equal(TransformersTextEncoder().transform(column), texts)
-
-
 def test_members_of_an_enum_of_texts_are_their_values():
     """str() of a member is its name, which would be another text."""
     Kind = Enum("Kind", {"CAT": TEXTS[0], "DOGS": TEXTS[1]}, type=str)
