@@ -17,7 +17,6 @@ from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
 from ..utils.files import expand_user
 from ..utils.messages import warn
 from ._sqlite import (
-    BUSY_TIMEOUT_S,
     DTYPES,
     FLOAT16_TABLE,
     FLOAT32_TABLE,
@@ -366,7 +365,7 @@ class DiskFeatureCache:
                 self._writable = False
                 self._warn_once(f"cannot be written to: {error}")
         try:
-            self._use(connect_to_read(self.path, BUSY_TIMEOUT_S))
+            self._use(connect_to_read(self.path))
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
@@ -375,7 +374,7 @@ class DiskFeatureCache:
     def _connect(self) -> None:
         """Open the file for reading and writing, and replace it if it is damaged."""
         try:
-            self._use(retry_while_busy(self._create, BUSY_TIMEOUT_S))
+            self._use(retry_while_busy(self._create))
         except sqlite3.DatabaseError as error:
             if not is_damage(error, self.path):
                 raise
@@ -383,7 +382,7 @@ class DiskFeatureCache:
 
     def _create(self) -> sqlite3.Connection:
         self._inode = os.stat(self.path).st_ino if self.path.exists() else None
-        connection = connect(self.path, self._tables, BUSY_TIMEOUT_S)
+        connection = connect(self.path, self._tables)
         self._inode = os.stat(self.path).st_ino
         return connection
 

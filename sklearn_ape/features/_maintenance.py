@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from ..utils.messages import warn
 from ._sqlite import (
-    BUSY_TIMEOUT_S,
     CHECKSUM_SIZE,
     DTYPES,
     NewerFormatError,
@@ -213,7 +212,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         )
     name = f"The feature cache {str(path)!r}"
     try:
-        with closing(connect_to_existing(path, BUSY_TIMEOUT_S)) as connection:
+        with closing(connect_to_existing(path)) as connection:
             yield connection
     except NewerFormatError as error:
         raise OSError(f"{name} {error}.") from error

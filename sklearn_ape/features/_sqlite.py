@@ -25,7 +25,7 @@ _PAGE_BYTES = 16_384
 _LOG_PAGES = 4_000
 
 # A process that waits longer for another one, such as one that prunes, does not store features.
-BUSY_TIMEOUT_S = 60
+_BUSY_TIMEOUT_S = 60
 
 # The tables of the file, and the types of the numbers in them.
 FLOAT32_TABLE = "features"
@@ -58,7 +58,7 @@ def is_read_only(path: Path) -> bool:
     return any(p.exists() and not os.access(p, os.W_OK) for p in (path.parent, path))
 
 
-def connect(path: Path, tables: list[str], timeout: float) -> sqlite3.Connection:
+def connect(path: Path, tables: list[str]) -> sqlite3.Connection:
     """Open a file for reading and writing; the file and its tables are created if necessary."""
     statements = [
         f"PRAGMA page_size = {_PAGE_BYTES}",
@@ -70,27 +70,27 @@ def connect(path: Path, tables: list[str], timeout: float) -> sqlite3.Connection
         f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
         for table in tables
     ]
-    return _open(path, "", timeout, statements)
+    return _open(path, "", statements)
 
 
-def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
+def connect_to_read(path: Path) -> sqlite3.Connection:
     """Open a file in a read-only folder, or an empty database if the file does not exist."""
     if not path.exists():
         return connect_to_nothing()
     # The mode "ro" can share the file with writers, but needs the index of their log. Without it,
     # a file in a read-only folder can be read only as an immutable one.
     try:
-        return _open(path, "?mode=ro", timeout)
+        return _open(path, "?mode=ro")
     except sqlite3.Error:
-        return _open(path, "?immutable=1", timeout)
+        return _open(path, "?immutable=1")
 
 
-def connect_to_existing(path: Path, timeout: float) -> sqlite3.Connection:
+def connect_to_existing(path: Path) -> sqlite3.Connection:
     """Open an existing file, for writing if it is writable. No file and no table is created."""
     if is_read_only(path):
-        return connect_to_read(path, timeout)
+        return connect_to_read(path)
     # The last connection to a file removes its log, which a read-only connection leaves behind.
-    return _open(path, "?mode=rw", timeout)
+    return _open(path, "?mode=rw")
 
 
 def list_tables(connection: sqlite3.Connection) -> set[str]:
@@ -102,11 +102,9 @@ def connect_to_nothing() -> sqlite3.Connection:
     return sqlite3.connect(":memory:", check_same_thread=False)
 
 
-def retry_while_busy(
-    open_file: Callable[[], sqlite3.Connection], timeout: float
-) -> sqlite3.Connection:
+def retry_while_busy(open_file: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
     """Open a file, and retry while another process locks it."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
     while True:
         try:
             return open_file()
@@ -128,13 +126,11 @@ def is_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
     return code & 0xFF not in _TRANSIENT_ERRORS
 
 
-def _open(
-    path: Path, option: str, timeout: float, statements: Iterable[str] = ()
-) -> sqlite3.Connection:
+def _open(path: Path, option: str, statements: Iterable[str] = ()) -> sqlite3.Connection:
     """Open a file, check its format and execute statements."""
     connection = sqlite3.connect(
         path.absolute().as_uri() + option if option else path,
-        timeout=timeout,
+        timeout=_BUSY_TIMEOUT_S,
         check_same_thread=False,
         uri=bool(option),
     )

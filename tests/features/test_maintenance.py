@@ -11,7 +11,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from sklearn_ape.features import DiskFeatureCache, _maintenance
+from sklearn_ape.features import DiskFeatureCache, _maintenance, _sqlite
 from tests.features.conftest import ENTRIES, N_ENTRIES, WIDTH, assert_equal_to_entries
 
 KEYS = list(ENTRIES)
@@ -317,7 +317,7 @@ class TestPrune:
 
 class TestOtherProcesses:
     def test_locked_file_raises_and_no_feature_is_removed(self, folder, monkeypatch):
-        monkeypatch.setattr(_maintenance, "BUSY_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(_sqlite, "_BUSY_TIMEOUT_S", 0.1)
         writer = sqlite3.connect(folder / "features.sqlite")
         writer.execute("BEGIN IMMEDIATE")
         with pytest.raises(OSError, match=r"database is locked\. Close other programs"):
@@ -326,7 +326,7 @@ class TestOtherProcesses:
         assert load(folder).keys() == ENTRIES.keys()
 
     def test_reader_delays_shrinking_with_a_warning(self, folder, monkeypatch):
-        monkeypatch.setattr(_maintenance, "BUSY_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(_sqlite, "_BUSY_TIMEOUT_S", 0.1)
         store(folder, make_features(100, 1280))
         cache = DiskFeatureCache(folder)
         n_bytes = cache.path.stat().st_size

@@ -48,16 +48,18 @@ class TestRetryWhileBusy:
     def test_busy_file_is_retried(self, code):
         """The last eight bits of an extended code are the primary code."""
         busy = [error(sqlite3.OperationalError, code)] * 3
-        assert retry_while_busy(self.failing(busy), timeout=60) == "connected"
+        assert retry_while_busy(self.failing(busy)) == "connected"
 
     @pytest.mark.parametrize("code", [None, 0, sqlite3.SQLITE_FULL, sqlite3.SQLITE_LOCKED, 1])
     def test_other_errors_are_not_retried(self, code):
         calls = self.failing([error(sqlite3.DatabaseError, code)])
         with pytest.raises(sqlite3.DatabaseError, match="simulated"):
-            retry_while_busy(calls, timeout=60)
+            retry_while_busy(calls)
         assert calls() == "connected"  # the failing call was not repeated
 
-    def test_retry_stops_at_the_timeout(self):
+    def test_retry_stops_at_the_timeout(self, monkeypatch):
+        monkeypatch.setattr(_connection, "_BUSY_TIMEOUT_S", 0.2)
+
         def always():
             raise error(sqlite3.OperationalError, sqlite3.SQLITE_BUSY)
 
@@ -66,7 +68,7 @@ class TestRetryWhileBusy:
         def wait():
             start = time.monotonic()
             with pytest.raises(sqlite3.OperationalError):
-                retry_while_busy(always, timeout=0.2)
+                retry_while_busy(always)
             durations.append(time.monotonic() - start)
 
         thread = threading.Thread(target=wait, daemon=True)
@@ -116,9 +118,9 @@ class TestDamage:
         assert not is_damage(told, tmp_path / "gone")
 
 
-def test_connections_have_the_given_timeout(tmp_path):
-    for made in (connect(tmp_path / "a", ["numbers"], 1.5), connect_to_read(tmp_path / "a", 1.5)):
-        assert made.execute("PRAGMA busy_timeout").fetchone() == (1500,)
+def test_connections_wait_a_minute(tmp_path):
+    for made in (connect(tmp_path / "a", ["numbers"]), connect_to_read(tmp_path / "a")):
+        assert made.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
         made.close()
 
 
@@ -126,7 +128,7 @@ class TestConnectToRead:
     @pytest.fixture
     def path(self, tmp_path):
         path = tmp_path / "a file.sqlite"
-        connection = connect(path, ["numbers"], 1)
+        connection = connect(path, ["numbers"])
         with connection:
             connection.execute("INSERT INTO numbers VALUES (x'01', x'02')")
         connection.close()
@@ -136,7 +138,7 @@ class TestConnectToRead:
         return connection.execute("SELECT key, value FROM numbers").fetchall()
 
     def test_file_is_read(self, path):
-        connection = connect_to_read(path, 1)
+        connection = connect_to_read(path)
         assert list_tables(connection) == {"numbers"}
         assert self.read(connection) == [(b"\1", b"\2")]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
@@ -145,10 +147,10 @@ class TestConnectToRead:
 
     def test_file_with_a_writer_is_read(self, path):
         """Entries that are only in the write-ahead log are read."""
-        writer = connect(path, ["numbers"], 1)
+        writer = connect(path, ["numbers"])
         with writer:
             writer.execute("INSERT INTO numbers VALUES (x'03', x'04')")
-        connection = connect_to_read(path, 1)
+        connection = connect_to_read(path)
         assert len(self.read(connection)) == 2
         with writer:
             writer.execute("INSERT INTO numbers VALUES (x'05', x'06')")
@@ -158,7 +160,7 @@ class TestConnectToRead:
 
     def test_missing_file_is_empty_and_not_created(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        for connection in (connect_to_read(tmp_path / "none.sqlite", 1), connect_to_nothing()):
+        for connection in (connect_to_read(tmp_path / "none.sqlite"), connect_to_nothing()):
             assert list_tables(connection) == set()
             with ThreadPoolExecutor(1) as another:
                 assert another.submit(list_tables, connection).result() == set()
@@ -167,17 +169,17 @@ class TestConnectToRead:
 
     def test_existing_file_is_written_only_if_it_is_writable(self, path, monkeypatch):
         """A missing file is not created."""
-        connection = connect_to_existing(path, 1.5)
+        connection = connect_to_existing(path)
         connection.execute("INSERT INTO numbers VALUES (x'03', x'04')")
         connection.rollback()
         connection.close()
         with pytest.raises(sqlite3.OperationalError):
-            connect_to_existing(path.with_name("missing"), 1.5)
+            connect_to_existing(path.with_name("missing"))
         assert not path.with_name("missing").exists()
         # Root may write to all files, so the permission is simulated.
         monkeypatch.setattr(_connection, "is_read_only", lambda path: True)
-        connection = connect_to_existing(path, 1.5)
-        assert connection.execute("PRAGMA busy_timeout").fetchone() == (1500,)
+        connection = connect_to_existing(path)
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
         assert self.read(connection) == [(b"\1", b"\2")]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             connection.execute("INSERT INTO numbers VALUES (x'03', x'04')")
@@ -186,16 +188,16 @@ class TestConnectToRead:
     def test_damaged_file_raises(self, path):
         path.write_bytes(b"no database at all " * 99)
         with pytest.raises(sqlite3.DatabaseError, match="not a database"):
-            connect_to_read(path, 1)
+            connect_to_read(path)
 
     def test_file_of_newer_version_raises(self, path):
         connection = sqlite3.connect(path)
         connection.execute("PRAGMA user_version = 7")
         connection.close()
         with pytest.raises(NewerFormatError, match=r"format 7; this version supports 0"):
-            connect_to_read(path, 1)
+            connect_to_read(path)
         with pytest.raises(NewerFormatError, match=r"format 7; this version supports 0"):
-            connect(path, ["numbers"], 1)
+            connect(path, ["numbers"])
 
     @pytest.mark.parametrize("n_failing", [1, 2])
     def test_file_that_cannot_be_shared_is_read_as_immutable(self, path, monkeypatch, n_failing):
@@ -205,18 +207,18 @@ class TestConnectToRead:
         bad.write_bytes(b"no database at all " * 99)
         open_file = _connection._open
 
-        def opened(place, option, timeout):
+        def opened(place, option):
             options.append(option)
-            return open_file(place if len(options) > n_failing else bad, option, timeout)
+            return open_file(place if len(options) > n_failing else bad, option)
 
         monkeypatch.setattr(_connection, "_open", opened)
         if n_failing == 1:
-            connection = connect_to_read(path, 1)
+            connection = connect_to_read(path)
             assert self.read(connection) == [(b"\1", b"\2")]
             connection.close()
         else:
             with pytest.raises(sqlite3.DatabaseError, match="not a database"):
-                connect_to_read(path, 1)
+                connect_to_read(path)
         assert options == ["?mode=ro", "?immutable=1"]
 
 

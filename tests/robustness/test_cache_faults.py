@@ -183,7 +183,7 @@ def test_full_disk_warns(tmp_path):
 
 def test_locked_database_is_not_damage(cache_folder, monkeypatch):
     """If another process holds the lock too long, a warning is raised and reading continues."""
-    monkeypatch.setattr("sklearn_ape.features._disk_cache.BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("sklearn_ape.features._sqlite._BUSY_TIMEOUT_S", 0.2)
     other = sqlite3.connect(cache_folder / "features.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with DiskFeatureCache(cache_folder) as cache:
