@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,12 +65,10 @@ def _parse_finite_float(digits: str) -> float:
 
 
 FORMAT = 1
-# Functions that convert a config to the next format, by the number of its format.
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
-def migrate_config(config: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return a config in the current format; raise ValueError unless it describes a model."""
+def _check_format(config: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError unless a config describes a model in a format that is supported."""
     number = config.get("format")
     if type(number) is not int or number < 1 or config.get("library") != "sklearn-ape":
         raise ValueError(
@@ -83,9 +81,6 @@ def migrate_config(config: dict[str, Any], what: str) -> dict[str, Any]:
             f"{str(config.get('version'))[:40]}, and this version reads formats up to {FORMAT}. "
             "Upgrade: pip install --upgrade sklearn-ape."
         )
-    for old in range(number, FORMAT):
-        config = _MIGRATIONS[old](config)
-    return config
 
 
 _METADATA_KEY = "sklearn_ape"
@@ -209,7 +204,7 @@ def _write(target: Path, tensors: Mapping[str, np.ndarray], config: str, card: s
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the config, in the current format, and the arrays of a model."""
+    """Return the config and the arrays of a model."""
     if not (folder / TENSORS).is_file():
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         raise ValueError(
@@ -221,12 +216,13 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     config: dict[str, Any] | None = None
     what = repr(str(folder / CONFIG))
     if (folder / CONFIG).is_file():
-        config = migrate_config(_load_config(folder), what)
+        config = _load_config(folder)
+        _check_format(config, what)
     digest = compute_digest(tensors)
     if config is None or config.get("digest") != digest:
         # A save was interrupted between the two files, or one of them was changed.
         embedded = load_json(embedded_text, f"The config in {TENSORS}")
-        embedded = migrate_config(embedded, repr(str(folder)))
+        _check_format(embedded, repr(str(folder)))
         if embedded.get("digest") != digest:
             raise ValueError(
                 f"{str(folder / TENSORS)!r} is damaged: its arrays differ from the saved ones."

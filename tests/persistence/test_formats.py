@@ -10,7 +10,7 @@ import pytest
 from sklearn_ape import load_pretrained
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features.feature_file import FeatureFile
-from sklearn_ape.persistence import files as _format
+from sklearn_ape.persistence.files import FORMAT
 from sklearn_ape.persistence.serialize import CLASSES
 from tests.persistence import write_fixtures as written
 
@@ -104,9 +104,8 @@ class TestFeatures:
             np.testing.assert_array_equal(file.finish(), rows)
 
 
-def test_every_format_has_a_fixture_and_a_migration():
-    assert [number_of(folder) for folder in FORMATS] == list(range(1, _format.FORMAT + 1))
-    assert set(_format._MIGRATIONS) == set(range(1, _format.FORMAT))
+def test_every_format_has_a_fixture():
+    assert [number_of(folder) for folder in FORMATS] == list(range(1, FORMAT + 1))
 
 
 @pytest.mark.parametrize("folder", FORMATS, ids=lambda folder: folder.name)
@@ -114,14 +113,6 @@ def test_every_serializable_class_is_in_a_fixture_except_large_ones(folder):
     texts = [path.read_text() for path in folder.glob("*/config.json")]
     missing = {name for name in CLASSES if not any(f'"{name}"' in text for text in texts)}
     assert missing == NO_FIXTURE
-
-
-def test_older_formats_are_migrated_step_by_step(monkeypatch):
-    steps = {1: lambda c: {**c, "a": 1}, 2: lambda c: {**c, "b": c["a"] + 1}}
-    monkeypatch.setattr(_format, "_MIGRATIONS", steps)
-    monkeypatch.setattr(_format, "FORMAT", 3)
-    old = {"library": "sklearn-ape", "format": 1}
-    assert _format.migrate_config(old, "x") == {**old, "a": 1, "b": 2}
 
 
 class TestFlatTrainingParameters:
