@@ -466,9 +466,7 @@ def _unpack_items(state: FittedState) -> list[Any]:
         raise ValueError(
             "items must be a JSON list of texts, numbers, booleans, nulls and records of these."
         )
-    # Earlier versions stored numbers and texts as arrays.
-    if "numbers" in state:
-        return state.array("numbers", (None,), "if", finite=False).tolist()
+    # Earlier versions stored texts as an array.
     joined = state.array("texts", (None,), "u").astype(np.uint8).tobytes()
     ends = state.array("ends", (None,), "i")
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends

@@ -168,17 +168,12 @@ class TestStandardize:
             retriever.search(concepts.text[:2], modality="text")
 
 
-@pytest.mark.parametrize("kind", ["numbers", "texts"])
-def test_items_that_earlier_versions_saved_are_restored(aligner, concepts, kind):
-    """They stored numbers and texts as arrays; now all items are JSON."""
-    if kind == "numbers":
-        expected = [row / 7 for row in range(300)]
-        items = {"numbers": np.array(expected)}
-    else:
-        expected = ["", *["naïve"] * 298, "b\udcff"]  # a file name that is not UTF-8
-        texts = [text.encode("utf-8", "surrogateescape") for text in expected]
-        ends = np.cumsum([len(text) for text in texts])
-        items = {"texts": np.frombuffer(b"".join(texts), np.uint8), "ends": ends}
+def test_texts_that_earlier_versions_saved_are_restored(aligner, concepts):
+    """They stored texts as an array; now all items are JSON."""
+    expected = ["", *["naïve"] * 298, "b\udcff"]  # a file name that is not UTF-8
+    texts = [text.encode("utf-8", "surrogateescape") for text in expected]
+    ends = np.cumsum([len(text) for text in texts])
+    items = {"texts": np.frombuffer(b"".join(texts), np.uint8), "ends": ends}
     state = CrossModalRetriever(aligner).fit(concepts.image)._get_state() | {"items": items}
     restored = CrossModalRetriever(aligner)
     restored._set_state(FittedState(state, "CrossModalRetriever"))
