@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -385,7 +384,7 @@ def serve(
         try:
             page.launch(
                 server_name=host,
-                server_port=port or _find_free_port(host),
+                server_port=port or None,  # Gradio looks for a free port
                 inbrowser=open_browser,
                 theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS).set(**_COLORS),
                 css=_CSS,
@@ -468,13 +467,6 @@ def _make_middleware(host: str, limits: Limits, folder: str) -> list[Any]:
         names = ["localhost", "127.0.0.1", "[::1]"]
         middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names))
     return middleware
-
-
-def _find_free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
