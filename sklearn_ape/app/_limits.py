@@ -113,10 +113,6 @@ Progress = Callable[[float, str], None]
 """Called with the completed fraction (0 to 1) and a description of the current step."""
 
 
-def ignore_progress(fraction: float, step: str) -> None:
-    """Do nothing."""
-
-
 def scale_progress(progress: Progress, start: float, end: float) -> Progress:
     """Return a callback for one stage, which covers the fractions from `start` to `end`."""
     return lambda fraction, step: progress(start + fraction * (end - start), step)

@@ -27,7 +27,6 @@ from ._limits import (
     Progress,
     UserError,
     check_text,
-    ignore_progress,
     parse_labels,
     quote,
     scale_progress,
@@ -327,12 +326,7 @@ class AppService:
         return path, names, few_shot if is_same else None
 
     def search(
-        self,
-        session: Session,
-        query: str,
-        image: Any,
-        k: int,
-        progress: Progress = ignore_progress,
+        self, session: Session, query: str, image: Any, k: int, progress: Progress
     ) -> tuple[Session, list[FoundImage]]:
         """Search by a text or, if there is none, by an image; the most similar images first.
 

@@ -300,7 +300,11 @@ def list_images(folder: Path, limits: Limits) -> list[str]:
         raise UserError("The zip has no images. Pack .jpg, .png or .webp files.") from error
     except OSError as error:
         raise hide_folder(error, folder) from error
-    _check_image_count(len(images), limits)
+    if len(images) > limits.images:
+        raise UserError(
+            f"The zip contains {len(images):,} images; the limit is {limits.images:,}. Upload "
+            "fewer images."
+        )
     return images
 
 
@@ -428,11 +432,3 @@ def _read_table(file: Path, images: list[str]) -> CaptionedImages:
 
 def _format_path(path: str) -> str:
     return os.path.normpath(path).replace(os.sep, "/")
-
-
-def _check_image_count(n_images: int, limits: Limits) -> None:
-    if n_images > limits.images:
-        raise UserError(
-            f"The zip contains {n_images:,} images; the limit is {limits.images:,}. Upload fewer "
-            "images."
-        )

@@ -20,6 +20,10 @@ if find_spec("gradio") is None:
     pytest.skip('the page needs gradio: pip install "sklearn-ape[serve]"', allow_module_level=True)
 
 
+def ignore_progress(fraction, step):
+    """Progress callback that does nothing."""
+
+
 class PixelEncoder(TransformerMixin, BaseEstimator):
     """Encoder that returns the pixels of an 8 x 8 image."""
 

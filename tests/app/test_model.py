@@ -22,11 +22,12 @@ from sklearn_ape import (
     load_pretrained,
 )
 from sklearn_ape.app import Limits
-from sklearn_ape.app._limits import UserError, ignore_progress
+from sklearn_ape.app._limits import UserError
 from sklearn_ape.app._model import Model, load_model
 from sklearn_ape.app._session import AppService, Session
 from sklearn_ape.app._ui import _join_labels
 from sklearn_ape.encoders import TransformersTextEncoder
+from tests.app.conftest import ignore_progress
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,12 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClassifier
 from sklearn_ape.app import Limits, _model
-from sklearn_ape.app._limits import UserError, ignore_progress, make_visitor_message, parse_labels
+from sklearn_ape.app._limits import UserError, make_visitor_message, parse_labels
 from sklearn_ape.app._model import Model, Recall, list_methods, load_model
 from sklearn_ape.app._session import AppService, Session, load_collection
 from sklearn_ape.encoders import EncodingFailedWarning
 from sklearn_ape.features import MemoryFeatureCache
+from tests.app.conftest import ignore_progress
 
 
 class TestParseLabels:
@@ -215,15 +216,15 @@ class TestClassify:
 
 class TestSearch:
     def test_search_by_text_and_by_image(self, service, captioned_images):
-        _, results = service.search(Session(), "a cat", None, 5)
+        _, results = service.search(Session(), "a cat", None, 5, ignore_progress)
         assert len(results) == 5
         scores = [f.score for f in results]
         assert scores == sorted(scores, reverse=True)
-        _, results = service.search(Session(), " ", captioned_images.images[7], 1)
+        _, results = service.search(Session(), " ", captioned_images.images[7], 1, ignore_progress)
         assert results[0].image == captioned_images.images[7]
 
     def test_number_of_results_is_limited(self, service):
-        assert len(service.search(Session(), "a cat", None, 10_000)[1]) == 40
+        assert len(service.search(Session(), "a cat", None, 10_000, ignore_progress)[1]) == 40
 
     def test_unreadable_image_of_the_server_is_skipped(self, captioned_images, tmp_path, limits):
         """With the starter model, whose encoder raises an error."""
@@ -231,13 +232,13 @@ class TestSearch:
         images = [captioned_images.images[0], str(tmp_path / "broken.jpg")]
         service = AppService(load_model(None), [*images, captioned_images.images[1]], limits)
         with pytest.warns(UserWarning, match=r"broken\.jpg") as record:
-            _, found = service.search(Session(), "an animal", None, 20)
+            _, found = service.search(Session(), "an animal", None, 20, ignore_progress)
         assert sorted(image.image for image in found) == sorted(captioned_images.images[:2])
         assert ["broken.jpg" in str(warning.message) for warning in record].count(True) == 1
         assert service.images.title == "images, without 1 that cannot be read"
         service = AppService(load_model(None), images[1:], limits)
         with pytest.warns(EncodingFailedWarning), pytest.raises(ValueError, match="None of the 1"):
-            service.search(Session(), "an animal", None, 20)
+            service.search(Session(), "an animal", None, 20, ignore_progress)
 
     def test_incomplete_captions_are_no_error(self, captioned_images, tmp_path):
         for row in range(2):
@@ -247,15 +248,15 @@ class TestSearch:
 
     def test_missing_query_raises(self, service):
         with pytest.raises(UserError, match="There is no query"):
-            service.search(Session(), "  ", None, 5)
+            service.search(Session(), "  ", None, 5, ignore_progress)
         with pytest.raises(UserError, match="characters"):
-            service.search(Session(), "x" * 1000, None, 5)
+            service.search(Session(), "x" * 1000, None, 5, ignore_progress)
 
     def test_invisible_text_raises(self, service, make_zip, captioned_images):
         """Text encoders reject it, with an error that is not for visitors."""
         image = captioned_images.images[0]
         with pytest.raises(UserError, match=r"The query '\\u200b' is an empty text"):
-            service.search(Session(), "\u200b", None, 5)
+            service.search(Session(), "\u200b", None, 5, ignore_progress)
         with pytest.raises(UserError, match=r"The label .* is an empty text"):
             service.classify(Session(), image, "cat, \u200b", "simple", 0)
         archive = make_zip({"a.png": Path(image), "a.txt": "a cat\n\u200b\n"})
@@ -268,7 +269,7 @@ class TestSearch:
         if exists:
             shutil.copy(image, file)
         with pytest.raises(UserError, match="is a file name"):
-            service.search(Session(), str(file), None, 5)
+            service.search(Session(), str(file), None, 5, ignore_progress)
         with pytest.raises(UserError, match="is a file name"):
             service.classify(Session(), image, f"cat, {file}", "none", 0)
 
@@ -278,7 +279,7 @@ class TestSearch:
         archive = make_zip(images | {"notes.pdf": b""})
         session = service.load_images(Session(), archive, ignore_progress)
         assert "broken.png" in session.images.title
-        _, results = service.search(session, "a cat", None, 5)
+        _, results = service.search(session, "a cat", None, 5, ignore_progress)
         assert {f.name for f in results} == {"red cat", "dog"}
 
     def test_narrow_image_is_skipped_or_raises(
@@ -288,7 +289,7 @@ class TestSearch:
         narrow = tmp_path / "long cat.png"
         Image.new("RGB", (900, 2)).save(narrow)
         with pytest.raises(UserError, match="The image cannot be used: it is too narrow"):
-            service.search(Session(), "", str(narrow), 5)
+            service.search(Session(), "", str(narrow), 5, ignore_progress)
         contents = {f"cat{'x' * i}.png": Path(captioned_images.images[i]) for i in range(6)}
         archive = make_zip(contents | {"long cat.png": narrow})
         session = service.load_images(Session(), archive, ignore_progress)
@@ -299,9 +300,9 @@ class TestSearch:
     def test_initial_images_can_be_searched_again(self, service, make_zip, captioned_images):
         archive = make_zip({f"{n}.png": Path(captioned_images.images[n]) for n in range(60, 63)})
         session = service.load_images(Session(), archive, ignore_progress)
-        assert len(service.search(session, "a", None, 40)[1]) == 3
+        assert len(service.search(session, "a", None, 40, ignore_progress)[1]) == 3
         session = service.reset_images(session)
-        assert len(service.search(session, "a", None, 40)[1]) == 40
+        assert len(service.search(session, "a", None, 40, ignore_progress)[1]) == 40
 
     @pytest.mark.parametrize(
         ("contents", "message"),
@@ -397,12 +398,12 @@ class TestAlign:
             for s in (session, other)
         )
         assert mine.probabilities != theirs.probabilities
-        found_before = service.search(other, "a cat", None, 40)[1]
-        session, results = service.search(session, "a cat", None, 40)
+        found_before = service.search(other, "a cat", None, 40, ignore_progress)[1]
+        session, results = service.search(session, "a cat", None, 40, ignore_progress)
         assert [f.score for f in results] != [f.score for f in found_before]
-        assert service.search(other, "a cat", None, 40)[1] == found_before
+        assert service.search(other, "a cat", None, 40, ignore_progress)[1] == found_before
         session = service.reset_aligner(session)
-        assert service.search(session, "a cat", None, 40)[1] == found_before
+        assert service.search(session, "a cat", None, 40, ignore_progress)[1] == found_before
 
     def test_encoder_without_classification_head_is_aligned(self, service, captioned_zip):
         session, _ = service.align(Session(), captioned_zip(0, 9), "kernel", True, ignore_progress)
@@ -475,8 +476,8 @@ class TestLoadModel:
         assert min(before) == 10
         service = AppService(load_model(aligner), captioned_images.images[:10], Limits())
         service.classify(Session(), captioned_images.images[20], "cat, dog", "none", 0)
-        service.search(Session(), "a cat", None, 3)
-        service.search(Session(), "", captioned_images.images[21], 3)
+        service.search(Session(), "a cat", None, 3, ignore_progress)
+        service.search(Session(), "", captioned_images.images[21], 3, ignore_progress)
         assert [len(cache) for cache in caches] == before
 
     def test_limits_are_positive_integers(self):
