@@ -182,7 +182,7 @@ class TransformersTextEncoder(TextEncoder):
         modules = read_side_file(*source, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        preparation = read_preparation(*source)
+        preparation = read_preparation(*source, _is_siglip(model))
         if "Pooling" in kinds:
             config = read_side_file(*source, f"{kinds['Pooling']}/config.json") or {}
             pooling = parse_pooling(config)

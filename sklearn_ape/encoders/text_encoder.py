@@ -47,7 +47,7 @@ class TextPreparation(NamedTuple):
         return [text.lower() for text in texts] if self.lower else texts
 
 
-def read_preparation(model_name: str, revision: str | None) -> TextPreparation:
+def read_preparation(model_name: str, revision: str | None, is_siglip: bool) -> TextPreparation:
     """Return the preparation of texts that a model's files declare.
 
     SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of SigLIP lower-cases
@@ -58,7 +58,6 @@ def read_preparation(model_name: str, revision: str | None) -> TextPreparation:
         return read_side_file(model_name, revision, filename) or {}
 
     with explain_load_errors(model_name):
-        is_siglip = str(read("config.json").get("model_type")).startswith("siglip")
         lower = is_siglip or bool(read("sentence_bert_config.json").get("do_lower_case"))
         is_sentence_model = read_side_file(model_name, revision, "modules.json") is not None
         sentence = read("config_sentence_transformers.json") if is_sentence_model else {}
