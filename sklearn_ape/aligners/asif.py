@@ -111,23 +111,17 @@ class ASIFAligner(ClosedFormAligner):
 
     def _fit_data(self, data: PairDataset) -> None:
         self._set_anchors(*self._make_anchors(data))
-
-        def fit(train: PairDataset) -> tuple[Any, Any]:
-            image, text = self._make_anchors(train)
-            return image.embed, text.embed
-
-        self.logit_scale_ = fit_held_out_logit_scale(data, fit)
+        self.logit_scale_ = fit_held_out_logit_scale(data, self._make_anchors)
 
     def _set_anchors(self, image: _Anchors, text: _Anchors) -> None:
-        self._anchors = image, text  # a tuple, as in pickles of earlier versions
+        self._anchors = {"image": image, "text": text}
         self.n_components_ = self._n_features_out = len(image.rows)
         self.n_parameters_ = sum(side.mean.size + side.unit.size for side in (image, text))
         # Includes k and power, which change the embeddings as well.
         self.fingerprint_ = fingerprint(*map(np.asarray, (*image, *text)))
 
     def _get_learned_state(self) -> dict[str, Any]:
-        image, text = self._anchors
-        return {"image": image._asdict(), "text": text._asdict()}
+        return {side: anchors._asdict() for side, anchors in self._anchors.items()}
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         image, text = (_Anchors.from_state(state.part(side)) for side in ("image", "text"))
@@ -144,14 +138,14 @@ class ASIFAligner(ClosedFormAligner):
         check_number(self.power, "power", 0, closed="neither")
         check_boolean(self.center, "center")
 
-    def _make_anchors(self, data: PairDataset) -> list[_Anchors]:
+    def _make_anchors(self, data: PairDataset) -> tuple[_Anchors, _Anchors]:
         options = (bool(self.center), min(int(self.k), len(data.pairs)), float(self.power))
         sides = zip((data.image, data.text), data.pairs.T, strict=True)
-        return [_Anchors.from_features(features, rows, *options) for features, rows in sides]
+        image, text = (_Anchors.from_features(side, rows, *options) for side, rows in sides)
+        return image, text
 
     def _embed_comparable(self, side: str, features: Any) -> SparseRows:
-        image, text = self._anchors
-        return (image if side == "image" else text).embed(features)
+        return self._anchors[side](features)
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         return self._embed_comparable(side, features).rows.toarray()
@@ -192,7 +186,7 @@ class _Anchors(NamedTuple):
         k = state.integer("k", 1, most=len(rows))
         return cls(mean, unit, rows, k, state.number("power", above=0))
 
-    def embed(self, features: Any) -> SparseRows:
+    def __call__(self, features: Any) -> SparseRows:
         """Return L2-normalized powers of the similarities to the k nearest anchors."""
         size = max(1, _TILE_BYTES // (8 * len(self.rows)))
         tiles = gen_batches(max(len(features), 1), size)

@@ -212,10 +212,8 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         if "aligner_" in state and state["aligner_"] is None:
             state = {**state, "aligner_": resolve_aligner(None)}
         super().__setstate__(state)  # type: ignore[misc]
-        record = state.get("_at_fit")  # None if pickled by an earlier version
-        if record is not None or hasattr(self, "aligner_"):
+        if record := state.get("_at_fit"):
             self._note_fit()
-        if record is not None:
             self._at_fit["parameters"] |= record["parameters"]
             if record["embeddings"] is not None:
                 self._at_fit["embeddings"] = record["embeddings"]

@@ -443,9 +443,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
                 f"labels has {format_list(unfitted)}, for which no threshold was fitted. Call fit "
                 "or fit_thresholds again after changing labels."
             )
-        prompts = self._make_prompts()
-        # Pickles of earlier versions have no prompts.
-        fitted_prompts = getattr(self, "_prompts_of_thresholds", prompts)
+        prompts, fitted_prompts = self._make_prompts(), self._prompts_of_thresholds
         changed = [label for label in labels if prompts[label] != fitted_prompts[label]]
         if changed:
             raise ValueError(

@@ -59,13 +59,6 @@ def test_high_powers_of_small_similarities_do_not_underflow():
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
 
 
-def test_anchors_have_the_form_of_pickles_of_earlier_versions(concepts):
-    """They are a tuple: a dict made the unpickled aligners of earlier versions unusable."""
-    aligner = ASIFAligner().fit(concepts.image, concepts.text)
-    image, text = aligner._anchors
-    assert (len(image.mean), len(text.mean)) == (concepts.image.shape[1], concepts.text.shape[1])
-
-
 def test_each_pair_is_an_anchor(concepts):
     """An image with two captions gives two anchors with equal image features."""
     image = np.vstack([concepts.image[:30], concepts.image[:1]])

@@ -172,17 +172,6 @@ def test_copies_are_current_if_the_retriever_is(make_copy, retriever, concepts):
         copied.search(concepts.image[:1])
 
 
-def test_pickle_of_an_earlier_version_is_current(retriever, concepts):
-    state = retriever.__getstate__()
-    del state["_at_fit"]
-    old = CrossModalRetriever.__new__(CrossModalRetriever)
-    old.__setstate__(state)
-    old.search(concepts.image[:1])
-    old.aligner[0].with_mean = False
-    with pytest.raises(ValueError, match=STALE):
-        old.search(concepts.image[:1])
-
-
 def test_loaded_retriever_detects_changes(concepts, tmp_path):
     aligner = CCAAligner().fit(concepts.image, concepts.text)
     CrossModalRetriever(aligner).fit(concepts.image).save_pretrained(tmp_path / "model")

@@ -406,11 +406,6 @@ class TestFit:
         with pytest.raises(ValueError, match="other texts than those for which thresholds"):
             fitted.predict(numbered.X)
 
-    def test_pickles_of_earlier_versions_have_no_prompts(self, fitted, numbered):
-        expected = fitted.predict(numbered.X)
-        del fitted._prompts_of_thresholds
-        np.testing.assert_array_equal(fitted.predict(numbered.X), expected)
-
     def test_failed_fit_changes_nothing(self, fitted, numbered, monkeypatch):
         expected = fitted.predict(numbered.X)
 
