@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from ..encoders.items import EncodingFailedWarning, digest_images
@@ -251,7 +252,7 @@ class Standardizer:
     the first term is used, with the mean standard deviation of the texts.
 
     `scale` is a factor of the result. `image_moments` are the mean and standard deviation of the
-    cosines of images with the captions of the bank, if they have been computed before.
+    cosines of images with the captions of the bank, if it has captions.
     """
 
     def __init__(
@@ -259,7 +260,7 @@ class Standardizer:
         text: Any,
         bank: Bank,
         scale: float = 1.0,
-        image_moments: tuple[np.ndarray, np.ndarray] | None = None,
+        image_moments: tuple[np.ndarray, ...] = (),
     ) -> None:
         self.bank = bank
         self.image_moments = image_moments
@@ -269,45 +270,39 @@ class Standardizer:
 
     def apply(self, cosines: np.ndarray, image: Any) -> None:
         """Standardize cosines of images with all texts in place. Rows of NaN stay NaN."""
-        moments = None if self.bank.text is None else compute_moments(image, self.bank.text)
-        self._apply(cosines, None if moments is None else [m[:, None] for m in moments])
+        moments = () if self.bank.text is None else compute_moments(image, self.bank.text)
+        self._apply(cosines, [values[:, None] for values in moments])
 
     def apply_to_rows(self, cosines: np.ndarray, rows: slice, texts: slice) -> None:
         """Standardize cosines of some images of `image_moments` with some texts in place."""
-        moments = None
-        if self.image_moments is not None:
-            moments = [values[rows, None] for values in self.image_moments]
-        self._apply(cosines, moments, texts)
+        self._apply(cosines, [values[rows, None] for values in self.image_moments], texts)
 
     def apply_to_pairs(self, cosines: np.ndarray, rows: np.ndarray) -> None:
         """Standardize cosines of each text with k of the images of `image_moments` in place.
 
         Both arrays have the shape (n_texts, k).
         """
-        moments = None
-        if self.image_moments is not None:
-            moments = [values[rows.T] for values in self.image_moments]
-        self._apply(cosines.T, moments)
+        self._apply(cosines.T, [values[rows.T] for values in self.image_moments])
 
     @ignores_underflow
     def _apply(
-        self, cosines: np.ndarray, moments: list[np.ndarray] | None, texts: slice = slice(None)
+        self, cosines: np.ndarray, moments: list[np.ndarray], texts: slice = slice(None)
     ) -> None:
-        """Standardize cosines by the moments of their texts and, unless None, of their images."""
+        """Standardize cosines by the moments of their texts and, if any, of their images."""
         dtype = cosines.dtype
         mean, factor = self.mean[texts].astype(dtype), self.factor[texts].astype(dtype)
-        if moments is not None:
+        if moments:
             image_mean = moments[0].astype(dtype)
             image_factor = (self.scale / _replace_rounding_errors(moments[1])).astype(dtype)
         # In small tiles, so that the second term needs no array as large as the cosines.
         for rows in iter_row_tiles(*cosines.shape):
             tile = cosines[rows]
-            if moments is not None:
+            if moments:
                 image_term = tile - image_mean[rows]
                 image_term *= image_factor[rows]
             tile -= mean
             tile *= factor
-            if moments is not None:
+            if moments:
                 tile += image_term
 
 
@@ -365,13 +360,9 @@ def check_standardize(standardize: Any) -> None:
 
 def _select_rows(collection: Any, rows: np.ndarray) -> Any:
     """Return rows of a list, an array, a table or a column as an object of the same type."""
-    if hasattr(collection, "iloc"):
-        return collection.iloc[rows]
-    if hasattr(collection, "to_pylist") and hasattr(collection, "take"):  # pyarrow
-        return collection.take(rows)
-    if getattr(collection, "shape", None):
-        return collection[rows]
-    return [collection[int(row)] for row in rows]
+    if hasattr(collection, "to_pylist") and hasattr(collection, "take"):
+        return collection.take(rows)  # scikit-learn < 1.9 does not support pyarrow
+    return _safe_indexing(collection, rows.tolist())
 
 
 def drop_missing_rows(embeddings: Any) -> np.ndarray:

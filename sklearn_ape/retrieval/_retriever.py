@@ -390,7 +390,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
             bank = resolve_bank(self.standardize, aligner, self.aligner_)
         if bank is None:
             return None
-        moments = None if bank.text is None else collection.get_moments(bank.text)
+        moments = () if bank.text is None else collection.get_moments(bank.text)
         return Standardizer(texts, bank, image_moments=moments)
 
     def _check_ready(self, attribute: str | None = None) -> Collection:
