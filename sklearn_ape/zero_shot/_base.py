@@ -273,19 +273,14 @@ class Hierarchy(NamedTuple):
         return cls(to_class_array(nodes), paths, membership)
 
     @property
-    def n_levels(self) -> int:
-        return max(map(len, self.paths))
-
-    def find_nodes(self, level: int) -> np.ndarray:
-        """Return the indices of the nodes at a level; classes above it stand for themselves."""
-        n_classes = len(self.membership)
-        return np.array(
-            [
-                node
-                for node, path in enumerate(self.paths)
-                if len(path) == level + 1 or (node < n_classes and len(path) <= level)
-            ]
-        )
+    def levels(self) -> list[np.ndarray]:
+        """Indices of the nodes at each level; classes above it stand for themselves."""
+        depths = np.array([len(path) for path in self.paths])
+        is_class = np.arange(len(depths)) < len(self.membership)
+        return [
+            np.flatnonzero((depths == depth) | (is_class & (depths < depth)))
+            for depth in range(1, depths.max() + 1)
+        ]
 
     def choose(self, probabilities: np.ndarray, threshold: float) -> np.ndarray:
         """Return the most specific node of each row whose probability reaches the threshold.

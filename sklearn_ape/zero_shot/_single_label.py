@@ -229,10 +229,7 @@ class SingleLabelClassifier(ZeroShotBase):
         """
         hierarchy = self._get_hierarchy()
         probabilities = self.predict_proba(X)
-        return [
-            probabilities @ hierarchy.membership[:, hierarchy.find_nodes(level)]
-            for level in range(hierarchy.n_levels)
-        ]
+        return [probabilities @ hierarchy.membership[:, nodes] for nodes in hierarchy.levels]
 
     def score_levels(self, X: Any, y: Any) -> list[float]:
         """Compute the accuracy at each level of a hierarchy of labels.
@@ -315,8 +312,7 @@ class SingleLabelClassifier(ZeroShotBase):
     def levels_(self) -> list[np.ndarray]:
         """Labels of the nodes at each level of a hierarchy, from the coarsest to the finest."""
         hierarchy = self._get_hierarchy()
-        levels = range(hierarchy.n_levels)
-        return [hierarchy.nodes[hierarchy.find_nodes(level)] for level in levels]
+        return [hierarchy.nodes[nodes] for nodes in hierarchy.levels]
 
     def _prepare_logits(self, use_prior: bool = True) -> LogitTiles:
         """Check the parameters and the fitted state, and embed the labels."""
@@ -391,8 +387,8 @@ class SingleLabelClassifier(ZeroShotBase):
         truth = validate_y(y)
         check_in_labels(truth, {label: [str(label)] for label in index_of}, in_fit=False)
         paths = [hierarchy.paths[index_of[label]] for label in truth]
-        for level, level_probabilities in enumerate(self.predict_proba_levels(X)):
-            nodes = hierarchy.find_nodes(level)
+        levels = zip(hierarchy.levels, self.predict_proba_levels(X), strict=True)
+        for level, (nodes, level_probabilities) in enumerate(levels):
             is_unreadable = np.isnan(level_probabilities[:, 0])
             predicted = nodes[level_probabilities.argmax(axis=1)]
             predicted = np.where(is_unreadable, UNREADABLE, predicted)
