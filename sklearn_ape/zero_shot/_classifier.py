@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from types import FrameType
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from ._base import warn_about_numbers
 from ._single_label import SingleLabelClassifier
 
 
+@dataclass(eq=False, repr=False)
 class ZeroShotClassifier(SingleLabelClassifier):
     """Predict the class whose name, embedded as text, is most similar to the image.
 
@@ -125,26 +127,15 @@ class ZeroShotClassifier(SingleLabelClassifier):
     ['red apple', 'pizza', 'teapot', 'pizza']
     """
 
-    def __init__(
-        self,
-        labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None,
-        *,
-        aligner: BaseEstimator | str | None = None,
-        templates: str | Sequence[str] = "simple",
-        threshold: float | None = None,
-        unknown_label: Any = "unknown",
-        class_prior: Mapping[Any, float] | Sequence[float] | None = None,
-        logit_scale: float | None = None,
-        standardize: Any = False,
-    ) -> None:
-        self.labels = labels
-        self.aligner = aligner
-        self.templates = templates
-        self.threshold = threshold
-        self.unknown_label = unknown_label
-        self.class_prior = class_prior
-        self.logit_scale = logit_scale
-        self.standardize = standardize
+    labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None
+    _: KW_ONLY
+    aligner: BaseEstimator | str | None = None
+    templates: str | Sequence[str] = "simple"
+    threshold: float | None = None
+    unknown_label: Any = "unknown"
+    class_prior: Mapping[Any, float] | Sequence[float] | None = None
+    logit_scale: float | None = None
+    standardize: Any = False
 
     @with_callbacks
     def fit(self, X: Any, y: Any = None, captions: Any = None) -> Self:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator
 
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import LogitTiles, warn_unreadable
@@ -40,6 +39,7 @@ from ._label_embeddings import embed_labels
 from ._probe import Examples, ImageVectors, Probe, fit_probe
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class FewShotClassifier(ZeroShotClassifier):
     """Predict classes by their names and by a few labelled images.
 
@@ -60,9 +60,6 @@ class FewShotClassifier(ZeroShotClassifier):
     templates : str or sequence of str, default="simple"
         Sentences that a name is put into, or the name of a set of templates; see
         `ZeroShotClassifier`.
-    alpha : float, default=0.006
-        Strength of the L2 penalty on what is learned from images. A higher value gives the
-        names more weight, and the labelled images less.
     threshold : float or None, default=None
         Probability in [0, 1]. An image whose highest probability is below the threshold is
         predicted as `unknown_label`. None disables the threshold.
@@ -74,6 +71,9 @@ class FewShotClassifier(ZeroShotClassifier):
         labelled images are a random sample.
     logit_scale : float or None, default=None
         Logit scale: factor of the cosines of images and names. None takes that of the aligner.
+    alpha : float, default=0.006
+        Strength of the L2 penalty on what is learned from images. A higher value gives the
+        names more weight, and the labelled images less.
 
     Attributes
     ----------
@@ -152,38 +152,13 @@ class FewShotClassifier(ZeroShotClassifier):
     [2, 1]
     """
 
-    # State for `partial_fit`: the labelled images, the mean of their features, the embeddings of
-    # the names, and the logit scale.
-    _examples: Examples
-    _center: np.ndarray | None = None  # None without features, as in pickles of earlier versions
-    _text: np.ndarray
-    _scale: float
+    alpha: float = 0.006
+    # The names are compared by plain cosines.
+    standardize: bool = field(default=False, init=False)
+
     _purpose = (
         "Says which of the classes an image shows, by the classes' names and by labelled images."
     )
-    # The names are compared by plain cosines.
-    standardize = False
-
-    def __init__(
-        self,
-        labels: Sequence[str] | Mapping[Any, Any] | None = None,
-        *,
-        aligner: BaseEstimator | str | None = None,
-        templates: str | Sequence[str] = "simple",
-        alpha: float = 0.006,
-        threshold: float | None = None,
-        unknown_label: Any = "unknown",
-        class_prior: Mapping[Any, float] | Sequence[float] | None = None,
-        logit_scale: float | None = None,
-    ) -> None:
-        self.labels = labels
-        self.aligner = aligner
-        self.templates = templates
-        self.alpha = alpha
-        self.threshold = threshold
-        self.unknown_label = unknown_label
-        self.class_prior = class_prior
-        self.logit_scale = logit_scale
 
     @with_callbacks
     def fit(self, X: Any, y: Any, captions: Any = None, sample_weight: Any = None) -> Self:
@@ -342,6 +317,7 @@ class FewShotClassifier(ZeroShotClassifier):
         center = examples.find_center()
         inputs = ImageVectors(None, center).join(examples.embeddings, examples.features)
         self._set_probe(fit_probe(examples, inputs, text, scale, self.alpha))
+        # The state for `partial_fit`.
         self._examples, self._center, self._text, self._scale = examples, center, text, scale
 
     def _set_probe(self, probe: Probe) -> None:
@@ -408,9 +384,8 @@ class FewShotClassifier(ZeroShotClassifier):
         codes = part.array("codes", (None,), "i")
         if len(codes) and (codes.min() < 0 or codes.max() >= n_classes):
             raise ValueError(f"{part.where}.codes must be from 0 to {n_classes - 1}.")
-        features: np.ndarray | None = None
-        if "features" in part:  # files of earlier versions do not have them
-            features = part.array("features", (len(codes), None))
+        # Files of earlier versions have no features.
+        features = part.array("features", (len(codes), None)) if "features" in part else None
         self._examples = Examples(
             part.array("embeddings", (len(codes), n_components)),
             codes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -39,6 +40,7 @@ from ._multilabel_targets import (
 )
 
 
+@dataclass(eq=False, repr=False)
 class MultiLabelZeroShotClassifier(ZeroShotBase):
     """Predict every label whose name is similar enough to the image: none, one or several.
 
@@ -130,26 +132,15 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     _fit_only = ("aligner", "standardize")
     _purpose = "Says all the labels that hold for an image, by its cosine with the labels' names."
 
-    def __init__(
-        self,
-        labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None,
-        *,
-        aligner: BaseEstimator | str | None = None,
-        templates: str | Sequence[str] = "simple",
-        prevalence: float | Mapping[Any, float] = 0.1,
-        shrinkage: float = 5.0,
-        cv: int = 3,
-        logit_scale: float | None = None,
-        standardize: Any = True,
-    ) -> None:
-        self.labels = labels
-        self.aligner = aligner
-        self.templates = templates
-        self.prevalence = prevalence
-        self.shrinkage = shrinkage
-        self.cv = cv
-        self.logit_scale = logit_scale
-        self.standardize = standardize
+    labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None
+    _: KW_ONLY
+    aligner: BaseEstimator | str | None = None
+    templates: str | Sequence[str] = "simple"
+    prevalence: float | Mapping[Any, float] = 0.1
+    shrinkage: float = 5.0
+    cv: int = 3
+    logit_scale: float | None = None
+    standardize: Any = True
 
     @with_callbacks
     def fit(self, X: Any, Y: Any, captions: Any = None) -> Self:
