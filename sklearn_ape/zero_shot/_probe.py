@@ -113,8 +113,6 @@ class ImageVectors:
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the vectors of images, or rows of NaN for those that could not be read."""
-        if self.center is None:
-            return np.asarray(self.aligner.transform(X), dtype=np.float32)
         return self.join(*embed_with_features(self.aligner, X))
 
     def join(self, embeddings: np.ndarray, features: np.ndarray | None) -> np.ndarray:
