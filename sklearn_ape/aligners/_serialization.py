@@ -46,18 +46,18 @@ class SavedAlignerMixin(PretrainedMixin):
 
     def _get_state(self: Any) -> dict[str, Any]:
         names = getattr(self, "feature_names_in_", None)
-        bank, fitted = getattr(self, "bank_", None), getattr(self, "_fitted_images", None)
+        fitted = getattr(self, "_fitted_images", None)
         return {
             **self._get_learned_state(),
             "logit_scale": float(self.logit_scale_),
             "fingerprint": self.fingerprint_,
             "feature_names_in": None if names is None else [str(name) for name in names],
             "text_feature_names": self._text_feature_names or None,
-            "n_pairs": getattr(self, "_n_pairs", None),
+            "n_pairs": self._n_pairs,
             "image_encoder": getattr(self, "image_encoder_", None),
             "text_encoder": getattr(self, "text_encoder_", None),
-            "bank": None if bank is None else bank.get_state(),
-            "fitted_images": None if fitted is None else dict(fitted._asdict()),
+            "bank": self.bank_.get_state(),
+            "fitted_images": None if fitted is None else fitted._asdict(),
         }
 
     def _set_state(self: Any, state: FittedState) -> None:
@@ -72,8 +72,7 @@ class SavedAlignerMixin(PretrainedMixin):
                 "the weights of its text encoder have changed."
             )
         self._set_feature_names(state)
-        if "n_pairs" in state:
-            self._n_pairs = state.integer("n_pairs")
+        self._n_pairs = state.integer("n_pairs")
         for name in ("image_encoder", "text_encoder"):
             encoder = state.optional(name)
             if encoder is None:
@@ -81,8 +80,7 @@ class SavedAlignerMixin(PretrainedMixin):
             if not hasattr(encoder, "transform"):
                 raise ValueError(f"{name} must be an encoder.")
             setattr(self, f"{name}_", encoder)
-        if "bank" in state:
-            self.bank_ = Bank.from_state(state.part("bank"), self.n_components_)
+        self.bank_ = Bank.from_state(state.part("bank"), self.n_components_)
         if "fitted_images" in state:
             self._fitted_images = FittedImages.from_state(state.part("fitted_images"), n_image)
 
@@ -98,13 +96,13 @@ class SavedAlignerMixin(PretrainedMixin):
     def _get_card_facts(self: Any) -> Facts:
         takes_images = getattr(self, "image_encoder_", None) is not None
         facts: dict[str, Any] = {
-            "image features": getattr(self, "n_features_in_", "unknown"),
+            "image features": self.n_features_in_,
             "text features": getattr(self, "n_text_features_in_", "tokens"),
             "embeddings": self.n_components_,
             "logit scale": f"{self.logit_scale_:.4g}",
         }
         for name, value in (
-            ("training pairs", getattr(self, "_n_pairs", None)),
+            ("training pairs", self._n_pairs),
             ("parameters", getattr(self, "n_parameters_", None)),
             ("best epoch", getattr(self, "best_epoch_", None)),
         ):

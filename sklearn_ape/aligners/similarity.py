@@ -207,16 +207,15 @@ class Bank(NamedTuple):
         """Return the bank as plain arrays for saving; "spread" is a key of the file format."""
         return {
             "image": _get_rows_state(self.image),
-            "text": None if self.text is None else _get_rows_state(self.text),
+            "text": _get_rows_state(self.text),
             "spread": float(self.std),
         }
 
     @classmethod
     def from_state(cls, state: FittedState, n_components: int) -> Self:
         """Return the bank whose `get_state` was saved."""
-        image = _restore_rows(state.part("image"), n_components)
-        text = _restore_rows(state.part("text"), n_components) if "text" in state else None
-        return cls(image, text, np.nan if text is None else state.number("spread", least=0))
+        image, text = (_restore_rows(state.part(s), n_components) for s in ("image", "text"))
+        return cls(image, text, state.number("spread", least=0))
 
 
 def _get_rows_state(rows: Any) -> dict[str, Any]:

@@ -272,7 +272,7 @@ class TestCollection:
         np.testing.assert_allclose(similarity, expected, atol=1e-6)
 
     def test_collection_works_without_captions(self, fitted, held_out):
-        """CLIPAligner has no bank, and neither have old pickles."""
+        """CLIPAligner has no bank."""
         del fitted.bank_
         image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
         expected = standardized(image @ text.T, image, text, Bank.from_embeddings(image, None))
