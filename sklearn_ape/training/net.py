@@ -341,10 +341,6 @@ class AlignmentNet(NeuralNet):
                 loss = loss + weight * structure(features, embeddings)
         return loss
 
-    def infer(self, x: Any, **fit_params: Any) -> Any:
-        """Return the embeddings of a batch of features."""
-        return self.module_(**{side: rows.to(self.device) for side, rows in x.items()})
-
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Compute the loss and the gradients of a batch, summed over ranks."""
         inputs, positive = batch

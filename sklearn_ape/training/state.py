@@ -159,8 +159,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, values: dict[str, Any])
 def _get_schedule_state(scheduler: Any) -> dict[str, Any]:
     """Return the numbers that say at which step a scheduler is."""
     names = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
-    values = vars(scheduler)
-    return {name: values[name] for name in names if name in values}
+    return {name: getattr(scheduler, name) for name in names}
 
 
 def _get_generators(device: torch.device) -> dict[str, np.ndarray]:
