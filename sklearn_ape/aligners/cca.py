@@ -167,18 +167,15 @@ class CCAAligner(ClosedFormAligner):
     def _set_projections(
         self, image: _Projection, text: _Projection, correlations: np.ndarray
     ) -> None:
-        self._image_projection, self._text_projection = image, text
+        self._projections = {"image": image, "text": text}
         self.correlations_ = correlations
         self.n_components_ = self._n_features_out = len(correlations)
         self.n_parameters_ = sum(array.size for array in (*image, *text))
         self.fingerprint_ = fingerprint(*image, *text)
 
     def _get_learned_state(self) -> dict[str, Any]:
-        return {
-            "image": self._image_projection._asdict(),
-            "text": self._text_projection._asdict(),
-            "correlations": self.correlations_,
-        }
+        sides = {side: projection._asdict() for side, projection in self._projections.items()}
+        return {**sides, "correlations": self.correlations_}
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         correlations = state.array("correlations", (None,))
@@ -215,11 +212,11 @@ class CCAAligner(ClosedFormAligner):
         )
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
-        return getattr(self, f"_{side}_projection")(features)
+        return self._projections[side](features)
 
     def _make_network(self, side: str) -> nn.Module:
         """Return the network of one side that `export_onnx` writes."""
-        return _ProjectionNetwork(*getattr(self, f"_{side}_projection"))
+        return _ProjectionNetwork(*self._projections[side])
 
 
 def _compute_whitening(

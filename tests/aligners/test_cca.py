@@ -22,7 +22,7 @@ def views():
 def directions(aligner, image, text):
     """Projections without normalization and without weights."""
     weight = aligner.correlations_ ** (aligner.power / 2)
-    sides = (aligner._image_projection, image), (aligner._text_projection, text)
+    sides = (aligner._projections["image"], image), (aligner._projections["text"], text)
     return [(x - side.mean) @ side.matrix / weight for side, x in sides]
 
 
