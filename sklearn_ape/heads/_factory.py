@@ -216,9 +216,7 @@ def _restore_head(state: FittedState) -> Head:
         return BlendedHead(first, second, state.number("weight", least=0))
     if kind == "extended":
         base = _restore_head(state.part("base"))
-        correction = None
-        if "correction" in state:
-            correction = _restore_map(state.part("correction"))
+        correction = _restore_map(state.part("correction")) if "correction" in state else None
         scale = state.number("scale", least=0)
         return ExtendedHead(base, scale, _read_float32(state, "shift", (None,)), correction)
     head, tensors = _make_empty_head(state, kind)
