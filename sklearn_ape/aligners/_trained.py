@@ -170,15 +170,6 @@ class TrainedAligner(BaseAligner):
     # Whether max_epochs="auto" is valid.
     _can_choose_epochs: ClassVar = False
 
-    module_: TwoTower
-    loss: str
-    max_epochs: Any
-    device: Any
-    random_state: Any
-    verbose: Any
-    callbacks: Any
-    checkpoint: Any
-
     @abstractmethod
     def _train(
         self, data: PairDataset, run: TrainingRun
