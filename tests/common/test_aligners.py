@@ -267,7 +267,7 @@ CHECKED_ALIGNERS = {
         head="glu", loss="sigmoid", optimizer="adam", init="kernel", early_stopping=False, **TINY
     ),
     "APE, star, mixup": APEAligner(
-        head="star", side="both", init="kernel", mixup=0.3,
+        head="star", side="both", init="linear", mixup=0.3,
         loss_params={"structure_weight": 0.2}, optimizer_params={"clip_norm": 1.0},
         **TINY,
     ),

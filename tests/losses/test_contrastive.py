@@ -71,10 +71,6 @@ class TestInfoNCE:
         ):
             torch.testing.assert_close(gradient, expected_gradient, rtol=5e-3, atol=0)
 
-    def test_small_batches_are_dense_by_default(self, embeddings, positive):
-        dense = InfoNCELoss(tile_size=None)(*embeddings, positive)
-        assert InfoNCELoss()(*embeddings, positive) == dense
-
 
 class TestScale:
     @both_losses
@@ -233,11 +229,6 @@ class TestTiles:
 
 
 class TestInvalidInput:
-    @pytest.mark.parametrize("tile_size", [0, -1, 2.5, "all"])
-    def test_invalid_tile_size_raises(self, tile_size):
-        with pytest.raises(ValueError, match="tile_size must be None, 'auto' or an integer >= 1"):
-            InfoNCELoss(tile_size=tile_size)
-
     @pytest.mark.parametrize("name", ["logit_scale", "max_logit_scale"])
     def test_scale_of_zero_raises(self, name):
         """The scale is learned as a logarithm."""
