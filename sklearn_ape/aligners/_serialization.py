@@ -100,14 +100,11 @@ class SavedAlignerMixin(PretrainedMixin):
             "text features": getattr(self, "n_text_features_in_", "tokens"),
             "embeddings": self.n_components_,
             "logit scale": f"{self.logit_scale_:.4g}",
+            "training pairs": f"{self._n_pairs:,}",
+            "parameters": f"{self.n_parameters_:,}",
         }
-        for name, value in (
-            ("training pairs", self._n_pairs),
-            ("parameters", getattr(self, "n_parameters_", None)),
-            ("best epoch", getattr(self, "best_epoch_", None)),
-        ):
-            if value is not None:
-                facts[name] = f"{value:,}"
+        if hasattr(self, "best_epoch_"):
+            facts["best epoch"] = f"{self.best_epoch_:,}"
         # The score of the epoch that was kept; the highest score of all epochs would be biased.
         scores = {}
         for row in getattr(self, "history_", []):
