@@ -185,6 +185,7 @@ class FrozenHead(Head):
                 f"most {n_in}, not {n_out}. Use side='both' for more."
             )
         super().__init__(n_in, n_out)
+        self.spec = {"kind": None, "depth": 1, "width": 1, "dropout": 0.0}
         if n_out < n_in:
             self.register_buffer("directions", torch.eye(n_in)[:, :n_out].contiguous())
 
@@ -223,6 +224,7 @@ class LinearHead(Head):
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out)
+        self.spec = {"kind": "linear", "depth": 1, "width": 1, "dropout": 0.0}
         self.linear = nn.Linear(n_in, n_out)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

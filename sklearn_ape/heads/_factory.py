@@ -183,16 +183,12 @@ def get_head_state(head: Head) -> dict[str, Any]:
             "shift": head.shift.numpy(),
             "correction": None if head.correction is None else _get_map(head.correction),
         }
-    spec = head.spec
-    if spec is None and isinstance(head, FrozenHead | LinearHead):
-        is_linear = isinstance(head, LinearHead)
-        spec = {"kind": "linear" if is_linear else None, "depth": 1, "width": 1, "dropout": 0.0}
-    if spec is None:
+    if head.spec is None:
         raise TypeError(
             f"head is a {type(head).__name__} that was not made by make_head, and cannot be "
             "saved. Make it with make_head."
         )
-    return {**spec, "n_in": head.n_in, "n_out": head.n_out, "tensors": _get_arrays(head)}
+    return {**head.spec, "n_in": head.n_in, "n_out": head.n_out, "tensors": _get_arrays(head)}
 
 
 @default_state()
