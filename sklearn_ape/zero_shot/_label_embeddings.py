@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -106,10 +105,8 @@ def _may_store_embeddings(aligner: Any) -> bool:
         return False
     if getattr(aligner, "n_components_", 1) > _MAX_STORED_COMPONENTS:
         return False
-    with suppress(TypeError):  # an invalid parameter, which the encoder reports
-        cache = open_cache(encoder.cache)
-        return isinstance(cache, DiskFeatureCache) and cache.dtype == "float32"
-    return False
+    cache = open_cache(encoder.cache)
+    return isinstance(cache, DiskFeatureCache) and cache.dtype == "float32"
 
 
 @ignores_underflow
