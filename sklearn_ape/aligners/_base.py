@@ -303,8 +303,7 @@ class BaseAligner(
         is_training_image : ndarray of bool, shape (n_samples,), or None
             True for an image with the same content as a training image (the bytes of a file, or
             the pixels of an array or PIL image), or practically the same features. False for
-            unreadable images. None if no record is available: for `CLIPAligner`, and for models
-            saved by versions without a record.
+            unreadable images. None for `CLIPAligner`, which is not fitted.
         """
         check_is_fitted(self)
         fitted_images: FittedImages | None = getattr(self, "_fitted_images", None)

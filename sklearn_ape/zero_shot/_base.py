@@ -54,7 +54,6 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
     )
 
     labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None
-    aligner: Any
     templates: str | Sequence[str]
     logit_scale: float | None
     standardize: Any

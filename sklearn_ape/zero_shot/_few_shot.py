@@ -125,8 +125,7 @@ class FewShotClassifier(ZeroShotClassifier):
     temperature depend on the order of the images, because they are chosen by cross-validation.
     For a given weight, the linear function does not.
 
-    The embeddings and features of the labelled images are stored, 4 bytes per component. Models
-    that earlier versions saved have no features, and use embeddings alone.
+    The embeddings and features of the labelled images are stored, 4 bytes per component.
 
     Cross-validation and searches clone estimators, so that a fitted aligner is no longer fitted.
     Pass ``aligner=FrozenEstimator(aligner)`` to keep it.
