@@ -359,8 +359,7 @@ class BaseAligner(
             data = append_head_pairs(self, head, data)
         if len(data.text) == 1:
             raise ValueError(
-                "All captions in y are the same, so there is nothing to align. Pass the caption "
-                "of each image, or labels of at least two classes."
+                "All captions in y are the same. Pass captions, or labels of two classes or more."
             )
         return data
 
