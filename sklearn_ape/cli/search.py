@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..utils.files import expand_user
+from ..utils.files import expand_user, write_file_atomically
 from . import _inputs as option
 from ._inputs import list_images
 from ._output import (
@@ -24,6 +24,10 @@ from ._output import (
     print_message,
     resolve_format,
 )
+
+# File in the folder of an index with the time of `_read_time`. The times of the other files are
+# not suitable, because copying the folder changes them.
+_TIME = "indexed_at"
 
 
 def search(
@@ -137,7 +141,6 @@ def index(
         started_at = os.fstat(file.fileno()).st_mtime_ns
     paths = [os.path.abspath(path) for path in list_images(images, quiet)]
 
-    from ..persistence.files import CONFIG
     from ._models import RuntimeOptions
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
@@ -146,15 +149,13 @@ def index(
     else:
         retriever = _build_index(paths, aligner, options, kind)
     retriever.save_pretrained(folder)
-    with suppress(OSError):  # some network file systems do not support it
-        # An update embeds images that were changed after this time.
-        os.utime(folder / CONFIG, ns=(started_at, started_at))
+    with write_file_atomically(folder / _TIME) as temporary:
+        temporary.write_text(str(started_at), encoding="ascii")
     print_message(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
 
 
 def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
     """Return the index in a folder after embedding new and changed images only."""
-    from ..persistence.files import CONFIG
     from ._models import encode_images, get_image_encoder
 
     retriever = _load_index(folder, options)
@@ -166,7 +167,7 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             "of images. Create it again without --update."
         )
     indexed = set(items)
-    indexed_at = (folder / CONFIG).stat().st_mtime
+    indexed_at = _read_time(folder)
     changed = {path for path in indexed.intersection(paths) if _may_be_newer(path, indexed_at)}
     removed = indexed.difference(paths)
     existing = sorted(filter(os.path.isfile, removed))
@@ -197,8 +198,20 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
     return retriever
 
 
-def _may_be_newer(path: str, indexed_at: float) -> bool:
-    """Return whether an image may have changed after a time.
+def _read_time(folder: Path) -> int:
+    """Return the time, in nanoseconds, at which the images of an index began to be read."""
+    from ..persistence.files import CONFIG
+
+    try:
+        return int((folder / _TIME).read_text(encoding="ascii"))
+    except FileNotFoundError:  # an index that was saved in Python
+        return (folder / CONFIG).stat().st_mtime_ns
+    except ValueError:  # a damaged file: all images are embedded again
+        return 0
+
+
+def _may_be_newer(path: str, indexed_at: int) -> bool:
+    """Return whether an image may have changed after a time in nanoseconds.
 
     Copies may keep the time of the original, but the system records when they replaced the file.
     """
@@ -206,7 +219,7 @@ def _may_be_newer(path: str, indexed_at: float) -> bool:
         status = os.stat(path)
     except OSError:  # such as a link to a missing file, which is then reported as unreadable
         return True
-    return max(status.st_mtime, status.st_ctime) > indexed_at
+    return max(status.st_mtime_ns, status.st_ctime_ns) > indexed_at
 
 
 def _build_index(

@@ -140,6 +140,30 @@ class TestUpdate:
         assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
 
+    def test_copied_index(self, photos, run, tmp_path):
+        """Images that had changed between the index and its copy counted as unchanged."""
+        shutil.copytree(photos / "food", tmp_path / "food")
+        first, second = sorted((tmp_path / "food").iterdir())[:2]
+        run("index", tmp_path / "food", "-o", tmp_path / "index")
+        shutil.copy(second, first)
+        shutil.copytree(tmp_path / "index", tmp_path / "copy", copy_function=shutil.copyfile)
+        arguments = ("index", tmp_path / "food", "-o", tmp_path / "copy", "--update")
+        assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
+        assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
+
+    @pytest.mark.parametrize("is_damaged", [False, True])
+    def test_index_without_valid_time(self, photos, run, tmp_path, is_damaged):
+        shutil.copytree(photos / "food", tmp_path / "food")
+        first, second, *others = sorted((tmp_path / "food").iterdir())
+        run("index", tmp_path / "food", "-o", tmp_path / "index")
+        (tmp_path / "index" / "indexed_at").unlink()
+        if is_damaged:
+            (tmp_path / "index" / "indexed_at").write_text("")
+        shutil.copy(second, first)
+        arguments = ("index", tmp_path / "food", "-o", tmp_path / "index", "--update")
+        n_embedded = 2 + len(others) if is_damaged else 1
+        assert f"Images embedded: {n_embedded}, removed: 0." in run(*arguments).stderr
+
     def test_clock_that_differs_from_that_of_the_file_system(
         self, photos, run, tmp_path, monkeypatch
     ):
