@@ -96,6 +96,7 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     threshold : float, default=0.97
         Minimum cosine similarity of near-duplicates, in [-1, 1]. With pooled EfficientNet
         features of drawings, the default finds copies, recolored copies and slight variants.
+        Different images of one kind, such as pages of text, can exceed it; see Notes.
 
     Returns
     -------
@@ -116,6 +117,10 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     Notes
     -----
     All pairs of rows are compared, so time is quadratic in the number of rows. Memory is linear.
+
+    The features describe what kind of image it is, and hardly any text. 60 different pages of
+    printed words had cosines of 0.95 to 0.995: they were one group with the default, and 60 groups
+    with a threshold of 0.999. Look at the largest groups before you drop images.
 
     Examples
     --------
