@@ -118,9 +118,8 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     -----
     All pairs of rows are compared, so time is quadratic in the number of rows. Memory is linear.
 
-    The features describe what kind of image it is, and hardly any text. 60 different pages of
-    printed words had cosines of 0.95 to 0.995: they were one group with the default, and 60 groups
-    with a threshold of 0.999. Look at the largest groups before you drop images.
+    The features describe what kind of image it is, and hardly any text in it, so that all pages of
+    printed words can be one group. Look at the largest groups before you drop images.
 
     Examples
     --------
