@@ -1,4 +1,4 @@
-"""All numerical cases, and their tables in docs/numerics.md as Markdown."""
+"""All numerical cases, and their tables in docs/numerics_cases.md as Markdown."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ CELLS: list[Cell] = [
 ]
 
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "numerics.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "numerics_cases.md"
 BEGIN, END = (
     "<!-- tables: written by tests/robustness/numerics/case_table.py -->",
     "<!-- end of tables -->",
@@ -120,7 +120,7 @@ def _table(title: str, cells: list[Cell]) -> str:
     counts = Counter(cell.to for cell in cells)
     n_rows = len({cell.given for cell in cells})
     usual = [name for name in counts if counts[name] > _USUAL * n_rows]
-    lines = [f"### {_TITLES[title]}", ""]
+    lines = [f"## {_TITLES[title]}", ""]
     if usual:
         occasional = [name for name in counts if name not in usual]
         also = (

@@ -1,4 +1,4 @@
-"""Cases of the tables in docs/numerics.md, and the tables themselves."""
+"""Cases of the tables in docs/numerics_cases.md, and the tables themselves."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_tables_of_the_page_are_up_to_date():
     page = PAGE.read_text()
     page_tables = page.partition(BEGIN)[2].partition(END)[0].strip()
     assert page_tables == tables(), (
-        "docs/numerics.md is out of date: see the docstring of this test"
+        "docs/numerics_cases.md is out of date: see the docstring of this test"
     )
 
 
