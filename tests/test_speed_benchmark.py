@@ -4,9 +4,53 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from benchmarks import gpu
-from benchmarks.speed import indexes, libraries, precision, trainers
+from benchmarks.speed import encode, indexes, libraries, precision, trainers
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+
+
+def compute_largest_distance(one, other):
+    """Return the largest 1 - cosine of two arrays of features."""
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float((1 - (one * other).sum(axis=1) / norms).max())
+
+
+def test_network_of_plain_loop_has_the_weights_of_the_encoder():
+    """The plain loop, embetter and the GPU program encode with this network."""
+    image = Image.fromarray(load_sample_images().images[0])
+    network, transform = encode.load_timm_model()
+    with torch.inference_mode():
+        features = network(transform(image)[None]).numpy()
+    encoder = TimmImageEncoder(engine="torch", cache=None)
+    assert compute_largest_distance(features, encoder.transform([image])) < 1e-4
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("contender", encode.CONTENDERS)
+def test_contenders_give_the_same_features(contender, tmp_path, monkeypatch):
+    """All encode the same items; features in bfloat16 differ more."""
+    for name, module in (
+        *(("openvino", "openvino"), ("onnx", "onnxruntime"), ("embetter", "embetter")),
+        ("sentence-transformers", "sentence_transformers"),
+    ):
+        if name in contender:
+            pytest.importorskip(module)
+    monkeypatch.setenv("SKLEARN_APE_DATA", str(tmp_path))
+    encoder = TimmImageEncoder(engine="torch", cache=None)
+    items = load_sample_images().filenames
+    if "texts" in contender or contender == "sentence-transformers":
+        encoder = TransformersTextEncoder(engine="torch", cache=None)
+        items = ["a cat", "a red apple on a table"]
+    path = tmp_path / "items.txt"
+    path.write_text("\n".join(items), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["", contender, str(path)])
+    features = encode.CONTENDERS[contender](tmp_path)(items)
+    limit = 2e-2 if "bf16" in contender else 1e-4
+    assert compute_largest_distance(features, encoder.transform(items)) < limit
 
 
 @pytest.mark.exhaustive

@@ -1,0 +1,185 @@
+"""Figures on the pages of the documentation, compared with the published results."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks import scale
+from benchmarks._results import RESULTS, Results
+
+ROOT = RESULTS.parents[1]
+# Names on the pages, and in the files of results.
+NAMES = {
+    "stamps by folder": "stamp folders",
+    "the same, predict_together": "FewShotClassifier, predict_together",
+    "predict, shares known": "predict, class_prior",
+    "predict_together, shares known": "predict_together, class_prior",
+    "all images": "all",
+    "emoji, plain MLP": "mlp",
+    "emoji, residual blocks": "residual",
+    "init=None": "APE (init=None)",
+}
+
+
+def rename(name):
+    return NAMES.get(name, name)
+
+
+def read_tables(page):
+    """Return the tables of a page, each as a list of rows of cells without Markdown."""
+    tables, is_table = [], False
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("|"):
+            is_table = False
+            continue
+        if not is_table:
+            tables.append([])
+            is_table = True
+        if not line.startswith("|---"):
+            text = re.sub(r"\*\*|`| \[\d\]", "", line.replace("\xa0", " "))
+            tables[-1].append([cell.strip() for cell in text.strip("|").split("|")])
+    return tables
+
+
+def find_table(page, *header):
+    """Return the rows of the only table of a page whose header starts with these cells."""
+    (table,) = (table for table in read_tables(page) if table[0][: len(header)] == list(header))
+    return table
+
+
+def read_results(name):
+    with (RESULTS / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def read_accuracies(table):
+    """Return the accuracies of few_labels.csv by collection, method and case."""
+    return {
+        (row["data"].partition(",")[0], row["method"], row["case"]): row["accuracy"]
+        for row in read_results("few_labels")
+        if row["table"] == table
+    }
+
+
+@pytest.mark.parametrize(
+    ("number", "table"), [(0, "few labels"), (1, "half of the classes"), (2, "collections")]
+)
+def test_accuracies_of_classifiers(number, table):
+    """The page has all rows of the file."""
+    header, *rows = read_tables("docs/benchmark_classifiers.md")[number]
+    cases = [rename(name.removesuffix(" images per class")) for name in header[2:]]
+    accuracies = {}
+    data = ""
+    for name, method, *cells in rows:
+        data = rename(name.partition(", ")[0]) or data
+        for case, cell in zip(cases, cells, strict=True):
+            if cell:
+                accuracies[data, rename(method), case] = cell
+    assert accuracies == read_accuracies(table)
+
+
+def test_accuracies_of_readme():
+    header, *rows = find_table("README.md", "labelled images per class")
+    expected = read_accuracies("few labels")
+    methods = (
+        *("names alone", "FewShotClassifier"),
+        *("FewShotClassifier, predict_together", "LogisticRegression"),
+    )
+    for method, (_, *cells) in zip(methods, rows, strict=True):
+        for case, cell in zip(header[1:], cells, strict=True):
+            if cell:
+                assert cell == f"{float(expected['stamps', method, case]):.0f} %"
+
+
+def test_recall_of_methods():
+    """Deviations that are rounded to 0 are left out on the page."""
+    _, *rows = find_table("docs/benchmark_aligners.md", "method", "stamps")
+    expected = {
+        row["method"]: [
+            f"{row['stamps i2t@1']} / {row['t2i@1']}",
+            row["emoji, held-out concepts: i2t@1 / t2i@1"],
+            row["clip art, held-out folders: i2t@1 / t2i@1"],
+            row["seconds"],
+        ]
+        for row in read_results("accuracy_A")
+    }
+    assert len(rows) > 20
+    for method, *cells in rows:
+        assert cells[:4] == [cell.replace(" ± 0.0", "") for cell in expected[method]]
+
+
+def test_recall_of_curated_pairs():
+    _, *rows = find_table("docs/benchmark_aligners.md", "method", "selection")
+    assert rows == [list(row.values()) for row in read_results("accuracy_G")]
+
+
+def test_recall_by_number_of_pairs():
+    results = Results(RESULTS / "scale.csv", scale.COLUMNS)
+    header, *rows = find_table("docs/benchmark_aligners.md", "method", "1,000 pairs")
+    methods = {label: method for method, label in scale.LABELS.items()}
+    assert {methods[label] for label, *_ in rows} == set(scale.METHODS)
+    for label, *cells in rows:
+        for name, cell in zip(header[1:], cells, strict=True):
+            n_pairs = int(re.sub(r"\D", "", name))
+            mean = scale.mean_recall(results, methods[label], n_pairs, scale.TEST_SETS)
+            assert cell.partition(" ")[0] == (f"{mean[0]:.1f}" if mean else "")
+
+
+def test_recall_by_encoder():
+    """Each row of the page is two lines of the file, one per test set."""
+    _, *rows = find_table("docs/benchmark_aligners.md", "image encoder")
+    lines = (RESULTS / "encoders.txt").read_text(encoding="utf-8").splitlines()[1:]
+    expected = []
+    for stamps, emoji in zip(lines[::2], lines[1::2], strict=True):
+        cells, others = (re.split(r"\s{2,}", line) for line in (stamps, emoji))
+        rate, test = cells[2].split()
+        assert test == "stamps"
+        expected.append([*cells[:2], rate, *cells[3:], *others[3:]])
+    assert rows == expected
+
+
+def test_recall_by_depth():
+    header, *rows = find_table("docs/reproduction.md", "", "depth 1")
+    depths = [re.sub(r"\D", "", name) for name in header[1:]]
+    expected = {row["head"]: row for row in read_results("accuracy_E")}
+    results = Results(RESULTS / "scale.csv", scale.COLUMNS)
+    for name, *cells in rows:
+        for depth, cell in zip(depths, cells, strict=True):
+            if name.startswith("icons"):
+                n_pairs = int(re.sub(r"\D", "", name))
+                mean = scale.mean_recall(results, f"head-{depth}", n_pairs, scale.TEST_SETS)
+                assert cell == (f"{mean[0]:.1f}" if mean else "")
+            else:
+                assert cell == expected[rename(name)][f"depth {depth}"].partition(" ")[0]
+
+
+def test_recall_under_distribution_shift():
+    header, *rows = find_table("docs/reproduction.md", "", "clip art → photographs")
+    columns = [name.replace("→ photographs", "→ stamps: photographs") for name in header[1:]]
+    expected = {
+        row["method"]: row for row in read_results("accuracy_F") if row["scores"] == "cosine"
+    }
+    for name, *cells in rows:
+        row = expected[rename(name)]
+        assert cells == [re.sub(r" ± \d\.\d", "", row[column]) for column in columns]
+
+
+def test_counts_of_hostile_and_random_inputs():
+    _, *rows = find_table("docs/benchmark_reliability.md", "inputs")
+    names = ("files, read one by one", "files, one batch of an encoder", "fuzz")
+    counts = {name: np.zeros(3, int) for name in names}
+    for row in read_results("reliability"):
+        name = row["part"] if row["part"] == "fuzz" else row["name"]
+        if name in counts:
+            counts[name] += [int(row[column]) for column in ("cases", "right", "clear_errors")]
+    assert [cells for _, *cells in rows] == [
+        [f"{count:,}" for count in row] for row in counts.values()
+    ]
+
+
+def test_recall_of_starter_model_is_that_of_its_card():
+    _, *card = find_table("sklearn_ape/aligners/starter_model/README.md", "direction")
+    _, *rows = find_table("docs/benchmark_starter.md", "images", "direction")
+    assert [cells for _, *cells in card] == [cells for _, _, *cells in rows[:2]]
