@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks import scale
+from benchmarks import figures, scale
 from benchmarks._results import RESULTS, Results
 
 ROOT = RESULTS.parents[1]
@@ -164,6 +164,40 @@ def test_recall_under_distribution_shift():
     for name, *cells in rows:
         row = expected[rename(name)]
         assert cells == [re.sub(r" ± \d\.\d", "", row[column]) for column in columns]
+
+
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_encoding_speed(kind):
+    _, *rows = find_table("docs/benchmark_speed.md", "", f"{kind}/s")
+    speeds = figures.read_speeds(read_results("speed"), kind)
+    rates = {}
+    for method, rate, *_ in rows:
+        method = re.sub(r" \(.*|'s TimmEncoder", "", method)
+        method = re.sub(r"^T\w+Encoder, |^(?=OpenVINO|ONNX)", "sklearn_ape, ", method)
+        rates[method] = rate
+    rates.pop("photographs of 12 megapixels, OpenVINO", None)
+    assert rates == {method: f"{speed:,.0f}" for method, speed in speeds.items()}
+
+
+def test_speed_error_and_recall_of_engines():
+    """The page has all configurations; errors below 1e-6 are 0."""
+    _, *rows = find_table("docs/benchmark_speed.md", "encoder", "engine")
+    results = {
+        row["name"]: float(row["value"])
+        for row in read_results("speed")
+        if row["part"] == "precision"
+    }
+    engines = {"torch": "torch", "ONNX Runtime": "onnx", "OpenVINO": "openvino"}
+    suffixes = ("", ": largest 1 - cosine", ": mean 1 - cosine", ": recall@1")
+    encoder = ""
+    for name, engine, dtype, *cells in rows:
+        encoder = name.replace('pooling="gem"', "gem") or encoder
+        for cell, suffix in zip(cells, suffixes, strict=True):
+            value = results.pop(f"{encoder}, {engines[engine]} {dtype}{suffix}")
+            number = cell.partition(" ")[0].replace(",", "")
+            n_digits = len(number.partition(".")[2])
+            assert abs(float(number) - value) < (1e-6 if cell == "0" else 0.501 * 10**-n_digits)
+    assert not results
 
 
 def test_counts_of_hostile_and_random_inputs():
