@@ -148,8 +148,12 @@ def _send_without_length(visitor, rng, images) -> str:
 
 
 def _send_many_names(visitor, rng, images) -> str:
+    image = visitor.upload(rng.choice(images).read_bytes())
+    if image.status_code != 200:
+        return _judge_refusal(image)
+    file = {"path": image.json()[0], "meta": {"_type": "gradio.FileData"}}
     names = ", ".join(f"name {number}" for number in range(5000))
-    return _judge_answer(visitor.answer("classify", None, names, "simple", 0))
+    return _judge_answer(visitor.answer("classify", file, names, "simple", 0))
 
 
 def _send_broken_json(visitor, rng, images) -> str:

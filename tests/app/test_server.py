@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import resource
 import signal
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 
 httpx = pytest.importorskip("httpx")
 
+from benchmarks.reliability import service  # noqa: E402
 from sklearn_ape.app import Limits, serve  # noqa: E402
 from sklearn_ape.app._server import _interrupt_on_sigterm  # noqa: E402
 from tests.app.visitor import API, Visitor  # noqa: E402
@@ -38,6 +40,14 @@ def page(fast_aligner, captioned_images):
 @pytest.fixture
 def visitor(page):
     return Visitor(page.url)
+
+
+@pytest.mark.parametrize("send", dict.fromkeys(service._REQUESTS))
+def test_requests_of_the_benchmark_have_the_expected_outcome(send, visitor, captioned_images):
+    """`python -m benchmarks.reliability service` sends them at random."""
+    images = [Path(path) for path in captioned_images.images[:3]]
+    is_valid = send in (service._send_valid_image, service._send_query)
+    assert send(visitor, random.Random(0), images) == ("right" if is_valid else "error")
 
 
 class TestResults:
