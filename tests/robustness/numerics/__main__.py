@@ -1,6 +1,6 @@
 """Commands for the tables of numerical cases; run them from the repository root.
 
-python -m tests.robustness.numerics page                  # write the tables of docs/numerics_cases.md
+python -m tests.robustness.numerics page                  # write docs/numerics_cases.md
 python -m tests.robustness.numerics counts                # the number of cases per table, as JSON
 python -m tests.robustness.numerics outcomes TABLE FILE   # append the outcome of each case
 """
