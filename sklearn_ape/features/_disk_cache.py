@@ -262,7 +262,7 @@ class DiskFeatureCache:
         ----------
         max_bytes : int or None, default=None
             Maximum size of the file. The features that were stored first are removed until the
-            file is not larger. A file without features has about 50 kB.
+            file is not larger. A file without features has about 80 kB.
         dimension : int or None, default=None
             Remove all features of this dimension, for instance 1280 to remove the features of an
             encoder that has 1280 features. This is done before `max_bytes` is applied.
