@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -344,7 +345,7 @@ def serve(
     ImportError
         If gradio is not installed.
     OSError
-        If the port is in use.
+        If the port is in use, or `host` is not an address of this computer.
     ValueError, NotFittedError
         If the aligner cannot be used, see `build_app`.
 
@@ -383,8 +384,8 @@ def serve(
         stack.callback(page.close, verbose=False)
         try:
             page.launch(
-                server_name=host,
-                server_port=port or None,  # Gradio looks for a free port
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port or _find_free_port(host),
                 inbrowser=open_browser,
                 theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS).set(**_COLORS),
                 css=_CSS,
@@ -467,6 +468,14 @@ def _make_middleware(host: str, limits: Limits, folder: str) -> list[Any]:
         names = ["localhost", "127.0.0.1", "[::1]"]
         middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names))
     return middleware
+
+
+def _find_free_port(host: str) -> int:
+    # Gradio would look for one on 127.0.0.1, and try a hundred ports of a host that is not ours.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -241,3 +242,19 @@ class TestServe:
         taken = int(page.url.rstrip("/").rsplit(":", 1)[1])
         with pytest.raises(OSError, match=str(taken)):
             serve(fast_aligner, captioned_images.images[:5], port=taken, block=False, verbose=0)
+
+    def test_host_of_another_computer_raises_at_once(self, fast_aligner, captioned_images):
+        """Gradio would try a hundred ports, five seconds each."""
+        with pytest.raises(OSError, match="Cannot assign requested address"):
+            serve(fast_aligner, captioned_images.images[:5], "192.0.2.1", None, block=False)
+
+    def test_ipv6_host_has_a_valid_address(self, fast_aligner, captioned_images):
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this computer has no IPv6")
+        images = captioned_images.images[:5]
+        running = serve(fast_aligner, images, "::1", None, block=False, verbose=0)
+        assert running.url.startswith("http://[::1]:")
+        assert httpx.get(running.url).status_code == 200
+        running.close()
