@@ -2,12 +2,14 @@
 
 import csv
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from benchmarks import figures, scale
 from benchmarks._results import RESULTS, Results
+from tests.robustness.numerics.case_table import CELLS
 
 ROOT = RESULTS.parents[1]
 # Names on the pages, and in the files of results.
@@ -211,6 +213,18 @@ def test_counts_of_hostile_and_random_inputs():
     assert [cells for _, *cells in rows] == [
         [f"{count:,}" for count in row] for row in counts.values()
     ]
+
+
+def test_counts_of_unusual_inputs():
+    """`python -m benchmarks.reliability numerics` counts them again after a change."""
+    counts = {
+        row["name"]: [int(row["cases"]), int(row["clear_errors"])]
+        for row in read_results("reliability")
+        if row["part"] == "numerics"
+    }
+    n_cells = Counter(cell.table for cell in CELLS)
+    n_errors = Counter(cell.table for cell in CELLS if cell.expected == "error")
+    assert counts == {table: [n, n_errors[table]] for table, n in n_cells.items()}
 
 
 def test_recall_of_starter_model_is_that_of_its_card():
