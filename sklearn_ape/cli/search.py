@@ -200,14 +200,10 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
 
 def _read_time(folder: Path) -> int:
     """Return the time, in nanoseconds, at which the images of an index began to be read."""
-    from ..persistence.files import CONFIG
-
     try:
         return int((folder / _TIME).read_text(encoding="ascii"))
-    except FileNotFoundError:  # an index that was saved in Python
-        return (folder / CONFIG).stat().st_mtime_ns
-    except ValueError:  # a damaged file: all images are embedded again
-        return 0
+    except (FileNotFoundError, ValueError):  # saved in Python, or damaged
+        return 0  # all images are embedded again
 
 
 def _may_be_newer(path: str, indexed_at: int) -> bool:
