@@ -359,7 +359,7 @@ class BaseAligner(
             data = append_head_pairs(self, head, data)
         if len(data.text) == 1:
             raise ValueError(
-                "All captions in y are the same. Pass captions, or labels of two classes or more."
+                "All captions in y are the same. Pass different captions, or two or more classes."
             )
         return data
 
