@@ -367,6 +367,7 @@ def serve(
     >>> page.close()  # doctest: +SKIP
     """
     limits = Limits() if limits is None else limits
+    host = host.strip("[]")  # IPv6 addresses may have brackets
     if host not in _LOOPBACK_HOSTS:
         print(
             f"Warning: the page listens at {host}, not only at this computer. Everyone who can "

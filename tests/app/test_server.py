@@ -248,13 +248,15 @@ class TestServe:
         with pytest.raises(OSError, match="Cannot assign requested address"):
             serve(fast_aligner, captioned_images.images[:5], "192.0.2.1", None, block=False)
 
-    def test_ipv6_host_has_a_valid_address(self, fast_aligner, captioned_images):
+    @pytest.mark.parametrize("host", ["::1", "[::1]"])
+    def test_ipv6_host_has_a_valid_address(self, fast_aligner, captioned_images, host, capsys):
         try:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         except OSError:
             pytest.skip("this computer has no IPv6")
         images = captioned_images.images[:5]
-        running = serve(fast_aligner, images, "::1", None, block=False, verbose=0)
+        running = serve(fast_aligner, images, host, None, block=False, verbose=0)
         assert running.url.startswith("http://[::1]:")
         assert httpx.get(running.url).status_code == 200
         running.close()
+        assert "Warning" not in capsys.readouterr().err
