@@ -411,13 +411,16 @@ class TestWithScikitLearn:
     @pytest.mark.parametrize(
         "settings",
         [{"prevalence": 0.3, "shrinkage": 0.0, "cv": 2},
-         {"templates": "photo", "logit_scale": 5.0, "standardize": False},
+         {"templates": ["{}", "a {}"], "logit_scale": 5.0, "standardize": False},
          {"labels": {n: f"thing {n}" for n in range(5)},
           "prevalence": {n: 0.1 + n / 10 for n in range(5)}, "cv": 4}],
         ids=["thresholds", "cosines", "numbered"],
     )  # fmt: skip
     def test_estimator_checks_with_single_columns_encoded(self, settings):
-        """The checks of X, parameters and state pass with other settings than the default."""
+        """The checks of X, parameters and state pass with other settings than the default.
+
+        With a single template, Y with one label would give all images the same caption.
+        """
         passed = passed_checks(_BinaryDigits, settings)
         assert len(passed) >= 49
         for check in ("check_estimators_nan_inf", "check_estimators_dtypes", "check_dtype_object",
