@@ -153,7 +153,7 @@ class TestUpdate:
 
     @pytest.mark.parametrize("is_damaged", [False, True])
     def test_index_without_valid_time_is_embedded_again(self, photos, run, tmp_path, is_damaged):
-        """When its images were read is unknown: an index that Python saves has no time."""
+        """An index saved in Python does not say when its images were read."""
         run("index", photos / "food", "-o", tmp_path / "index")
         time = tmp_path / "index" / "indexed_at"
         if is_damaged:
