@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -201,6 +201,77 @@ def _keep_large_allocations() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MAX_RETAINED)
         mallopt(_M_TRIM_THRESHOLD, _MAX_RETAINED)
+
+
+# Activations that oneDNN can compute together with a convolution: name and parameters.
+JOINT_ACTIVATIONS: dict[type[torch.nn.Module], tuple[str, list[float]]] = {
+    torch.nn.Identity: ("none", []),
+    torch.nn.ReLU: ("relu", []),
+    torch.nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    torch.nn.SiLU: ("swish", []),
+    torch.nn.Hardswish: ("hardswish", []),
+}
+
+
+class FusedConv(torch.nn.Module):
+    """A convolution and an activation that a CPU computes in one pass.
+
+    On x86 processors, oneDNN computes them with the operator that compiled models of torch use.
+    The other operators copy the input of 1x1 convolutions in small batches, and read the output
+    again for the activation.
+
+    The padding "same" of TensorFlow may need one more row at the bottom, or column at the right,
+    than at the other end, for which `Conv2dSame` of timm copies the input. With a row of zeros at
+    the top of the kernel, both ends get the same padding, for inputs of one size.
+    """
+
+    kernel: torch.Tensor
+
+    def __init__(self, conv: Any, activation: torch.nn.Module, size: torch.Size) -> None:
+        super().__init__()
+        self.conv, self.activation = conv, activation
+        self.size: torch.Size | None = None
+        self.padding, kernel = conv.padding, conv.weight.detach()
+        if type(conv) is not torch.nn.Conv2d:
+            from timm.layers import get_same_padding
+
+            self.size = size
+            parts = zip(size, conv.kernel_size, conv.stride, conv.dilation, strict=True)
+            pads = [get_same_padding(*part) for part in parts]
+            self.padding = tuple((n + 1) // 2 for n in pads)
+            kernel = torch.nn.functional.pad(kernel, (pads[1] % 2, 0, pads[0] % 2, 0))
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Exported networks do not need it.
+        is_exported = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if is_exported or (self.size is not None and x.shape[2:] != self.size):
+            return self.activation(self.conv(x))
+        conv, is_cast = self.conv, torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if is_cast else x.dtype
+        if torch.is_grad_enabled() or not _has_joint_operator(dtype):
+            options = (conv.bias, conv.stride, self.padding, conv.dilation, conv.groups)
+            return self.activation(torch.nn.functional.conv2d(x, self.kernel, *options))
+        kernel = self.kernel if dtype == torch.float32 else self.bfloat16_kernel
+        options = (conv.bias, self.padding, conv.stride, conv.dilation, conv.groups)
+        activation = (*JOINT_ACTIVATIONS[type(self.activation)], "")
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        return convolve(x.to(dtype), kernel, *options, *activation)
+
+    @cached_property
+    def bfloat16_kernel(self) -> torch.Tensor:
+        rounded = torch.from_numpy(_round_kernels(self.kernel.numpy()))
+        return rounded.to(torch.bfloat16, memory_format=torch.channels_last)
+
+
+@lru_cache
+def _has_joint_operator(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN computes convolutions in a precision on this processor."""
+    is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if dtype == torch.float32:
+        return is_x86 and torch.backends.mkldnn.is_available()
+    return is_x86 and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 _ONNX_FILE = "model.onnx"

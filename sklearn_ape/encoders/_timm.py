@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import Identity
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..devices import default_state
 from ..features import FeatureCache
 from ..utils.validation import check_choice
+from ._engine import JOINT_ACTIVATIONS, FusedConv
 from .image_encoder import ImageEncoder, Preprocessing, pool_patches
 from .items import EncodingError, ItemError, describe_item, summarize_errors
 from .weights import (
@@ -385,9 +387,9 @@ class _Features(torch.nn.Module):
 def _fold_batch_norms(model: torch.nn.Module, size: tuple[int, ...]) -> torch.nn.Module:
     """Return a copy whose convolutions include the batch normalizations that follow them.
 
-    On a CPU they also include padding, see `_PaddedKernelConv`. torch takes up to a third less
-    time for it. The features are the same up to rounding. The network itself is returned if it
-    uses a convolution in an unusual way or cannot be copied.
+    On a CPU they also include activations and padding, see `FusedConv`. The features are the same
+    up to rounding. The network itself is returned if it uses a convolution in an unusual way or
+    cannot be copied.
     """
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
         return model
@@ -398,7 +400,7 @@ def _fold_batch_norms(model: torch.nn.Module, size: tuple[int, ...]) -> torch.nn
 
 
 def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
-    from timm.layers import BatchNormAct2d, Conv2dSame
+    from timm.layers import BatchNormAct2d
 
     folded = deepcopy(model)
     names = {module: name for name, module in folded.named_modules()}
@@ -408,16 +410,27 @@ def _try_to_fold(model: Any, size: tuple[int, ...]) -> Any:
         expected, normalized_convs = _trace_batch_norms(folded, pixels)
         for conv, norm, input_size in normalized_convs:
             joint: Any = fuse_conv_bn_eval(conv, norm)
-            # In a dilated kernel, a row of zeros would shift the others by several rows.
-            is_dilated = joint.dilation != (1, 1)
-            if isinstance(joint, Conv2dSame) and not is_dilated and device.type == "cpu":
-                joint = _PaddedKernelConv(joint, input_size)
+            rest = [norm.drop, norm.act] if isinstance(norm, BatchNormAct2d) else []
+            if device.type == "cpu" and _can_be_fused(joint):
+                is_next = rest and isinstance(norm.drop, Identity)
+                can_join = is_next and type(norm.act) in JOINT_ACTIVATIONS
+                activation = rest.pop() if can_join else Identity()
+                joint = FusedConv(joint, activation, input_size)
             folded.set_submodule(names[conv], joint)
-            remaining_layers = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
-            folded.set_submodule(names[norm], torch.nn.Sequential(*remaining_layers))
+            folded.set_submodule(names[norm], torch.nn.Sequential(*rest))
         features, tolerance = folded.forward_features(pixels), 1e-3 * float(expected.abs().max())
         is_same = torch.allclose(features, expected, rtol=1e-3, atol=tolerance)
     return folded if is_same else model
+
+
+def _can_be_fused(conv: torch.nn.Conv2d) -> bool:
+    from timm.layers import Conv2dSame
+
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return False
+    # In a dilated kernel, a row of zeros would shift the others by several rows.
+    is_same = type(conv) is Conv2dSame and conv.dilation == (1, 1)
+    return is_same or type(conv) is torch.nn.Conv2d
 
 
 def _trace_batch_norms(
@@ -449,41 +462,6 @@ def _trace_batch_norms(
     for hook in hooks:
         hook.remove()
     return features, [(conv, norm, input_sizes[conv]) for conv, norm in pairs]
-
-
-class _PaddedKernelConv(torch.nn.Module):
-    """A convolution with the padding "same" of TensorFlow, for images of one size.
-
-    This padding may need one more row at the bottom, or column at the right, than at the other
-    end, for which `Conv2dSame` of timm copies the input: a seventh of the time of EfficientNet.
-    With a row of zeros at the top of the kernel, both ends get the same padding.
-    """
-
-    kernel: torch.Tensor
-
-    def __init__(self, conv: Any, size: torch.Size) -> None:
-        from timm.layers import get_same_padding
-
-        super().__init__()
-        self.conv = conv
-        self.size = size
-        parts = zip(size, conv.kernel_size, conv.stride, conv.dilation, strict=True)
-        pads = [get_same_padding(*part) for part in parts]
-        self.padding = tuple((n + 1) // 2 for n in pads)
-        n_rows, n_columns = (n % 2 for n in pads)
-        kernel = torch.nn.functional.pad(conv.weight.detach(), (n_columns, 0, n_rows, 0))
-        kernel = kernel.contiguous(memory_format=torch.channels_last)
-        self.register_buffer("kernel", kernel, persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Exported networks do not need it.
-        is_exported = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if is_exported or x.shape[2:] != self.size:
-            return self.conv(x)
-        conv = self.conv
-        return torch.nn.functional.conv2d(
-            x, self.kernel, conv.bias, conv.stride, self.padding, conv.dilation, conv.groups
-        )
 
 
 def _to_bytes(pixels: torch.Tensor) -> np.ndarray:

@@ -40,7 +40,7 @@ from .weights import (
 )
 
 # Version of the computation in low precision. A new one makes older cached features unused.
-_LOW_PRECISION_VERSION = 2
+_LOW_PRECISION_VERSION = 3
 _COMMIT = re.compile(r".*@([0-9a-f]{40})")
 
 

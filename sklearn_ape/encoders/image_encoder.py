@@ -147,7 +147,7 @@ class OnPixels(nn.Module):
                 )
             return pixels.contiguous(memory_format=torch.channels_last)
         # The permuted bytes are in channels-last format, which is the fastest for convolutions.
-        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return (pixels.permute(0, 3, 1, 2) - self.mean).div_(self.std)
 
 
 def pool_patches(last: torch.Tensor, pooling: str, n_prefix: int) -> torch.Tensor:

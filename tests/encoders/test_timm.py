@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from sklearn.preprocessing import normalize
 
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder, _timm
-from sklearn_ape.encoders._engine import TorchEngine
+from sklearn_ape.encoders import TimmImageEncoder, _engine, _timm
+from sklearn_ape.encoders._engine import FusedConv, TorchEngine
 
 timm = pytest.importorskip("timm")
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -72,7 +73,9 @@ def test_padding_is_part_of_convolutions(size, n_zeros):
         model = timm.create_model("tf_mobilenetv3_small_100").eval()
         images = [torch.rand(1, 3, *shape) for shape in ((64, 64), (65, 65), (95, 64))]
     folded = _timm._fold_batch_norms(model, (3, size, size))
-    padded = [part for part in folded.modules() if isinstance(part, _timm._PaddedKernelConv)]
+    padded = [
+        part for part in folded.modules() if isinstance(part, FusedConv) and part.size is not None
+    ]
     assert {part.conv.kernel_size[0] for part in padded} == {3, 5}
     assert {part.kernel.shape[2] - part.conv.kernel_size[0] for part in padded} == {n_zeros}
     with torch.inference_mode():
@@ -80,6 +83,42 @@ def test_padding_is_part_of_convolutions(size, n_zeros):
             expected = model.forward_features(pixels)
             features = folded.forward_features(pixels)
             torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", _engine.JOINT_ACTIVATIONS)
+@pytest.mark.parametrize("has_joint_operator", [True, False])
+def test_activation_is_part_of_convolutions(monkeypatch, activation, dtype, has_joint_operator):
+    """Outputs are those of both modules, also on processors for which oneDNN has no operator."""
+    if not has_joint_operator:
+        monkeypatch.setattr(_engine, "_has_joint_operator", lambda dtype: False)
+    elif not _engine._has_joint_operator(dtype):
+        pytest.skip("this processor has no such operator")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4)
+        x = 4 * torch.randn(2, 8, 9, 7)
+    fused = FusedConv(conv, activation(), x.shape[2:])
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        expected = activation()(conv(x))
+        y = fused(x)
+    assert y.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+    x.requires_grad_()
+    fused(x).sum().backward()  # the joint operator has no gradient
+    assert x.grad is not None
+
+
+def test_bfloat16_keeps_features_of_real_images(paths):
+    """With kernels whose sums change by rounding, the largest error would be 0.0026."""
+    if not _engine._has_joint_operator(torch.bfloat16):
+        pytest.skip("this processor has no operator for convolutions in bfloat16")
+    exact, rounded = (
+        normalize(TimmImageEncoder(engine="torch", dtype=dtype, cache=None).transform(paths))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (1 - (exact * rounded).sum(axis=1)).max() < 1e-3
 
 
 def test_padding_of_dilated_convolutions_is_kept():
