@@ -15,17 +15,23 @@ from ..features import FeatureCache
 from ..utils.messages import import_optional
 from ..utils.validation import check_boolean, check_choice, check_integer
 from ._engine import Engine, TorchEngine
-from .base import FrozenEncoder
 from .image_encoder import ImageEncoder
-from .text_encoder import TextEncoder
-from .weights import PACKAGED, Network, check_source, find_packaged_file, load_from_source
+from .text_encoder import SentenceFilesEncoder, TextEncoder
+from .weights import (
+    PACKAGED,
+    Network,
+    check_source,
+    find_packaged_file,
+    load_from_source,
+    warn_about_unknown_files,
+)
 
 # Larger images are reduced by an integer factor, to at least this number of pixels of the shorter
 # side, so that a batch of photographs fits in memory. Networks reduce them much more.
 _MAX_SIDE = 2048
 
 
-class _SentenceTransformerModel(FrozenEncoder):
+class _SentenceTransformerModel(SentenceFilesEncoder):
     """Base class of the encoders of texts and images, which share one loaded model."""
 
     _library = "sentence-transformers"
@@ -51,6 +57,7 @@ class _SentenceTransformerModel(FrozenEncoder):
         model = load_from_source(
             library.SentenceTransformer, self.model_name, self.revision, device=str(device)
         )
+        warn_about_unknown_files(self.model_name, self.revision)
         return Network(model, None, device)
 
     def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[Any, ...]:

@@ -17,13 +17,20 @@ from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, make_uncropped_options, pool_patches
 from .text_encoder import (
     TOKENIZING,
+    SentenceFilesEncoder,
     TextEncoder,
     TextPreparation,
     parse_pooling,
     pool_tokens,
     read_preparation,
 )
-from .weights import Network, check_source, load_from_source, read_side_file
+from .weights import (
+    Network,
+    check_source,
+    load_from_source,
+    read_side_file,
+    warn_about_unknown_files,
+)
 
 # Limit of tokens for models that declare no limit or a meaninglessly large one.
 _MAX_TOKENS = 512
@@ -57,7 +64,7 @@ class _TextPipeline(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class TransformersTextEncoder(TextEncoder):
+class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
     """Frozen network of the `transformers` library that maps texts to features.
 
     Parameters
@@ -174,7 +181,9 @@ class TransformersTextEncoder(TextEncoder):
             tokenizer.pad_token = tokenizer.eos_token
         # The poolings "last" and "cls" require padding on the right. Generative models pad left.
         tokenizer.padding_side = "right"
-        return Network(model.to(device), self._read_pipeline(tokenizer, model), device)
+        pipeline = self._read_pipeline(tokenizer, model)
+        warn_about_unknown_files(self.model_name, self.revision)
+        return Network(model.to(device), pipeline, device)
 
     def _read_pipeline(self, tokenizer: Any, model: Any) -> _TextPipeline:
         """Read pooling, normalization and length from the sentence-transformers files."""

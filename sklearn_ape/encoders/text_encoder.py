@@ -19,7 +19,7 @@ from ..utils.messages import warn
 from ..utils.validation import format_list, is_missing
 from .base import FrozenEncoder
 from .items import ItemError
-from .weights import PACKAGED, explain_load_errors, read_side_file
+from .weights import PACKAGED, explain_load_errors, list_unknown_files, read_side_file
 
 # Letters up to this one are Latin, phonetic or Greek. A few Greek ones occur in English texts, but
 # no words.
@@ -106,6 +106,18 @@ def pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.T
 # Fast tokenizers are not thread-safe. They also have an internal lock, which would stay locked in
 # the child if the process forked during tokenization.
 TOKENIZING = ForkSafeLock(guards_library=True)
+
+
+class SentenceFilesEncoder(FrozenEncoder):
+    """Base class for encoders that read the sentence-transformers files of a model."""
+
+    def _get_identity(self) -> dict[str, Any]:
+        if list_unknown_files(self.model_name, self.revision):
+            self._get_network()  # downloads the files
+        identity = super()._get_identity()
+        unknown = list_unknown_files(self.model_name, self.revision)
+        # Features that were computed without a file differ from those with it.
+        return identity | {"unknown_files": unknown} if unknown else identity
 
 
 class TextEncoder(FrozenEncoder):

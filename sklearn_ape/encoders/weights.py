@@ -17,6 +17,7 @@ import torch
 
 from ..utils.concurrency import LRUCache
 from ..utils.files import digest_file, has_reliable_stamp, read_stamp
+from ..utils.messages import warn
 
 T = TypeVar("T")
 
@@ -323,8 +324,42 @@ def _hide_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def list_unknown_files(model_name: str, revision: str | None) -> list[str]:
+    """Return the sentence-transformers files of which only the hub knows whether they exist.
+
+    The local cache of the hub has neither the files nor a record that the model lacks them. That
+    is so for models that another library downloaded, until they are loaded with a connection.
+    """
+    if model_name in PACKAGED or os.path.isdir(model_name):
+        return []
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    commit = find_hub_commit(model_name, revision)
+    if commit is None:
+        return []
+    names = ("modules.json", "config_sentence_transformers.json")
+    cached = {name: try_to_load_from_cache(model_name, name, revision=commit) for name in names}
+    if cached["modules.json"] is _CACHED_NO_EXIST:  # not a sentence-transformers model
+        return []
+    return [name for name, path in cached.items() if path is None]
+
+
+def warn_about_unknown_files(model_name: str, revision: str | None) -> None:
+    """Warn if a model was loaded without files that it may have."""
+    if unknown := list_unknown_files(model_name, revision):
+        warn(
+            f"model_name={model_name!r} was loaded without {' and '.join(unknown)}, because the "
+            "local cache of the hub has no such file and the hub could not be reached. If this is "
+            "a sentence-transformers model, its features are wrong without its pooling and "
+            "prompt. Restart Python and load the model once with a connection to the hub."
+        )
+
+
 def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
-    """Return the content of a JSON file of a model, or None if the model does not have it."""
+    """Return the content of a JSON file of a model, or None if it does not have it.
+
+    The result is also None if the file is in `list_unknown_files`.
+    """
     source = find_source(model_name)
     if os.path.isdir(source):
         path = Path(source, filename)
