@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..devices import default_state
 from ..features import FeatureCache
+from ..utils.concurrency import map_threaded
 from ..utils.validation import check_choice
 from ._engine import JOINT_ACTIVATIONS, FusedConv
 from .image_encoder import ImageEncoder, Preprocessing, pool_patches
@@ -218,15 +219,16 @@ class TimmImageEncoder(ImageEncoder):
             raise ValueError("transform_grid requires views=1 and output='features'.")
         network = self._get_network()
         module: Any = self._make_module(network)
-        grids, pixels, errors = [], [], {}
-        with default_state(), torch.inference_mode():
-            for row, item in enumerate(self._as_list(X)):
-                try:
-                    self._check_item(item)
-                    prepared = self._prepare_item(network.prepare, item)
-                except ItemError as error:
-                    errors[row] = describe_item(item, error)
-                    continue
+        items, errors = self._as_list(X), {}
+
+        def compute(row: int) -> tuple[np.ndarray, np.ndarray] | None:
+            try:
+                self._check_item(items[row])
+                prepared = self._prepare_item(network.prepare, items[row])
+            except ItemError as error:
+                errors[row] = describe_item(items[row], error)
+                return None
+            with default_state(), torch.inference_mode():
                 (tensor,) = self._make_tensors(network, [prepared])
                 normalized = module.normalize(tensor.to(network.device))
                 last = network.model.forward_features(normalized)
@@ -238,10 +240,13 @@ class TimmImageEncoder(ImageEncoder):
                         f"pooling={self.pooling!r} of {self.model_name!r} is not a mean over the "
                         "image. Pass pooling='mean'."
                     )
-                grids.append(grid.cpu().numpy())
-                pixels.append(_to_bytes(tensor))
+                return grid.cpu().numpy(), _to_bytes(tensor)
+
+        results = list(map_threaded(compute, range(len(items)), self._count_threads()))
         if errors:  # also with on_error="nan": an image without pixels cannot be shown
+            errors = dict(sorted(errors.items()))
             raise EncodingError(summarize_errors(errors, self._modality), errors)
+        grids, pixels = zip(*filter(None, results), strict=True)
         return np.concatenate(grids), np.concatenate(pixels)
 
     def _check_parameters(self) -> None:

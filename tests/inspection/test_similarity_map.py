@@ -1,7 +1,10 @@
 """SimilarityMapDisplay: exact means, and peaks where an object was pasted."""
 
+import threading
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
@@ -52,6 +55,21 @@ class TestGrid:
         encoder = TimmImageEncoder("efficientnet_lite0", views=2, cache=None)
         with pytest.raises(ValueError, match="requires views=1"):
             encoder.transform_grid(captioned_images.images[:1])
+
+    def test_images_are_computed_in_n_jobs_threads(self, captioned_images, monkeypatch):
+        """With all threads for each image, they wait for each other while the CPU is busy."""
+        threads = set()
+        make = TimmImageEncoder._make_tensors
+
+        def record(encoder, network, batch):
+            threads.add((threading.current_thread().name, torch.get_num_threads()))
+            return make(encoder, network, batch)
+
+        monkeypatch.setattr(TimmImageEncoder, "_make_tensors", record)
+        encoder = TimmImageEncoder(cache=None, n_jobs=2)
+        encoder.transform_grid(captioned_images.images[:8])
+        assert threads
+        assert threads <= {("sklearn_ape_0", 1), ("sklearn_ape_1", 1)}
 
     def test_unreadable_image_raises(self):
         with pytest.raises(EncodingError, match=r"missing\.png"):
