@@ -221,9 +221,15 @@ def _can_embed(aligner: BaseEstimator | str | None) -> bool:
 def warn_about_numbers(parameter: str, names: Mapping[Any, list[str]]) -> None:
     """Warn if labels are numbers without names, so that their digits are embedded."""
     if any(texts == [str(label)] and not isinstance(label, str) for label, texts in names.items()):
+        source = " "
+        if parameter == "y":
+            source = (
+                " VotingClassifier, cross_val_predict(method='predict_proba') and other functions "
+                "of scikit-learn replace texts in y by their numbers in sorted order. "
+            )
         warn(
             f"{parameter} holds numbers, so the texts '0', '1', ... are embedded as names of the "
-            "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}."
+            f"classes.{source}Pass names with labels={{0: 'cat', 1: 'dog', ...}}."
         )
 
 

@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     FixedThresholdClassifier,
     GridSearchCV,
+    StratifiedKFold,
     TunedThresholdClassifierCV,
     cross_val_predict,
     cross_val_score,
@@ -34,7 +35,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.utils.fixes import parse_version
 
-from sklearn_ape import CCAAligner, ZeroShotClassifier
+from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier
 
 WORDS = ["cat", "dog", "house", "tree", "zebra"]
 N_FEATURES = 12
@@ -385,3 +386,19 @@ def test_error_for_encoded_labels_suggests_labels(aligners):
     expected = "labels={0: 'cat', 1: 'dog', 2: 'house', 3: 'tree', 4: 'zebra'}, and pass"
     with pytest.raises(ValueError, match=expected):
         BaggingClassifier(classifier, random_state=0).fit(X, y)
+
+
+@pytest.mark.parametrize("cls", [ZeroShotClassifier, FewShotClassifier])
+def test_warning_without_labels_names_the_cause_and_its_advice_works(cls, aligners):
+    X, y = image_features(WORDS * 4, seed=0), np.array(WORDS * 4)
+    expected = r"^y holds numbers.*cross_val_predict\(method='predict_proba'\).*replace texts"
+    with pytest.warns(UserWarning, match=expected):
+        cross_val_predict(cls(aligner=aligners["frozen"]), X, y, method="predict_proba", cv=2)
+    classifier = cls(dict(enumerate(WORDS)), aligner=aligners["frozen"])
+    encoded = cross_val_predict(classifier, X, y, method="predict_proba", cv=2)
+    classifier = cls(WORDS, aligner=aligners["frozen"])
+    expected = [
+        classifier.fit(X[train], y[train]).predict_proba(X[test])
+        for train, test in StratifiedKFold(2).split(X, y)
+    ]
+    np.testing.assert_allclose(np.sort(encoded, 0), np.sort(np.concatenate(expected), 0))
