@@ -294,18 +294,30 @@ def _write_results(
         return []
     is_image = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
-    # An image of the collection is its own nearest neighbour: search for one more, and skip it.
-    result = retriever.search(
-        queries, k=min(k + is_image, n_read), modality=modality, min_score=min_score
-    )
+    # An image of the collection, and each link to it, is its own nearest neighbour. Search for as
+    # many more, and skip them.
+    n_same = int(is_image)
+    while True:
+        result = retriever.search(
+            queries, k=min(k + n_same, n_read), modality=modality, min_score=min_score
+        )
+        is_same = [
+            [is_image and _is_same_file(item, query) for item in items]
+            for query, items in zip(queries, result.items, strict=True)
+        ]
+        if (n_found := max(map(sum, is_same))) <= n_same:
+            break
+        n_same = n_found
     # The items of an index created in Python may be ids instead of file names.
     has_file_names = not retriever._has_y
     empty = []
-    for query, scores, items in zip(queries, result.scores, result.items, strict=True):
+    for query, scores, items, skips in zip(
+        queries, result.scores, result.items, is_same, strict=True
+    ):
         results = [
             (FileName(item) if has_file_names else str(item), round(score, 4))
-            for item, score in zip(items, scores[: len(items)].tolist(), strict=True)
-            if not (is_image and _is_same_file(item, query))
+            for item, score, skip in zip(items, scores[: len(items)].tolist(), skips, strict=True)
+            if not skip
         ]
         if not results:
             empty.append(query)

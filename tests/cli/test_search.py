@@ -38,6 +38,15 @@ class TestSearch:
         assert paths[0] not in {row["path"] for row in table_rows}
         assert {row["query"] for row in table_rows} == {paths[0]}
 
+    def test_links_to_query_image_are_not_counted(self, small_folder, paths, rows):
+        image = Path(paths[0])
+        expected = rows("search", small_folder, "--like", image, "-k", 99)
+        for number in range(4):
+            image.with_name(f"link-{number}.png").symlink_to(image)
+        for k in (1, 3, 99):
+            table_rows = rows("search", small_folder, "--like", image, "-k", k)
+            assert table_rows == expected[:k]
+
     def test_saved_index_gives_same_results(self, small_folder, rows, run, tmp_path):
         out = tmp_path / "my-index"
         assert "12 images indexed" in run("index", small_folder, "-o", out).stderr
