@@ -287,7 +287,7 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
                 image = _add_image_input(gr, "search-image")
-                gr.Markdown("Empty the query above to search by this image.")
+                gr.Markdown("An image that you drop here replaces the query above.")
             with gr.Accordion("Search your own images", open=False):
                 archive = _add_zip_input(gr, service, "Images", "search-zip")
                 load_button = gr.Button("Search these images", elem_id="search-take")
@@ -335,6 +335,8 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             session = service.load_images(session, archive, make_progress(bar))
         return session, describe(session), service.list_examples(session)
 
+    # With both, `search` would use the text and ignore the image.
+    image.upload(lambda: "", None, query, api_visibility="private", show_progress="hidden")
     inputs, outputs = [session, query, image, k], [session, gallery]
     options = {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
     triggers = [button.click, query.submit]

@@ -187,6 +187,14 @@ class TestFirstVisit:
         )
         browser.wait(lambda: button.get_attribute("aria-label") == caption.text)
 
+        # A query image replaces the text.
+        accordions = browser.all("button.label-wrap")
+        next(b for b in accordions if b.text.startswith("Search by an image")).click()
+        browser.wait(lambda: browser.all("#search-image input[type=file]"))
+        browser.upload("search-image", captioned_images.images[5])
+        query = browser.all("#search-words textarea, #search-words input")[0]
+        browser.wait(lambda: query.get_attribute("value") == "")
+
         browser.tab("Align your own")
         browser.upload("align-zip", zip_of_images)
         browser.click("#align-head input")  # off, since encoding a thousand class names is slow

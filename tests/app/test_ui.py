@@ -23,13 +23,18 @@ from tests.app.conftest import PixelEncoder, TrigramEncoder
 
 
 @pytest.fixture(scope="module")
-def components(fast_aligner, captioned_images):
-    """Return the properties of all components of a page."""
+def config(fast_aligner, captioned_images):
+    """Return the components and events of a page."""
     service = AppService(
         Model(fast_aligner, name="my_model"), captioned_images.images[:40], Limits()
     )
-    page = build_page(service, None)
-    return [component["props"] for component in page.get_config_file()["components"]]
+    return build_page(service, None).get_config_file()
+
+
+@pytest.fixture(scope="module")
+def components(config):
+    """Return the properties of all components of a page."""
+    return [component["props"] for component in config["components"]]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,16 @@ class TestFirstState:
         captions = [entry["caption"] for entry in by_id["search-gallery"]["value"]]
         assert len(captions) == 12
         assert all(captions)
+
+    def test_query_image_replaces_the_query_text(self, config):
+        """With both, the text would be used and the image ignored."""
+        number = {c["props"].get("elem_id"): c["id"] for c in config["components"]}
+        (event,) = (
+            event
+            for event in config["dependencies"]
+            if event["targets"] == [(number["search-image"], "upload")]
+        )
+        assert event["outputs"] == [number["search-words"]]
 
     def test_examples_have_names(self, by_id):
         captions = [entry["caption"] for entry in by_id["classify-examples"]["value"]]
