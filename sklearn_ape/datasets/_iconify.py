@@ -141,8 +141,9 @@ def load_iconify(
     FileNotFoundError, NotADirectoryError
         If `path` is not the folder of a package.
     ValueError
-        If a file is damaged, no set is selected, or an icon contains a script or a reference to
-        a file, is too large or cannot be rendered. The message names the file or the icon.
+        If a file is damaged, no set is selected, no icon has a visible part, or an icon contains
+        a script or a reference to a file, is too large or cannot be rendered. The message names
+        the file or the icon.
 
     Warns
     -----
@@ -179,6 +180,11 @@ def load_iconify(
     _render_missing(icons, folder, int(size), n_jobs, verbose)
     rendered = _list_files(icons, folder)
     shown = [icon for icon in icons if f"{icon.stem}.png" in rendered]  # the others are blank
+    if not shown:
+        raise ValueError(
+            f"{os.fspath(path)!r} has no icon with a visible part in the selected sets. Select "
+            "other sets, or unpack the package again."
+        )
     used = {icon.icon_set.prefix: icon.icon_set for icon in shown}
     bunch = Bunch(
         images=[str(folder / f"{icon.stem}.png") for icon in shown],

@@ -272,9 +272,10 @@ def test_reference_within_an_icon_is_allowed(tmp_path, home):
     assert len(load_iconify(write_icon(tmp_path, body), data_home=home).images) == 1
 
 
-def test_icon_without_area_is_left_out(tmp_path, home):
+def test_icon_without_area_is_left_out_and_without_others_raises(tmp_path, home):
     package = write_icon(tmp_path, SQUARE, width=0)
-    assert load_iconify(package, data_home=home).images == []
+    with pytest.raises(ValueError, match="package' has no icon with a visible part"):
+        load_iconify(package, data_home=home)
 
 
 @pytest.mark.parametrize(
