@@ -74,10 +74,12 @@ def inspect_file(path: Path) -> DiskCacheInfo:
     with _open(path) as connection:
         for table in _list_feature_tables(connection):
             dtype = DTYPES[table]
-            # SQLite returns lengths without reading the values. Damaged values have any type.
+            # SQLite returns lengths without reading the values. Damaged values have any type and
+            # length.
             for n_bytes, count in connection.execute(
                 f"SELECT LENGTH(value), COUNT(*) FROM {table} WHERE TYPEOF(value) = 'blob' "
-                "GROUP BY 1 ORDER BY 1"
+                "AND LENGTH(value) > ? GROUP BY 1 ORDER BY 1",
+                (CHECKSUM_SIZE,),
             ):
                 key = dtype.name, (n_bytes - CHECKSUM_SIZE) // dtype.itemsize
                 counts[key] = counts.get(key, 0) + count

@@ -83,6 +83,15 @@ class TestInfo:
         connection.close()
         assert DiskFeatureCache(folder).info().counts == {("float32", WIDTH): N_ENTRIES}
 
+    @pytest.mark.parametrize("n_bytes", [0, 3, 16])
+    def test_damaged_entry_without_features_is_not_counted(self, folder, n_bytes):
+        """Its dimension was negative, because a value starts with a checksum of 16 bytes."""
+        with sqlite3.connect(folder / "features.sqlite") as connection:
+            value = b"\0" * n_bytes
+            connection.execute("UPDATE features SET value = ? WHERE key = ?", (value, KEYS[3]))
+        connection.close()
+        assert DiskFeatureCache(folder).info().counts == {("float32", WIDTH): N_ENTRIES - 1}
+
     def test_size_and_time_are_those_of_the_file(self, folder):
         os.utime(folder / "features.sqlite", (1e9, 1e9))
         info = DiskFeatureCache(folder).info()
