@@ -405,8 +405,11 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if isinstance(self.init, str):
-            check_choice(self.init, "init", (*_TRAINED_INITS, "starter"))
+        if isinstance(self.init, str) and self.init not in (*_TRAINED_INITS, "starter"):
+            raise ValueError(
+                f"init={self.init!r} is not the name of an initialization. Pass 'auto', 'kernel', "
+                "'linear', 'starter', a fitted APEAligner or KernelAligner, or None."
+            )
         values = self._resolve_dicts("init_params")
         check_number(values["weight"], "init_params['weight']", 0, closed="neither")
         check_boolean(values["center"], "init_params['center']")

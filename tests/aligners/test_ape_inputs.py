@@ -297,7 +297,7 @@ class TestInvalidInput:
          ("loss", "mse", "loss must be one of infonce, sigmoid"),
          ("n_components", 33, "n_components must be None or at most 32, not 33"),
          ("validation_fraction", 1.0, "validation_fraction must be"),
-         ("init", "ridge", "init must be one of auto, kernel, linear, starter, not 'ridge'"),
+         ("init", "ridge", "^init='ridge' is not .* 'linear', 'starter', a fitted .* or None"),
          ("optimizer", "sgd", "optimizer must be one of adamw, adam, lion"),
          ("optimizer_params", {"warmup": 1.5}, r"\['warmup'\] must be .*number of steps"),
          ("optimizer_params", {"warmup": "long"}, r"_params\['warmup'\] must be a number"),

@@ -160,7 +160,7 @@ def test_frozen_base_survives_clones(base, own):
         ({"init_params": {"weight": 0}}, r"init_params\['weight'\] must be a number"),
         ({"init_params": {"center": 1}}, r"init_params\['center'\] must be True or False"),
         ({"init_params": {"share": 1}}, "init_params has the unknown key 'share'"),
-        ({"init": "start"}, "init must be one of .*starter, not 'start'"),
+        ({"init": "start"}, "init='start' is not the name .*'starter', a fitted"),
     ],
 )
 def test_invalid_parameter_raises(base, own, parameters, message):
