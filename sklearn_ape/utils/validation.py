@@ -379,11 +379,13 @@ def number_groups(groups: Any, n_rows: int) -> np.ndarray:
         raise ValueError(f"groups has {n} entries for {n_rows} rows. Pass one per row.")
     values = to_list(values)
     for row, value in enumerate(values):
-        if not isinstance(value, Hashable):
+        try:
+            hash(value)  # a tuple may hold a list
+        except TypeError:
             raise ValueError(
                 f"groups must have one dimension, and row {row} is {reprlib.repr(value)}. Pass "
                 "one text or number per row."
-            )
+            ) from None
         if is_missing(value):
             raise ValueError(f"groups has a missing value in row {row}. Give every row a group.")
     return number_distinct(values)

@@ -190,6 +190,7 @@ class TestGroups:
             ("abcdefghij", "groups is a single group, not a sequence"),
             (np.ones((10, 2)), "groups must have one dimension"),
             ([{"file": 1}] * 10, "groups must have one dimension, and row 0 is"),
+            ([("a", ["b"])] * 10, r"one dimension, and row 0 is \('a', \['b'\]\). Pass one"),
             (pd.DataFrame({"file": range(10)}), r"groups is a table with the columns \['file'\]"),
         ],
     )
