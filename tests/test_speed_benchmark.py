@@ -13,10 +13,9 @@ from benchmarks.speed import encode, indexes, libraries, precision, trainers
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 
-def compute_largest_distance(one, other):
-    """Return the largest 1 - cosine of two arrays of features."""
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return float((1 - (one * other).sum(axis=1) / norms).max())
+def test_errors_are_one_minus_cosine():
+    errors = encode.compute_errors(np.array([[1.0, 0], [1, 1]]), np.array([[2.0, 0], [-1, 1]]))
+    np.testing.assert_allclose(errors, [0, 1])
 
 
 def test_network_of_plain_loop_has_the_weights_of_the_encoder():
@@ -26,7 +25,7 @@ def test_network_of_plain_loop_has_the_weights_of_the_encoder():
     with torch.inference_mode():
         features = network(transform(image)[None]).numpy()
     encoder = TimmImageEncoder(engine="torch", cache=None)
-    assert compute_largest_distance(features, encoder.transform([image])) < 1e-4
+    assert encode.compute_errors(features, encoder.transform([image])).max() < 1e-4
 
 
 @pytest.mark.exhaustive
@@ -50,7 +49,7 @@ def test_contenders_give_the_same_features(contender, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["", contender, str(path)])
     features = encode.CONTENDERS[contender](tmp_path)(items)
     limit = 2e-2 if "bf16" in contender else 1e-4
-    assert compute_largest_distance(features, encoder.transform(items)) < limit
+    assert encode.compute_errors(features, encoder.transform(items)).max() < limit
 
 
 @pytest.mark.exhaustive

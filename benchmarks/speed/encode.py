@@ -79,9 +79,14 @@ def _measure_texts(texts: Path, folder: Path, rounds: int) -> list[Comparison]:
 
 def _compare_features(name: str, folder: Path, contender: str, reference: str) -> Comparison:
     a, b = (np.load(folder / f"{file}.npy") for file in (contender, reference))
-    a, b = a[: len(b)], b[: len(a)]
-    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return Comparison(f"{name}: largest 1 - cosine", float((1 - cosine).max()), "")
+    errors = compute_errors(a[: len(b)], b[: len(a)])
+    return Comparison(f"{name}: largest 1 - cosine", float(errors.max()), "")
+
+
+def compute_errors(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return 1 - cosine of each row of features and the same row of the reference."""
+    norms = np.linalg.norm(features, axis=1) * np.linalg.norm(reference, axis=1)
+    return 1 - (features * reference).sum(axis=1) / norms
 
 
 def _measure_rates(

@@ -22,6 +22,7 @@ import numpy as np
 
 from .._process import run_for_numbers, run_module
 from .._results import Comparison
+from .encode import compute_errors
 
 N_EMOJI = 1200
 N_ROUNDS = 3
@@ -78,8 +79,7 @@ def measure_encoder(name: str, folder: Path, n_emoji: int, rounds: int) -> list[
         label = f"{name}, {engine} {dtype}"
         rows.append(Comparison(label, medians[engine, dtype], unit, peer, medians[REFERENCE]))
         features = _load_features(name, engine, dtype, folder)
-        norms = np.linalg.norm(features, axis=1) * np.linalg.norm(reference, axis=1)
-        errors = 1 - (features * reference).sum(axis=1) / norms
+        errors = compute_errors(features, reference)
         rows.append(Comparison(f"{label}: largest 1 - cosine", float(errors.max()), ""))
         rows.append(Comparison(f"{label}: mean 1 - cosine", float(errors.mean()), ""))
         if unit == "images/s":
