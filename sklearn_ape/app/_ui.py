@@ -287,7 +287,10 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
                 image = _add_image_input(gr, "search-image")
-                gr.Markdown("An image that you drop here replaces the query above.")
+                gr.Markdown(
+                    "An image that you drop here replaces the query above. Empty the query to "
+                    "search by the same image again."
+                )
             with gr.Accordion("Search your own images", open=False):
                 archive = _add_zip_input(gr, service, "Images", "search-zip")
                 load_button = gr.Button("Search these images", elem_id="search-take")
