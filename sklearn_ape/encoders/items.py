@@ -204,6 +204,7 @@ def read_image(
         return _read_file(_open(item), min_side, use_longer_side)
     if not isinstance(item, Image.Image):
         return _to_rgb(Image.fromarray(_to_pixels(item)))
+    _check_colors(item)
     try:
         with _without_memory_map(item):
             copy = item.copy()
@@ -323,6 +324,11 @@ def _open(item: Any) -> Image.Image:
     if image.format == "EPS":  # a program: Pillow would run Ghostscript on it
         image.close()
         raise ItemError("is a PostScript drawing. Render it to PNG first.")
+    try:
+        _check_colors(image)
+    except ItemError:
+        image.close()
+        raise
     limit = Image.MAX_IMAGE_PIXELS
     width, height = image.size
     if limit is not None and width * height > limit:
@@ -332,6 +338,16 @@ def _open(item: Any) -> Image.Image:
             "decompression bomb. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         )
     return image
+
+
+def _check_colors(image: Image.Image) -> None:
+    """Raise ItemError for a TIFF file whose uncompressed YCbCr colors Pillow reads as RGB."""
+    photometric = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC)
+    if photometric == _YCBCR and image.info.get("compression") == "raw":
+        raise ItemError(
+            "is a TIFF file with uncompressed YCbCr colors, which Pillow cannot read. Save it in "
+            "RGB, or as PNG."
+        )
 
 
 def _describe_unknown_format(start: bytes) -> str:
@@ -406,6 +422,7 @@ _MAX_FRACTION = 1.5
 
 # Tags of TIFF files.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_YCBCR = 6
 
 
 def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:

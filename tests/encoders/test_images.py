@@ -154,6 +154,24 @@ def test_white_of_a_signed_16_bit_tiff_is_32767(values, expected, tmp_path):
             assert pixels(item)[0, :, 0].tolist() == expected
 
 
+@pytest.mark.parametrize("planar", [False, True])
+def test_uncompressed_ycbcr_tiff_raises(planar, tmp_path):
+    """Pillow calls it truncated, or, with separate planes, reads its colors as RGB."""
+    tifffile = pytest.importorskip("tifffile")
+    rgb = Image.new("RGB", (16, 16), (200, 30, 60))
+    values = np.asarray(rgb.convert("YCbCr"))
+    file, options = tmp_path / "image.tif", {"photometric": "ycbcr"}
+    if planar:
+        values, options["planarconfig"] = np.moveaxis(values, 2, 0).copy(), "separate"
+    tifffile.imwrite(file, values, subsampling=(1, 1), **options)
+    with Image.open(file) as image:
+        for item in (file, file.read_bytes(), image):
+            with pytest.raises(ItemError, match="is a TIFF file with uncompressed YCbCr colors"):
+                read_image(item)
+    tifffile.imwrite(file, values, subsampling=(1, 1), compression="zlib", **options)
+    np.testing.assert_allclose(pixels(file)[0, 0], (200, 30, 60), atol=2)
+
+
 def test_16_bit_rgb_png_is_scaled():
     """Channels of 16 bits are reduced to their upper 8 bits."""
     raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
