@@ -119,6 +119,11 @@ class SentenceFilesEncoder(FrozenEncoder):
         # Features that were computed without a file differ from those with it.
         return identity | {"unknown_files": unknown} if unknown else identity
 
+    def _is_width_known(self) -> bool:
+        # The identity would load the model.
+        is_complete = not list_unknown_files(self.model_name, self.revision)
+        return is_complete and super()._is_width_known()
+
 
 class TextEncoder(FrozenEncoder):
     """Base class for text encoders."""

@@ -520,6 +520,10 @@ class TestUnreachableHub:
         monkeypatch.setattr(TransformersTextEncoder, "_load_network", download_and_load)
         assert "unknown_files" not in TransformersTextEncoder("me/model")._get_identity()
 
+    def test_representation_does_not_load_an_incomplete_model(self, snapshot):
+        TransformersTextEncoder("me/model")._repr_html_()
+        assert len(base.shared_networks) == 0
+
     def test_recorded_absence_does_not_warn(self, folder, snapshot):
         """huggingface_hub records files that a model does not have."""
         record = folder / ".no_exist" / self.commit / "modules.json"
