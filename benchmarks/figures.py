@@ -20,6 +20,7 @@ Rows = list[dict[str, str]]
 _OURS, _PEERS = "tab:blue", "tab:gray"
 _ENGINES = {
     "torch": "sklearn_ape, torch",
+    "torch bf16": "sklearn_ape, torch, bfloat16",
     "openvino": "sklearn_ape, OpenVINO",
     "openvino float32": "sklearn_ape, OpenVINO",
     "openvino bf16": "sklearn_ape, OpenVINO, bfloat16",

@@ -24,7 +24,8 @@ from .._results import Comparison
 N_IMAGES, N_LARGE, N_TEXTS = 480, 32, 3000
 N_COMPARED = 100
 N_ROUNDS = 5
-APE_F32, APE_BF16, APE_ONNX, APE_TORCH = "openvino float32", "openvino bf16", "onnx", "torch"
+APE_F32, APE_BF16, APE_ONNX = "openvino float32", "openvino bf16", "onnx"
+APE_TORCH, APE_TORCH_BF16 = "torch", "torch bf16"
 
 
 def measure(quick: bool) -> list[Comparison]:
@@ -47,7 +48,7 @@ def _measure_images(kind: str, paths: Path, folder: Path, rounds: int) -> list[C
         if is_small
         else {}
     )
-    engines = (APE_F32, APE_ONNX, APE_BF16, APE_TORCH)[: 4 if is_small else 1]
+    engines = (APE_F32, APE_ONNX, APE_BF16, APE_TORCH, APE_TORCH_BF16)[: 5 if is_small else 1]
     rates = _measure_rates(("plain", *engines, "embetter"), paths, folder, rounds)
     rows = []
     peer = "plain torch loop"
@@ -248,6 +249,7 @@ CONTENDERS: dict[str, Callable[[Path], Callable]] = {
     APE_BF16: _make_image_encoder("openvino", "bfloat16"),
     APE_ONNX: _make_image_encoder("onnx"),
     APE_TORCH: _make_image_encoder("torch"),
+    APE_TORCH_BF16: _make_image_encoder("torch", "bfloat16"),
     "texts openvino": _make_text_encoder("openvino"),
     "texts openvino bf16": _make_text_encoder("openvino", "bfloat16"),
     "texts torch": _make_text_encoder("torch"),
