@@ -11,7 +11,7 @@ from sklearn.utils import gen_batches
 
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
-from ..utils.linalg import compute_mean, fingerprint, normalize_rows
+from ..utils.linalg import compute_mean, find_largest_columns, fingerprint, normalize_rows
 from ..utils.validation import check_boolean, check_integer, check_number
 from ._closed_form import fit_held_out_logit_scale
 from ._trained import ClosedFormAligner
@@ -46,7 +46,8 @@ class ASIFAligner(ClosedFormAligner):
         `sklearn_ape.encoders.HeadPairs`.
     k : int, default=100
         Number of nearest anchors whose similarities are kept; the remaining ones are set to
-        zero. If there are fewer anchors, all are kept.
+        zero. If there are fewer anchors, all are kept. Of anchors that are equally similar, such
+        as those of a repeated caption, the first ones are kept.
     power : float, default=6.0
         Exponent of the similarities. Larger values give more weight to the nearest anchors.
     center : bool, default=True
@@ -196,7 +197,7 @@ class _Anchors(NamedTuple):
     def _find_nearest(self, features: np.ndarray) -> csr_array:
         centered = normalize_rows(normalize_rows(features) - self.mean, _MIN_NORM)
         similarity = (centered @ self.unit.T)[:, self.rows]
-        nearest = np.argpartition(similarity, -self.k, axis=1)[:, -self.k :]
+        nearest = find_largest_columns(similarity, self.k)
         # Negative similarities are set to zero: an even power would make them positive.
         values = np.take_along_axis(similarity, nearest, axis=1).clip(min=0)
         # Divide by the largest value first, since high powers of small numbers underflow.

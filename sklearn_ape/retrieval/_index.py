@@ -12,6 +12,7 @@ from sklearn.utils import gen_batches
 
 from ..features.memmap import is_table, iter_row_tiles
 from ..utils.files import IMAGE_SUFFIXES
+from ..utils.linalg import find_largest_columns
 from ..utils.messages import import_optional, warn
 from ..utils.validation import (
     check_choice,
@@ -181,7 +182,7 @@ class _Best:
                 self._merge_entries(products[row, query], first + row, query)
                 return
         products = np.ascontiguousarray(products.T)
-        largest = _find_largest_columns(products, self.k)
+        largest = find_largest_columns(products, self.k)
         self._merge(np.take_along_axis(products, largest, axis=1), first + largest)
 
     def _merge_entries(self, values: np.ndarray, rows: np.ndarray, query: np.ndarray) -> None:
@@ -199,7 +200,7 @@ class _Best:
 
     def _merge(self, values: np.ndarray, rows: np.ndarray) -> None:
         values, rows = np.hstack([self.values, values]), np.hstack([self.rows, rows])
-        largest = _find_largest_columns(values, self.k)
+        largest = find_largest_columns(values, self.k)
         self.values = np.take_along_axis(values, largest, axis=1)
         self.rows = np.take_along_axis(rows, largest, axis=1)
 
@@ -255,22 +256,6 @@ def find_copies(
             for old in old_rows
         )
     ]
-
-
-def _find_largest_columns(values: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns, in order, of the k largest values of each row, or all columns."""
-    n_rows, n_columns = values.shape
-    if n_columns <= k:
-        return np.broadcast_to(np.arange(n_columns), values.shape)
-    kth_largest = np.partition(values, n_columns - k, axis=1)[:, n_columns - k, None]
-    is_selected = values >= kth_largest
-    rows = np.flatnonzero(np.count_nonzero(is_selected, axis=1) > k)
-    if rows.size:  # of the values equal to the k-th largest only the first ones are selected
-        is_above = values[rows] > kth_largest[rows]
-        is_equal = values[rows] == kth_largest[rows]
-        n_equal = k - np.count_nonzero(is_above, axis=1)[:, None]
-        is_selected[rows] = is_above | (is_equal & (is_equal.cumsum(axis=1) <= n_equal))
-    return np.nonzero(is_selected)[1].reshape(n_rows, k)
 
 
 def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:

@@ -1,4 +1,4 @@
-"""L2-normalization, moments in blocks, connected groups, and fingerprints of arrays."""
+"""L2-normalization, moments in blocks, largest values, connected groups, and fingerprints."""
 
 from __future__ import annotations
 
@@ -125,6 +125,26 @@ def sum_by_group(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """
     indicator = (np.ones(len(rows)), (groups, np.arange(len(rows))))
     return coo_array(indicator, shape=(groups.max() + 1, len(rows))) @ rows
+
+
+def find_largest_columns(values: np.ndarray, k: int) -> np.ndarray:
+    """Return the columns, in order, of the k largest values of each row, or all columns.
+
+    Of equal values, the first ones are selected. `numpy.argpartition` would select any of them,
+    depending on the processor.
+    """
+    n_rows, n_columns = values.shape
+    if n_columns <= k:
+        return np.broadcast_to(np.arange(n_columns), values.shape)
+    kth_largest = np.partition(values, n_columns - k, axis=1)[:, n_columns - k, None]
+    is_selected = values >= kth_largest
+    rows = np.flatnonzero(np.count_nonzero(is_selected, axis=1) > k)
+    if rows.size:  # of the values equal to the k-th largest only the first ones are selected
+        is_above = values[rows] > kth_largest[rows]
+        is_equal = values[rows] == kth_largest[rows]
+        n_equal = k - np.count_nonzero(is_above, axis=1)[:, None]
+        is_selected[rows] = is_above | (is_equal & (is_equal.cumsum(axis=1) <= n_equal))
+    return np.nonzero(is_selected)[1].reshape(n_rows, k)
 
 
 def merge_groups(
