@@ -18,7 +18,7 @@ from sklearn.utils import gen_batches, get_tags
 from ..features.memmap import find_missing_rows
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import ForkSafeLock
-from ..utils.linalg import choose_evenly_spaced, fingerprint
+from ..utils.linalg import choose_evenly_spaced, find_largest_columns, fingerprint
 
 # With at least this many features, the order of the largest ones identifies an image. It is the
 # same for every engine and batch size, while the features themselves differ by rounding.
@@ -116,10 +116,10 @@ def _make_feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
             keys[rows] = np.frombuffer(b"".join(digests), dtype=np.int64)
             continue
         block = block - mean
-        # If all images are equal, what remains is rounding error.
-        block[np.abs(block).max(axis=1) <= _TOLERANCE * np.abs(mean).max()] = 0
-        # Sorted columns and a stable sort, so that ties are broken by the number of the column.
-        columns = np.sort(np.argpartition(-block, _N_LARGEST, axis=1)[:, :_N_LARGEST], axis=1)
+        # If all images are equal, what remains is rounding error. Rows of NaN cannot be sorted.
+        block[~(np.abs(block).max(axis=1) > _TOLERANCE * np.abs(mean).max())] = 0
+        # Ties are broken by the number of the column, so that keys are the same on any processor.
+        columns = find_largest_columns(block, _N_LARGEST)
         order = np.argsort(-np.take_along_axis(block, columns, axis=1), axis=1, kind="stable")
         columns = np.take_along_axis(columns, order, axis=1).astype(np.uint64)
         key = np.zeros(len(block), dtype=np.uint64)

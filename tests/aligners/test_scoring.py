@@ -265,6 +265,12 @@ class TestFittedImages:
         assert is_fitted[:1000].mean() > 0.99
         assert not is_fitted[1000:].any()
 
+    def test_equal_features_are_ordered_by_column(self):
+        """A choice by the processor made training images unknown to a model saved elsewhere."""
+        X = np.stack([np.roll(np.arange(64) < 20, shift) for shift in range(64)]).astype(float)
+        aligner = CCAAligner().fit(X, np.eye(64))
+        assert aligner.was_fitted_on(X - 1e-6 * np.arange(64)).all()
+
     @pytest.mark.parametrize("is_pipeline", [False, True])
     def test_unreadable_images_are_not_training_images(
         self, is_pipeline, captioned_images, image_encoder, text_encoder, tmp_path
