@@ -173,7 +173,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         The trained heads, on the CPU.
     logit_scale_ : float
         Logit scale (factor of the cosines). It is learned by training, or fitted on held-out pairs
-        if the closed form, a blend with it or an extended aligner is used.
+        if the closed form, a blend with it or an extended aligner is used. If there are too few
+        pairs to hold some out, it is fitted on the training pairs and too large.
     history_ : list of dict
         One dict per epoch, with these keys:
 

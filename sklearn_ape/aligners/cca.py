@@ -102,7 +102,8 @@ class CCAAligner(ClosedFormAligner):
     n_components_ : int
         Size of the embeddings: `n_components`, or fewer if the features have a lower rank.
     logit_scale_ : float
-        Logit scale (factor of the cosines), fitted on held-out pairs.
+        Logit scale (factor of the cosines), fitted on held-out pairs. With fewer than 50 groups of
+        pairs that share no image or caption, it is fitted on the training pairs and too large.
     n_parameters_ : int
         Number of parameters of the two projections.
     n_features_in_, n_text_features_in_ : int

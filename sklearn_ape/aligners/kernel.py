@@ -97,7 +97,8 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     gamma_ : float
         The gamma used.
     logit_scale_ : float
-        Logit scale (factor of the cosines), fitted on held-out pairs.
+        Logit scale (factor of the cosines), fitted on held-out pairs. With fewer than 50 groups of
+        pairs that share no image or caption, it is fitted on the training pairs and too large.
     n_parameters_ : int
         Number of stored parameters.
     n_components_ : int
