@@ -162,13 +162,15 @@ def _resolve_groups(labels: Any, y_true: Sequence[str], y_pred: Sequence[Any]) -
 
 def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str]) -> list[Any]:
     """Return the accuracy at each level of a hierarchy of labels, from the coarsest."""
-    from ..prompts import is_hierarchy
+    from ..prompts import flatten_labels, is_hierarchy
     from ._models import make_score
 
     if not is_hierarchy(classifier.labels):
         return []
+    # The labels of a classifier that was saved in Python may be numbers.
+    label_of = {str(label): label for label in flatten_labels(classifier.labels)[1]}
     # An image that is labelled by a group is not counted at finer levels than that of the group.
-    hits = classifier._iter_hits_by_level(images, y_true)
+    hits = classifier._iter_hits_by_level(images, [label_of[label] for label in y_true])
     return [make_score("accuracy", f"level {n}", of_level) for n, of_level in enumerate(hits, 1)]
 
 

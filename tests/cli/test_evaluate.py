@@ -203,6 +203,21 @@ def test_saved_hierarchy_on_images_labelled_by_groups(small_folder, run, rows, t
     assert (n["level 1"], n["level 2"]) == (12, 8)
 
 
+def test_saved_hierarchy_whose_labels_are_numbers(small_folder, rows, tmp_path):
+    """The labels of a table are texts. An error was raised after all images were encoded."""
+    labels = {1: {10: ["an animal"], 11: ["food"]}, 2: ["a vehicle"]}
+    ZeroShotClassifier(labels).save_pretrained(tmp_path / "model")
+    number_of = {"animal": 10, "food": 11, "travel": 2}
+    images = sorted(map(str, small_folder.rglob("*.png")))
+    y = [number_of[Path(image).parent.name] for image in images]
+    pd.DataFrame({"image": images, "label": y}).to_csv(tmp_path / "t.csv", index=False)
+    scores = rows(
+        *("evaluate", tmp_path / "t.csv", "--label", "label", "--aligner", tmp_path / "model")
+    )
+    values = [float(row["value"]) for row in scores if row["of"].startswith("level")]
+    assert values == pytest.approx(ZeroShotClassifier(labels).score_levels(images, y), abs=1e-4)
+
+
 def test_few_shot_classifier_on_its_own_images_warns(photos, run, tmp_path):
     run("fit", photos, "-o", tmp_path / "model", "--quiet", "--test-size", "0")
     result = run("evaluate", photos, "--aligner", tmp_path / "model")
