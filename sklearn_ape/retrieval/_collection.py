@@ -405,7 +405,7 @@ def _to_key(item: Any) -> Any:
         return item
     item = item.item() if isinstance(item, np.generic) else _to_json_type(item)
     if isinstance(item, dict):
-        item = tuple(sorted((key, _to_key(value)) for key, value in item.items()))
+        item = frozenset((key, _to_key(value)) for key, value in item.items())
     hash(item)
     if is_missing(item):  # NaN is not equal to itself
         return None
@@ -442,6 +442,8 @@ def _pack_items(items: list[Any]) -> dict[str, Any] | None:
 
 def _to_json_type(item: Any) -> Any:
     """Return an item as a JSON type of Python if that is possible."""
+    if type(item).__name__ == "NAType":  # of pandas
+        return None
     if isinstance(item, dict):
         return {key: _to_json_type(value) for key, value in item.items()}
     item = to_builtin(os.fspath(item) if isinstance(item, PathLike) else item)

@@ -420,9 +420,11 @@ class TestSaving:
         assert retriever.items_[7] == {"id": 7, "name": "image 7"}
         assert save_and_load(retriever, tmp_path).items_ == retriever.items_
 
-    @pytest.mark.parametrize("items", [[1.0, np.nan, 2.0], ["a", np.nan, None]])
+    @pytest.mark.parametrize(
+        "items", [[1.0, np.nan, 2.0], ["a", np.nan, None], [1, pd.NA, 2], ["a", None, pd.NA]]
+    )
     def test_missing_item_is_removed_after_loading(self, aligner, concepts, tmp_path, items):
-        """NaN is not equal to itself; NaN and None both are missing values."""
+        """NaN is not equal to itself; NaN, None and NA of pandas all are missing values."""
         for kind in (list, np.array, pd.Series):
             retriever = CrossModalRetriever(aligner).fit(concepts.image[:3], kind(items))
             expected = [item for item in items if not pd.isna(item)]

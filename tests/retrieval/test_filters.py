@@ -95,6 +95,12 @@ class TestRemove:
         retriever.remove(to_table(table[1:3].reset_index(drop=True)))
         assert [item["id"] for item in retriever.items_] == [0, 3]
 
+    def test_names_of_columns_may_be_numbers_and_texts(self):
+        """The error said that the rows cannot be compared."""
+        table = pd.DataFrame({0: range(3), "note": ["a", None, "b"]})
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:3], table)
+        assert [item[0] for item in retriever.remove(table[1:2]).items_] == [0, 2]
+
     def test_unknown_item_raises_and_keeps_collection(self):
         retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:3], ["a", "b", "c"])
         with pytest.raises(ValueError, match="'d', which are not in the collection"):
