@@ -6,7 +6,7 @@ import ast
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def _split_columns(frame: Any, where: str) -> Table:
         frame = frame.reset_index([name for name in frame.index.names if name not in others])
     # Not `column_names` of any table: it may be a column of a data frame.
     names = list(frame.columns if hasattr(frame, "to_dict") else frame.column_names)
-    _check_distinct(names, where)
+    _check_distinct(list(map(str, names)), where)
     return {str(name): frame[name] for name in names}
 
 
@@ -425,7 +425,7 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
             f"rows {format_list(missing)} (the first is 0). Remove these rows, or add labels."
         )
     for row, value in enumerate(values):
-        if isinstance(value, list | tuple | np.ndarray) or _is_written_list(value):
+        if isinstance(value, list | tuple | Set | np.ndarray) or _is_written_list(value):
             raise ValueError(
                 f"{where} has the list {value!r} in column {name!r}, row {row} (the first is 0). "
                 "Pass a column with one label per image. For several labels per image, pass the "

@@ -201,6 +201,14 @@ def test_labels_that_are_bytes_or_records_raise(folder, frame, cells):
         load_pairs(frame, label="kind", root=folder)
 
 
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
+def test_several_labels_per_image_raise(folder, frame, kind):
+    """Sets became labels such as "{'a'}"."""
+    frame["kind"] = [kind("a")] * 3
+    with pytest.raises(ValueError, match=r"For several labels per image, .* MultiLabel"):
+        load_pairs(frame, label="kind", root=folder)
+
+
 def test_labels_of_an_enum_of_texts_are_their_values(folder, frame):
     """Labels were the names of the members, such as "Kind.CAT"."""
     Kind = Enum("Kind", {"CAT": "cat", "DOG": "dog", "COW": "cow"}, type=str)
@@ -382,6 +390,13 @@ def test_urls_and_repeated_columns_raise(frame):
     repeated = pd.concat([frame, frame[["caption"]]], axis=1)
     with pytest.raises(ValueError, match=r"repeated columns: 'caption'\."):
         load_pairs(repeated)
+
+
+def test_columns_whose_names_are_equal_as_texts_raise():
+    """The second column was read."""
+    frame = pd.DataFrame({0: ["a.jpg"], "0": ["b.jpg"], "caption": ["a cat"]})
+    with pytest.raises(ValueError, match="the data frame has repeated columns: '0'"):
+        load_pairs(frame, image=0, check_files=False)
 
 
 def test_columns_may_be_numbers(folder):
