@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, indexable
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.pairs import flatten_captions, holds_texts
+from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
 from ..aligners.similarity import LogitTiles, resolve_bank, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
 from ..persistence.mixins import FittedState
@@ -332,8 +332,10 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         Y = as_table_or_rows(Y)
         names, table = self._read_targets(Y)
         check_same_length(X=X, Y=table, captions=captions)
-        if captions is not None and holds_texts(captions):
-            flatten_captions(captions)  # an error names the row of a missing or empty caption
+        if captions is not None:
+            captions = as_sequence(captions, "captions")
+            if holds_texts(captions):
+                flatten_captions(captions)  # an error names the row of a missing or empty caption
         self._names = names
         self.__dict__.pop("_thresholds", None)
         if self._keeps_aligner():

@@ -7,6 +7,8 @@ import warnings
 import joblib
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from scipy.sparse import csr_array
 from sklearn.base import clone
@@ -342,6 +344,27 @@ class TestFit:
             fitted = clone(new).fit(X, Y, captions=captions)
             predicted = fitted.predict(features.image[200:])
             assert f1_score(true_labels[200:], predicted, average="micro") > 0.4
+
+    @pytest.mark.parametrize("to_column", [pa.array, pl.Series])
+    @pytest.mark.parametrize("n_captions", [1, 2])
+    def test_captions_may_be_a_column_of_pyarrow_or_polars(
+        self, features, true_labels, captioned_images, text_encoder, to_column, n_captions
+    ):
+        new = MultiLabelZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
+        X, Y = features.image[:60], true_labels[:60].copy()
+        Y[:5] = 0
+        captions = captioned_images.captions[:60]
+        if n_captions == 2:
+            captions = [[caption, f"a drawing of {caption}"] for caption in captions]
+        expected = clone(new).fit(X, Y, captions=captions).decision_function(X)
+        actual = clone(new).fit(X, Y, captions=to_column(captions)).decision_function(X)
+        np.testing.assert_array_equal(actual, expected)
+
+    def test_captions_may_not_be_a_table(self, features, true_labels, text_encoder):
+        new = MultiLabelZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
+        captions = pd.DataFrame({"first": ["a cat"] * 60, "second": ["a pet"] * 60})
+        with pytest.raises(ValueError, match="captions is a table with the columns"):
+            new.fit(features.image[:60], true_labels[:60], captions=captions)
 
     @pytest.mark.exhaustive
     def test_thresholds_are_fitted_on_held_out_images(
