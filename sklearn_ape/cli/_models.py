@@ -316,7 +316,8 @@ def encode_images(
 def identify_images(images: Sequence[Any]) -> list[Any]:
     """Return keys of images: rows of a table with the same image have equal keys."""
     is_paths = all(isinstance(image, str) for image in images)
-    return list(images) if is_paths else group_images(images).tolist()
+    # "cat.jpg" and "./cat.jpg" are the same image.
+    return list(map(os.path.abspath, images)) if is_paths else group_images(images).tolist()
 
 
 def report_unreadable(errors: dict[int, str], n_images: int) -> None:
