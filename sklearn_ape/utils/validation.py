@@ -398,7 +398,12 @@ def number_distinct(values: Iterable[Hashable]) -> np.ndarray:
 
 
 def check_same_length(**values: Any) -> None:
-    """Raise ValueError, with the names, unless all arguments that are not None have one length."""
+    """Raise ValueError, with the names, unless all arguments that are not None have one length.
+
+    `X` must also be a sequence of images or features.
+    """
+    if values.get("X") is not None:
+        check_sequence(values["X"], "X", "image", "images or features")
     lengths = {name: _num_samples(value) for name, value in values.items() if value is not None}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{length} in {name}" for name, length in lengths.items())

@@ -19,6 +19,7 @@ from sklearn_ape import (
     ASIFAligner,
     CCAAligner,
     CrossModalRetriever,
+    FewShotClassifier,
     KernelAligner,
     LiTAligner,
     MultiLabelZeroShotClassifier,
@@ -269,6 +270,21 @@ class TestImages:
     def test_classifier_raises(self, aligner, method, kind):
         classifier = ZeroShotClassifier(["cat", "bus"], aligner=aligner)
         assert_raises("X", lambda: getattr(classifier, method)(NOT_A_SEQUENCE[kind]()))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize("method", ["fit", "score"])
+    @pytest.mark.parametrize(
+        ("classifier_class", "y"),
+        [
+            (ZeroShotClassifier, ["cat", "bus"]),
+            (FewShotClassifier, ["cat", "bus"]),
+            (MultiLabelZeroShotClassifier, [["cat"], ["bus"]]),
+        ],
+    )
+    def test_classifier_with_labels_raises(self, aligner, classifier_class, y, method, kind):
+        """The letters of a path, and the bytes of a file, were counted as images."""
+        call = getattr(classifier_class(["cat", "bus"], aligner=aligner), method)
+        assert_raises("X", lambda: call(NOT_A_SEQUENCE[kind](), y))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
     def test_displays_raise(self, kind):
