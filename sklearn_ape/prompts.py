@@ -188,10 +188,7 @@ def validate_y(y: Any) -> list[Any]:
             "The classifier requires y to be passed, but the target y is None. Pass the label of "
             "every image as y."
         )
-    if isinstance(y, Iterator):
-        raise ValueError(
-            f"y is a {type(y).__name__}, which can be read only once. Pass a list: list(y)."
-        )
+    check_sequence(y, "y", "class", "classes")
     if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
         check_not_missing(y, "y")
     array = _to_label_column(y)

@@ -323,7 +323,9 @@ def as_label_array(y: Any) -> np.ndarray:
     """
     if np.ma.is_masked(y):
         y = y.tolist()
-    if isinstance(y, list | tuple):
+    elif not hasattr(y, "__array__"):
+        y = to_list(y)
+    if isinstance(y, list):
         y = [str.__str__(label) if isinstance(label, str) else label for label in y]
         if len({isinstance(label, str) for label in y}) > 1:
             array = np.empty(len(y), dtype=object)
@@ -335,12 +337,7 @@ def as_label_array(y: Any) -> np.ndarray:
 def as_labels(y: Any, name: str = "y") -> np.ndarray:
     """Return class labels as a one-dimensional array without converting them."""
     check_sequence(y, name, "class", "classes")
-    if not hasattr(y, "dtype"):
-        is_table = hasattr(y, "columns")  # iterating over it would yield the columns
-        y = as_label_array(y if is_table else to_list(y))
-    elif np.ma.is_masked(y):
-        y = as_label_array(y)
-    labels: Any = as_column(y, name)
+    labels: Any = as_column(as_label_array(y), name)
     if labels.dtype.kind == "O":  # NA of pandas is neither equal to a label nor different from it
         is_na = [type(label).__name__ == "NAType" for label in labels]
         labels = np.where(is_na, None, labels)

@@ -45,6 +45,16 @@ def test_missing_prediction_counts_as_wrong():
         assert per_class_accuracy(y_true, y_pred).accuracy.tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values"), [("Int64", [2**53, 2**53 + 1]), ("boolean", [False, True])]
+)
+def test_nullable_columns_of_pandas_are_not_converted(dtype, values):
+    """They became floats, which cannot distinguish large integers."""
+    classes = per_class_accuracy(pd.Series(values, dtype=dtype), values).classes.tolist()
+    assert classes == values
+    assert {type(label) for label in classes} == {type(values[0])}
+
+
 def test_pyarrow_numbers_are_numbers():
     """Scalars of pyarrow cannot be sorted."""
     pa = pytest.importorskip("pyarrow")

@@ -232,6 +232,7 @@ def test_members_of_an_enum_of_texts_are_their_values(aligner, features):
     assert classifier.classes_.tolist() == ["blueberry", "straw"]
     assert classifier.score(X, y) == classifier.score(X, values) > 0.5
     assert per_class_accuracy(y, values).accuracy.tolist() == [1, 1]
+    assert validate_y(UserList(y)) == validate_y(dict(enumerate(y)).values()) == values
 
 
 def test_texts_of_numbers_are_reported_as_of_another_type():
