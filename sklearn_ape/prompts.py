@@ -397,23 +397,23 @@ def check_in_labels(
     if not unknown:
         return
     first = next(iter(unknown))
+    hint = describe_similar_label(first, names, "y")
     if isinstance(first, str):
         captions_hint = f" {_CAPTIONS_HINT}" if in_fit else ""
-        hint = describe_similar_label(first, names, "y")
         hint = hint or f"Add them to labels, or correct y.{captions_hint}"
     else:
         given = _number(texts[0] for texts in names.values())
         numbered = _number(texts[0] for _, texts in sorted(names.items()))
-        hint = ""
-        if numbered != given:
+        if not hint and numbered != given:
             mapping = format_list(given, str)
-            hint = f"If the numbers are positions in labels, pass labels={{{mapping}}}. "
-        hint += (
+            hint = f"If the numbers are positions in labels, pass labels={{{mapping}}}."
+        encoding_hint = (
             "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
             "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
             "order before they call fit. Number the labels yourself, "
             f"labels={{{format_list(numbered, str)}}}, and pass these numbers as y."
         )
+        hint = f"{hint} {encoding_hint}".lstrip()
     examples = format_list(unknown, lambda value: f"{value!r} (row {y.index(value)})")
     raise ValueError(f"y has values that are not in labels: {examples}. {hint}")
 

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, clone
 from ..aligners.fitted_images import digest_embedding, number_object
 from ..encoders.base import FrozenEncoder
 from ..features import DiskFeatureCache, open_cache
-from ..prompts import prompts_of
+from ..prompts import describe_similar_label, prompts_of
 from ..utils.concurrency import LRUCache
 from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar, warn
@@ -180,8 +180,12 @@ def _warn_if_indistinguishable(classes: Iterable[Any], embeddings: np.ndarray) -
         digest = hashlib.blake2b(rounded.tobytes(), digest_size=16).digest()
         first = label_of_digest.setdefault(digest, label)
         if first != label:
+            advice = describe_similar_label(
+                label, [first], "labels, or describe them by other texts"
+            )
             warn(
                 f"labels has the classes {first!r} and {label!r}, which have the same embedding: "
-                "the text encoder cannot distinguish their names. Describe them by other texts."
+                "the text encoder cannot distinguish their names. "
+                f"{advice or 'Describe them by other texts.'}"
             )
             return

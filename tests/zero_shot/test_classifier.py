@@ -257,7 +257,10 @@ class TestFittedAligner:
         classifier = ZeroShotClassifier(
             ["\U0001fae8", "\U0001f9b7"], aligner=model, templates="none"
         )
-        with pytest.warns(UserWarning, match="have the same embedding"):
+        with pytest.warns(UserWarning, match=r"have the same embedding.* Describe them by other"):
+            classifier.predict(held_out[0][:1])
+        classifier.set_params(labels=["caf\u00e9", "cafe\u0301"])
+        with pytest.warns(UserWarning, match=r"have the same embedding.* its Unicode characters"):
             classifier.predict(held_out[0][:1])
 
 

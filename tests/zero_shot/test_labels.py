@@ -235,10 +235,14 @@ def test_members_of_an_enum_of_texts_are_their_values(aligner, features):
     assert validate_y(UserList(y)) == validate_y(dict(enumerate(y)).values()) == values
 
 
-def test_texts_of_numbers_are_reported_as_of_another_type():
-    match = r"'1' differs from the label 1 only in its type.* Correct y\."
+@pytest.mark.parametrize(
+    ("value", "label"), [("1", 1), (1, "1"), (10, "10"), (True, "True"), ("true", True)]
+)
+def test_labels_of_another_type_are_reported(value, label):
+    """The advice for texts that are numbers was to use other labels."""
+    match = rf"{value!r} differs from the label {label!r} only in its type.* Correct y\."
     with pytest.raises(ValueError, match=match):
-        check_in_labels(["1", "0"], {0: ["cat"], 1: ["dog"]})
+        check_in_labels([value], {label: ["cat"], type(label)(0): ["dog"]})
 
 
 def test_unknown_label_of_an_enum_is_its_value(aligner, features, tmp_path):
