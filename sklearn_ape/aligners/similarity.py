@@ -349,8 +349,8 @@ def check_standardize(standardize: Any) -> None:
     if isinstance(standardize, bool | np.bool_):
         return
     is_single = isinstance(standardize, str | bytes) or getattr(standardize, "ndim", 1) == 0
-    has_no_rows = isinstance(standardize, dict | set | frozenset)
-    if is_single or has_no_rows or not hasattr(standardize, "__len__"):
+    has_rows = hasattr(standardize, "__len__") and hasattr(standardize, "__getitem__")
+    if is_single or isinstance(standardize, dict) or not has_rows:
         raise ValueError(
             "standardize must be True, False or a collection of images (or their features), "
             f"not {standardize!r}."
@@ -359,8 +359,9 @@ def check_standardize(standardize: Any) -> None:
 
 def _select_rows(collection: Any, rows: np.ndarray) -> Any:
     """Return rows of a list, an array, a table or a column as an object of the same type."""
-    if hasattr(collection, "to_pylist") and hasattr(collection, "take"):
-        return collection.take(rows)  # scikit-learn < 1.9 does not support pyarrow
+    # scikit-learn < 1.9 does not support pyarrow, and no version supports an Index of pandas.
+    if hasattr(collection, "take") and getattr(collection, "ndim", 1) == 1:
+        return collection.take(rows)
     return _safe_indexing(collection, rows.tolist())
 
 

@@ -212,7 +212,8 @@ class TestCollection:
             selected = selected.toarray() if hasattr(selected, "toarray") else np.asarray(selected)
             np.testing.assert_array_equal(selected, X[rows])
         names = [f"{number}.png" for number in range(10)]
-        for column in (names, tuple(names), np.array(names), pd.Series(names, index=range(5, 15))):
+        series = pd.Series(names, index=range(5, 15))
+        for column in (names, tuple(names), np.array(names), series, pd.Index(names)):
             assert list(_select_rows(column, rows)) == ["0.png", "4.png", "9.png"]
 
     @pytest.mark.parametrize("library", ["pyarrow", "polars"])
@@ -286,6 +287,7 @@ class TestInvalidCollection:
         [("yes", "True, False or a collection of images .* not 'yes'"),
          (0.5, "True, False or a collection of images .* not 0.5"),
          (None, "True, False or a collection of images .* not None"),
+         ({0: 1, 1: 2}.values(), "True, False or a collection of images .* not dict_values"),
          ([], "collection of 0 images, .* at least 2"),
          (np.ones((1, 32)), "collection of 1 images, .* at least 2"),
          (np.ones((5, 32)), "images that differ"),
