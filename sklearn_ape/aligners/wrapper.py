@@ -117,7 +117,9 @@ def embed_with_features(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray]
     if preprocessing is not None:
         X = preprocessing.transform(X)
     features = aligner._get_image_features(X, reset=False)
-    return aligner._embed_valid("image", features), np.asarray(features, dtype=np.float32)
+    embeddings = aligner._embed_valid("image", features)
+    # The slice reads features that stay in a file.
+    return embeddings, np.asarray(features[:], dtype=np.float32)
 
 
 def get_wrapped_aligner(estimator: Any) -> Any:

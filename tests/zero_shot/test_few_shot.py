@@ -26,6 +26,7 @@ from sklearn_ape import (
 )
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.features import memmap
 from sklearn_ape.zero_shot import _probe
 from tests.conftest import LABELS
 
@@ -357,6 +358,19 @@ class TestInput:
         few = FewShotClassifier(LABELS, aligner=aligner, threshold=0.5, unknown_label=("a", "b"))
         with pytest.raises(ValueError, match="unknown_label must be one text or number"):
             few.fit(X[:30], y[:30])
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_large_memory_map_is_read(self, aligner, pool, tmp_path, monkeypatch, dtype):
+        """`fit`, `was_fitted_on` and `predict_together` failed with more than 128 MiB."""
+        X, y = pool[0].astype(dtype), pool[1]
+        np.save(tmp_path / "X.npy", X)
+        in_memory = FewShotClassifier(LABELS, aligner=aligner).fit(X[:60], y[:60])
+        expected = in_memory.predict_proba_together(X)
+        monkeypatch.setattr(memmap, "_MIN_STORED_BYTES", 0)
+        mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+        classifier = FewShotClassifier(LABELS, aligner=aligner).fit(mapped[:60], y[:60])
+        assert classifier.was_fitted_on(mapped).tolist() == in_memory.was_fitted_on(X).tolist()
+        np.testing.assert_allclose(classifier.predict_proba_together(mapped), expected, atol=1e-4)
 
     def test_search_chooses_threshold_with_images_of_no_class(self, aligner, pool):
         X, y = pool
