@@ -194,9 +194,15 @@ def to_list(values: Iterable[Any]) -> list[Any]:
 
 
 def get_first(values: Any) -> Any:
-    """Return the first item of a sequence, or of a column of pandas, polars or pyarrow."""
+    """Return the first item of a sequence or column that is not missing; None if all are."""
+
+    def is_present(item: Any) -> bool:
+        # Comparing an image with itself, to find NaN, would decode it.
+        return hasattr(item, "getexif") or not is_missing(item)
+
     first = values.iloc[0] if hasattr(values, "iloc") else values[0]
-    return first.as_py() if hasattr(first, "as_py") else first
+    first = first.as_py() if hasattr(first, "as_py") else first
+    return first if is_present(first) else next(filter(is_present, to_list(values)), None)
 
 
 def is_row(item: Any) -> bool:

@@ -190,6 +190,21 @@ class TestUnreadableImages:
             warnings.simplefilter("error")
             retriever.add([broken])  # it could not be found so far, so it is not a copy
 
+    @pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+    def test_items_are_paths_if_the_first_image_is_missing(
+        self, captioned_images, features, text_encoder, image_encoder, missing
+    ):
+        """Results were row numbers, and `add` refused images."""
+        forgiving = clone(image_encoder).set_params(on_error="nan")
+        aligner = KernelAligner(image_encoder=forgiving, text_encoder=text_encoder)
+        aligner.fit(captioned_images.images[:60], captioned_images.captions[:60])
+        images = captioned_images.images[:2]
+        for column in ([missing, *images], pd.Series([missing, *images], dtype=object)):
+            with pytest.warns(UserWarning, match="cannot be found: rows 0"):
+                retriever = CrossModalRetriever(aligner).fit(column)
+            assert retriever.items_[1:] == images
+            retriever.add(captioned_images.images[2:3])
+
     def test_all_images_unreadable_raises(self, aligner, concepts):
         with (
             pytest.warns(UserWarning, match="3 of 3"),

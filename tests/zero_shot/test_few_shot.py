@@ -332,6 +332,21 @@ class TestInput:
         with pytest.raises(ValueError, match="'food' in row 0 and 'animal' in row 1"):
             few.partial_fit(grey, ["food", "animal"])
 
+    def test_different_labels_raise_if_the_first_image_is_missing(
+        self, captioned_images, image_encoder, text_encoder
+    ):
+        """The images were taken for features, so that this was only a warning."""
+        forgiving = clone(image_encoder).set_params(on_error="nan")
+        aligner = KernelAligner(image_encoder=forgiving, text_encoder=text_encoder)
+        aligner.fit(captioned_images.images[:40], captioned_images.captions[:40])
+        images = [None, *captioned_images.images[:2], captioned_images.images[0]]
+        few = FewShotClassifier(LABELS, aligner=aligner)
+        with (
+            pytest.warns(UserWarning, match="could not be read"),
+            pytest.raises(ValueError, match=r"'food' in row 1 .* and 'animal' in row 3 "),
+        ):
+            few.fit(images, ["food", "food", "food", "animal"])
+
     def test_different_labels_for_equal_features_warn(self, aligner, pool):
         X, _ = pool
         few = FewShotClassifier(LABELS, aligner=aligner)
