@@ -174,16 +174,22 @@ class TimmImageEncoder(ImageEncoder):
         info = ImageNetInfo(subset)
         return [info.index_to_description(index) for index in range(info.num_classes())]
 
-    def transform_grid(self, X: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def transform_grid(
+        self, X: Sequence[Any], *, enlarge: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Compute the features of the cells of a grid on each image.
 
-        The mean of an image's cells is its row of `transform`, up to rounding. This requires
-        pooling by a mean or a generalized mean. Features are not cached.
+        The mean of an image's cells is its row of `transform`, up to rounding, unless `enlarge` is
+        True. Pooling must be a mean or a generalized mean. Features are not cached.
 
         Parameters
         ----------
         X : sequence of length n_samples
             Images, as for `transform`.
+        enlarge : bool, default=False
+            Whether the network sees the images in twice its usual size, so that the grid has twice
+            as many rows and columns. Ignored by networks with a fixed input size, such as vision
+            transformers, and with unusual preprocessing.
 
         Returns
         -------
@@ -214,17 +220,25 @@ class TimmImageEncoder(ImageEncoder):
         >>> features.shape, pixels.shape
         ((2, 7, 7, 1280), (2, 224, 224, 3))
         """
+        import timm
+
         self._check_parameters()
         if self.views != 1 or self.output != "features":
             raise ValueError("transform_grid requires views=1 and output='features'.")
         network = self._get_network()
+        # Not the network's own configuration, in which timm saves False if it saves the size.
+        config = timm.get_pretrained_cfg(network.model.pretrained_cfg.get("architecture", ""))
+        is_fixed = getattr(config, "fixed_input_size", True)
+        prepare = network.prepare
+        if enlarge and not is_fixed and isinstance(prepare, Preprocessing):
+            prepare = prepare.enlarge()
         module: Any = self._make_module(network)
         items, errors = self._as_list(X), {}
 
         def compute(row: int) -> tuple[np.ndarray, np.ndarray] | None:
             try:
                 self._check_item(items[row])
-                prepared = self._prepare_item(network.prepare, items[row])
+                prepared = self._prepare_item(prepare, items[row])
             except ItemError as error:
                 errors[row] = describe_item(items[row], error)
                 return None

@@ -82,6 +82,12 @@ class Preprocessing(NamedTuple):
         )
         return cls(size, (crop_height, crop_width), interpolation, mean, std)
 
+    def enlarge(self) -> Self:
+        """Return the preprocessing to images of twice the size."""
+        (height, width), resize = self.crop, self.resize
+        doubled = 2 * resize if isinstance(resize, int) else (2 * resize[0], 2 * resize[1])
+        return self._replace(resize=doubled, crop=(2 * height, 2 * width))
+
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels of an RGB image as bytes, (height, width, 3)."""
         new_width, new_height = self._compute_size(*image.size)

@@ -266,10 +266,8 @@ class SimilarityMatrixDisplay:
 
 # Largest relative difference of a nonlinear head's output that is rounding.
 _TOLERANCE = 1e-3
-
-# Standard deviation of the blur, as a share of the image's side. Single cells are noisy: without
-# the blur, the peak was in the right quadrant for 75 instead of 83 % of 400 collages.
-_BLUR = 1 / 7
+# Standard deviation of the blur, as a share of the image's side. A wider blur hides small objects.
+_BLUR = 1 / 14
 
 
 @dataclass(eq=False, repr=False)
@@ -304,11 +302,10 @@ class SimilarityMapDisplay:
 
     Notes
     -----
-    Encoders compute each cell from a part of the image that is larger than the cell, and the maps
-    are blurred, because single cells are noisy. The colors of all maps have the same scale, which
-    is symmetric around zero. The starter model and extended aligners add a nonlinear correction to
-    the embedding. It is computed for each cell, and an equal addition to all cells makes the mean
-    exact.
+    Cells are computed from the image in twice its usual size, unless the network has a fixed input
+    size, and depend on larger parts of the image. The nonlinear correction of the starter model
+    and of extended aligners is computed for each cell. An equal addition to all cells makes their
+    mean the cosine. The colors of all maps have the same scale, which is symmetric around zero.
 
     References
     ----------
@@ -321,7 +318,7 @@ class SimilarityMapDisplay:
     >>> from sklearn_ape.inspection import SimilarityMapDisplay
     >>> display = SimilarityMapDisplay.from_estimator(None, data.coffee(), ["a cup of coffee"])
     >>> display.maps.shape
-    (1, 7, 7)
+    (1, 14, 14)
     """
 
     maps: np.ndarray
@@ -417,8 +414,7 @@ def compute_similarity_maps(
     Returns
     -------
     maps : ndarray of shape (n_images, n_texts, n_rows, n_columns)
-        Contributions, blurred by a seventh of the image's side. Their mean over the cells is the
-        cosine.
+        Contributions, slightly blurred. Their mean over the cells is the cosine.
     pixels : ndarray of shape (n_images, height, width, 3) and dtype uint8
         The part of the images that the encoder sees.
 
@@ -444,7 +440,8 @@ def compute_similarity_maps(
     check_sequence(texts, "texts", "text")
     if not len(texts):
         raise ValueError("texts is empty. Pass at least one text.")
-    preprocessing, aligner = unwrap(resolve_aligner(estimator), "estimator")
+    estimator = resolve_aligner(estimator)
+    preprocessing, aligner = unwrap(estimator, "estimator")
     check_is_fitted(aligner)
     encoder: Any = preprocessing or getattr(aligner, "image_encoder_", None)
     if not hasattr(encoder, "transform_grid"):
@@ -458,8 +455,8 @@ def compute_similarity_maps(
             f"estimator has the aligner {type(aligner).__name__}, whose map of images is not a "
             "head. Use APEAligner or KernelAligner."
         )
-    grid, pixels = encoder.transform_grid(images)
-    embeddings = torch.from_numpy(np.asarray(aligner.transform_text(list(texts)), np.float32))
+    grid, pixels = encoder.transform_grid(images, enlarge=True)
+    embeddings = np.asarray(aligner.transform_text(list(texts)), np.float32)
     cell_outputs, outputs = _map_cells(module.image_head, torch.from_numpy(grid).flatten(1, 2))
     norm = outputs.norm(dim=1)
     if ((cell_outputs.mean(dim=1) - outputs).norm(dim=1) > _TOLERANCE * norm).any():
@@ -467,11 +464,14 @@ def compute_similarity_maps(
             "estimator maps images by a nonlinear head, so that the cosine is not a mean over the "
             "image. Use APEAligner() or KernelAligner."
         )
-    maps = (cell_outputs / norm[:, None, None]) @ embeddings.T
-    n_rows, n_columns = grid.shape[1:3]
-    maps = maps.unflatten(1, (n_rows, n_columns)).permute(0, 3, 1, 2).numpy()
+    maps = (cell_outputs / norm[:, None, None]).numpy() @ embeddings.T
+    # The mean of the cells is the cosine of the enlarged image.
+    cosines = np.asarray(estimator.transform(images), np.float32) @ embeddings.T
+    maps += (cosines - maps.mean(axis=1))[:, None]
+    maps = maps.transpose(0, 2, 1).reshape(*cosines.shape, *grid.shape[1:3])
     # Reflection at the edges leaves the mean as it is.
-    return gaussian_filter(maps, (0, 0, _BLUR * n_rows, _BLUR * n_columns), mode="reflect"), pixels
+    sigma = (0, 0, _BLUR * maps.shape[2], _BLUR * maps.shape[3])
+    return gaussian_filter(maps, sigma, mode="reflect"), pixels
 
 
 @torch.inference_mode()

@@ -57,6 +57,13 @@ def test_pixels_equal_torchvision(size, mode, resize):
     assert steps.max() < 4.5
 
 
+@pytest.mark.parametrize(("resize", "doubled"), [(256, 512), ((240, 230), (480, 460))])
+def test_enlarged_preprocessing_has_twice_the_size(resize, doubled):
+    prepare = Preprocessing.from_transform(composed(resize)).enlarge()
+    expected = Preprocessing.from_transform(composed(doubled, crop=448))
+    assert prepare == expected
+
+
 def test_other_transforms_are_not_replaced():
     """A transform with unknown steps is used unchanged."""
     steps = composed().transforms

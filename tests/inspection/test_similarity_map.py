@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
 from sklearn_ape.datasets import load_openmoji
@@ -36,6 +37,25 @@ class TestGrid:
         np.testing.assert_allclose(grid.mean(axis=(1, 2)), encoder.transform(images), atol=2e-3)
         with pytest.raises(ValueError, match="is not a mean over the image"):
             encoder.set_params(pooling="cls").transform_grid(images)
+
+    def test_enlarged_images_have_a_finer_grid(self, captioned_images):
+        images = captioned_images.images[:2]
+        encoder = TimmImageEncoder("efficientnet_lite0", cache=None)
+        grid, pixels = encoder.transform_grid(images, enlarge=True)
+        assert grid.shape == (2, 14, 14, 1280)
+        assert pixels.shape == (2, 448, 448, 3)
+        usual_pixels = encoder.transform_grid(images)[1]
+        reduced = pixels.reshape(2, 224, 2, 224, 2, 3).mean(axis=(2, 4))
+        assert np.abs(reduced - usual_pixels).mean() < 5  # the same part of the image
+
+    def test_fixed_input_size_is_not_enlarged(self, captioned_images, tmp_path):
+        save_model(tmp_path, "test_vit", num_classes=7)
+        encoder = TimmImageEncoder(str(tmp_path), pooling="mean", cache=None)
+        images = captioned_images.images[:2]
+        grid, pixels = encoder.transform_grid(images)
+        enlarged, enlarged_pixels = encoder.transform_grid(images, enlarge=True)
+        np.testing.assert_array_equal(enlarged, grid)
+        np.testing.assert_array_equal(enlarged_pixels, pixels)
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -82,16 +102,20 @@ class TestGrid:
 
 
 class TestMaps:
-    def test_mean_is_the_cosine(self, captioned_images):
-        images, texts = captioned_images.images[:20], ["a cat", "food", "a train"]
-        extended = APEAligner(init="starter").fit(images, captioned_images.captions[:20])
-        for aligner in (load_starter(), extended):
-            maps, _ = compute_similarity_maps(aligner, images[:4], texts)
-            expected = aligner.transform(images[:4]) @ aligner.transform_text(texts).T
+    def test_mean_is_the_cosine(self, captioned_images, image_encoder, text_encoder):
+        images, captions = captioned_images.images[:20], captioned_images.captions[:20]
+        texts = ["a cat", "food", "a train"]
+        extended = APEAligner(init="starter").fit(images, captions)
+        aligner = KernelAligner(text_encoder=text_encoder)
+        pipeline = make_pipeline(image_encoder, aligner).fit(images, captions)
+        cases = [(load_starter(),) * 2, (extended,) * 2, (pipeline, pipeline[-1])]
+        for estimator, aligner in cases:
+            maps, _ = compute_similarity_maps(estimator, images[:4], texts)
+            expected = estimator.transform(images[:4]) @ aligner.transform_text(texts).T
             np.testing.assert_allclose(maps.mean(axis=(2, 3)), expected, atol=2e-3)
 
     def test_peak_is_where_the_object_was_pasted(self):
-        """An emoji is pasted into a quadrant of a faint drawing of another kind, 200 times."""
+        """An emoji is pasted into a quadrant of a drawing of another kind, 100 times."""
         data = load_openmoji()
         kinds = data.subcategories
         rng = np.random.default_rng(0)
@@ -103,28 +127,23 @@ class TestMaps:
         n_hits = 0
         for _ in range(4):
             images, texts, quadrants = [], [], []
-            for _ in range(50):
+            for _ in range(25):
                 row = rng.choice(rows)
                 others = [other for other in rows if kinds[other] != kinds[row]]
-                other = rng.choice(others)
-                canvas = Image.open(data.images[other]).convert("RGB").resize((224, 224))
-                canvas = Image.blend(canvas, Image.new("RGB", (224, 224), "white"), 0.7)
+                canvas = Image.open(data.images[rng.choice(others)]).convert("RGB")
+                canvas = canvas.resize((224, 224))
                 quadrant = rng.integers(2, size=2)
                 pasted = Image.open(data.images[row]).convert("RGB").resize((112, 112))
                 canvas.paste(pasted, (int(112 * quadrant[1]), int(112 * quadrant[0])))
                 images.append(np.asarray(canvas))
                 texts.append(data.captions[row])
-                quadrants.append(tuple(quadrant.tolist()))
+                quadrants.append(quadrant.tolist())
             maps, _ = compute_similarity_maps(None, images, texts)
             for number, quadrant in enumerate(quadrants):
                 values = maps[number, number]
                 peak = np.unravel_index(values.argmax(), values.shape)
-                # The cell in the middle belongs to no quadrant.
-                n_hits += all(
-                    abs(position - (1.25 + 3.5 * side)) <= 1.75
-                    for position, side in zip(peak, quadrant, strict=True)
-                )
-        assert n_hits >= 180
+                n_hits += [position // 7 for position in peak] == quadrant
+        assert n_hits >= 90
 
     def test_unsupported_aligners_raise(self, captioned_images, image_encoder, text_encoder):
         images, captions = captioned_images.images[:30], captioned_images.captions[:30]
