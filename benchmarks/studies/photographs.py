@@ -103,7 +103,7 @@ PHOTOGRAPHS: dict[str, dict[str, str]] = {
 }
 
 
-def load_photographs(folder: Path) -> tuple[list[str], np.ndarray]:
+def load_photographs(folder: Path, skip_missing: bool = False) -> tuple[list[str], np.ndarray]:
     """Return the paths of the photographs, and the name of the class of each."""
     paths = [path.as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     images, names = [], []
@@ -112,6 +112,8 @@ def load_photographs(folder: Path) -> tuple[list[str], np.ndarray]:
             for file in files.split():
                 matches = [path for path in paths if path.endswith(f"/{start}{file}")]
                 if not matches:
+                    if skip_missing:
+                        continue
                     raise SystemExit(f"{str(folder)!r} has no file */{start}{file}.")
                 images.append(matches[0])
                 names.append(name)
