@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -26,6 +27,7 @@ from ..encoders import HeadPairs, classifier_head_pairs
 from ..encoders.items import group_images
 from ..features import MemoryFeatureCache
 from ..heads import TwoTower
+from ..inspection import compute_similarity_maps
 from ..persistence import load_pretrained
 from ..persistence.files import TENSORS, read_model
 from ..persistence.serialize import Serializer, iter_encoder_records
@@ -52,6 +54,13 @@ _MIN_IMAGES = 4
 # Fractions of the total time at the end of each step: encode images, encode captions, fit the
 # aligner for the evaluation, fit the final aligner.
 _STEPS = (0.6, 0.7, 0.85, 0.98)
+
+_RED, _BLUE, _OPACITY = (214, 39, 40), (31, 119, 180), 0.65
+_POSITIONS = (
+    *("top left", "top", "top right"),
+    *("left", "center", "right"),
+    *("bottom left", "bottom", "bottom right"),
+)
 
 
 class Recall(NamedTuple):
@@ -212,6 +221,28 @@ def clone_with_cache(encoder: Any, cache: Any) -> Any:
     """Return an unfitted copy of an encoder with another feature cache."""
     cloned = clone(encoder)
     return cloned.set_params(cache=cache) if "cache" in cloned.get_params(deep=False) else cloned
+
+
+def may_have_maps(aligner: Any) -> bool:
+    """Return whether similarity maps are possible; not for all encoders and heads, however."""
+    module = getattr(unwrap_aligner(aligner), "module_", None)
+    return isinstance(module, TwoTower) and hasattr(get_encoders(aligner)[0], "transform_grid")
+
+
+def draw_similarity_map(aligner: Any, path: str, texts: list[str]) -> tuple[Image.Image, str]:
+    """Return an image in gray with the map of texts in color, and the position of the maximum."""
+    maps, (pixels,) = compute_similarity_maps(aligner, [path], texts)
+    values = maps[0].mean(axis=0)  # the map of the mean embedding
+    size = pixels.shape[1], pixels.shape[0]
+    resized = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
+    relative = np.asarray(resized)[:, :, None] / (np.abs(values).max() or 1)
+    # Without its own colors, the image does not hide those of the map.
+    gray = pixels.mean(axis=2, keepdims=True)
+    colors = np.where(relative > 0, _RED, _BLUE)
+    blended = gray + (colors - gray) * _OPACITY * np.abs(relative)
+    peak = np.unravel_index(values.argmax(), values.shape)
+    row, column = (3 * cell // n for cell, n in zip(peak, values.shape, strict=True))
+    return Image.fromarray(blended.astype(np.uint8)), _POSITIONS[3 * row + column]
 
 
 class _EpochReporter(Callback):

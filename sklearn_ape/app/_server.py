@@ -88,13 +88,13 @@ _SCRIPT = """
       const name = image.alt || image.title;
       if (name) image.closest("button").ariaLabel = name;
     }
-    for (const name of ["classify-verdict", "align-result"]) {
+    for (const name of ["classify-verdict", "classify-map", "align-result"]) {
       document.getElementById(name)?.setAttribute("aria-live", "polite");
     }
   }).observe(document.body, { childList: true, subtree: true });
   document.addEventListener("click", (event) => {
-    const requests = event.target.closest("button[id], .thumbnail-item, #search-examples button");
-    if (requests) document.querySelector(".toast-close")?.click();
+    const items = "button[id], .thumbnail-item, :is(#search-examples, #classify-where) button";
+    if (event.target.closest(items)) document.querySelector(".toast-close")?.click();
   });
 }
 """

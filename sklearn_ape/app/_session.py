@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ..datasets import get_data_home, load_image_folder, load_openmoji
 from ..datasets.base import split_words
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
-from ..prompts import TEMPLATES, resolve_templates
+from ..prompts import TEMPLATES, prompts_of, resolve_templates
 from ..retrieval import CrossModalRetriever
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES
@@ -36,6 +37,7 @@ from ._model import (
     Download,
     Model,
     align,
+    draw_similarity_map,
     encode,
     get_encoders,
     load_zip,
@@ -147,6 +149,14 @@ class Classification(NamedTuple):
     summary: str
 
 
+class SimilarityMap(NamedTuple):
+    """A label, an image with the map of the label in color, and the position of its maximum."""
+
+    label: str
+    image: Image.Image
+    position: str
+
+
 class FoundImage(NamedTuple):
     """An image with its name and its cosine similarity to the query."""
 
@@ -249,6 +259,21 @@ class AppService:
             if resolve_templates(few_shot.templates) != resolve_templates(chosen):
                 summary += " The prompt templates are those of the first labelled image."
         return Classification(probabilities, summary)
+
+    def locate(self, session: Session, image: Any, labels: str, templates: str) -> SimilarityMap:
+        """Show which parts of an image are similar to its most probable label."""
+        label = next(iter(self.classify(session, image, labels, templates, 0).probabilities))
+        names = (self.model.names or {}).get(label, [label])
+        texts = prompts_of(label, names, self.templates[templates])
+        try:
+            drawn, position = draw_similarity_map(self.get_aligner(session), image, texts)
+        except (TypeError, ValueError) as error:  # the image and the labels were checked above
+            raise UserError(
+                "The aligner in use cannot show where a label is in the image, because it does "
+                "not average over the parts of the image. Use the initial aligner, or ask the "
+                "person who runs the page to start it with the starter model."
+            ) from error
+        return SimilarityMap(label, drawn, position)
 
     def parse_labels(self, labels: str) -> list[str]:
         """Return the label names of a text, see `parse_labels`; none if they are not valid."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.messages import escape_markdown, import_optional
 from ._limits import Progress, format_size, make_visitor_message
-from ._model import describe_alignment, describe_encoders, describe_model, list_methods
+from ._model import (
+    describe_alignment,
+    describe_encoders,
+    describe_model,
+    list_methods,
+    may_have_maps,
+)
 from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:
     import gradio
 
-    from ._session import AppService, ImageCollection, Session
+    from ._session import AppService, ImageCollection, Session, SimilarityMap
 
 _N_LABELS_SHOWN = 5
 DEFAULT_LABELS = ("tiger", "house cat", "pizza", "bicycle", "rocket", "umbrella", "rose", "guitar")
@@ -43,6 +51,16 @@ _PROBABILITIES_NOTE = (
     "and change with the labels. They are not calibrated for your images: 90% does not mean that "
     "9 of 10 answers are correct."
 )
+
+# The image is part of the text, so that it is not stored.
+_MAP = """\
+<figure style="margin: 0">
+<img src="data:image/jpeg;base64,{data}" style="width: 100%; max-width: 28rem; margin: 0"
+ alt="Map of the image for {label}, highest at the {position}">
+<figcaption>Red parts of the image are similar to <b>{label}</b>, blue parts are not. The map is
+coarse, and a correction of the answer does not change it.</figcaption>
+</figure>
+"""
 
 _SEARCH_EXPLANATION = (
     "The results are shown here, the most similar first, with the cosine similarity of query and "
@@ -73,6 +91,8 @@ _METHOD_CHOICES = {
 }
 
 _EXAMPLE_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
+_GALLERY: dict[str, Any] = {"show_label": False, "object_fit": "contain", "height": "auto"}
+_GALLERY |= {"buttons": [], "interactive": False, "elem_classes": "captions-below"}
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 1}
 _N_EXAMPLES = 6
 _N_RESULTS = 12
@@ -133,15 +153,10 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                 examples = gr.Gallery(
                     service.examples[:_N_EXAMPLES],
                     label="Examples",
-                    show_label=False,
                     columns=_N_EXAMPLES,
-                    height="auto",
-                    object_fit="contain",
                     allow_preview=False,
-                    buttons=[],
-                    interactive=False,
                     elem_id="classify-examples",
-                    elem_classes="captions-below",
+                    **_GALLERY,
                 )
             names = gr.Textbox(
                 _join_labels(labels),
@@ -154,10 +169,9 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             )
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             with gr.Accordion("More options", open=False):
+                sets = service.templates
                 choices = [
-                    (text, name)
-                    for text, name in _TEMPLATE_CHOICES.items()
-                    if name in service.templates
+                    (text, name) for text, name in _TEMPLATE_CHOICES.items() if name in sets
                 ]
                 templates = gr.Dropdown(
                     choices, value=service.initial_templates, label="Prompt templates"
@@ -180,6 +194,10 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                 elem_id="classify-answer",
             )
             gr.Markdown(_PROBABILITIES_NOTE, elem_classes="note")
+            with gr.Accordion(
+                "Where in the image", open=False, visible=False, elem_id="classify-where"
+            ) as where:
+                similarity_map = gr.HTML(elem_id="classify-map", min_height=40)
             with gr.Column(visible=False) as correction:
                 label = gr.Dropdown(
                     [],
@@ -218,6 +236,14 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             session = service.undo_correction(session)
         return session, *classify(session, image, names, templates, threshold)
 
+    def reset_map(session: Session, answer: Any) -> tuple[Any, str]:
+        is_shown = answer is not None and may_have_maps(service.get_aligner(session))
+        return gr.Accordion(open=False, visible=is_shown), ""
+
+    def locate(session: Session, image: Any, names: str, templates: str) -> str:
+        with show_errors(gr):
+            return _format_map(service.locate(session, image, names, templates))
+
     def update_correction(session: Session, image: Any, names: str) -> tuple[Any, Any, Any]:
         choices = service.parse_labels(names)
         return (
@@ -232,15 +258,8 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     image.change(None, None, label, js="() => null")  # forgets the label of the previous image
     # One listener for all triggers, so that the result shown last is that of the last image.
     triggers = [button.click, names.submit, image.change]
-    classified = gr.on(
-        triggers,
-        classify,
-        inputs,
-        outputs,
-        trigger_mode="always_last",
-        api_name="classify",
-        **options,
-    )
+    latest = {"trigger_mode": "always_last", **options}
+    classified = gr.on(triggers, classify, inputs, outputs, api_name="classify", **latest)
     corrected = correct_button.click(
         correct, [*inputs, label], [session, *outputs], api_name="correct", **options
     )
@@ -254,6 +273,9 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     for event in (classified, corrected, undone):
         event.success(update_correction, *shown, **options)
     names.blur(update_correction, *shown, **options)
+    probabilities.change(reset_map, [session, probabilities], [where, similarity_map], **options)
+    options["show_progress_on"] = similarity_map
+    where.expand(locate, [session, image, names, templates], similarity_map, **options)
     # For the keyboard: the dropdown drops the focus when a label is chosen, and the button to undo
     # disappears with the focus.
     focus = "document.getElementById('classify-correct').focus()"
@@ -267,6 +289,13 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
         # Gradio passes the selected item to parameters with this annotation.
         select_example.__annotations__["event"] = gr.SelectData
         examples.select(select_example, None, image, api_visibility="private")
+
+
+def _format_map(result: SimilarityMap) -> str:
+    file = io.BytesIO()
+    result.image.save(file, "JPEG", quality=90)
+    data = base64.b64encode(file.getvalue()).decode()
+    return _MAP.format(data=data, label=html.escape(result.label), position=result.position)
 
 
 def search_tab(gr: Any, service: AppService, session: Any) -> None:
@@ -300,14 +329,9 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             gallery = gr.Gallery(
                 service.examples,
                 label="Results, the most similar first",
-                show_label=False,
                 columns=4,
-                object_fit="contain",
-                height="auto",
-                buttons=[],
-                interactive=False,
                 elem_id="search-gallery",
-                elem_classes="captions-below",
+                **_GALLERY,
             )
 
     def search(

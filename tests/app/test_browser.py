@@ -166,11 +166,19 @@ class TestFirstVisit:
         assert "among 3 labels" in browser.text("classify-verdict")
         assert "submarine" in browser.text("classify-answer")
 
+        # The map is computed when its section is opened. The next answer removes it.
+        browser.click("#classify-where button")
+        browser.wait(lambda: browser.all("#classify-map img"))
+        (drawn,) = browser.all("#classify-map img")
+        assert drawn.get_attribute("alt").startswith(f"Map of the image for {name}, highest at")
+        browser.wait(lambda: drawn.size["width"] > 200)
+
         # Correct the label: the page learns it.
         browser.choose("classify-correct-label", "tuba")
         browser.click("#classify-correct")
         browser.wait(lambda: "Labelled images used: 1." in browser.text("classify-verdict"))
         assert browser.text("classify-verdict").startswith("tuba, ")
+        browser.wait(lambda: not browser.all("#classify-map img"))
         browser.click("#classify-undo")
         browser.wait(lambda: browser.text("classify-verdict").startswith(f"{name}, "))
 
