@@ -465,7 +465,7 @@ def compute_similarity_maps(
             "image. Use APEAligner() or KernelAligner."
         )
     maps = (cell_outputs / norm[:, None, None]).numpy() @ embeddings.T
-    # The mean of the cells is the cosine of the enlarged image.
+    # Their mean is the cosine of the enlarged image. Make it that of the image in its usual size.
     cosines = np.asarray(estimator.transform(images), np.float32) @ embeddings.T
     maps += (cosines - maps.mean(axis=1))[:, None]
     maps = maps.transpose(0, 2, 1).reshape(*cosines.shape, *grid.shape[1:3])
