@@ -261,7 +261,7 @@ class FusedConv(torch.nn.Module):
 
     @cached_property
     def bfloat16_kernel(self) -> torch.Tensor:
-        rounded = torch.from_numpy(_round_kernels(self.kernel.numpy()))
+        rounded = torch.from_numpy(_round_kernels(self.kernel.float().numpy()))
         return rounded.to(torch.bfloat16, memory_format=torch.channels_last)
 
 

@@ -108,6 +108,10 @@ def test_activation_is_part_of_convolutions(monkeypatch, activation, dtype, has_
     x.requires_grad_()
     fused(x).sum().backward()  # the joint operator has no gradient
     assert x.grad is not None
+    converted = FusedConv(conv, activation(), x.shape[2:]).to(dtype)  # instead of autocast
+    with torch.inference_mode():
+        y = converted(x.to(dtype))
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_bfloat16_keeps_features_of_real_images(paths):
