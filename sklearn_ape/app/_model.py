@@ -224,7 +224,7 @@ def clone_with_cache(encoder: Any, cache: Any) -> Any:
 
 
 def may_have_maps(aligner: Any) -> bool:
-    """Return whether similarity maps are possible; not for all encoders and heads, however."""
+    """Return whether to offer similarity maps, which some encoders and heads do not support."""
     module = getattr(unwrap_aligner(aligner), "module_", None)
     return isinstance(module, TwoTower) and hasattr(get_encoders(aligner)[0], "transform_grid")
 

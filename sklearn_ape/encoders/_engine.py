@@ -216,9 +216,9 @@ JOINT_ACTIVATIONS: dict[type[torch.nn.Module], tuple[str, list[float]]] = {
 class FusedConv(torch.nn.Module):
     """A convolution and an activation that a CPU computes in one pass.
 
-    On x86 processors, oneDNN computes them with the operator that compiled models of torch use.
-    The other operators copy the input of 1x1 convolutions in small batches, and read the output
-    again for the activation.
+    On x86 processors, oneDNN computes them, without gradients, with the operator that compiled
+    models of torch use. The other operators copy the input of 1x1 convolutions in small batches,
+    and read the output again for the activation.
 
     The padding "same" of TensorFlow may need one more row at the bottom, or column at the right,
     than at the other end, for which `Conv2dSame` of timm copies the input. With a row of zeros at

@@ -119,7 +119,7 @@ class TestUnsupportedAligner:
 
     def test_map_is_offered_only_for_aligners_that_may_have_one(self, fast_aligner):
         assert may_have_maps(load_starter())
-        assert not may_have_maps(fast_aligner)  # its encoder has no grid
+        assert not may_have_maps(fast_aligner)  # its encoder does not compute a grid
         assert not may_have_maps(CCAAligner())
         assert not may_have_maps(CLIPAligner())
 

@@ -89,7 +89,7 @@ def test_padding_is_part_of_convolutions(size, n_zeros):
 @pytest.mark.parametrize("activation", _engine.JOINT_ACTIVATIONS)
 @pytest.mark.parametrize("has_joint_operator", [True, False])
 def test_activation_is_part_of_convolutions(monkeypatch, activation, dtype, has_joint_operator):
-    """Outputs are those of both modules, also on processors for which oneDNN has no operator."""
+    """Outputs equal those of both modules, with and without the operator of oneDNN."""
     if not has_joint_operator:
         monkeypatch.setattr(_engine, "_has_joint_operator", lambda dtype: False)
     elif not _engine._has_joint_operator(dtype):
@@ -106,7 +106,7 @@ def test_activation_is_part_of_convolutions(monkeypatch, activation, dtype, has_
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
     x.requires_grad_()
-    fused(x).sum().backward()  # the joint operator has no gradient
+    fused(x).sum().backward()  # the joint operator does not support gradients
     assert x.grad is not None
     converted = FusedConv(conv, activation(), x.shape[2:]).to(dtype)  # instead of autocast
     with torch.inference_mode():

@@ -1,0 +1,88 @@
+"""Sentence-transformers models in the local cache of a hub that cannot be reached."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from sklearn_ape import encoders
+from sklearn_ape.encoders import TransformersTextEncoder, base
+from sklearn_ape.utils.concurrency import LRUCache
+from tests.encoders.test_transformers import TEXTS, sentence_model, theirs
+
+SIDE_FILES = ("modules.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+
+
+class TestUnreachableHub:
+    """The hub is unreachable, and a model is in its local cache, with or without all files."""
+
+    commit = "0" * 40
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        constants = pytest.importorskip("huggingface_hub").constants
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(base, "shared_networks", LRUCache(max_entries=8))
+        folder = tmp_path / "hub" / "models--me--model"
+        snapshot = folder / "snapshots" / self.commit
+        snapshot.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(self.commit)
+        sentence_model(snapshot, {"query": "the dog "}, "query", {"pooling_mode_cls_token": True})
+        return folder
+
+    @pytest.fixture
+    def snapshot(self, folder):
+        """Return the folder of a model of which only the side files are not in the cache."""
+        snapshot = folder / "snapshots" / self.commit
+        for name in SIDE_FILES:
+            (snapshot / name).rename(folder / name.replace("/", "-"))
+        return snapshot
+
+    def complete(self, folder):
+        for name in SIDE_FILES:
+            (folder / name.replace("/", "-")).rename(folder / "snapshots" / self.commit / name)
+
+    @pytest.mark.parametrize("name", ["TransformersTextEncoder", "SentenceTransformerEncoder"])
+    def test_incomplete_model_warns_and_has_other_cache_keys(
+        self, name, folder, snapshot, tmp_path
+    ):
+        if name.startswith("Sentence"):
+            pytest.importorskip("sentence_transformers")
+        encoder = getattr(encoders, name)("me/model", cache=str(tmp_path / "features"))
+        with pytest.warns(UserWarning, match=r"'me/model' was loaded without modules\.json and"):
+            incomplete = encoder.transform(TEXTS)
+        plain = TransformersTextEncoder(str(snapshot), cache=None, pooling="mean")
+        np.testing.assert_allclose(incomplete, plain.transform(TEXTS), atol=1e-5)
+        self.complete(folder)
+        base.shared_networks.clear()
+        features = encoder.transform(TEXTS)
+        np.testing.assert_allclose(features, theirs(snapshot, TEXTS), atol=1e-5)
+        assert np.abs(features - incomplete).max() > 1e-3
+
+    def test_downloaded_files_give_the_usual_cache_keys(self, folder, snapshot, monkeypatch):
+        """A load that downloads the files precedes the key."""
+        load = TransformersTextEncoder._load_network
+
+        def download_and_load(encoder, device):
+            self.complete(folder)
+            return load(encoder, device)
+
+        monkeypatch.setattr(TransformersTextEncoder, "_load_network", download_and_load)
+        assert "unknown_files" not in TransformersTextEncoder("me/model")._get_identity()
+
+    def test_representation_does_not_load_an_incomplete_model(self, snapshot):
+        TransformersTextEncoder("me/model")._repr_html_()
+        assert len(base.shared_networks) == 0
+
+    def test_recorded_absence_does_not_warn(self, folder, snapshot):
+        """huggingface_hub records files that a model does not have."""
+        record = folder / ".no_exist" / self.commit / "modules.json"
+        record.parent.mkdir(parents=True)
+        record.touch()
+        encoder = TransformersTextEncoder("me/model", cache=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            encoder.transform(TEXTS)
+        assert "unknown_files" not in encoder._get_identity()
