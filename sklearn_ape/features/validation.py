@@ -36,6 +36,8 @@ def as_float32(
     """
     if features.dtype == np.float16:  # NumPy is slow with float16
         features = features.astype(np.float32)
+    if features.dtype == np.float32 and not check_conditioning and _is_finite(features):
+        return np.ascontiguousarray(features)
     largest = _find_largest_per_row(features)
     _check_range(largest, features.dtype, name)
     converted = np.ascontiguousarray(features, dtype=np.float32)
@@ -46,6 +48,13 @@ def as_float32(
     if check_conditioning:
         _check_conditioning(features, largest, name)
     return converted
+
+
+def _is_finite(features: np.ndarray) -> bool:
+    """Return whether all values are finite; may be False if they are huge."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Infinities of both signs add up to NaN, so a finite sum means that all are finite.
+        return bool(np.isfinite(features.sum()))
 
 
 def _find_largest_per_row(features: np.ndarray) -> np.ndarray:
@@ -148,9 +157,7 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
     for rows in row_blocks(features):
         with np.errstate(over="ignore", invalid="ignore"):  # infinity raises an error below
             block = features[rows]
-            # Infinities of both signs add up to NaN, so a finite sum means that all are finite.
-            is_finite = np.isfinite(block.sum())
-        if is_finite:
+        if _is_finite(block):
             continue
         infinite = np.flatnonzero(np.isinf(block).any(axis=1))
         if infinite.size:

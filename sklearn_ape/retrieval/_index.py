@@ -77,9 +77,11 @@ class FaissIndex(Index):
         import faiss
 
         index = faiss.clone_index(self.index)
-        for rows in iter_row_tiles(len(embeddings) - n_before, embeddings.shape[1]):
-            block = embeddings[n_before + rows.start : n_before + rows.stop]
-            index.add(np.ascontiguousarray(block, dtype=np.float32))
+        new = embeddings[n_before:]
+        # Memory of the index grows with each call. Only float16 needs blocks, which are copied.
+        blocks = [slice(None)] if new.dtype == np.float32 else iter_row_tiles(*new.shape)
+        for rows in blocks:
+            index.add(np.ascontiguousarray(new[rows], dtype=np.float32))
         return type(self)(index)
 
 

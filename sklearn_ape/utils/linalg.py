@@ -55,15 +55,29 @@ def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
 
     Rows with NaN become rows of NaN.
     """
+    scale: Any = 1
+    with np.errstate(over="ignore", under="ignore"):
+        norm = np.linalg.norm(features, axis=1, keepdims=True)
+    # The largest value of a row is at most its norm, and at least its norm divided by this root.
+    low = _LOW * features.shape[1] ** 0.5
+    if not ((norm > low) & (norm < _HIGH)).all():
+        features, scale = _divide_extreme_rows(features)
+        norm = np.linalg.norm(features, axis=1, keepdims=True)
+    is_small = norm * scale <= min_norm if min_norm else norm <= 0
+    normalized = features / np.where(is_small, 1, norm)
+    normalized[is_small[:, 0]] = 0
+    return normalized
+
+
+def _divide_extreme_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows whose squares neither overflow nor underflow, and what they were divided by."""
     largest = np.maximum(features.max(axis=1, keepdims=True), -features.min(axis=1, keepdims=True))
     is_ordinary = (largest == 0) | ((largest > _LOW) & (largest < _HIGH))
     scale = np.ones_like(largest)
-    if not is_ordinary.all():  # squares would overflow or underflow; a power of two is exact
+    if not is_ordinary.all():  # a power of two is exact
         scale = np.where(is_ordinary, 1, np.ldexp(scale, np.frexp(largest)[1] - 1))
         features = features / scale
-    norm = np.linalg.norm(features, axis=1, keepdims=True)
-    is_small = norm * scale <= min_norm if min_norm else norm <= 0
-    return np.where(is_small, 0, features / np.where(is_small, 1, norm))
+    return features, scale
 
 
 # Sums depend on the order of additions: another block size changes the last bits of results.
