@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import cached_property, lru_cache
@@ -96,11 +94,6 @@ def choose_dtype(engine: str, device: torch.device) -> str:
         and _find_obstacle("openvino", device, "bfloat16") is None
     )
     return "bfloat16" if is_fast else "float32"
-
-
-def count_free_axes(example: torch.Tensor) -> int:
-    """Return the number of leading axes of variable length: items and, for tokens, positions."""
-    return 2 if example.ndim == 2 and not example.is_floating_point() else 1
 
 
 def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception | None:
@@ -274,9 +267,7 @@ def _has_joint_operator(dtype: torch.dtype) -> bool:
     return is_x86 and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-_ONNX_FILE = "model.onnx"
-# Errors that say nothing about the network.
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ONNX_FILE = "model.onnx"
 
 
 class OnnxEngine:
@@ -293,7 +284,7 @@ class OnnxEngine:
         options.log_severity_level = 3  # errors only
         try:
             self._session = onnxruntime.InferenceSession(
-                folder / _ONNX_FILE, options, providers=["CPUExecutionProvider"]
+                folder / ONNX_FILE, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions have no common base class
             raise EngineError(f"ONNX Runtime cannot load the network: {error}") from error
@@ -304,44 +295,7 @@ class OnnxEngine:
         return self._session.run(None, dict(named))[0]
 
 
-class _PositionalInputs(torch.nn.Module):
-    """Wrapper with positional inputs, for which torch takes dynamic shapes by position."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.module(*inputs)
-
-
-def export_to_onnx(workload: Workload, folder: Path) -> None:
-    """Write the file of `OnnxEngine`; raise EngineError if torch cannot export the network."""
-    example = workload.examples()[0]
-    names = [f"input_{number}" for number in range(len(example))]
-    # The number of positions is fixed in some networks of texts, such as those of CLIP.
-    axes = (torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO)
-    shapes = tuple(dict(enumerate(axes[: count_free_axes(x)])) for x in example)
-    try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _PositionalInputs(workload.module),
-                example,
-                folder / _ONNX_FILE,
-                input_names=names,
-                dynamo=True,
-                dynamic_shapes=(shapes,),
-                external_data=False,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter raises various exceptions for unsupported operations
-        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
-            raise
-        raise EngineError(f"torch cannot export the network to ONNX: {error}") from error
-
-
-_OPENVINO_FILE = "model.xml"
+OPENVINO_FILE = "model.xml"
 # All engines of the process, whose requests must end before a fork.
 _engines: WeakSet[OpenVINOEngine] = WeakSet()
 
@@ -354,7 +308,7 @@ class OpenVINOEngine:
 
     def __init__(self, workload: Workload, folder: Path) -> None:
         try:
-            model = _get_core().read_model(folder / _OPENVINO_FILE)
+            model = _get_core().read_model(folder / OPENVINO_FILE)
             if workload.dtype == "bfloat16":
                 _round_depthwise_weights(model)
             compiled = _get_core().compile_model(
@@ -422,7 +376,7 @@ def _round_kernels(weights: np.ndarray) -> np.ndarray:
     return kernels.reshape(weights.shape).astype(np.float32)
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """Import OpenVINO without `openvino_telemetry`, whose absence it supports.
 
     It would send usage data when it is imported and at each conversion, each time from a fork of
@@ -439,31 +393,9 @@ def _import_openvino() -> Any:
     return openvino
 
 
-def export_to_openvino(workload: Workload, folder: Path) -> None:
-    """Write the file of `OpenVINOEngine`; raise EngineError if it cannot convert the network."""
-    openvino = _import_openvino()
-    example = workload.examples()[0]
-    try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            # Warnings of tracing do not matter, because the features are compared later.
-            warnings.simplefilter("ignore")
-            model = openvino.convert_model(workload.module, example_input=example)
-        for node, x in zip(model.inputs, example, strict=True):
-            free = count_free_axes(x)
-            shape = [-1] * free + list(x.shape[free:])
-            node.get_node().set_partial_shape(openvino.PartialShape(shape))
-        model.validate_nodes_and_infer_types()
-    except Exception as error:  # the converter raises various types, as the exporter does
-        raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
-    try:
-        openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
-    except RuntimeError as error:
-        raise OSError(f"OpenVINO cannot write the network: {error}") from error
-
-
 @lru_cache(maxsize=1)
 def _get_core() -> Any:
-    core = _import_openvino().Core()
+    core = import_openvino().Core()
     # Reading a truncated file that is mapped into memory would crash the process.
     core.set_property({"ENABLE_MMAP": False})
     return core

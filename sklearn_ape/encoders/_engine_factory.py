@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -25,6 +28,8 @@ from ..utils.files import (
 )
 from ..utils.messages import warn
 from ._engine import (
+    ONNX_FILE,
+    OPENVINO_FILE,
     Engine,
     EngineError,
     Inputs,
@@ -33,20 +38,16 @@ from ._engine import (
     TorchEngine,
     Workload,
     WrongFeaturesError,
-    export_to_onnx,
-    export_to_openvino,
+    import_openvino,
 )
 
 # Name of the file that holds the digests of all other files of an export.
 _DIGESTS = "sha256.json"
 # Version of the layout of an export's folder; a new one makes older exports unused.
 _FORMAT = 1
+# Errors that say nothing about the network.
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino"}
-
-_RUNTIMES: dict[str, tuple[Any, Callable[[Workload, Path], None]]] = {
-    "onnx": (OnnxEngine, export_to_onnx),
-    "openvino": (OpenVINOEngine, export_to_openvino),
-}
 
 # Largest difference from torch's float32 features, as 1 - cosine and as relative error of the
 # norm. Users choose low precision explicitly, so its tolerance only has to find wrong exports.
@@ -107,6 +108,91 @@ def make_engine(name: str, workload: Workload, warns: bool) -> Engine:
     with suppress(OSError):
         _get_failure_file(name, workload).unlink(missing_ok=True)
     return engine
+
+
+def _count_free_axes(example: torch.Tensor) -> int:
+    """Return the number of leading axes of variable length: items and, for tokens, positions."""
+    return 2 if example.ndim == 2 and not example.is_floating_point() else 1
+
+
+@contextmanager
+def _ignore_warnings() -> Iterator[None]:
+    """Hide warnings of tracing, which do not matter, because the features are compared later."""
+
+    def reject(record: logging.LogRecord) -> bool:
+        return False
+
+    # Tracing reads all properties, and transformers logs a warning if a model has no loss.
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(reject)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.removeFilter(reject)
+
+
+class _PositionalInputs(torch.nn.Module):
+    """Wrapper with positional inputs, for which torch takes dynamic shapes by position."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.module(*inputs)
+
+
+def _export_to_onnx(workload: Workload, folder: Path) -> None:
+    """Write the file of `OnnxEngine`; raise EngineError if torch cannot export the network."""
+    example = workload.examples()[0]
+    names = [f"input_{number}" for number in range(len(example))]
+    # The number of positions is fixed in some networks of texts, such as those of CLIP.
+    axes = (torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO)
+    shapes = tuple(dict(enumerate(axes[: _count_free_axes(x)])) for x in example)
+    try:
+        with _ignore_warnings(), torch.inference_mode():
+            torch.onnx.export(
+                _PositionalInputs(workload.module),
+                example,
+                folder / ONNX_FILE,
+                input_names=names,
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises various exceptions for unsupported operations
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+            raise
+        raise EngineError(f"torch cannot export the network to ONNX: {error}") from error
+
+
+def _export_to_openvino(workload: Workload, folder: Path) -> None:
+    """Write the file of `OpenVINOEngine`; raise EngineError if it cannot convert the network."""
+    openvino = import_openvino()
+    example = workload.examples()[0]
+    try:
+        with _ignore_warnings(), torch.inference_mode():
+            model = openvino.convert_model(workload.module, example_input=example)
+        for node, x in zip(model.inputs, example, strict=True):
+            free = _count_free_axes(x)
+            shape = [-1] * free + list(x.shape[free:])
+            node.get_node().set_partial_shape(openvino.PartialShape(shape))
+        model.validate_nodes_and_infer_types()
+    except Exception as error:  # the converter raises various types, as the exporter does
+        raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
+    try:
+        openvino.save_model(model, folder / OPENVINO_FILE, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(f"OpenVINO cannot write the network: {error}") from error
+
+
+_RUNTIMES: dict[str, tuple[Any, Callable[[Workload, Path], None]]] = {
+    "onnx": (OnnxEngine, _export_to_onnx),
+    "openvino": (OpenVINOEngine, _export_to_openvino),
+}
 
 
 def _load_or_export(name: str, workload: Workload) -> Engine:

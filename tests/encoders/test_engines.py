@@ -1,5 +1,6 @@
 """Engines: agreement with torch, precision, exports on disk and fallback to torch."""
 
+import subprocess
 import sys
 import threading
 import warnings
@@ -221,10 +222,23 @@ def test_openvino_is_imported_without_telemetry(tmp_path, monkeypatch):
     for name in ("openvino", "openvino_telemetry"):
         monkeypatch.setitem(sys.modules, name, None)  # is restored at the end
         del sys.modules[name]
-    assert _engine._import_openvino().openvino_telemetry is None
+    assert _engine.import_openvino().openvino_telemetry is None
     import openvino_telemetry  # can be used by other packages
 
     assert Path(openvino_telemetry.__file__).parent == tmp_path
+
+
+@pytest.mark.exhaustive
+def test_export_of_a_text_network_prints_nothing(tmp_path, capfd):
+    """transformers would report once per process that the network has no loss."""
+    pytest.importorskip("openvino")
+    program = (
+        "import sys; from sklearn_ape.encoders import TransformersTextEncoder as Encoder; "
+        "encoder = Encoder(engine='openvino', cache=sys.argv[1], verbose=0); "
+        "encoder.transform(['a cat']); print(encoder._get_engine(1).name)"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True)
+    assert capfd.readouterr() == ("openvino\n", "")
 
 
 @pytest.mark.exhaustive
