@@ -14,7 +14,7 @@ from ..training.callbacks import mean_recall
 from ..training.data import PairDataset, split_pairs, subset
 from ..training.net import embed_pairs
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
-from ._closed_form import BLOCK_SIZE, VALIDATION_FRACTION, Maps, Targets, TextFit
+from ._closed_form import BLOCK_SIZE, Maps, Targets, TextFit
 from ._kernel_ridge import (
     choose_anchors,
     count_default_anchors,
@@ -24,9 +24,10 @@ from ._kernel_ridge import (
     solve_positive_definite,
 )
 
-# Two kernels are compared on a sample of the pairs. With fewer pairs than the minimum, a
-# difference of their recalls is mostly chance.
-_MIN_COMPARED_PAIRS, _MAX_COMPARED_PAIRS = 5000, 10_000
+# Two kernels are compared on a sample of this number of pairs. With fewer pairs, a difference of
+# their recalls is mostly chance. It varies less between samples if many of the pairs are held out.
+_N_COMPARED_PAIRS = 5000
+_COMPARED_FRACTION = 0.3
 
 # The wide kernel has a quarter of gamma and twice the ridge. It is better if captions are inexact,
 # such as the names of icons: with 16,000 of them, recall on other sets was 18.5 % instead of
@@ -219,16 +220,16 @@ def choose_smoothness(
     """Return the parameters ``gamma`` and ``ridge`` of the better kernel on held-out pairs.
 
     The first kernel has the `ridge` and the gamma "scale". It is chosen if there are fewer than
-    5,000 pairs. The kernels are compared on a random sample of at most 10,000 pairs. `solve` is a
+    5,000 pairs, otherwise the kernels are compared on a random sample of this number. `solve` is a
     function of training pairs and the two parameters.
     """
     narrow = {"gamma": "scale", "ridge": ridge}
     rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # pairs of images, not of prototypes
-    if len(rows) < _MIN_COMPARED_PAIRS:
+    if len(rows) < _N_COMPARED_PAIRS:
         return narrow
     rng = np.random.RandomState(seed)
-    sample = subset(data, np.sort(rng.permutation(rows)[:_MAX_COMPARED_PAIRS]))
-    split = split_pairs(sample.pairs, VALIDATION_FRACTION, rng)
+    sample = subset(data, np.sort(rng.permutation(rows)[:_N_COMPARED_PAIRS]))
+    split = split_pairs(sample.pairs, _COMPARED_FRACTION, rng)
     if split.valid is None:
         return narrow
     train, valid = subset(sample, split.train), subset(sample, split.valid).expand_items()

@@ -60,7 +60,7 @@ def test_few_pairs_are_not_compared(smooth):
 @pytest.mark.parametrize("init", ["kernel", "auto"])
 def test_training_starts_from_the_chosen_kernel(init, clustered, monkeypatch):
     monkeypatch.setattr(_kernel_maps, "_MIN_RELATIVE_GAIN", -1.0)  # the wide kernel is chosen
-    monkeypatch.setattr(_kernel_maps, "_MIN_COMPARED_PAIRS", 1000)
+    monkeypatch.setattr(_kernel_maps, "_N_COMPARED_PAIRS", 1000)
     clustered = tuple(features[:1500] for features in clustered)
     few = {"max_epochs": 1, "learning_rate": 1e-9, "width": 8, "depth": 2, "device": "cpu"}
     aligner = APEAligner(init=init, random_state=0, **few).fit(*clustered)
