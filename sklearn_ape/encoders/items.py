@@ -341,12 +341,20 @@ def _open(item: Any) -> Image.Image:
 
 
 def _check_colors(image: Image.Image) -> None:
-    """Raise ItemError for a TIFF file whose uncompressed YCbCr colors Pillow reads as RGB."""
-    photometric = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC)
-    if photometric == _YCBCR and image.info.get("compression") == "raw":
+    """Raise ItemError for an uncompressed TIFF file whose colors Pillow reads incorrectly."""
+    if image.info.get("compression") != "raw":
+        return
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PHOTOMETRIC) == _YCBCR:
         raise ItemError(
             "is a TIFF file with uncompressed YCbCr colors, which Pillow cannot read. Save it in "
             "RGB, or as PNG."
+        )
+    has_planes = tags.get(_PLANES) == _SEPARATE and len(image.getbands()) > 1
+    if has_planes and max(tags[_BITS]) > 8:  # Pillow would read one byte per value
+        raise ItemError(
+            "is a TIFF file with uncompressed colors of 16 bits in separate planes, which Pillow "
+            "cannot read. Save it with interleaved colors, or as PNG."
         )
 
 
@@ -421,8 +429,8 @@ _WHITE_VALUES = (255, 1023, 4095, 65535)
 _MAX_FRACTION = 1.5
 
 # Tags of TIFF files.
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-_YCBCR = 6
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
+_YCBCR, _SEPARATE = 6, 2
 
 
 def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:

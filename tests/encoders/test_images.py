@@ -172,6 +172,21 @@ def test_uncompressed_ycbcr_tiff_raises(planar, tmp_path):
     np.testing.assert_allclose(pixels(file)[0, 0], (200, 30, 60), atol=2)
 
 
+def test_uncompressed_16_bit_planes_raise(tmp_path):
+    """Pillow reads one byte per value, which garbles the image."""
+    tifffile = pytest.importorskip("tifffile")
+    file, planes = tmp_path / "image.tif", np.full((3, 16, 16), 257 * 60, np.uint16)
+    options = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(file, planes, **options)
+    with Image.open(file) as image:
+        for item in (file, file.read_bytes(), image):
+            with pytest.raises(ItemError, match="colors of 16 bits in separate planes"):
+                read_image(item)
+    for values, more in [(planes, {"compression": "zlib"}), ((planes // 257).astype("u1"), {})]:
+        tifffile.imwrite(file, values, **options, **more)
+        assert (pixels(file) == 60).all()
+
+
 def test_16_bit_rgb_png_is_scaled():
     """Channels of 16 bits are reduced to their upper 8 bits."""
     raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
