@@ -457,7 +457,7 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         scaled = values.reshape(-1)[block].astype(np.float64) * (255.0 / white)
         grey.reshape(-1)[block] = np.clip(scaled, 0, 255).round()
     # White is 0. Pillow inverts such images of 8 bits only.
-    if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0:
+    if tags.get(_PHOTOMETRIC) == 0:
         grey = 255 - grey
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

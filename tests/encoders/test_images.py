@@ -123,11 +123,12 @@ def test_transparent_colour_of_a_png_is_white(mode):
     ("dtype", "values", "tag", "expected"),
     [
         (np.uint16, [0, 257 * 60, 65535], (262, 1, 0), [255, 195, 0]),  # white is zero
+        (np.float32, [0, 0.2, 1], (262, 1, 0), [255, 204, 0]),
         (np.int32, [0, 2**30, 2**31 - 1, -(2**31), -1], (339, 2, 1), [0, 64, 127, 128, 255]),
     ],
 )
 def test_grey_tiff_is_read_as_its_tags_say(dtype, values, tag, expected, tmp_path):
-    """Pillow does not invert 16 bits whose white is 0, and reads uint32 as int32."""
+    """Pillow does not invert more than 8 bits whose white is 0, and reads uint32 as int32."""
     file = tmp_path / "grey.tif"
     Image.fromarray(np.array([values], dtype=dtype)).save(file)
     number, before, after = tag
