@@ -204,9 +204,9 @@ def read_image(
         return _read_file(_open(item), min_side, use_longer_side)
     if not isinstance(item, Image.Image):
         return _to_rgb(Image.fromarray(_to_pixels(item)))
-    _check_colors(item)
+    _check_pixels(item)
     try:
-        with _without_memory_map(item):
+        with _correct_tiff(item):
             copy = item.copy()
         return _to_rgb(copy, getattr(item, "tag_v2", {}))  # a copy has no tags
     except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
@@ -224,7 +224,7 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
                 side = max(image.size) if use_longer_side else min(image.size)
                 width, height = (math.ceil(n * min_side / side) for n in image.size)
                 draft = image.draft(None, (width, height))  # None for formats except JPEG
-            with _without_memory_map(image):
+            with _correct_tiff(image):
                 image.load()
             if draft is not None and draft[1][2:] != image.size:  # the last pixels are partial
                 image = image.resize(image.size, Image.Resampling.BILINEAR, draft[1])
@@ -240,22 +240,26 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
 
 
 @contextmanager
-def _without_memory_map(image: Image.Image) -> Iterator[None]:
-    """Prevent Pillow from mapping a TIFF file into memory while its pixels are loaded.
+def _correct_tiff(image: Image.Image) -> Iterator[None]:
+    """Correct how Pillow reads the pixels of a TIFF file while they are loaded.
 
-    Workaround: Pillow maps an uncompressed file with its size after rotation by EXIF, which gives
+    Workarounds: Pillow maps an uncompressed file with its size after rotation by EXIF, which gives
     wrong pixels for files that are rotated by 90 degrees. It only maps images with a file name.
+    It swaps the bytes of compressed big-endian numbers, which libtiff has swapped already.
     """
-    name = getattr(image, "filename", "")
-    if image.format != "TIFF" or not name:
+    if image.format != "TIFF":
         yield
         return
-    named: Any = image
-    named.filename = ""
+    opened: Any = image
+    for index, (decoder, box, offset, args) in enumerate(opened.tile):
+        if decoder == "libtiff" and args[0] in _NATIVE_MODES:
+            opened.tile[index] = decoder, box, offset, (_NATIVE_MODES[args[0]], *args[1:])
+    name = getattr(opened, "filename", "")
+    opened.filename = ""
     try:
         yield
     finally:
-        named.filename = name
+        opened.filename = name
 
 
 def _stat_file(path: str) -> os.stat_result:
@@ -325,7 +329,7 @@ def _open(item: Any) -> Image.Image:
         image.close()
         raise ItemError("is a PostScript drawing. Render it to PNG first.")
     try:
-        _check_colors(image)
+        _check_pixels(image)
     except ItemError:
         image.close()
         raise
@@ -340,22 +344,18 @@ def _open(item: Any) -> Image.Image:
     return image
 
 
-def _check_colors(image: Image.Image) -> None:
-    """Raise ItemError for an uncompressed TIFF file whose colors Pillow reads incorrectly."""
-    if image.info.get("compression") != "raw":
-        return
+def _check_pixels(image: Image.Image) -> None:
+    """Raise ItemError for a file whose pixels Pillow reads incorrectly."""
     tags = getattr(image, "tag_v2", {})
-    if tags.get(_PHOTOMETRIC) == _YCBCR:
-        raise ItemError(
-            "is a TIFF file with uncompressed YCbCr colors, which Pillow cannot read. Save it in "
-            "RGB, or as PNG."
-        )
+    is_raw = image.info.get("compression") == "raw"
     has_planes = tags.get(_PLANES) == _SEPARATE and len(image.getbands()) > 1
-    if has_planes and max(tags[_BITS]) > 8:  # Pillow would read one byte per value
-        raise ItemError(
-            "is a TIFF file with uncompressed colors of 16 bits in separate planes, which Pillow "
-            "cannot read. Save it with interleaved colors, or as PNG."
-        )
+    kind = ""
+    if is_raw and tags.get(_PHOTOMETRIC) == _YCBCR:
+        kind = "a TIFF file with uncompressed YCbCr colors"
+    elif is_raw and has_planes and max(tags[_BITS]) > 8:
+        kind = "a TIFF file with uncompressed colors of 16 bits in separate planes"
+    if kind:
+        raise ItemError(f"is {kind}, which Pillow cannot read. Save it as PNG.")
 
 
 def _describe_unknown_format(start: bytes) -> str:
@@ -431,6 +431,8 @@ _MAX_FRACTION = 1.5
 # Tags of TIFF files.
 _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
 _YCBCR, _SEPARATE = 6, 2
+# Pillow's names of big-endian numbers, and of numbers in the byte order of the processor.
+_NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 
 def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:

@@ -155,6 +155,19 @@ def test_white_of_a_signed_16_bit_tiff_is_32767(values, expected, tmp_path):
             assert pixels(item)[0, :, 0].tolist() == expected
 
 
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
+def test_compressed_big_endian_tiff_is_read(dtype, tmp_path):
+    """Pillow swaps the bytes, which libtiff returns in the order of the processor."""
+    tifffile = pytest.importorskip("tifffile")
+    white = {"int16": 32767, "int32": 65535, "float32": 1}[dtype]
+    values = (np.array([[0, 0.2, 1]]) * white).astype(dtype)
+    file = tmp_path / "image.tif"
+    tifffile.imwrite(file, values, byteorder=">", compression="zlib")
+    with Image.open(file) as image:
+        for item in (file, file.read_bytes(), image):
+            assert pixels(item)[0, :, 0].tolist() == [0, 51, 255]
+
+
 @pytest.mark.parametrize("planar", [False, True])
 def test_uncompressed_ycbcr_tiff_raises(planar, tmp_path):
     """Pillow calls it truncated, or, with separate planes, reads its colors as RGB."""
