@@ -354,6 +354,8 @@ def _check_pixels(image: Image.Image) -> None:
         kind = "a TIFF file with uncompressed YCbCr colors"
     elif is_raw and has_planes and max(tags[_BITS]) > 8:
         kind = "a TIFF file with uncompressed colors of 16 bits in separate planes"
+    elif image.format == "FITS" and image.mode != "L":
+        kind = "a FITS file of more than 8 bits"
     if kind:
         raise ItemError(f"is {kind}, which Pillow cannot read. Save it as PNG.")
 

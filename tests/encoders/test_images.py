@@ -201,6 +201,20 @@ def test_uncompressed_16_bit_planes_raise(tmp_path):
         assert (pixels(file) == 60).all()
 
 
+def test_fits_of_more_than_8_bits_raises():
+    """Pillow reads the numbers, which are big-endian, as if they were little-endian."""
+    values = np.array([[0, 60], [100, 255]], np.uint8)
+    for bits, dtype in ((8, ">u1"), (16, ">i2"), (32, ">i4"), (-32, ">f4")):
+        cards = {"SIMPLE": "T", "BITPIX": bits, "NAXIS": 2, "NAXIS1": 2, "NAXIS2": 2}
+        header = "".join(f"{f'{name:8}= {value:>20}':80}" for name, value in cards.items()) + "END"
+        content = f"{header:2880}".encode() + values.astype(dtype).tobytes().ljust(2880, b"\0")
+        if bits == 8:
+            assert pixels(content)[::-1, :, 0].tolist() == values.tolist()  # the lowest row first
+        else:
+            with pytest.raises(ItemError, match="FITS file of more than 8 bits"):
+                read_image(content)
+
+
 def test_16_bit_rgb_png_is_scaled():
     """Channels of 16 bits are reduced to their upper 8 bits."""
     raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
