@@ -74,7 +74,10 @@ def evaluate(
     if names is None and bunch.captions and labels_true is not None and len(set(labels_true)) == 1:
         labels_true = None  # no accuracy can be computed, but recall
     if labels_true is not None:
-        names = resolve_label_names(names, labels_true, allow_groups=True)
+        # Images of no class have the label that the classifier predicts below its threshold.
+        unknown_label = None if classifier is None else str(classifier.unknown_label)
+        known = [label for label in labels_true if str(label) != unknown_label]
+        names = resolve_label_names(names, known, allow_groups=True)
     encoder = _models.get_image_encoder(model)
     if strict:
         encoder.set_params(on_error="raise")
@@ -169,8 +172,13 @@ def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str])
         return []
     # The labels of a classifier that was saved in Python may be numbers.
     label_of = {str(label): label for label in flatten_labels(classifier.labels)[1]}
-    # An image that is labelled by a group is not counted at finer levels than that of the group.
-    hits = classifier._iter_hits_by_level(images, [label_of[label] for label in y_true])
+    # Images of no class are left out. An image that is labelled by a group is not counted at finer
+    # levels than that of the group.
+    rows = [row for row, label in enumerate(y_true) if label in label_of]
+    if not rows:
+        return []
+    images, y = [images[row] for row in rows], [label_of[y_true[row]] for row in rows]
+    hits = classifier._iter_hits_by_level(images, y)
     return [make_score("accuracy", f"level {n}", of_level) for n, of_level in enumerate(hits, 1)]
 
 

@@ -218,6 +218,22 @@ def test_saved_hierarchy_whose_labels_are_numbers(small_folder, rows, tmp_path):
     assert values == pytest.approx(ZeroShotClassifier(labels).score_levels(images, y), abs=1e-4)
 
 
+def test_images_of_no_class_of_a_saved_classifier(small_folder, rows, tmp_path):
+    """They have the label that is predicted below the threshold, as in `score`."""
+    labels = {"living": {"animal": ["an animal"]}, "food": None}
+    classifier = ZeroShotClassifier(labels, threshold=0.9)
+    classifier.save_pretrained(tmp_path / "model")
+    (small_folder / "travel").rename(small_folder / "unknown")
+    images = sorted(map(str, small_folder.rglob("*.png")))
+    y = [Path(image).parent.name for image in images]
+    score_of = {
+        row["of"]: row for row in rows("evaluate", small_folder, "--aligner", tmp_path / "model")
+    }
+    assert float(score_of["all"]["value"]) == pytest.approx(classifier.score(images, y), abs=1e-4)
+    assert float(score_of["unknown"]["value"]) > 0
+    assert (score_of["all"]["n"], score_of["level 2"]["n"]) == ("12", "8")
+
+
 def test_few_shot_classifier_on_its_own_images_warns(photos, run, tmp_path):
     run("fit", photos, "-o", tmp_path / "model", "--quiet", "--test-size", "0")
     result = run("evaluate", photos, "--aligner", tmp_path / "model")
