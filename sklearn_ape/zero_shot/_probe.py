@@ -274,6 +274,8 @@ class _Problem:
         inputs, base = self.inputs[rows], np.float32(name_weight) * self.base[rows]
         codes, weights = self.examples.codes[rows], self.weights[rows]
         order, shape = np.arange(len(rows)), (len(self.root), self.n_classes)
+        if not len(self.root):  # all examples are equal, so that they distinguish no classes
+            return np.zeros(shape)
         curvature = self.alpha * self.root[:, None] ** 2
 
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:

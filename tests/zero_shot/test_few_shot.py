@@ -353,6 +353,15 @@ class TestInput:
         with pytest.warns(UserWarning, match="'food' in row 0 and 'animal' in row 2"):
             few.fit(X[[4, 5, 4]], ["food", "animal", "animal"])
 
+    def test_different_labels_for_all_features_leave_the_names(self, aligner, pool):
+        """Examples that nothing distinguishes change the logits of all images equally."""
+        X, _ = pool
+        with pytest.warns(UserWarning, match="different labels for the same image"):
+            few = FewShotClassifier(LABELS, aligner=aligner).fit(X[[4, 4]], ["food", "animal"])
+        names = ZeroShotClassifier(LABELS, aligner=aligner)
+        changes = few.decision_function(X) - names.decision_function(X)
+        np.testing.assert_allclose(changes, changes[[0] * len(X)], atol=1e-3)
+
     @pytest.mark.parametrize("alpha", [0, -1.0, "high", None])
     def test_invalid_alpha_raises(self, aligner, pool, alpha):
         X, y = pool
