@@ -243,19 +243,21 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
 def _correct_tiff(image: Image.Image) -> Iterator[None]:
     """Correct how Pillow reads the pixels of a TIFF file while they are loaded.
 
-    Workarounds: Pillow maps an uncompressed file with its size after rotation by EXIF, which gives
-    wrong pixels for files that are rotated by 90 degrees. It only maps images with a file name.
-    It swaps the bytes of compressed big-endian numbers, which libtiff has swapped already.
+    Workarounds: Pillow maps an uncompressed file with its size after rotation by EXIF if the image
+    has a file name. It swaps the bytes of compressed big-endian numbers, which libtiff has swapped
+    already. It cannot read numbers of several bytes if a single channel is a separate plane.
     """
     if image.format != "TIFF":
         yield
         return
     opened: Any = image
+    if opened.tile and opened.tag_v2.get(_PLANES) == _SEPARATE and len(image.getbands()) == 1:
+        opened.tag_v2[_PLANES] = 1
+        opened._setup()
     for index, (decoder, box, offset, args) in enumerate(opened.tile):
         if decoder == "libtiff" and args[0] in _NATIVE_MODES:
             opened.tile[index] = decoder, box, offset, (_NATIVE_MODES[args[0]], *args[1:])
-    name = getattr(opened, "filename", "")
-    opened.filename = ""
+    name, opened.filename = getattr(opened, "filename", ""), ""
     try:
         yield
     finally:
@@ -429,7 +431,6 @@ def _to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.
 _WHITE_VALUES = (255, 1023, 4095, 65535)
 # Largest value of a floating point image whose white is 1.
 _MAX_FRACTION = 1.5
-
 # Tags of TIFF files.
 _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
 _YCBCR, _SEPARATE = 6, 2
@@ -463,8 +464,7 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     # White is 0. Pillow inverts such images of 8 bits only.
     if tags.get(_PHOTOMETRIC) == 0:
         grey = 255 - grey
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
+    if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
 

@@ -201,6 +201,19 @@ def test_uncompressed_16_bit_planes_raise(tmp_path):
         assert (pixels(file) == 60).all()
 
 
+@pytest.mark.parametrize(("dtype", "tags"), [("<u2", {}), (">u2", {}), ("<u2", {339: 2})])
+def test_single_plane_of_a_tiff_is_read(dtype, tags, tmp_path):
+    """Pillow calls such files truncated."""
+    white = 32767 if tags else 65535  # of signed values
+    values = (np.array([[0, 0.2, 1]]) * white).astype(dtype)
+    file = tmp_path / "image.tif"
+    Image.fromarray(values).save(file, tiffinfo={284: 2, **tags})
+    with Image.open(file) as image:
+        assert image.tag_v2[284] == 2
+        for item in (file, file.read_bytes(), image):
+            assert pixels(item)[0, :, 0].tolist() == [0, 51, 255]
+
+
 def test_fits_of_more_than_8_bits_raises():
     """Pillow reads the numbers, which are big-endian, as if they were little-endian."""
     values = np.array([[0, 60], [100, 255]], np.uint8)
