@@ -354,7 +354,7 @@ def _check_pixels(image: Image.Image) -> None:
     kind = ""
     if is_raw and tags.get(_PHOTOMETRIC) == _YCBCR:
         kind = "a TIFF file with uncompressed YCbCr colors"
-    elif is_raw and has_planes and max(tags[_BITS]) > 8:
+    elif is_raw and has_planes and max(tags.get(_BITS, (1,))) > 8:
         kind = "a TIFF file with uncompressed colors of 16 bits in separate planes"
     elif image.format == "FITS" and image.mode != "L":
         kind = "a FITS file of more than 8 bits"
