@@ -211,11 +211,13 @@ def _may_be_newer(path: str, indexed_at: int) -> bool:
 
     Copies may keep the time of the original, but the system records when they replaced the file.
     """
+    # A new link to the image, or to a folder of its path, may lead to an old image.
+    links = filter(os.path.islink, (path, *map(str, Path(path).parents)))
     try:
-        status = os.stat(path)
+        files = [os.stat(path), *map(os.lstat, links)]
     except OSError:  # such as a link to a missing file, which is then reported as unreadable
         return True
-    return max(status.st_mtime_ns, status.st_ctime_ns) > indexed_at
+    return max(max(file.st_mtime_ns, file.st_ctime_ns) for file in files) > indexed_at
 
 
 def _build_index(

@@ -117,6 +117,24 @@ class TestUpdate:
         items = load_pretrained(tmp_path / "index").items_
         assert sorted(items) == sorted(map(str, folder.iterdir()))
 
+    @pytest.mark.parametrize("kind", ["image", "folder"])
+    def test_link_to_another_image(self, photos, run, tmp_path, kind):
+        """The image was older than the index, and the index kept the embedding of the former."""
+        for name in ("food", "animal"):
+            (tmp_path / name).mkdir()
+            shutil.copy(min((photos / name).iterdir()), tmp_path / name / "one.png")
+        images = tmp_path / "images"
+        images.mkdir()
+        link, target = (images / "one.png", "one.png") if kind == "image" else (images / "a", "")
+        arguments = ("index", images, "-o", tmp_path / "index", "--update")
+        for name in ("food", "animal"):
+            link.unlink(missing_ok=True)
+            link.symlink_to(tmp_path / name / target)
+            time.sleep(0.05)  # longer than the resolution of the time stamps
+            result = run(*arguments)
+        assert "Images embedded: 1, removed: 0." in result.stderr
+        assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
+
     def test_link_to_missing_image_is_dropped(self, photos, run, tmp_path):
         """The update failed with "No such file or directory"."""
         shutil.copytree(photos / "food", tmp_path / "food")
