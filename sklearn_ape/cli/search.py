@@ -66,7 +66,7 @@ def search(
     """
     file_format = resolve_format(output, file_format)
     check_output_file(output)
-    queries, likes = list(query or []), [str(path) for path in like or []]
+    queries, likes = list(query or []), [str(expand_user(path)) for path in like or []]
     if not queries and not likes:
         raise typer.BadParameter(f"No query. {_suggest_query(images or [])}")
     if any(not text.strip() for text in queries):

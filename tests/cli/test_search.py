@@ -38,6 +38,13 @@ class TestSearch:
         assert paths[0] not in {row["path"] for row in table_rows}
         assert {row["query"] for row in table_rows} == {paths[0]}
 
+    def test_query_image_in_home_folder(self, small_folder, paths, rows, monkeypatch):
+        """The shell does not expand the ~ of --like=~/cat.png."""
+        expected = rows("search", small_folder, "--like", paths[0])
+        monkeypatch.setenv("HOME", os.path.dirname(paths[0]))
+        name = os.path.basename(paths[0])
+        assert rows("search", small_folder, f"--like=~/{name}") == expected
+
     def test_links_to_query_image_are_not_counted(self, small_folder, paths, rows):
         image = Path(paths[0])
         expected = rows("search", small_folder, "--like", image, "-k", 99)
