@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..utils.files import expand_user
 from . import _inputs as option
 from ._inputs import list_images, read_lines
 from ._output import FileName, Table, check_output_file, note_on_interrupt, print_message
@@ -59,6 +60,7 @@ def encode(
         raise typer.BadParameter(
             f"{str(output)!r} does not have the suffix .npy.", param_hint="--output"
         )
+    output = expand_user(output)
     paths = list_images(images, quiet) if images else []
     lines = [] if texts is None else read_lines(texts)
     if texts is not None and not lines:

@@ -88,7 +88,7 @@ class TestMakeEncoders:
             make_image_encoder("open_clip:RN50/openai", RuntimeOptions("memory"), pooling="mean")
 
 
-def test_table_of_the_user_is_not_replaced(run, tmp_path):
+def test_table_of_the_user_is_not_replaced(run, tmp_path, monkeypatch):
     """The list of rows has the name of the features, as a table of the same images may have."""
     (tmp_path / "texts.txt").write_text("a cat\n")
     table = tmp_path / "photos.csv"
@@ -96,6 +96,9 @@ def test_table_of_the_user_is_not_replaced(run, tmp_path):
     arguments = ("encode", "-o", tmp_path / "photos.npy", "--texts", tmp_path / "texts.txt")
     assert "is not a list of rows" in run(*arguments, code=1).stderr
     assert table.read_text() == "file,label\na.jpg,cat\n"
+    monkeypatch.setenv("HOME", str(tmp_path))  # the shell does not expand --output=~/photos.npy
+    in_home = ("encode", "--output=~/photos.npy", *arguments[3:])
+    assert "is not a list of rows" in run(*in_home, code=1).stderr
     run(*arguments, "--overwrite")
     run(*arguments)  # the list that the command itself wrote
     assert listed(table) == [{"row": "0", "text": "a cat", "error": ""}]
