@@ -46,6 +46,7 @@ _SKIPPING = re.compile(
     r"pass on_error='nan' to \w*ImageEncoder to skip them"
     r"|pass check_files=False and use an encoder with on_error='nan'"
 )
+_SKIPPING_TEXTS = re.compile(r", or pass on_error='nan' to \w+ to skip them")  # has no option
 
 
 # Options by the heading under which --help lists them. All others are advanced.
@@ -196,7 +197,8 @@ def _name_options(text: str) -> str:
     >>> _name_options("n_jobs must not be 0. Pass labels={'猫': 'cat'}, or cache=None.")
     '--n-jobs must not be 0. Pass --labels-file labels.json with {"猫": "cat"}, or --cache memory.'
     """
-    text = _PARAMETER.sub(r"--\1 \3", _SKIPPING.sub("leave out --strict", text))
+    text = _SKIPPING_TEXTS.sub("", _SKIPPING.sub("leave out --strict", text))
+    text = _PARAMETER.sub(r"--\1 \3", text)
     text = _FIRST_PARAMETER.sub(lambda match: f"--{match[0].replace('_', '-')}", text)
     text = _LABELS.sub(r'--labels-file labels.json with {"\1": "\2"}', text)
     for name, option in _OTHER_NAMES.items():

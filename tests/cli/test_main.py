@@ -163,6 +163,12 @@ def test_messages_name_options(small_folder, run, tmp_path, arguments, message):
     assert "='" not in result.stderr
 
 
+def test_texts_cannot_be_skipped(small_folder, run):
+    """No option skips texts, such as those of a script that is not UTF-8."""
+    result = run("search", small_folder, "--query", "K\udce4se", code=1)
+    assert result.stderr.endswith("Remove lone surrogates.\nRemove them.\n")
+
+
 def test_strict_explains_missing_images_of_a_table(run, tmp_path):
     """Parameters of Python are not options of commands."""
     table = tmp_path / "pairs.csv"
