@@ -113,9 +113,11 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command and exit with the status of its error, if there is one."""
-        # File names may contain bytes that are not valid text. Results contain them unchanged.
+        # File names may contain bytes that are not valid text. Results contain them unchanged. On
+        # Windows, the encoding of pipes lacks most characters, so they are UTF-8 as files are.
         with suppress(AttributeError, OSError):
-            sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+            encoding = None if sys.stdout.isatty() else "utf-8"
+            sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")  # type: ignore[union-attr]
         try:
             with warnings.catch_warnings(), _escape_usage_errors():
                 warnings.showwarning = _print_warning

@@ -1,5 +1,6 @@
 """Start-up time, pipes and Ctrl-C of commands in child processes."""
 
+import os
 import re
 import shlex
 import signal
@@ -56,6 +57,13 @@ class TestPipes:
             check=False,
         )
         assert (result.returncode, result.stderr) == (0, "")
+
+    def test_pipes_are_utf8(self, small_folder, shell):
+        """The encoding of pipes on Windows made an error of the first such character."""
+        environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+        arguments = ("search", small_folder, "--query", "猫", "-k", 1)
+        result = shell(*arguments, encoding="utf-8", env=environment)
+        assert result.stdout.splitlines()[1].startswith("猫,1,"), result.stderr
 
     def test_results_and_progress_are_separate(self, small_folder, shell, tmp_path):
         (small_folder / "notes.txt").write_text("no image")
