@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -219,6 +220,7 @@ def _find_bad_pairs(
     path_by_group = {int(groups[row]): paths[row] for row in best.tolist()}
     for row in good.tolist():
         best_path = path_by_group[int(groups[row])]
-        if best_path != paths[row]:  # several captions of one image are not duplicates
+        # Several captions of one image are not duplicates. "./cat.jpg" is "cat.jpg".
+        if os.path.normpath(best_path) != os.path.normpath(paths[row]):
             reasons[row] = f"nearly the same image as another: {best_path!r}"
     return reasons

@@ -38,6 +38,15 @@ class TestCurate:
         assert "Selected 12 of 62 pairs" in result.stderr
         assert f"{len(copies)} nearly the same image as another" in result.stderr
 
+    def test_captions_of_an_image_are_not_duplicates(self, photos, rows, tmp_path):
+        """A path with "./" was another image."""
+        image = next((photos / "food").iterdir())
+        table = tmp_path / "pairs.csv"
+        table.write_text(f"image,caption\nfood/{image.name},a fruit\n./food/{image.name},a dish\n")
+        (tmp_path / "food").symlink_to(photos / "food")
+        arguments = ("curate", table, "--labels", "food", "-n", "2", "--noisy", "0")
+        assert {row["caption"] for row in rows(*arguments)} == {"a fruit", "a dish"}
+
     def test_evaluate_reads_selected_pairs(self, flawed_folder, run, rows, tmp_path):
         result = run(
             *("curate", flawed_folder, "--captions", "filename", "--labels", LABELS),
