@@ -61,13 +61,13 @@ def check_folder(path: str | os.PathLike[str], expected: str) -> Path:
 def split_words(name: str) -> str:
     """Split a file name or identifier into words, and remove numbers at its end.
 
-    >>> [split_words(name) for name in ("red_apple-01", "BlueMan#102", "smiley111", "M16")]
-    ['red apple', 'Blue Man', 'smiley', 'M16']
+    >>> [split_words(name) for name in ("red_apple-01", "BlueMan#102", "кошка111", "M16")]
+    ['red apple', 'Blue Man', 'кошка', 'M16']
     """
     text = re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])", " ", name)
     text = re.sub(r"[\s_\-]+", " ", text).strip()
     # Remove numbers after a space or after at least three letters, but keep "M16".
-    return re.sub(r"((^|\s+|#|(?<=[A-Za-z]{3}))v?\d+(\.\d+)*)+$", "", text).strip(" .#")
+    return re.sub(r"((^|\s+|#|(?<=[^\W\d_]{3}))v?\d+(\.\d+)*)+$", "", text).strip(" .#")
 
 
 def flatten_single_captions(captions: Sequence[Sequence[str]]) -> list[str] | list[list[str]]:
