@@ -78,7 +78,8 @@ class TestImages:
 
     def test_images_listed_on_standard_input(self, small_folder, rows):
         names = [str(path) for path in sorted((small_folder / "food").iterdir())]
-        lines = rows("classify", "-", "--labels", LABELS, stdin="\n".join([*names, "gone.jpg"]))
+        stdin = "\ufeff" + "\r\n".join([*names, "gone.jpg"])  # as Windows writes a list
+        lines = rows("classify", "-", "--labels", LABELS, stdin=stdin)
         assert [row["path"] for row in lines] == [*names, "gone.jpg"]
         assert "does not exist" in lines[-1]["error"]
         zeros = rows("classify", "-", "--labels", LABELS, stdin="\0".join(names) + "\0")
