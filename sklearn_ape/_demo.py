@@ -376,9 +376,9 @@ def _make_table(title: str, first_column: str, *columns: str) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    table.add_column(first_column)
+    table.add_column(first_column, overflow="fold")  # a narrow terminal shows all of it
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 

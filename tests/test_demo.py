@@ -106,6 +106,11 @@ class TestReport:
         first = result.predictions[0]
         assert re.search(rf"{first.truth} \W* {', '.join(first.names)}", shown)
 
+    def test_narrow_console_shows_all_digits(self, result, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "40")
+        print_result(result)
+        assert "…" not in capsys.readouterr().out
+
 
 class TestAccessibility:
     def test_images_and_plot_have_texts(self, report):
