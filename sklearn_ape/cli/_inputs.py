@@ -110,7 +110,7 @@ def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     listed = list(_iter_images(arguments, skipped))
     paths: dict[str, str] = {}
     for path in listed:  # "photos" and "./photos" are the same folder
-        paths.setdefault(os.path.abspath(path), path)
+        paths.setdefault(make_absolute(path), path)
     _report_skipped(skipped, quiet)
     if len(paths) < len(listed):
         n_repeated = len(listed) - len(paths)
@@ -118,6 +118,16 @@ def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     if not paths:
         raise ValueError("IMAGES contains no images. Pass images, or folders that contain images.")
     return list(paths.values())
+
+
+def make_absolute(path: str) -> str:
+    """Return the absolute path of a file, without "." and ".."."""
+    absolute = os.path.abspath(path)
+    # After a link to a folder, ".." is the parent of its target. There is no link before "../..".
+    if ".." in path.lstrip("./"):
+        real_path = os.path.realpath(path)
+        return absolute if real_path == os.path.realpath(absolute) else real_path
+    return absolute
 
 
 def _report_skipped(skipped: Counter[str], quiet: bool) -> None:

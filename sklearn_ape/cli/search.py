@@ -15,7 +15,7 @@ import typer
 
 from ..utils.files import expand_user, write_file_atomically
 from . import _inputs as option
-from ._inputs import list_images
+from ._inputs import list_images, make_absolute
 from ._output import (
     FileName,
     Table,
@@ -139,7 +139,7 @@ def index(
     # Not time.time(): the clock of a file server may differ from that of this computer.
     with tempfile.TemporaryFile(dir=folder.resolve().parent) as file:
         started_at = os.fstat(file.fileno()).st_mtime_ns
-    paths = [os.path.abspath(path) for path in list_images(images, quiet)]
+    paths = list(map(make_absolute, list_images(images, quiet)))
 
     from ._models import RuntimeOptions
 

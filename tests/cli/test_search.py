@@ -142,6 +142,17 @@ class TestUpdate:
         assert "Images embedded: 1, removed: 0." in result.stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
 
+    def test_parent_of_a_link(self, photos, run, tmp_path, monkeypatch):
+        """Another image, whose path the shell would not open, was indexed."""
+        monkeypatch.chdir(tmp_path)
+        Path("a/b").mkdir(parents=True)
+        Path("link").symlink_to("a/b")
+        for folder, target in (("food", "a/one.png"), ("animal", "one.png")):
+            shutil.copy(min((photos / folder).iterdir()), target)
+        run("index", "link/../one.png", "one.png", "-o", "index")
+        expected = [str(tmp_path / "a" / "one.png"), str(tmp_path / "one.png")]
+        assert load_pretrained("index").items_ == expected
+
     def test_link_to_missing_image_is_dropped(self, photos, run, tmp_path):
         """The update failed with "No such file or directory"."""
         shutil.copytree(photos / "food", tmp_path / "food")
