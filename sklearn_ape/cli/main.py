@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -281,4 +283,7 @@ def about(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    with open(os.devnull, "w", encoding="utf-8") as null:
+        # Streams that were closed, as by 2>&-, are None, and print would use the other one.
+        sys.stdout, sys.stderr = sys.stdout or null, sys.stderr or null
+        app()

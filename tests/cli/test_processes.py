@@ -65,6 +65,17 @@ class TestPipes:
         result = shell(*arguments, encoding="utf-8", env=environment)
         assert result.stdout.splitlines()[1].startswith("猫,1,"), result.stderr
 
+    @pytest.mark.parametrize("stream", [1, 2])
+    def test_closed_stream(self, small_folder, tmp_path, stream):
+        """Messages were written to the results, or the command failed after its work."""
+        (small_folder / "notes.txt").write_text("no image")
+        output = tmp_path / "results.csv"
+        arguments = ("search", str(small_folder), "--query", "x", "-k", "1")
+        command = shlex.join([sys.executable, "-m", "sklearn_ape", *arguments])
+        command += f" -o {output} {stream}>&-" if stream == 1 else f" {stream}>&- >{output}"
+        subprocess.run(["bash", "-c", command], check=True)
+        assert output.read_text().startswith("query,rank,path,score\nx,1,")
+
     def test_results_and_progress_are_separate(self, small_folder, shell, tmp_path):
         (small_folder / "notes.txt").write_text("no image")
         result = shell(
