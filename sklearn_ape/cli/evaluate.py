@@ -194,6 +194,11 @@ def _write_report(output: Path, facts: dict[str, Any], scores: list[Any]) -> Non
 
 def _check_report(output: Path | None) -> None:
     check_output_file(output)
+    if str(output) == "-":
+        raise typer.BadParameter(
+            "The standard output has the scores. Choose a file for the report.",
+            param_hint="--output",
+        )
     if output is not None and output.suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl"):
         raise typer.BadParameter(
             f"{str(output)!r}: the report is JSON. Choose the suffix .json. To save the scores as "

@@ -164,6 +164,10 @@ class TestErrors:
     def test_report_in_a_table_format_raises(self, small_folder, run):
         assert "the report is JSON" in run("evaluate", small_folder, "-o", "x.csv", code=2).stderr
 
+    def test_report_on_standard_output_raises(self, small_folder, run):
+        """A file with the name "-" was written."""
+        assert "has the scores" in run("evaluate", small_folder, "-o", "-", code=2).stderr
+
     def test_unknown_figure_format_raises(self, small_folder, run):
         assert ".png" in run("evaluate", small_folder, "--figure", "x.docx", code=2).stderr
 
