@@ -87,7 +87,7 @@ def read_table(file: Path) -> Table:
 def _detect_delimiter(file: Path) -> str:
     """Return the delimiter. Spreadsheets use semicolons in languages with decimal commas."""
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        names = stream.readline()
+        names = next(filter(str.strip, stream), "")
     # Delimiters within quotes do not count. Of equal numbers, the first is returned.
     return max(
         ",;\t", key=lambda delimiter: len(next(csv.reader([names], delimiter=delimiter), []))
@@ -99,12 +99,12 @@ def _read_csv(file: Path, delimiter: str) -> Table:
     # File names may contain bytes that are not UTF-8. `get_text_column` rejects such texts.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        rows = _iter_rows(reader)
+        rows = filter(None, _iter_rows(reader))  # without blank lines
         header = next(rows, [])
         check_utf8(header, "the first line", "it")
         _check_distinct(header, "the first line")
         columns: list[list[str]] = [[] for _ in header]
-        for row in filter(None, rows):
+        for row in rows:
             if len(row) != len(header):
                 raise ValueError(
                     f"line {reader.line_num} has {len(row)} fields, the first line "

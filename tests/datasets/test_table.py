@@ -293,6 +293,12 @@ def test_missing_package_raises(folder, frame, monkeypatch, module):
         load_pairs(parquet)
 
 
+def test_blank_lines_before_the_header(folder):
+    """They were taken for a header without columns."""
+    (folder / "t.csv").write_text(f"\n\nimage;caption\n{NAMES[0]};a, b\n")
+    assert load_pairs(folder / "t.csv").captions == ["a, b"]
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_spreadsheet_csv_is_read(folder, delimiter):
     """Byte order marks and semicolons are accepted, and quoted commas are kept."""
