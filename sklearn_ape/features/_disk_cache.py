@@ -26,6 +26,7 @@ from ._sqlite import (
     connect_to_read,
     is_damage,
     is_read_only,
+    list_files,
     list_tables,
     pack,
     retry_while_busy,
@@ -416,8 +417,8 @@ class DiskFeatureCache:
             new_path = self.path.with_name(f"{self.path.name}.damaged-{number}")
         if self.path.exists():
             self.path.replace(new_path)
-        for suffix in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        for file in list_files(self.path)[1:]:
+            file.unlink(missing_ok=True)
         self._warn(f"is damaged ({error}); it was moved to {str(new_path)!r}")
         self._use(self._create())
 

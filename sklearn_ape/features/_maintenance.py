@@ -17,6 +17,7 @@ from ._sqlite import (
     connect_to_existing,
     is_damage,
     is_read_only,
+    list_files,
     list_tables,
     unpack,
 )
@@ -84,7 +85,7 @@ def inspect_file(path: Path) -> DiskCacheInfo:
                 key = dtype.name, (n_bytes - CHECKSUM_SIZE) // dtype.itemsize
                 counts[key] = counts.get(key, 0) + count
     n_bytes, last_change = 0, 0.0
-    for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
+    for file in list_files(path):
         if file.exists():
             n_bytes += file.stat().st_size
             last_change = max(last_change, file.stat().st_mtime)

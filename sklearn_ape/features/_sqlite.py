@@ -8,6 +8,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,15 @@ class NewerFormatError(Exception):
     """The file was written by a later version of this package, in another format."""
 
 
+def list_files(path: Path) -> list[Path]:
+    """Return the paths of the file of a cache, its log, and the index of the log."""
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
+
+
 def is_read_only(path: Path) -> bool:
-    """Return whether the file of a cache, or its folder, exists and is not writable."""
-    return any(p.exists() and not os.access(p, os.W_OK) for p in (path.parent, path))
+    """Return whether a file of a cache, or its folder, exists and is not writable."""
+    files = (path.parent, *list_files(path))
+    return any(file.exists() and not os.access(file, os.W_OK) for file in files)
 
 
 def connect(path: Path, tables: list[str]) -> sqlite3.Connection:
@@ -74,15 +81,17 @@ def connect(path: Path, tables: list[str]) -> sqlite3.Connection:
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Open a file in a read-only folder, or an empty database if the file does not exist."""
+    """Open a file for reading, or an empty database if the file does not exist."""
     if not path.exists():
         return connect_to_nothing()
     # The mode "ro" can share the file with writers, but needs the index of their log. Without it,
-    # a file in a read-only folder can be read only as an immutable one.
-    try:
-        return _open(path, "?mode=ro")
-    except sqlite3.Error:
-        return _open(path, "?immutable=1")
+    # a file in a read-only folder can be read only as an immutable one. Without a log, nobody
+    # writes, and the mode "ro" would leave a log to which the owner of the file cannot write.
+    _, log, _ = list_files(path)
+    if log.exists():
+        with suppress(sqlite3.Error):
+            return _open(path, "?mode=ro")
+    return _open(path, "?immutable=1")
 
 
 def connect_to_existing(path: Path) -> sqlite3.Connection:

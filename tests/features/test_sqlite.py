@@ -203,6 +203,7 @@ class TestConnectToRead:
     def test_file_that_cannot_be_shared_is_read_as_immutable(self, path, monkeypatch, n_failing):
         """The folder is read-only without an index of the log; else the last error is raised."""
         options = []
+        path.with_name(f"{path.name}-wal").touch()
         bad = path.with_name("bad")
         bad.write_bytes(b"no database at all " * 99)
         open_file = _connection._open

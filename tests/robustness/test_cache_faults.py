@@ -80,25 +80,25 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("state", ["folder", "file", "empty", "damaged", "log"])
+@pytest.mark.parametrize("state", ["folder", "file", "empty", "damaged", "log", "log of another"])
 def test_read_only_folder_is_read(readable_folder, state):
-    """Entries are read, writing is skipped with one warning, and no file changes."""
+    """Entries are read, writing is skipped with one warning, and no file changes.
+
+    No log is created, to which the owner of the file could not write.
+    """
     writer = DiskFeatureCache(readable_folder)
-    if state == "log":
+    if "log" in state:
         _leave_log_of_killed_writer(writer, readable_folder)
     elif state != "empty":
         with writer:
             writer.put_many(ENTRIES)
     if state == "damaged":
         writer.path.write_bytes(b"garbage " * 5000)
-    content = {
-        file.name: file.read_bytes()
-        for file in readable_folder.iterdir()
-        if "shm" not in file.name
-    }
+    names = {file.name for file in readable_folder.iterdir()}
+    content = {name: (readable_folder / name).read_bytes() for name in names if "shm" not in name}
     for file in readable_folder.iterdir():
-        file.chmod(0o444)
-    readable_folder.chmod(0o777 if state == "file" else 0o555)
+        file.chmod(0o666 if state == "log of another" and file == writer.path else 0o444)
+    readable_folder.chmod(0o777 if state in ("file", "log of another") else 0o555)
     (features, new), messages = _run_as_nobody(_read_and_write, readable_folder)
     assert features.keys() == (set() if state in ("empty", "damaged") else ENTRIES.keys())
     assert_equal_to_entries(features)
@@ -106,6 +106,7 @@ def test_read_only_folder_is_read(readable_folder, state):
     assert len([text for text in messages if "cannot be written to" in text]) == 1
     assert len(messages) == (2 if state == "damaged" else 1)
     assert {name: (readable_folder / name).read_bytes() for name in content} == content
+    assert {file.name for file in readable_folder.iterdir()} == names
 
 
 @needs_fork
