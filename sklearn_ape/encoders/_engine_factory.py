@@ -68,13 +68,14 @@ def is_export_worthwhile(
     name: str, workload: Workload, n_items: int, min_items_to_export: int
 ) -> bool:
     """Return whether an exported network is likely to be faster than torch for some items."""
-    if _get_failure_file(name, workload).is_file():
+    # The methods of Path raise an error in a folder that this user may not enter.
+    if os.path.isfile(_get_failure_file(name, workload)):
         return False
     if workload.dtype != "float32":
         # Engines differ by more than rounding in low precision, so the choice of the engine must
         # not depend on the number of items.
         return True
-    is_exported = _get_target(name, workload).is_dir()
+    is_exported = os.path.isdir(_get_target(name, workload))
     return n_items >= (_MIN_ITEMS_TO_LOAD if is_exported else min_items_to_export)
 
 
@@ -212,7 +213,7 @@ def _load_or_export(name: str, workload: Workload) -> Engine:
         return engine
 
     target = _get_target(name, workload)
-    if target.is_dir():
+    if os.path.isdir(target):
         try:
             _verify_digests(target)
             return load(target)

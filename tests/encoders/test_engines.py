@@ -213,6 +213,19 @@ def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
     assert encoder._get_engine(5).name == "openvino"
 
 
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_inaccessible_data_folder_is_tolerated(engine, tiny, paths, tmp_path, monkeypatch):
+    """It is as the home of another user, but also for root: the system refuses its name."""
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("SKLEARN_APE_DATA", str(tmp_path / ("x" * 300)))
+    encoder = TimmImageEncoder(tiny, device="cpu", cache=None)
+    expected = clone(encoder).set_params(engine="torch").transform(paths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        features = encoder.set_params(engine=engine).transform(paths)
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
 def test_openvino_is_imported_without_telemetry(tmp_path, monkeypatch):
     (tmp_path / "openvino_telemetry.py").touch()
     (tmp_path / "openvino.py").write_text(
