@@ -199,7 +199,12 @@ def _write(target: Path, tensors: Mapping[str, np.ndarray], config: str, card: s
     target.parent.mkdir(parents=True, exist_ok=True)
     with write_folder_atomically(target) as temporary:
         _replace(temporary, tensors, config, card)
-        os.rename(temporary, target)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            _write(target, tensors, config, card)  # another process has created it meanwhile
     sync(target.parent)
 
 

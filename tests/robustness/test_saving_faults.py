@@ -122,6 +122,20 @@ class TestErrors:
         assert (folder / ".git").is_dir()
         assert load_pretrained(folder).fingerprint_ == fitted.fingerprint_
 
+    def test_model_that_is_saved_meanwhile_is_replaced(self, tmp_path, monkeypatch):
+        """As if the other model had been complete before: the last save wins."""
+        rename = os.rename
+
+        def rename_later(source, target):
+            monkeypatch.undo()
+            write_numbered_model(target, 1)
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", rename_later)
+        write_numbered_model(tmp_path / "model", 2)
+        assert read_number(tmp_path / "model") == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
     @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
     def test_all_files_have_same_permissions(self, fitted, tmp_path):
         """safetensors would create a file that only its owner can read."""
