@@ -423,9 +423,10 @@ def serve(
     elif block:  # a caller who waits gets no returned address
         print(running.url, flush=True)
     if block:
-        with _interrupt_on_sigterm(), contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-        running.close()
+        with _interrupt_on_signals():
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            running.close()
     return running
 
 
@@ -446,16 +447,16 @@ def _private_upload_folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that uploads are deleted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can set signal handlers
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+def _interrupt_on_signals() -> Iterator[None]:
+    """Treat SIGTERM, and SIGHUP of a closed terminal, like Ctrl-C, so that uploads are deleted."""
+    is_main = threading.current_thread() is threading.main_thread()  # only it can set handlers
+    with contextlib.ExitStack() as stack:
+        for name in ("SIGTERM", "SIGHUP") if is_main else ():
+            number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                previous = signal.signal(number, signal.default_int_handler)
+                stack.callback(signal.signal, number, previous)
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _make_middleware(host: str, limits: Limits, folder: str) -> list[Any]:

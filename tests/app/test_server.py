@@ -1,5 +1,6 @@
 """The web server: request limits, error messages and concurrent requests."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import resource
 import signal
 import socket
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +18,8 @@ import pytest
 httpx = pytest.importorskip("httpx")
 
 from benchmarks.reliability import service  # noqa: E402
-from sklearn_ape.app import Limits, serve  # noqa: E402
-from sklearn_ape.app._server import _interrupt_on_sigterm  # noqa: E402
+from sklearn_ape.app import Limits, _server, serve  # noqa: E402
+from sklearn_ape.app._server import _interrupt_on_signals  # noqa: E402
 from tests.app.visitor import API, Visitor  # noqa: E402
 
 AT_ONCE = 50
@@ -191,11 +193,45 @@ class TestConcurrentRequests:
 
 
 class TestServe:
-    def test_sigterm_interrupts(self):
-        before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), _interrupt_on_sigterm():
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    def test_signal_interrupts(self, number):
+        before = signal.getsignal(number)
+        with pytest.raises(KeyboardInterrupt), _interrupt_on_signals():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is before
+
+    def test_ignored_signal_is_ignored(self):
+        """As by nohup."""
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with _interrupt_on_signals():
+                signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_second_signal_does_not_end_the_process_at_once(
+        self, fast_aligner, captioned_images, tmp_path, monkeypatch
+    ):
+        """A closed terminal sends SIGHUP several times, while uploads are deleted."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+        class Interrupted:
+            def wait(self):
+                raise KeyboardInterrupt
+
+        @contextlib.contextmanager
+        def interrupt(service):
+            yield
             signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) is before
+
+        monkeypatch.setattr(_server, "_warm_up", interrupt)
+        patched = SimpleNamespace(**{**vars(threading), "Event": Interrupted})
+        monkeypatch.setattr(_server, "threading", patched)
+        before = signal.signal(signal.SIGTERM, lambda *_: None)  # ends the process by default
+        with pytest.raises(KeyboardInterrupt):
+            serve(fast_aligner, captioned_images.images[:5], port=None, verbose=0)
+        signal.signal(signal.SIGTERM, before)
+        assert os.listdir(tmp_path) == []
 
     def test_uploads_are_deleted_at_stop(
         self, fast_aligner, captioned_images, tmp_path, monkeypatch
