@@ -38,7 +38,10 @@ def get_default_data_home() -> Path:
     if not folder:
         from platformdirs import user_cache_path
 
-        folder = str(user_cache_path("sklearn_ape"))
+        try:
+            folder = str(user_cache_path("sklearn_ape"))
+        except RuntimeError:  # the user has no home; in this folder, no file can be created
+            folder = os.path.join(os.devnull, "sklearn_ape")
     return expand_user(folder).absolute()
 
 

@@ -226,6 +226,19 @@ def test_inaccessible_data_folder_is_tolerated(engine, tiny, paths, tmp_path, mo
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
 
+def test_user_without_home_can_encode(tiny, paths, monkeypatch):
+    def raise_error(name):
+        raise RuntimeError("could not determine the home directory")
+
+    encoder = TimmImageEncoder(tiny, cache=None)
+    expected = encoder.transform(paths)
+    monkeypatch.delenv("SKLEARN_APE_DATA", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", raise_error)
+    np.testing.assert_array_equal(encoder.transform(paths), expected)
+    with pytest.raises(OSError, match="or set the environment variable SKLEARN_APE_DATA"):
+        load_openmoji()
+
+
 def test_openvino_is_imported_without_telemetry(tmp_path, monkeypatch):
     (tmp_path / "openvino_telemetry.py").touch()
     (tmp_path / "openvino.py").write_text(
