@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..utils.validation import format_list
 from .files import FORMAT, write_model
 from .hub import Facts, check_scores, load_pretrained, upload, write_card
-from .serialize import Serializer
+from .serialize import Serializer, is_serializable
 
 
 class FittedState:
@@ -230,8 +230,9 @@ class PretrainedMixin(SerializableMixin):
         Raises
         ------
         TypeError
-            If a parameter cannot be saved so that it can be loaded without executing code. The
-            message names the parameter and a remedy. Nothing is written.
+            If the class, which must be one of this package, or a parameter cannot be saved so that
+            it can be loaded without executing code. The message names it and a remedy. Nothing is
+            written.
         OSError
             If the folder cannot be written, or has other files than a model.
 
@@ -240,6 +241,12 @@ class PretrainedMixin(SerializableMixin):
         sklearn_ape.load_pretrained : Load a saved model of any class.
         """
         check_is_fitted(self)
+        if not is_serializable(self):
+            raise TypeError(
+                f"{type(self).__name__} cannot be saved, as {type(self).__module__}."
+                f"{type(self).__qualname__} has no safe file format. Save it with joblib.dump, or "
+                "fit an estimator of sklearn_ape instead of a subclass."
+            )
         scores = check_scores(scores)
         serializer = Serializer()
         model = serializer.encode_estimator(self, type(self).__name__)

@@ -54,6 +54,17 @@ class TestAligners:
         assert repr(loaded.get_params()) == repr(model.get_params())
         assert type(model).from_pretrained(tmp_path / "model").fingerprint_ == model.fingerprint_
 
+    def test_subclass_raises_before_anything_is_written(self, concepts, tmp_path):
+        """`load_pretrained` finds only the classes of the package."""
+
+        class OwnAligner(KernelAligner):
+            pass
+
+        model = OwnAligner().fit(concepts.image, concepts.text)
+        with pytest.raises(TypeError, match=r"OwnAligner has no safe file format.*joblib\.dump"):
+            model.save_pretrained(tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+
     @pytest.mark.parametrize("name", ["kernel", "ape-residual-of-kernel"])
     def test_loaded_aligner_can_be_cloned_pickled_and_saved(self, name, concepts, tmp_path):
         model = clone(ALIGNERS[name])
