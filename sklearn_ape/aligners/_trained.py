@@ -294,7 +294,9 @@ class TrainedAligner(BaseAligner):
 
     def _get_flat_parameters(self) -> dict[str, Any]:
         """Return all parameters, with the keys of dicts as separate parameters."""
-        parameters = self.get_params(deep=False)
+        # The constructor of a user's subclass may have other parameters than the fields.
+        parameters = {field.name: getattr(self, field.name) for field in fields(self)}
+        parameters |= self.get_params(deep=False)
         for name in self._dict_defaults:
             del parameters[name]
             parameters |= self._resolve_dicts(name)

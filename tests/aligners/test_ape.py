@@ -30,6 +30,15 @@ class TestScikitLearn:
         assert cloned.get_params() == aligner.get_params()
         assert not hasattr(cloned, "module_")
 
+    def test_subclass_with_fewer_parameters_can_be_fitted(self, concepts):
+        class TwoLayers(APEAligner):
+            def __init__(self, width=16):
+                super().__init__(init=None, depth=2, width=width, max_epochs=2, random_state=0)
+
+        aligner = clone(TwoLayers(width=8)).fit(concepts.image, concepts.text)
+        base = APEAligner(init=None, depth=2, width=8, max_epochs=2, random_state=0)
+        assert aligner.fingerprint_ == base.fit(concepts.image, concepts.text).fingerprint_
+
     def test_transform_with_another_number_of_features_raises(self, concepts):
         aligner = small().fit(concepts.image, concepts.text)
         with pytest.raises(ValueError, match="5 features, but APEAligner is expecting 32"):
