@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import _num_samples
 
 from ..utils.sklearn_compat import unfreeze
+from ..utils.validation import as_numeric
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ._sentence_transformers import SentenceTransformerEncoder, SentenceTransformerImageEncoder
 from ._timm import TimmImageEncoder
@@ -108,9 +109,10 @@ def _make_encoder(name: str, modality: str, parameter: str) -> Any:
 def encode_items(encoder: Any, items: Any, modality: str) -> Any:
     """Return dense features of images or texts; raise ValueError unless there is a row for each.
 
-    Encoders may be any transformers. Rows that are missing or added would shift all others.
+    Encoders may be any transformers, and may return tensors of torch. Rows that are missing or
+    added would shift all others.
     """
-    features = encoder.transform(items)
+    features = as_numeric(encoder.transform(items), f"Output of {modality}_encoder")
     if hasattr(features, "columns"):  # with set_config(transform_output="pandas")
         features = features.to_numpy()
     elif issparse(features):

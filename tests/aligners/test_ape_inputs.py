@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import scipy.sparse
+import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
@@ -107,6 +108,23 @@ class TestCaptions:
         aligner = KernelAligner(**{f"{side}_encoder": encoder})
         with pytest.raises(ValueError, match=f"{side}_encoder returned {40 + n_more} rows of fea"):
             aligner.fit(sides["image"], sides["text"])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_encoders_may_return_tensors(self, concepts, dtype):
+        image, text = (
+            torch.from_numpy(rows[:60]).to(dtype) for rows in (concepts.image, concepts.text)
+        )
+        items = [str(row) for row in range(60)]
+        encoders = {
+            f"{side}_encoder": FunctionTransformer(
+                lambda items, rows=rows: rows[[int(item) for item in items]].requires_grad_()
+            )
+            for side, rows in (("image", image), ("text", text))
+        }
+        aligner = KernelAligner(**encoders).fit(items, items)
+        expected = KernelAligner().fit(image.float(), text.float())
+        assert aligner.fingerprint_ == expected.fingerprint_
+        assert aligner.score(items, items) == expected.score(image.float(), text.float())
 
     def test_image_encoder_takes_a_sparse_matrix(self, features):
         """`len` of a sparse matrix raises an error, so its rows are counted otherwise."""
