@@ -232,10 +232,10 @@ def to_builtin(value: Any) -> Any:
 
 
 def as_numeric(features: Any, name: str) -> Any:
-    """Return features; raise ValueError for masked values, dates and durations.
+    """Return features; raise ValueError for masked values, dates, durations and loaders.
 
-    NumPy would convert these to unintended numbers. A masked array without masked values, tensors
-    of torch, and a column whose cells are arrays or lists are returned as plain arrays.
+    NumPy would convert most of these to unintended numbers. A masked array without masked values,
+    tensors of torch, and a column whose cells are arrays or lists are returned as plain arrays.
     """
     if isinstance(features, list | tuple) and features and hasattr(features[0], "detach"):
         return [as_numeric(row, name) for row in features]
@@ -243,6 +243,13 @@ def as_numeric(features: Any, name: str) -> Any:
         features = features.detach().cpu()
         # NumPy has no bfloat16.
         return (features.float() if "bfloat16" in str(features.dtype) else features).numpy()
+    # Some sparse matrices have no rows, but their errors say so.
+    is_array = hasattr(features, "__getitem__") or hasattr(features, "ndim")
+    if isinstance(features, Sized) and not is_array:
+        raise ValueError(
+            f"{name} is a {type(features).__name__}, which has no rows that can be indexed. Pass "
+            "an array of shape (n_samples, n_features)."
+        )
     features = _stack_cells(features, name)
     if isinstance(features, np.ma.MaskedArray):
         if np.ma.is_masked(features):

@@ -154,6 +154,17 @@ def test_column_of_arrays_of_different_lengths_raises():
         KernelAligner().fit(pd.Series([[1.0, 2.0], [1.0, 2.0, 3.0]]), np.eye(2))
 
 
+@pytest.mark.parametrize(
+    "convert", [torch.utils.data.DataLoader, lambda X: dict(enumerate(X)).values()]
+)
+def test_features_without_rows_raise(concepts, convert):
+    rows = convert(concepts.image[:60])
+    with pytest.raises(ValueError, match=f"^X is a {type(rows).__name__}, which has no rows"):
+        KernelAligner().fit(rows, concepts.text[:60])
+    with pytest.raises(ValueError, match=f"^y is a {type(rows).__name__}, which has no rows"):
+        KernelAligner().fit(concepts.image[:60], rows)
+
+
 def test_nan_rows_give_nan_embeddings(aligner, concepts):
     image = concepts.image.copy()
     image[7] = np.nan
