@@ -183,6 +183,15 @@ class BestEpoch(EarlyStopping):
         """Do not print what the aligner's ``history_`` contains."""
 
 
+def find_best_epoch(net: NeuralNet) -> BestEpoch | None:
+    """Return the callback that remembers the best epoch; None without held-out pairs.
+
+    Then a callback of the user may have its name.
+    """
+    best = dict(net.callbacks_).get("best")
+    return best if isinstance(best, BestEpoch) else None
+
+
 class StopWhenPatient(Callback):
     """Stop training when the patience of a `BestEpoch` is exhausted.
 
@@ -337,7 +346,7 @@ def collect_result(net: AlignmentNet, n_epochs: int) -> TrainingResult:
         }
         for row in rows
     ]
-    best = dict(net.callbacks_).get("best")
+    best = find_best_epoch(net)
     # If no epoch exceeds the baseline, `best.best_epoch_` is 0, and the last epoch counts.
     best_epoch = (best and best.best_epoch_) or len(rows)
     was_stopped = len(rows) < n_epochs and not (best and best.is_patience_exhausted)

@@ -12,7 +12,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from ..persistence.mixins import FittedState
-from .callbacks import BestEpoch
+from .callbacks import BestEpoch, find_best_epoch
 from .net import AlignmentNet
 
 
@@ -61,7 +61,7 @@ def get_state(net: AlignmentNet) -> dict[str, Any]:
     Its arrays share the memory of the net, which is being trained on `PairBatches`.
     """
     callbacks = dict(net.callbacks_)
-    best = callbacks.get("best")
+    best = find_best_epoch(net)
     generators: Any = _get_generators(net.device)
     generators = [generators] if net.ranks is None else net.ranks.all_gather(generators)
     return {
@@ -98,7 +98,7 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
         for row in rows:
             net.history.new_epoch()
             net.history[-1].update(row)
-        best = callbacks.get("best")
+        best = find_best_epoch(net)
         best_state = values.optional("best")
         if best is not None:
             _restore_best(best, net, best_state)

@@ -196,6 +196,12 @@ class TestFit:
         small(callbacks=[("count", Count())], max_epochs=4).fit(concepts.image, concepts.text)
         assert epochs == [1, 2, 3, 4]
 
+    def test_callback_of_the_user_may_be_named_best(self, concepts, tmp_path):
+        """Without held-out pairs, no callback of the package has this name."""
+        options = {"early_stopping": False, "max_epochs": 2, "checkpoint": tmp_path}
+        aligner = small(callbacks=[("best", Callback())], **options)
+        assert aligner.fit(concepts.image, concepts.text).best_epoch_ == 2
+
     def test_scikit_learn_callbacks_are_called_each_epoch(self, concepts):
         pytest.importorskip("sklearn.callback")
         tasks = []
