@@ -16,7 +16,7 @@ from skorch import NeuralNet
 from skorch.callbacks import LRScheduler
 
 from ..devices import default_state
-from ..heads import TwoTower
+from ..heads import Head, TwoTower
 from ..losses import LOSSES, StructureLoss
 from ..utils.concurrency import ForkSafeLock
 from .data import PairBatches, PairDataset, as_tensor
@@ -335,7 +335,8 @@ class AlignmentNet(NeuralNet):
             head = getattr(self.module_, f"{side}_head")
             if any(parameter.requires_grad for parameter in head.parameters()):
                 # The inputs of a head may have the output of a closed-form map behind features.
-                features = X[side][:, : head.n_in].to(self.device)
+                n_features = head.n_in if isinstance(head, Head) else None
+                features = X[side][:, :n_features].to(self.device)
                 if ranks is not None:
                     features = ranks.gather(features, n_pairs)
                 loss = loss + weight * structure(features, embeddings)

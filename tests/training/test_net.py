@@ -84,6 +84,18 @@ class TestStructure:
         plain = weighted.criterion_(*outputs)
         assert weighted.get_loss(outputs, positive, X=inputs, training=False) == plain
 
+    def test_text_head_may_be_any_module(self, data):
+        plain, weighted = (make_net(data, structure_weight=w).initialize() for w in (0.0, 5.0))
+        linear = torch.nn.Linear(data.text.shape[1], 16)
+        for net in (plain, weighted):
+            net.module_.text_head = linear
+        features, positive = data[np.arange(64)]
+        loss, total = (
+            net.get_loss(net.infer(features), positive, X=features, training=True).item()
+            for net in (plain, weighted)
+        )
+        assert total == pytest.approx(loss + 5 * structure_loss(plain, data, "text"), rel=1e-5)
+
     def test_structure_loss_of_the_head_is_added(self, data):
         weighted = clone(make_net(data, structure_weight=1.0))
         weighted, plain = weighted.initialize(), make_net(data).initialize()
