@@ -161,8 +161,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
         1 shows a progress bar over epochs, 2 shows skorch's table of epochs, 0 shows nothing. None
         shows a bar in terminals and notebooks if the work takes more than two seconds.
     callbacks : list of skorch callbacks or None, default=None
-        Callbacks of skorch, which are called while heads are trained. Callbacks of scikit-learn
-        (1.9 and later) are set by `set_callbacks`.
+        Callbacks of skorch, which are called while heads are trained. Deep copies of them are
+        called, so values that they store in their attributes are not kept. Callbacks of
+        scikit-learn (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
         Folder in which the state of the training is saved, so that `fit` on the same pairs with
         the same parameters resumes an interrupted training; see Notes. None disables checkpoints.

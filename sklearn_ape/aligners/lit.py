@@ -108,7 +108,8 @@ class LiTAligner(TrainedAligner):
         1 shows a progress bar over epochs, 2 shows skorch's table of epochs, 0 shows nothing. None
         shows a bar in terminals and notebooks if the work takes more than two seconds.
     callbacks : list of skorch callbacks or None, default=None
-        Callbacks of skorch. Callbacks of scikit-learn (1.9 and later) are set by `set_callbacks`.
+        Callbacks of skorch, of which copies are called; see `APEAligner`. Callbacks of
+        scikit-learn (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
         Folder in which the state of the training is saved, so that `fit` on the same pairs with
         the same parameters resumes an interrupted training, as in `APEAligner`. None disables
