@@ -142,7 +142,7 @@ def check_text_columns(y: Any, fitted_names: Sequence[str]) -> list[str]:
         problem = f"unknown: {format_list(unknown)}" if unknown else "another number or order"
         raise ValueError(
             f"The columns of y must be those of fit, in the same order ({problem}). Pass "
-            f"y[[{format_list(fitted_names)}]]."
+            f"the columns {format_list(fitted_names, str)} in this order."
         )
     return names
 

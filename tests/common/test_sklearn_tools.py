@@ -264,6 +264,15 @@ class TestSetOutput:
                         ("columns" if library == "pandas" else "mapping"): {"t0": "other"}
                     }))  # fmt: skip
 
+    def test_message_about_columns_holds_for_numbers(self, concepts):
+        """The columns of a table of pandas are numbers by default."""
+        frame = pd.DataFrame(concepts.text)
+        aligner = CCAAligner().fit(concepts.image, frame)
+        with pytest.raises(
+            ValueError, match=r"Pass the columns 0, 1, 2, 3, 4, \.\.\. in this order"
+        ):
+            aligner.transform_text(frame[frame.columns[::-1]])
+
     def test_pyarrow_table_of_text_features_is_a_table(self, concepts):
         """It was read as a list of dicts."""
         pa = pytest.importorskip("pyarrow")

@@ -196,7 +196,9 @@ class TestTextColumns:
 
     def test_other_columns_than_those_of_fit_raise(self):
         frame = pd.DataFrame({"b": [1.0], "a": [2.0], "new": [3.0]})
-        with pytest.raises(ValueError, match=r"unknown: 'new'\)\. Pass y\[\['a', 'b'\]\]\.$"):
+        with pytest.raises(
+            ValueError, match=r"unknown: 'new'\)\. Pass the columns a, b in this order\.$"
+        ):
             check_text_columns(frame, ["a", "b"])
         for columns in (["b", "a"], ["a"]):
             with pytest.raises(ValueError, match=r"same order \(another number or order\)\. Pass"):
