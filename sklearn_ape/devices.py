@@ -68,7 +68,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             f"device must be 'auto' or a device of torch such as 'cpu', 'cuda:0' or 'mps', not "
             f"{device!r}."
         ) from error
-    for kind, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    for kind, backend in backends.items():
         if resolved.type == kind and not backend.is_available():
             raise ValueError(
                 f"device={device!r} is not available: torch finds no {kind.upper()} device. Use "

@@ -27,11 +27,11 @@ def test_missing_cuda_raises_with_auto_as_remedy(device, monkeypatch):
         resolve_device(device)
 
 
-def test_missing_mps_raises_with_auto_as_remedy(monkeypatch):
-    """Without a GPU of Apple, device="mps" raises in the same way."""
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"no MPS device\. Use device='auto'"):
-        resolve_device("mps")
+@pytest.mark.parametrize(("device", "backend"), [("mps", torch.backends.mps), ("xpu", torch.xpu)])
+def test_missing_gpu_of_apple_or_intel_raises(device, backend, monkeypatch):
+    monkeypatch.setattr(backend, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"no {device.upper()} device\. Use device='auto'"):
+        resolve_device(device)
 
 
 @pytest.mark.parametrize("device", ["gpu", "", 3.5, ["cpu"]])
