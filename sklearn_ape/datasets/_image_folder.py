@@ -37,6 +37,10 @@ _MAX_LOOSE_SHARE = 0.1
 # Names of subfolders that are parts of a dataset, not classes.
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
+# Folders that are not hidden and hold other versions of images: those of macOS in zip files, and
+# thumbnails on disk stations of Synology.
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
+
 # Number of text files that are read to find out whether they are captions.
 _MAX_CHECKED = 20
 
@@ -212,7 +216,7 @@ def _iter_files(folder: Path, recursive: bool) -> Iterator[Path]:
                 folders.clear()
                 continue
             visited.add(real)
-            hidden = {f for f in folders if f.startswith(".") or f == "__MACOSX"}
+            hidden = {f for f in folders if f.startswith(".") or f in _SYSTEM_FOLDERS}
             folders[:] = sorted(set(folders) - hidden) if recursive else []
             starts += filter(os.path.islink, (os.path.join(top, name) for name in folders))
             yield from (Path(top, file) for file in files if not file.startswith("."))

@@ -246,6 +246,7 @@ def test_invalid_folders_raise(tmp_path, folder):
 
 def test_parts_of_a_split_are_not_labels(tmp_path):
     make(tmp_path, "train/cats/1.jpg", "val/dogs/1.jpg", "__MACOSX/._1.jpg/1.jpg")
+    make(tmp_path, "@eaDir/1.jpg/SYNOPHOTO_THUMB_S.jpg")
     with pytest.warns(UserWarning, match=r"parts of a split: 'train', 'val'\. Pass one of them"):
         assert "labels" not in load_image_folder(tmp_path)
     assert load_image_folder(tmp_path / "train").labels.tolist() == ["cats"]
