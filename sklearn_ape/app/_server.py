@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +16,7 @@ from ._limits import Limits, format_size
 from ._model import load_model
 from ._session import AppService
 from ._ui import build_page, import_gradio
+from ._uploads import measure_folder, page_folders
 
 if TYPE_CHECKING:
     import gradio
@@ -132,9 +131,7 @@ class RequestLimitMiddleware:
             limit = format_size(self.limits.upload_bytes)
             reason = f"The file is larger than {limit}, the limit. Upload a smaller file."
             await _send_error(send, 413, reason)
-        elif (
-            _measure_folder(self.folder) + length > self.limits.stored_bytes + _MULTIPART_OVERHEAD
-        ):
+        elif measure_folder(self.folder) + length > self.limits.stored_bytes + _MULTIPART_OVERHEAD:
             reason = "The storage for uploads is full. Try again in a few minutes."
             await _send_error(send, 429, reason, retry_after=600)
         else:
@@ -187,16 +184,6 @@ def _contains_url(body: bytes | bytearray) -> bool:
         elif isinstance(value, list):
             values += value
     return False
-
-
-def _measure_folder(folder: str) -> int:
-    """Return the total size of all files in a folder."""
-    n_bytes = 0
-    for top, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # files may be deleted during the walk
-                n_bytes += os.path.getsize(os.path.join(top, name))
-    return n_bytes
 
 
 def _read_content_length(scope: Scope) -> int | None:
@@ -356,7 +343,7 @@ def serve(
     Notes
     -----
     The page works without a network connection. Uploads are stored in a temporary folder, which
-    is deleted when the page stops.
+    is deleted when the page stops. Several pages can run in one process.
 
     Examples
     --------
@@ -375,14 +362,21 @@ def serve(
             file=sys.stderr,
         )
     with contextlib.ExitStack() as stack:  # which closes everything if the start fails
-        folder = stack.enter_context(_private_upload_folder())
         gr = import_gradio()
-        # Gradio read the environment when the first page started, and would create that page's
-        # folder again.
-        gr.routes.DEFAULT_TEMP_DIR = folder
         service = AppService(load_model(aligner), images, limits)
+        folder = page_folders.create()
+        stack.callback(page_folders.remove, folder)
+        # Gradio read the environment when it was imported, and would create another folder.
+        gr.routes.DEFAULT_TEMP_DIR = folder
+        # Gradio would store the images of new elements in the folder that all pages share.
+        service.examples = [
+            (gr.processing_utils.save_pil_to_cache(image, folder), name)
+            for image, name in service.examples
+        ]
         page = build_page(service, labels)
         stack.callback(page.close, verbose=False)
+        for element in page.blocks.values():
+            element.GRADIO_CACHE = folder
         try:
             page.launch(
                 server_name=f"[{host}]" if ":" in host else host,
@@ -416,6 +410,7 @@ def serve(
                 f"Port {port} of {host} cannot be used. If another program uses it, choose "
                 "another port."
             ) from error
+        page.app.uploaded_file_dir = folder
         stack.enter_context(_warm_up(service))
         running = Running(str(page.local_url), stack.pop_all().close)
     if verbose:
@@ -428,22 +423,6 @@ def serve(
                 threading.Event().wait()
             running.close()
     return running
-
-
-@contextlib.contextmanager
-def _private_upload_folder() -> Iterator[str]:
-    """Make Gradio store uploads in a temporary folder of this server."""
-    name = "GRADIO_TEMP_DIR"
-    previous = os.environ.get(name)
-    with tempfile.TemporaryDirectory(prefix="sklearn-ape-page-") as folder:
-        os.environ[name] = folder
-        try:
-            yield folder
-        finally:
-            if previous is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = previous
 
 
 @contextlib.contextmanager

@@ -1,13 +1,15 @@
-"""Validation and unpacking of uploads: zip files, images and captions."""
+"""Folders for uploads; validation and unpacking of zip files, images and captions."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import stat
 import struct
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Sequence
@@ -56,6 +58,64 @@ _DAMAGE_ERRORS = (*_ZIP_ERRORS, EOFError, ArithmeticError, ValueError, OSError)
 def create_temporary_folder(purpose: str) -> tempfile.TemporaryDirectory[str]:
     """Return a folder that only this user can read, deleted with the returned object."""
     return tempfile.TemporaryDirectory(prefix=f"sklearn-ape-{purpose}")
+
+
+class PageFolders:
+    """Private folders for the uploads of the pages that run in this process.
+
+    Gradio reads the environment variable of its upload folder at every request, so all pages must
+    share one folder. Each page stores its files in a subfolder, which is deleted when the page is
+    closed. The shared folder is deleted with the last subfolder.
+    """
+
+    _VARIABLE = "GRADIO_TEMP_DIR"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folders: set[str] = set()
+        self._shared: tempfile.TemporaryDirectory[str] | None = None
+        self._previous: str | None = None
+
+    def create(self) -> str:
+        """Return a new folder for a page, in the shared folder."""
+        with self._lock:
+            if self._shared is None:
+                self._shared = create_temporary_folder("page-")
+                self._previous = os.environ.get(self._VARIABLE)
+                os.environ[self._VARIABLE] = self._shared.name
+            folder = tempfile.mkdtemp(dir=self._shared.name)
+            self._folders.add(folder)
+            return folder
+
+    def remove(self, folder: str) -> None:
+        """Delete the folder of a page and, if it is the last one, the shared folder."""
+        with self._lock:
+            self._folders.discard(folder)
+            # Files of a request that is still running are deleted with the shared folder.
+            shutil.rmtree(folder, ignore_errors=True)
+            if self._shared is None or self._folders:
+                return
+            if self._previous is None:
+                os.environ.pop(self._VARIABLE, None)
+            else:
+                os.environ[self._VARIABLE] = self._previous
+            shared, self._shared = self._shared, None
+            shared.cleanup()
+
+
+# It is global, so that the folder of a page exists as long as the page runs, even if the caller of
+# `serve` discards the returned object.
+page_folders = PageFolders()
+
+
+def measure_folder(folder: str) -> int:
+    """Return the total size of all files in a folder."""
+    n_bytes = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # files may be deleted during the walk
+                n_bytes += os.path.getsize(os.path.join(top, name))
+    return n_bytes
 
 
 def unpack(

@@ -1,14 +1,18 @@
 """The web server: request limits, error messages and concurrent requests."""
 
 import contextlib
+import gc
+import io
 import json
 import os
 import random
 import resource
 import signal
 import socket
+import stat
 import tempfile
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +24,7 @@ httpx = pytest.importorskip("httpx")
 from benchmarks.reliability import service  # noqa: E402
 from sklearn_ape.app import Limits, _server, serve  # noqa: E402
 from sklearn_ape.app._server import _interrupt_on_signals  # noqa: E402
+from sklearn_ape.app._uploads import PageFolders  # noqa: E402
 from tests.app.visitor import API, Visitor  # noqa: E402
 
 AT_ONCE = 50
@@ -43,6 +48,15 @@ def page(fast_aligner, captioned_images):
 @pytest.fixture
 def visitor(page):
     return Visitor(page.url)
+
+
+@pytest.fixture
+def temporary_folder(tmp_path, monkeypatch):
+    """Make the test start its pages as in a process without other pages."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(_server, "page_folders", PageFolders())
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "former")
+    return tmp_path
 
 
 @pytest.mark.parametrize("send", dict.fromkeys(service._REQUESTS))
@@ -210,10 +224,9 @@ class TestServe:
             signal.signal(signal.SIGHUP, before)
 
     def test_second_signal_does_not_end_the_process_at_once(
-        self, fast_aligner, captioned_images, tmp_path, monkeypatch
+        self, fast_aligner, captioned_images, temporary_folder, monkeypatch
     ):
         """A closed terminal sends SIGHUP several times, while uploads are deleted."""
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
         class Interrupted:
             def wait(self):
@@ -231,21 +244,20 @@ class TestServe:
         with pytest.raises(KeyboardInterrupt):
             serve(fast_aligner, captioned_images.images[:5], port=None, verbose=0)
         signal.signal(signal.SIGTERM, before)
-        assert os.listdir(tmp_path) == []
+        assert os.listdir(temporary_folder) == []
 
     def test_uploads_are_deleted_at_stop(
-        self, fast_aligner, captioned_images, tmp_path, monkeypatch
+        self, fast_aligner, captioned_images, temporary_folder, monkeypatch
     ):
         """The folder of an earlier page of the process is not created again."""
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        monkeypatch.setattr("gradio.routes.DEFAULT_TEMP_DIR", str(tmp_path / "earlier"))
+        monkeypatch.setattr("gradio.routes.DEFAULT_TEMP_DIR", str(temporary_folder / "earlier"))
         running = serve(
             fast_aligner, captioned_images.images[:5], port=None, block=False, verbose=0
         )
         (place,) = Visitor(running.url).upload(b"something").json()
-        assert Path(place).is_relative_to(tmp_path)
+        assert Path(place).is_relative_to(temporary_folder)
         running.close()
-        assert os.listdir(tmp_path) == []
+        assert os.listdir(temporary_folder) == []
         with pytest.raises(httpx.ConnectError):
             httpx.get(running.url)
 
@@ -296,3 +308,98 @@ class TestServe:
         assert httpx.get(running.url).status_code == 200
         running.close()
         assert "Warning" not in capsys.readouterr().err
+
+
+class TestSeveralPages:
+    @pytest.fixture
+    def start(self, fast_aligner, captioned_images, temporary_folder):
+        """Return a function that starts a page."""
+        with contextlib.ExitStack() as stack:
+
+            def start(aligner=fast_aligner):
+                images = captioned_images.images[:5]
+                running = serve(aligner, images, port=None, block=False, verbose=0)
+                stack.callback(running.close)
+                return running
+
+            yield start
+
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_pages_of_a_process_are_independent(
+        self, start, first, temporary_folder, captioned_images
+    ):
+        """The same images are uploaded and shown, whose files have the same names in Gradio."""
+        pages = [start(), start()]
+        visitors = [Visitor(page.url) for page in pages]
+        images = [visitor.image(captioned_images.images[0]) for visitor in visitors]
+        galleries = []
+        for visitor, image in zip(visitors, images, strict=True):
+            assert visitor.answer("classify", image, "cat, dog", "simple", 0)[0] == "complete"
+            galleries.append(visitor.answer("search", "a cat", None, 5)[1][1])
+        (shared,) = temporary_folder.iterdir()
+        assert stat.S_IMODE(shared.stat().st_mode) == 0o700
+        # A visitor cannot read the uploads to the other page.
+        other = f"{API}/file={images[1 - first]['path']}"
+        assert visitors[1 - first].http.get(other).status_code == 200
+        assert visitors[first].http.get(other).status_code == 403
+
+        pages[first].close()
+        paths = [item["image"]["path"] for item in galleries[first]] + [images[first]["path"]]
+        assert not any(map(os.path.exists, paths))
+        visitor, image = visitors[1 - first], images[1 - first]
+        assert visitor.answer("classify", image, "cat, dog", "simple", 0)[0] == "complete"
+        for item in galleries[1 - first]:
+            assert visitor.http.get(item["image"]["url"]).status_code == 200
+        image = visitor.image(captioned_images.images[1])
+        assert visitor.answer("classify", image, "cat, dog", "simple", 0)[0] == "complete"
+
+        pages[1 - first].close()
+        assert os.listdir(temporary_folder) == []
+        assert os.environ["GRADIO_TEMP_DIR"] == "former"
+
+    def test_visitors_get_initial_images_and_downloads(self, start, captioned_images):
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            for row in range(20):
+                file.write(captioned_images.images[row], f"{row}.png")
+                file.writestr(f"{row}.txt", captioned_images.captions[row])
+        running = start(None)
+        start()
+        visitor = Visitor(running.url)
+        components = visitor.http.get("config").json()["components"]
+        galleries = [item["props"]["value"] for item in components if item["type"] == "gallery"]
+        assert len(galleries) == 2
+        for item in (*galleries[0], *galleries[1]):
+            assert visitor.http.get(item["image"]["url"]).status_code == 200
+        (place,) = visitor.upload(archive.getvalue(), "set.zip").json()
+        file = {"path": place, "meta": {"_type": "gradio.FileData"}}
+        kind, values = visitor.answer("align", file, "cca", False)
+        assert kind == "complete"
+        response = visitor.http.get(values[3]["value"]["url"])
+        assert zipfile.is_zipfile(io.BytesIO(response.content))
+        path = values[3]["value"]["path"]
+        running.close()
+        assert not os.path.exists(path)
+
+    def test_discarded_page_keeps_its_private_folder(
+        self, fast_aligner, captioned_images, temporary_folder, monkeypatch
+    ):
+        """As in a notebook, if ``page = serve(block=False)`` is run again."""
+        pages = []
+
+        def build_page(*args):
+            pages.append(_server_build_page(*args))
+            return pages[0]
+
+        _server_build_page = _server.build_page
+        monkeypatch.setattr(_server, "build_page", build_page)
+        images = captioned_images.images[:5]
+        url = serve(fast_aligner, images, port=None, block=False, verbose=0).url
+        gc.collect()
+        visitor = Visitor(url)
+        image = visitor.image(images[0])
+        kind = visitor.answer("classify", image, "cat, dog", "simple", 0)[0]
+        pages[0].close(verbose=False)
+        assert kind == "complete"
+        (shared,) = temporary_folder.iterdir()
+        assert stat.S_IMODE(shared.stat().st_mode) == 0o700

@@ -3,13 +3,20 @@
 import os
 import stat
 import struct
+import tempfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from sklearn_ape.app import Limits
 from sklearn_ape.app._limits import UserError
-from sklearn_ape.app._uploads import CAPTIONED_SUFFIXES, load_captioned_images, unpack
+from sklearn_ape.app._uploads import (
+    CAPTIONED_SUFFIXES,
+    PageFolders,
+    load_captioned_images,
+    unpack,
+)
 
 SUFFIXES = frozenset((".png", ".txt"))
 
@@ -318,3 +325,27 @@ class TestErrors:
     def test_too_large_captions_raise(self, read):
         with pytest.raises(UserError, match="more than 16 MiB"):
             read({"a.png": b"", **{f"{i}.txt": b"x" * 1_000_000 for i in range(20)}})
+
+
+class TestPageFolders:
+    @pytest.mark.parametrize("former", [None, "former"])
+    def test_folders_share_a_parent_until_the_last_is_removed(self, former, tmp_path, monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        if former is None:
+            monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+        else:
+            monkeypatch.setenv("GRADIO_TEMP_DIR", former)
+        folders = PageFolders()
+        for _ in range(2):  # the folders can be used again after the last was removed
+            paths = [folders.create() for _ in range(3)]
+            (shared,) = map(str, tmp_path.iterdir())
+            for path in paths:
+                assert os.environ["GRADIO_TEMP_DIR"] == shared == os.path.dirname(path)
+                assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
+                Path(path, "upload").touch()
+            assert len(set(paths)) == 3
+            for path in (paths[1], paths[0], paths[2]):
+                folders.remove(path)
+                assert not os.path.exists(path)
+                assert os.path.exists(shared) == (path != paths[2])
+            assert os.environ.get("GRADIO_TEMP_DIR") == former
