@@ -361,6 +361,29 @@ def serve(
             "reach it can use it without a password and see its images.",
             file=sys.stderr,
         )
+    with _interrupt_on_signals() if block else contextlib.nullcontext():
+        running = _start(aligner, images, host, port, open_browser, labels, limits)
+        if verbose:
+            print(f"The page is at {running.url} (press Ctrl-C to stop it).", flush=True)
+        elif block:  # a caller who waits gets no returned address
+            print(running.url, flush=True)
+        if block:
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            running.close()
+    return running
+
+
+def _start(
+    aligner: Any,
+    images: Any,
+    host: str,
+    port: int | None,
+    open_browser: bool,
+    labels: Sequence[str] | None,
+    limits: Limits,
+) -> Running:
+    """Start the page and a thread that loads its networks, see `serve`."""
     with contextlib.ExitStack() as stack:  # which closes everything if the start fails
         gr = import_gradio()
         service = AppService(load_model(aligner), images, limits)
@@ -412,17 +435,7 @@ def serve(
             ) from error
         page.app.uploaded_file_dir = folder
         stack.enter_context(_warm_up(service))
-        running = Running(str(page.local_url), stack.pop_all().close)
-    if verbose:
-        print(f"The page is at {running.url} (press Ctrl-C to stop it).", flush=True)
-    elif block:  # a caller who waits gets no returned address
-        print(running.url, flush=True)
-    if block:
-        with _interrupt_on_signals():
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
-            running.close()
-    return running
+        return Running(str(page.local_url), stack.pop_all().close)
 
 
 @contextlib.contextmanager

@@ -246,6 +246,21 @@ class TestServe:
         signal.signal(signal.SIGTERM, before)
         assert os.listdir(temporary_folder) == []
 
+    def test_signal_during_the_start_leaves_no_folder(
+        self, fast_aligner, captioned_images, temporary_folder, monkeypatch
+    ):
+        def build_page(*args):
+            assert os.listdir(temporary_folder)
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("The start was not interrupted.")
+
+        monkeypatch.setattr(_server, "build_page", build_page)
+        before = signal.signal(signal.SIGTERM, lambda *_: None)  # ends the process by default
+        with pytest.raises(KeyboardInterrupt):
+            serve(fast_aligner, captioned_images.images[:5], port=None, verbose=0)
+        signal.signal(signal.SIGTERM, before)
+        assert os.listdir(temporary_folder) == []
+
     def test_uploads_are_deleted_at_stop(
         self, fast_aligner, captioned_images, temporary_folder, monkeypatch
     ):
