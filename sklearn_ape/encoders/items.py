@@ -247,7 +247,7 @@ def _correct_tiff(image: Image.Image) -> Iterator[None]:
     has a file name. It swaps the bytes of compressed big-endian numbers, which libtiff has swapped
     already. It cannot read numbers of several bytes if a single channel is a separate plane.
     """
-    if image.format != "TIFF":
+    if not hasattr(image, "tag_v2"):  # a converted image may have been given the format as well
         yield
         return
     opened: Any = image

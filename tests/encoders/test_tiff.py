@@ -112,6 +112,16 @@ def test_single_plane_of_a_tiff_is_read(dtype, tags, tmp_path):
             assert pixels(item)[0, :, 0].tolist() == [0, 51, 255]
 
 
+def test_converted_image_may_have_the_format(tmp_path):
+    """Pillow does not copy it, so that programs set it themselves."""
+    file = tmp_path / "image.tif"
+    Image.fromarray(RGB).save(file)
+    with Image.open(file) as image:
+        converted = image.convert("L")
+        converted.format = image.format
+    np.testing.assert_array_equal(pixels(converted)[:, :, 0], np.asarray(converted))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P", "I;16"])
 def test_rotated_tiff_is_the_same_by_path_as_by_content(tmp_path, mode, orientation):
