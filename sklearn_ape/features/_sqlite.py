@@ -62,7 +62,8 @@ def list_files(path: Path) -> list[Path]:
 def is_read_only(path: Path) -> bool:
     """Return whether a file of a cache, or its folder, exists and is not writable."""
     files = (path.parent, *list_files(path))
-    return any(file.exists() and not os.access(file, os.W_OK) for file in files)
+    # Another process may remove its log between the first two checks.
+    return any(f.exists() and not os.access(f, os.W_OK) and f.exists() for f in files)
 
 
 def connect(path: Path, tables: list[str]) -> sqlite3.Connection:

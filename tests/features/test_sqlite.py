@@ -19,6 +19,7 @@ from sklearn_ape.features._sqlite import (
     connect_to_nothing,
     connect_to_read,
     is_damage,
+    is_read_only,
     list_tables,
     retry_while_busy,
 )
@@ -221,6 +222,20 @@ class TestConnectToRead:
             with pytest.raises(sqlite3.DatabaseError, match="not a database"):
                 connect_to_read(path)
         assert options == ["?mode=ro", "?immutable=1"]
+
+
+def test_log_that_is_removed_meanwhile_is_not_read_only(tmp_path, monkeypatch):
+    """Caches of concurrent processes were not written to."""
+    log = tmp_path / "cache-wal"
+    log.touch()
+
+    def access(file, mode):
+        log.unlink(missing_ok=True)
+        return file.exists()
+
+    monkeypatch.setattr(_connection.os, "access", access)
+    assert not is_read_only(tmp_path / "cache")
+    assert not log.exists()
 
 
 @pytest.mark.parametrize("message", ["database or disk is full", "database is locked"])
