@@ -361,7 +361,7 @@ def serve(
             "reach it can use it without a password and see its images.",
             file=sys.stderr,
         )
-    with _interrupt_on_signals() if block else contextlib.nullcontext():
+    with _handle_signals(signal.default_int_handler) if block else contextlib.nullcontext():
         running = _start(aligner, images, host, port, open_browser, labels, limits)
         if verbose:
             print(f"The page is at {running.url} (press Ctrl-C to stop it).", flush=True)
@@ -370,7 +370,8 @@ def serve(
         if block:
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
-            running.close()
+            with _handle_signals(signal.SIG_IGN):  # a closed terminal sends several
+                running.close()
     return running
 
 
@@ -439,15 +440,14 @@ def _start(
 
 
 @contextlib.contextmanager
-def _interrupt_on_signals() -> Iterator[None]:
-    """Treat SIGTERM, and SIGHUP of a closed terminal, like Ctrl-C, so that uploads are deleted."""
+def _handle_signals(handler: Any) -> Iterator[None]:
+    """Handle SIGTERM, and SIGHUP of a closed terminal, which would end the process at once."""
     is_main = threading.current_thread() is threading.main_thread()  # only it can set handlers
     with contextlib.ExitStack() as stack:
         for name in ("SIGTERM", "SIGHUP") if is_main else ():
             number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                previous = signal.signal(number, signal.default_int_handler)
-                stack.callback(signal.signal, number, previous)
+                stack.callback(signal.signal, number, signal.signal(number, handler))
         yield
 
 

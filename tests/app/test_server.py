@@ -23,7 +23,7 @@ httpx = pytest.importorskip("httpx")
 
 from benchmarks.reliability import service  # noqa: E402
 from sklearn_ape.app import Limits, _server, serve  # noqa: E402
-from sklearn_ape.app._server import _interrupt_on_signals  # noqa: E402
+from sklearn_ape.app._server import _handle_signals  # noqa: E402
 from sklearn_ape.app._uploads import PageFolders  # noqa: E402
 from tests.app.visitor import API, Visitor  # noqa: E402
 
@@ -210,7 +210,7 @@ class TestServe:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_signal_interrupts(self, number):
         before = signal.getsignal(number)
-        with pytest.raises(KeyboardInterrupt), _interrupt_on_signals():
+        with pytest.raises(KeyboardInterrupt), _handle_signals(signal.default_int_handler):
             signal.raise_signal(number)
         assert signal.getsignal(number) is before
 
@@ -218,33 +218,40 @@ class TestServe:
         """As by nohup."""
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
-            with _interrupt_on_signals():
+            with _handle_signals(signal.default_int_handler):
                 signal.raise_signal(signal.SIGHUP)
         finally:
             signal.signal(signal.SIGHUP, before)
 
-    def test_second_signal_does_not_end_the_process_at_once(
+    def test_second_signal_does_not_interrupt_the_deletion(
         self, fast_aligner, captioned_images, temporary_folder, monkeypatch
     ):
         """A closed terminal sends SIGHUP several times, while uploads are deleted."""
 
         class Interrupted:
             def wait(self):
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGHUP)
 
         @contextlib.contextmanager
         def interrupt(service):
             yield
+            signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGTERM)
 
         monkeypatch.setattr(_server, "_warm_up", interrupt)
         patched = SimpleNamespace(**{**vars(threading), "Event": Interrupted})
         monkeypatch.setattr(_server, "threading", patched)
-        before = signal.signal(signal.SIGTERM, lambda *_: None)  # ends the process by default
-        with pytest.raises(KeyboardInterrupt):
+        received = []  # by the handlers before, which end the process by default
+        before = {
+            number: signal.signal(number, lambda number, _: received.append(number))
+            for number in (signal.SIGTERM, signal.SIGHUP)
+        }
+        try:
             serve(fast_aligner, captioned_images.images[:5], port=None, verbose=0)
-        signal.signal(signal.SIGTERM, before)
-        assert os.listdir(temporary_folder) == []
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        assert received == os.listdir(temporary_folder) == []
 
     def test_signal_during_the_start_leaves_no_folder(
         self, fast_aligner, captioned_images, temporary_folder, monkeypatch
