@@ -38,9 +38,11 @@ def get_default_data_home() -> Path:
     if not folder:
         from platformdirs import user_cache_path
 
-        try:
+        # For a user without a home, platformdirs raises an error or, in earlier versions, returns
+        # a path below "~". In the folder that is used instead, no file can be created.
+        with suppress(RuntimeError):
             folder = str(user_cache_path("sklearn_ape"))
-        except RuntimeError:  # the user has no home; in this folder, no file can be created
+        if not folder or folder.startswith("~"):
             folder = os.path.join(os.devnull, "sklearn_ape")
     return expand_user(folder).absolute()
 

@@ -1,5 +1,6 @@
 """Engines: agreement with torch, precision, exports on disk and fallback to torch."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -226,17 +227,25 @@ def test_inaccessible_data_folder_is_tolerated(engine, tiny, paths, tmp_path, mo
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
 
-def test_user_without_home_can_encode(tiny, paths, monkeypatch):
-    def raise_error(name):
-        raise RuntimeError("could not determine the home directory")
+@pytest.mark.parametrize("raises", [True, False])
+def test_user_without_home_can_encode(raises, tiny, paths, tmp_path, monkeypatch):
+    """Earlier versions of platformdirs return the ~ of a path that cannot be expanded."""
+
+    def find_folder(name):
+        if raises:
+            raise RuntimeError("could not determine the home directory")
+        return Path("~/.cache", name)
 
     encoder = TimmImageEncoder(tiny, cache=None)
     expected = encoder.transform(paths)
     monkeypatch.delenv("SKLEARN_APE_DATA", raising=False)
-    monkeypatch.setattr("platformdirs.user_cache_path", raise_error)
+    monkeypatch.setattr("platformdirs.user_cache_path", find_folder)
+    monkeypatch.setattr("os.path.expanduser", os.fspath)
+    monkeypatch.chdir(tmp_path)
     np.testing.assert_array_equal(encoder.transform(paths), expected)
     with pytest.raises(OSError, match="or set the environment variable SKLEARN_APE_DATA"):
         load_openmoji()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_openvino_is_imported_without_telemetry(tmp_path, monkeypatch):
