@@ -25,7 +25,7 @@ from ._kernel_ridge import (
 )
 
 # Two kernels are compared on a sample of this number of pairs. With fewer pairs, a difference of
-# their recalls is mostly chance. It varies less between samples if many of the pairs are held out.
+# their recalls is mostly chance. The difference varies less if many of the pairs are held out.
 _N_COMPARED_PAIRS = 5000
 _COMPARED_FRACTION = 0.3
 

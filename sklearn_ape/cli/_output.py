@@ -46,7 +46,8 @@ _SKIPPING = re.compile(
     r"pass on_error='nan' to \w*ImageEncoder to skip them"
     r"|pass check_files=False and use an encoder with on_error='nan'"
 )
-_SKIPPING_TEXTS = re.compile(r", or pass on_error='nan' to \w+ to skip them")  # has no option
+# No option skips texts.
+_SKIPPING_TEXTS = re.compile(r", or pass on_error='nan' to \w+ to skip them")
 
 
 # Options by the heading under which --help lists them. All others are advanced.

@@ -78,7 +78,7 @@ class FaissIndex(Index):
 
         index = faiss.clone_index(self.index)
         new = embeddings[n_before:]
-        # Memory of the index grows with each call. Only float16 needs blocks, which are copied.
+        # Each call copies the index to larger memory. Only float16 is converted, in blocks.
         blocks = [slice(None)] if new.dtype == np.float32 else iter_row_tiles(*new.shape)
         for rows in blocks:
             index.add(np.ascontiguousarray(new[rows], dtype=np.float32))

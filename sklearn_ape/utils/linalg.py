@@ -70,7 +70,7 @@ def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
 
 
 def _divide_extreme_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows whose squares neither overflow nor underflow, and what they were divided by."""
+    """Return rows whose squares neither overflow nor underflow, and the divisors."""
     largest = np.maximum(features.max(axis=1, keepdims=True), -features.min(axis=1, keepdims=True))
     is_ordinary = (largest == 0) | ((largest > _LOW) & (largest < _HIGH))
     scale = np.ones_like(largest)
