@@ -244,7 +244,7 @@ def as_numeric(features: Any, name: str) -> Any:
         # NumPy has no bfloat16.
         return (features.float() if "bfloat16" in str(features.dtype) else features).numpy()
     # Some sparse matrices have no rows, but their errors say so.
-    is_array = hasattr(features, "__getitem__") or hasattr(features, "ndim")
+    is_array = any(hasattr(features, name) for name in ("__getitem__", "__array__", "ndim"))
     if isinstance(features, Sized) and not is_array:
         raise ValueError(
             f"{name} is a {type(features).__name__}, which has no rows that can be indexed. Pass "
