@@ -33,7 +33,7 @@ from ..metrics import bootstrap_interval
 from ..training import split_pairs
 from ..utils.files import check_writable, expand_user
 from ..utils.validation import format_list
-from ._inputs import DEFAULT_TEMPLATES
+from ._inputs import DEFAULT_TEMPLATES, make_absolute
 from ._output import Table, note_on_interrupt, print_message
 
 _MEMORY = "memory"
@@ -317,7 +317,7 @@ def identify_images(images: Sequence[Any]) -> list[Any]:
     """Return keys of images: rows of a table with the same image have equal keys."""
     is_paths = all(isinstance(image, str) for image in images)
     # "cat.jpg" and "./cat.jpg" are the same image.
-    return list(map(os.path.abspath, images)) if is_paths else group_images(images).tolist()
+    return list(map(make_absolute, images)) if is_paths else group_images(images).tolist()
 
 
 def report_unreadable(errors: dict[int, str], n_images: int) -> None:
