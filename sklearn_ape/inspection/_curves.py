@@ -131,8 +131,6 @@ class TrainingHistoryDisplay:
         ValueError
             If the history is empty.
         """
-        from matplotlib.ticker import MaxNLocator
-
         losses = _get_series(self.history, "train_loss")
         recalls = _get_series(self.history, "valid_recall")
         if not (losses or recalls):
@@ -142,6 +140,8 @@ class TrainingHistoryDisplay:
                 "early_stopping=False."
             )
         self.ax_ = ax = get_axes(ax, 7, 4.2)
+        from matplotlib.ticker import MaxNLocator
+
         self.figure_ = ax.figure
         self.loss_line_ = self.recall_line_ = self.start_line_ = self.best_line_ = None
         self.recall_ax_ = None
@@ -397,9 +397,9 @@ class RecallCurveDisplay:
         -------
         display : RecallCurveDisplay
         """
+        self.ax_ = ax = get_axes(ax, 7, 4.8)
         from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-        self.ax_ = ax = get_axes(ax, 7, 4.8)
         self.figure_ = ax.figure
         name = self.estimator_name if name is None else name
         self.lines_: dict[str, Any] = {}

@@ -259,9 +259,9 @@ class EmbeddingMapDisplay:
         -------
         display : EmbeddingMapDisplay
         """
+        self.ax_ = ax = get_axes(ax, 8.4, 6)
         from matplotlib.collections import LineCollection
 
-        self.ax_ = ax = get_axes(ax, 8.4, 6)
         self.figure_ = ax.figure
         colors = _assign_colors(self.image_labels, self.text_labels)
         self.lines_ = None

@@ -211,8 +211,6 @@ class SimilarityMatrixDisplay:
         -------
         display : SimilarityMatrixDisplay
         """
-        from matplotlib.ticker import MaxNLocator
-
         n_images, n_texts = self.similarity.shape
         names = None
         if self.captions is not None and n_texts <= _MAX_LABELED:
@@ -223,6 +221,8 @@ class SimilarityMatrixDisplay:
         cell = np.clip(9 / max(n_images, n_texts), smallest, 0.7)  # inches
         below = 0.6 if names is None else 0.085 * max(map(len, names))
         self.ax_ = ax = get_axes(ax, 3 + cell * n_texts, 0.6 + below + cell * n_images)
+        from matplotlib.ticker import MaxNLocator
+
         self.figure_ = ax.figure
         self.im_ = ax.imshow(self.similarity, **{"cmap": cmap, **(im_kw or {})})
         if include_values is None:

@@ -14,7 +14,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
-from sklearn_ape.inspection import TrainingHistoryDisplay
+from sklearn_ape.inspection import (
+    EmbeddingMapDisplay,
+    RecallCurveDisplay,
+    SimilarityMatrixDisplay,
+    TrainingHistoryDisplay,
+)
 from sklearn_ape.inspection._plotting import (
     check_items,
     check_pairs,
@@ -87,6 +92,22 @@ class TestAxes:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[plots\]"'):
             get_axes(None, 3, 3)
+
+    @pytest.mark.parametrize(
+        "display",
+        [
+            EmbeddingMapDisplay(np.eye(2), np.eye(2), axis_names=("1", "2")),
+            RecallCurveDisplay(np.array([1]), {"image_to_text": np.array([1.0])}),
+            SimilarityMatrixDisplay(np.eye(2)),
+            TrainingHistoryDisplay([{"epoch": 1, "train_loss": 1.0}]),
+        ],
+        ids=lambda display: type(display).__name__,
+    )
+    def test_displays_check_for_matplotlib_before_importing_it(self, display, monkeypatch):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[plots\]"'):
+            display.plot()
 
 
 @pytest.fixture
