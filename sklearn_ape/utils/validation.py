@@ -171,15 +171,20 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
             f"{name} must be a sequence of {kinds}, not an array without dimensions. "
             f"Pass a list: [{name}.item()]."
         )
+    values = getattr(values, "iterable", values)  # a progress bar of tqdm may be of a generator
     is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
     has_no_order = isinstance(values, Mapping | set | frozenset | type)
     # SciPy's dok_array is both a dict and an array.
     if (has_no_order and not hasattr(values, "ndim")) or not is_sized:
         items = f"{name}.values()" if isinstance(values, Mapping) else name
-        example = f"list({items})" if hasattr(values, "__iter__") else f"[{name}]"
+        advice = f"a list: list({items})" if hasattr(values, "__iter__") else f"a list: [{name}]"
+        for key in (kinds.split()[0], kind):
+            if isinstance(values, Mapping) and key in values:  # the result of a loader, or a batch
+                advice = f"one of its fields: {name}[{key!r}]"
+                break
         raise ValueError(
             f"{name} must be a sequence of {kinds}, such as a list, an array or a column, not "
-            f"{type(values).__name__}. Pass a list: {example}."
+            f"{type(values).__name__}. Pass {advice}."
         )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import FunctionTransformer
+from tqdm import tqdm
 
 from sklearn_ape import (
     APEAligner,
@@ -320,7 +321,10 @@ def test_sequences_and_tables_are_accepted(good):
         ("c.png", "image", r"y is a single image, not a sequence of images. Pass a list: \[y\]\."),
         (Image.new("L", (2, 2)), "text", r"y is a single image, not a sequence of texts. Pass"),
         ({"a": 1}, "text", r"must be a sequence of texts, .* not dict. .* list\(y.values\(\)\)\."),
+        ({"images": [], "a": 1}, "image", r"not dict. Pass one of its fields: y\['images'\]\."),
+        ({"image": [], "a": 1}, "image", r"not dict. Pass one of its fields: y\['image'\]\."),
         ({"a"}, "text", r"not set. Pass a list: list\(y\)\."),
+        (tqdm(zip("ab"), total=2, disable=True), "text", r"not zip. Pass a list: list\(y\)\."),
         (np.array("cat"), "text", r"not an array without dimensions. Pass a list: \[y.item\(\)\]"),
         (None, "text", r"not NoneType. Pass a list: \[y\]\."),
     ],
