@@ -191,6 +191,10 @@ class RetrievalGridDisplay:
         """
         _check_queries(queries)
         queries = to_list(queries)
+        if hasattr(result, "columns"):
+            raise ValueError(
+                "result is a table. Pass the result of a search, not the output of to_frame."
+            )
         scores, indices = (np.atleast_2d(np.asarray(part)) for part in result[:2])
         items: Any = result[2] if len(result) > 2 else None
         if scores.shape != indices.shape or len(scores) != len(queries):
@@ -276,7 +280,7 @@ class RetrievalGridDisplay:
         if is_image and self.captions is not None:
             lines.append(format_text(self.captions[row][column], 17, 2))
         return self.ax_.text(
-            column, y + 0.5, "\n".join(lines), ha="center", va="top", fontsize=8, color="0.3"
+            column, y + 0.5, "\n".join(lines), ha="center", va="top", fontsize=8, alpha=0.7
         )
 
 

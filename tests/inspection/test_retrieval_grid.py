@@ -136,3 +136,20 @@ def test_search_without_results_is_drawn():
     display = RetrievalGridDisplay.from_predictions(result, ["x"])
     assert display.thumbnails_ == [[]]
     display.figure_.canvas.draw()
+
+
+def test_scores_are_legible_on_dark_backgrounds():
+    from matplotlib import pyplot
+
+    result = np.array([[0.9]]), np.array([[0]]), [[np.zeros((8, 8, 3), np.uint8)]]
+    with pyplot.style.context("dark_background"):
+        display = RetrievalGridDisplay.from_predictions(result, ["x"])
+    assert display.text_[0][0].get_color() == "white"
+
+
+def test_table_in_place_of_a_result_raises(held_out):
+    pytest.importorskip("pandas")
+    images = held_out[0][:2]
+    result = CrossModalRetriever().fit(images).search(["x"], k=1)
+    with pytest.raises(ValueError, match="result is a table"):
+        RetrievalGridDisplay.from_predictions(result.to_frame(), ["x"], images=images)
