@@ -223,7 +223,7 @@ def suggest_image_conversion(item: Any) -> str:
         if "image" in item:
             hint += " For rows of a dataset, pass [row['image'] for row in rows]."
         return hint
-    if hasattr(item, "__array__") and hasattr(item, "dtype"):  # torch, tensorflow, jax
+    if hasattr(item, "__array__") and len(getattr(item, "shape", ())) > 0:  # torch, tensorflow
         return (
             " Convert it with torchvision.transforms.functional.to_pil_image(tensor), or to a "
             "NumPy array with channels last and values from 0 to 255."

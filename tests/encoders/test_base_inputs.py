@@ -114,6 +114,7 @@ def test_error_lists_rows_items_and_remedy(paths, no_weights):
             r"each is of type dict\. .*'bytes' or 'path', .*\[row\['image'\]",
         ),
         (lambda image, n: n, "each is of type int"),
+        (lambda image, n: np.int64(n), r"each is of type int64\. [^.]*\.$"),
     ],
 )
 def test_common_reason_is_reported_once(make, message, no_weights):
