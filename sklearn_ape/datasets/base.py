@@ -50,6 +50,8 @@ def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
 
 def check_folder(path: str | os.PathLike[str], expected: str) -> Path:
     """Return the absolute path of a folder that exists."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"Folder must be a path, not {type(path).__name__}. Pass {expected}.")
     folder = expand_user(path).absolute()
     if not folder.exists():
         raise FileNotFoundError(f"Folder {str(folder)!r} does not exist. Pass {expected}.")

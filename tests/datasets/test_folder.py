@@ -235,6 +235,8 @@ def test_invalid_folders_raise(tmp_path, folder):
         load_image_folder(tmp_path / "none")
     with pytest.raises(NotADirectoryError, match="is a file"):
         load_image_folder(folder / NAMES[0])
+    with pytest.raises(TypeError, match=r"must be a path, not list\. Pass a folder with images"):
+        load_image_folder([folder / name for name in NAMES])
     make(tmp_path / "texts", "a.md", "b.md", "c.pdf")
     with pytest.raises(ValueError, match=r"no images .2 '\.md', 1 '\.pdf'.*\.png"):
         load_image_folder(tmp_path / "texts")
