@@ -247,9 +247,12 @@ def resolve_flat_names(labels: Any, parameter: str = "labels") -> dict[Any, list
                 "mapping, labels={label: name}."
             )
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            hint = ""
+            if isinstance(label, str) and texts and isinstance(texts[0], int):
+                hint = f" If the classes are numbers, pass {{{texts[0]}: {label!r}, ...}}."
             raise ValueError(
                 f"labels has the names {reprlib.repr(texts)} for class {label!r}, which must be "
-                "texts that are not empty. Pass a text or a list of texts for each class."
+                f"texts that are not empty. Pass a text or a list of texts for each class.{hint}"
             )
     if len({isinstance(label, str) for label in names}) > 1:
         raise ValueError(
@@ -399,6 +402,10 @@ def check_in_labels(
     first = next(iter(unknown))
     hint = describe_similar_label(first, names, "y")
     if isinstance(first, str):
+        for label, texts in names.items():
+            if not hint and first in texts:
+                hint = f"{first!r} is a name of the class {label!r}. Pass the classes, not their "
+                hint += f"names, as y. If labels is inverted, pass {{{first!r}: {label!r}, ...}}."
         captions_hint = f" {_CAPTIONS_HINT}" if in_fit else ""
         hint = hint or f"Add them to labels, or correct y.{captions_hint}"
     else:

@@ -273,6 +273,7 @@ class TestBadInput:
          (["cat", ""], "labels has the empty label ''"),
          ({"cat": []}, r"labels has the names \[\] for class 'cat'"),
          ({"cat": [3]}, r"labels has the names \[3\] for class 'cat'"),
+         ({"cat": 0, "dog": 1}, r"If the classes are numbers, pass \{0: 'cat', \.\.\.\}"),
          ([None, "cat"], "labels holds None, which is a missing value"),
          ({0: "cat", "dog": "dog"}, "mixes texts and numbers")],
     )  # fmt: skip

@@ -57,6 +57,11 @@ def test_values_of_y_that_are_not_labels_raise_with_hint():
         "y has values that are not in labels: 'cta' (row 1), 'dgo' (row 2). Add them to labels, "
         "or correct y. Pass captions as captions=..., in addition to the labels in y."
     )
+    with pytest.raises(
+        ValueError, match=r"inverted, pass \{'a kitten': 'cat', \.\.\.\}"
+    ) as raised:
+        check_in_labels(["cat", "a kitten"], names)
+    assert "Add them to labels" not in str(raised.value)
     with pytest.raises(ValueError, match="row 2") as raised:
         check_in_labels([0, 0, 1], names)
     assert str(raised.value) == (
