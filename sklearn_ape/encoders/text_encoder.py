@@ -220,4 +220,10 @@ def validate_text(item: Any) -> str:
         return item
     if is_missing(item):
         raise ItemError("is a missing value, not a text. Remove the row or write a caption.")
-    raise ItemError(f"is of type {type(item).__name__}. Pass a str.")
+    hint = ""
+    if hasattr(item, "shape"):
+        hint = (
+            " Pass images to an image encoder. In a Pipeline, pass the text encoder to the "
+            "aligner, not as a step."
+        )
+    raise ItemError(f"is of type {type(item).__name__}. Pass a str.{hint}")

@@ -234,7 +234,7 @@ def test_item_messages_are_sentences(item, message):
         (7, r"7 is of type int\. Pass a str"),
         (b"a cat", r"is of type bytes\. Pass a str"),
         (["a cat"], r"is of type list\. Pass a str"),
-        (np.zeros(3), r"the array is of type ndarray\. Pass a str"),
+        (np.zeros(3), r"the array is of type ndarray\. Pass a str\. .* to the aligner, not as a"),
         ("half a pair \ud800", "not valid Unicode"),
     ],
 )
