@@ -404,8 +404,11 @@ def check_in_labels(
     if isinstance(first, str):
         for label, texts in names.items():
             if not hint and first in texts:
-                hint = f"{first!r} is a name of the class {label!r}. Pass the classes, not their "
-                hint += f"names, as y. If labels is inverted, pass {{{first!r}: {label!r}, ...}}."
+                hint = (
+                    f"{first!r} is a name of the class {label!r}. Pass classes, not names, as y."
+                )
+                if isinstance(label, str):
+                    hint += f" If labels is inverted, pass {{{first!r}: {label!r}, ...}}."
         captions_hint = f" {_CAPTIONS_HINT}" if in_fit else ""
         hint = hint or f"Add them to labels, or correct y.{captions_hint}"
     else:

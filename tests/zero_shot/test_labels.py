@@ -62,6 +62,11 @@ def test_values_of_y_that_are_not_labels_raise_with_hint():
     ) as raised:
         check_in_labels(["cat", "a kitten"], names)
     assert "Add them to labels" not in str(raised.value)
+    with pytest.raises(
+        ValueError, match=r"of the class 0\. Pass classes, not names, as y\."
+    ) as raised:
+        check_in_labels(["a cat"], {0: ["a cat"]})
+    assert "inverted" not in str(raised.value)
     with pytest.raises(ValueError, match="row 2") as raised:
         check_in_labels([0, 0, 1], names)
     assert str(raised.value) == (
