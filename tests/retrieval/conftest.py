@@ -1,5 +1,6 @@
-"""Aligners of real images, and of features with structure."""
+"""Aligners of real images and of features with structure, and a comparison of results."""
 
+import numpy as np
 import pytest
 
 from sklearn_ape import CCAAligner, KernelAligner
@@ -16,3 +17,10 @@ def real_aligner(captioned_images, features, image_encoder, text_encoder):
 def aligner(concepts):
     """Aligner that takes features of both sides."""
     return CCAAligner().fit(concepts.image, concepts.text)
+
+
+def assert_equal(actual, expected):
+    """Compare the results of two searches."""
+    np.testing.assert_array_equal(actual.indices, expected.indices)
+    np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-6)
+    assert actual.items == expected.items

@@ -18,12 +18,7 @@ from sklearn_ape import (
     load_pretrained,
 )
 from sklearn_ape.retrieval import SearchResult
-
-
-def assert_equal(actual, expected):
-    np.testing.assert_array_equal(actual.indices, expected.indices)
-    np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-6)
-    assert actual.items == expected.items
+from tests.retrieval.conftest import assert_equal
 
 
 class TestAdd:

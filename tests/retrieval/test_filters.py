@@ -14,17 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sklearn_ape import CrossModalRetriever, KernelAligner
 from sklearn_ape.datasets import load_openmoji
+from tests.retrieval.conftest import assert_equal
 
 RNG = np.random.default_rng(0)
 CONCEPTS = RNG.standard_normal((60, 8))
 FEATURES = (CONCEPTS @ RNG.standard_normal((8, 32))).astype(np.float32)
 ALIGNER = KernelAligner().fit(FEATURES, CONCEPTS @ RNG.standard_normal((8, 16)))
-
-
-def assert_equal(actual, expected):
-    np.testing.assert_array_equal(actual.indices, expected.indices)
-    np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-6)
-    assert actual.items == expected.items
 
 
 def test_error_of_filter_names_the_item():

@@ -19,12 +19,7 @@ from sklearn_ape import (
     load_starter,
 )
 from sklearn_ape.persistence import FittedState
-
-
-def assert_equal(actual, expected):
-    np.testing.assert_array_equal(actual.indices, expected.indices)
-    np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-6)
-    assert actual.items == expected.items
+from tests.retrieval.conftest import assert_equal
 
 
 def save_and_load(retriever, folder):
