@@ -6,7 +6,8 @@ import glob
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -168,7 +169,7 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
         )
     indexed = set(items)
     indexed_at = _read_time(folder)
-    changed = {path for path in indexed.intersection(paths) if _may_be_newer(path, indexed_at)}
+    changed = _find_changed(indexed.intersection(paths), indexed_at)
     removed = indexed.difference(paths)
     existing = sorted(filter(os.path.isfile, removed))
     if existing:  # unless an image was indexed by a link, and is passed by another path
@@ -206,18 +207,31 @@ def _read_time(folder: Path) -> int:
         return 0  # all images are embedded again
 
 
-def _may_be_newer(path: str, indexed_at: int) -> bool:
-    """Return whether an image may have changed after a time in nanoseconds.
+def _find_changed(paths: Iterable[str], indexed_at: int) -> set[str]:
+    """Return the images that may have changed after a time in nanoseconds.
 
     Copies may keep the time of the original, but the system records when they replaced the file.
     """
-    # A new link to the image, or to a folder of its path, may lead to an old image.
-    links = filter(os.path.islink, (path, *map(str, Path(path).parents)))
-    try:
-        files = [os.stat(path), *map(os.lstat, links)]
-    except OSError:  # such as a link to a missing file, which is then reported as unreadable
-        return True
-    return max(max(file.st_mtime_ns, file.st_ctime_ns) for file in files) > indexed_at
+
+    def may_be_newer(path: str, *read_status: Callable[[str], os.stat_result]) -> bool:
+        try:
+            files = [read(path) for read in read_status]
+        except OSError:  # such as a link to a missing file, which is then reported as unreadable
+            return True
+        return max(max(file.st_mtime_ns, file.st_ctime_ns) for file in files) > indexed_at
+
+    by_folder = defaultdict(list)
+    for path in paths:
+        by_folder[os.path.dirname(path)].append(path)
+    changed: set[str] = set()
+    for folder, images in by_folder.items():
+        # A new link to the image, or to a folder of its path, may lead to an old image.
+        links = filter(os.path.islink, map(str, (folder, *Path(folder).parents)))
+        if any(may_be_newer(link, os.lstat) for link in links):
+            changed.update(images)
+        else:
+            changed.update(image for image in images if may_be_newer(image, os.stat, os.lstat))
+    return changed
 
 
 def _build_index(

@@ -142,6 +142,17 @@ class TestUpdate:
         assert "Images embedded: 1, removed: 0." in result.stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
 
+    def test_image_that_is_added_behind_a_link(self, photos, run, tmp_path):
+        """The time of the folder to which the link leads says nothing about the other images."""
+        shutil.copytree(photos / "food", tmp_path / "food")
+        (tmp_path / "link").symlink_to("food")
+        arguments = ("index", tmp_path / "link", "-o", tmp_path / "index", "--update")
+        time.sleep(0.05)  # longer than the resolution of the time stamps
+        run(*arguments)
+        time.sleep(0.05)
+        shutil.copy(next((photos / "animal").iterdir()), tmp_path / "food" / "new.png")
+        assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
+
     def test_parent_of_a_link(self, photos, run, tmp_path, monkeypatch):
         """Another image, whose path the shell would not open, was indexed."""
         monkeypatch.chdir(tmp_path)
