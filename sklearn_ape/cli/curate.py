@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _inputs as option
-from ._inputs import load_data, parse_labels
+from ._inputs import load_data, make_absolute, parse_labels
 from ._output import (
     FileName,
     Table,
@@ -221,6 +220,6 @@ def _find_bad_pairs(
     for row in good.tolist():
         best_path = path_by_group[int(groups[row])]
         # Several captions of one image are not duplicates. "./cat.jpg" is "cat.jpg".
-        if os.path.normpath(best_path) != os.path.normpath(paths[row]):
+        if make_absolute(best_path) != make_absolute(paths[row]):
             reasons[row] = f"nearly the same image as another: {best_path!r}"
     return reasons
