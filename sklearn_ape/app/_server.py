@@ -445,7 +445,7 @@ def _handle_signals(handler: Any) -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()  # only it can set handlers
     with contextlib.ExitStack() as stack:
         for name in ("SIGTERM", "SIGHUP") if is_main else ():
-            number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
+            number = getattr(signal, name, None)  # Windows lacks SIGHUP, and nohup ignores it
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 stack.callback(signal.signal, number, signal.signal(number, handler))
         yield

@@ -123,7 +123,7 @@ def _ignore_warnings() -> Iterator[None]:
     def reject(record: logging.LogRecord) -> bool:
         return False
 
-    # Tracing reads all properties, and transformers logs a warning if a model has no loss.
+    # Tracing reads all properties, and transformers logs a warning if the loss is not set.
     log = logging.getLogger("transformers.modeling_utils")
     log.addFilter(reject)
     try:

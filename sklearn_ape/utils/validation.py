@@ -178,10 +178,9 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
     if (has_no_order and not hasattr(values, "ndim")) or not is_sized:
         items = f"{name}.values()" if isinstance(values, Mapping) else name
         advice = f"a list: list({items})" if hasattr(values, "__iter__") else f"a list: [{name}]"
-        for key in (kinds.split()[0], kind):
-            if isinstance(values, Mapping) and key in values:  # the result of a loader, or a batch
-                advice = f"one of its fields: {name}[{key!r}]"
-                break
+        if isinstance(values, Mapping):  # perhaps the result of a loader, or a batch
+            fields = [key for key in (kinds.split()[0], kind) if key in values]
+            advice = f"one of its fields: {name}[{fields[0]!r}]" if fields else advice
         raise ValueError(
             f"{name} must be a sequence of {kinds}, such as a list, an array or a column, not "
             f"{type(values).__name__}. Pass {advice}."
@@ -248,12 +247,12 @@ def as_numeric(features: Any, name: str) -> Any:
         features = features.detach().cpu()
         # NumPy has no bfloat16.
         return (features.float() if "bfloat16" in str(features.dtype) else features).numpy()
-    # Some sparse matrices have no rows, but their errors say so.
-    is_array = any(hasattr(features, name) for name in ("__getitem__", "__array__", "ndim"))
+    # Other code explains why some sparse matrices, which lack __getitem__, cannot be used.
+    is_array = any(hasattr(features, key) for key in ("__getitem__", "__array__", "ndim"))
     if isinstance(features, Sized) and not is_array:
         raise ValueError(
-            f"{name} is a {type(features).__name__}, which has no rows that can be indexed. Pass "
-            "an array of shape (n_samples, n_features)."
+            f"{name} is a {type(features).__name__}, whose rows cannot be indexed. Pass an array "
+            "of shape (n_samples, n_features)."
         )
     features = _stack_cells(features, name)
     if isinstance(features, np.ma.MaskedArray):

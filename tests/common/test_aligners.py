@@ -159,9 +159,13 @@ def test_column_of_arrays_of_different_lengths_raises():
 )
 def test_features_without_rows_raise(concepts, convert):
     rows = convert(concepts.image[:60])
-    with pytest.raises(ValueError, match=f"^X is a {type(rows).__name__}, which has no rows"):
+    with pytest.raises(
+        ValueError, match=f"^X is a {type(rows).__name__}, whose rows cannot be indexed"
+    ):
         KernelAligner().fit(rows, concepts.text[:60])
-    with pytest.raises(ValueError, match=f"^y is a {type(rows).__name__}, which has no rows"):
+    with pytest.raises(
+        ValueError, match=f"^y is a {type(rows).__name__}, whose rows cannot be indexed"
+    ):
         KernelAligner().fit(concepts.image[:60], rows)
 
 

@@ -265,7 +265,7 @@ def test_openvino_is_imported_without_telemetry(tmp_path, monkeypatch):
 
 @pytest.mark.exhaustive
 def test_export_of_a_text_network_prints_nothing(tmp_path, capfd):
-    """transformers would report once per process that the network has no loss."""
+    """transformers would report once per process that the loss of the network is not set."""
     pytest.importorskip("openvino")
     program = (
         "import sys; from sklearn_ape.encoders import TransformersTextEncoder as Encoder; "
