@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from sklearn.datasets import load_sample_images
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -388,7 +388,7 @@ def _describe_names(prediction: Prediction) -> str:
 
 
 def write_report(result: DemoResult, folder: Path) -> Path:
-    """Write ``search.png`` and ``index.html``, which contains its images; return its path."""
+    """Write ``index.html``, which contains its images, and return its path."""
     from jinja2 import Environment
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -403,28 +403,7 @@ def write_report(result: DemoResult, folder: Path) -> Path:
         photo_truths=PHOTO_TRUTHS,
     )
     page.write_text(html, encoding="utf-8")
-    _draw_contact_sheet(result.searches).save(folder / "search.png")
     return page
-
-
-def _draw_contact_sheet(searches: Sequence[Search]) -> Image.Image:
-    """Draw queries with their results, one row per query, as an RGB image."""
-    font, small = ImageFont.load_default(18), ImageFont.load_default(12)
-    size = 112  # of an image, in pixels
-    columns = max(len(search.results) for search in searches)
-    row_height = size + 56
-    sheet = Image.new("RGB", (columns * (size + 12) + 12, len(searches) * row_height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, search in enumerate(searches):
-        top = row * row_height
-        draw.text((12, top + 6), f"“{search.query}”", fill="#1f2937", font=font)
-        for column, (path, caption) in enumerate(search.results):
-            left = 12 + column * (size + 12)
-            with Image.open(path) as image:
-                sheet.paste(image.convert("RGB").resize((size, size)), (left, top + 30))
-            label = caption if len(caption) <= 18 else caption[:17] + "…"
-            draw.text((left, top + 32 + size), label, fill="#4b5563", font=small)
-    return sheet
 
 
 def _encode_thumbnail(item: str | np.ndarray) -> str:
