@@ -84,9 +84,10 @@ def fit(
 
     Example: sklearn-ape fit photos/ -o my-model
     """
-    from ._models import RuntimeOptions, make_card_label, print_scores
+    from ..zero_shot import ZeroShotClassifier
+    from . import _models
 
-    options = RuntimeOptions(cache, device, n_jobs, quiet)
+    options = _models.RuntimeOptions(cache, device, n_jobs, quiet)
     file_format = resolve_format(None, file_format)
     check_model_folder(output)
     names = parse_labels(labels, labels_file)
@@ -112,13 +113,9 @@ def fit(
         has_labels_only = bunch.captions is None and "labels" in bunch
         method = "few-shot" if has_labels_only else "ape"
         _check_options(method, set_options)
-    evaluation = _Evaluation(test_size, random_state, refit, quiet)
     if method == "few-shot":
         _check_has_labels(bunch, data)
-        model, scores, n_fitted = _fit_few_shot(
-            bunch, names, aligner, templates, evaluation, options
-        )
-        card_scores = scores[:1]  # the others are those of the methods that it is compared with
+        task = _make_few_shot_task(bunch, names, aligner, templates, options)
     else:
         if label is not None and bunch.captions is not None:
             note = f"Column {label!r} is not used. Set --method few-shot to learn labels."
@@ -132,16 +129,30 @@ def fit(
             params |= {"device": device, "verbose": int(not quiet)}
         if depth is not None:
             params["depth"] = depth
-        model, scores, n_fitted = _fit_aligner(
-            bunch, names, _make_aligner(method, params), templates, evaluation, options
-        )
-        card_scores = scores
-    model.save_pretrained(
-        output, scores={make_card_label(score): score.value for score in card_scores}
-    )
+        unfitted = _make_aligner(method, params)
+        task = _make_alignment_task(bunch, names, unfitted, templates, options)
+    model, images, y = task.model, task.images, task.y
+    fitted = keys = _models.identify_images(images)
+    scores = []
+    split = _models.split_rows(task.features, y, test_size, random_state, task.classes, quiet)
+    if split is not None:
+        train, test = split
+        fitted = [keys[row] for row in train]
+        model.fit([images[row] for row in train], [y[row] for row in train])
+        scores = task.score(train, test)
+    if split is None or refit:
+        fitted = keys
+        model.fit(images, y)
+    card_scores = scores
+    if method == "few-shot":
+        card_scores = scores[:1]  # the others are those of the methods that it is compared with
+    elif names is not None:
+        model = ZeroShotClassifier(names, aligner=model, templates=templates)
+    card = {_models.make_card_label(score): score.value for score in card_scores}
+    model.save_pretrained(output, scores=card)
     if scores:
-        print_scores(scores, file_format)
-    print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
+        _models.print_scores(scores, file_format)
+    print_message(f"Fitted on {len(set(fitted)):,} images. Saved in {str(output)!r}.", quiet)
 
 
 def _check_options(method: str, options: list[str]) -> None:
@@ -164,43 +175,18 @@ def _check_has_labels(bunch: Any, data: Path) -> None:
         )
 
 
-class _Evaluation(NamedTuple):
-    """Options of the evaluation on held-out images."""
+class _Task(NamedTuple):
+    """A model to fit, its data, and a function that scores it, given training and test rows.
 
-    test_size: float
-    random_state: int
-    refit: bool
-    quiet: bool
+    `y` are captions or labels. `classes` stratify the split, if they are not None.
+    """
 
-    def fit_and_score(
-        self,
-        model: Any,
-        images: list[Any],
-        features: Any,
-        y: list[Any],
-        classes: list[str] | None,
-        score: Callable[[Any, Any], list[Any]],
-    ) -> tuple[Any, list[Any], int]:
-        """Return the fitted model, its scores and the number of images that it was fitted on.
-
-        If there are enough images to hold some out, the model is fitted on the others, and `score`
-        is called with the rows of training and test images. With `refit`, the model is then fitted
-        on all images.
-        """
-        from ._models import identify_images, split_rows
-
-        split = split_rows(features, y, self.test_size, self.random_state, classes, self.quiet)
-        scores: list[Any] = []
-        fitted = keys = identify_images(images)
-        if split is not None:
-            train, test = split
-            fitted = [keys[row] for row in train]
-            model.fit([images[row] for row in train], [y[row] for row in train])
-            scores = score(train, test)
-        if split is None or self.refit:
-            fitted = keys
-            model.fit(images, y)
-        return model, scores, len(set(fitted))
+    model: Any
+    images: list[Any]
+    features: Any
+    y: list[Any]
+    classes: list[str] | None
+    score: Callable[[Any, Any], list[Any]]
 
 
 def _make_encoders(
@@ -229,18 +215,15 @@ def _make_aligner(method: str, params: dict[str, Any]) -> Any:
     return aligners[method](**params)
 
 
-def _fit_aligner(
-    bunch: Any, names: Any, aligner: Any, templates: str, evaluation: _Evaluation, options: Any
-) -> tuple[Any, list[Any], int]:
-    """Fit and evaluate an aligner; return it with its scores and number of images.
-
-    With names, a classifier with the aligner is returned.
-    """
+def _make_alignment_task(
+    bunch: Any, names: Any, aligner: Any, templates: str, options: Any
+) -> _Task:
+    """Encode the images, and return the task to fit an aligner on them and their captions."""
     from ..zero_shot import ZeroShotClassifier
-    from ._models import encode_images, identify_images, score_accuracy, score_recall
+    from . import _models
 
-    encoded = encode_images(aligner.image_encoder, bunch.images, options)
-    n_images = len(set(identify_images(bunch.images)))
+    encoded = _models.encode_images(aligner.image_encoder, bunch.images, options)
+    n_images = len(set(_models.identify_images(bunch.images)))
     if not bunch.from_labels and n_images < _FEW_CAPTIONED:
         print_message(
             f"{n_images:,} images with captions are few for a new aligner, and the "
@@ -260,19 +243,13 @@ def _fit_aligner(
     def score(train: Any, test: Any) -> list[Any]:
         held_out = [images[row] for row in test]
         if classes is None:
-            return score_recall(aligner, held_out, [texts[row] for row in test], held_out)
+            return _models.score_recall(aligner, held_out, [texts[row] for row in test], held_out)
         of_classes = sorted(set(classes)) if names is None else names
         classifier = ZeroShotClassifier(of_classes, aligner=aligner, templates=templates)
         predicted = [str(label) for label in classifier.predict(held_out)]
-        return score_accuracy([classes[row] for row in test], predicted)
+        return _models.score_accuracy([classes[row] for row in test], predicted)
 
-    features = encoded.features[rows]
-    model, scores, n_fitted = evaluation.fit_and_score(
-        aligner, images, features, texts, classes, score
-    )
-    if names is not None:
-        model = ZeroShotClassifier(names, aligner=model, templates=templates)
-    return model, scores, n_fitted
+    return _Task(aligner, images, encoded.features[rows], texts, classes, score)
 
 
 def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> None:
@@ -303,35 +280,24 @@ def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> 
         )
 
 
-def _fit_few_shot(
-    bunch: Any,
-    names: Any,
-    source: str | None,
-    templates: str,
-    evaluation: _Evaluation,
-    options: Any,
-) -> tuple[Any, list[Any], int]:
-    """Fit and evaluate a few-shot classifier; return it with its scores and number of images."""
+def _make_few_shot_task(
+    bunch: Any, names: Any, source: str | None, templates: str, options: Any
+) -> _Task:
+    """Encode the images, and return the task to fit a few-shot classifier on them."""
     from sklearn.linear_model import LogisticRegression
 
     from ..zero_shot import FewShotClassifier, ZeroShotClassifier
-    from ._models import (
-        encode_images,
-        get_image_encoder,
-        identify_images,
-        load_aligner,
-        make_score,
-    )
+    from . import _models
 
     y = [str(label) for label in bunch.labels]
     names = resolve_label_names(names, y)
-    aligner = load_aligner(source, options)
-    encoder = get_image_encoder(aligner)
-    encoded = encode_images(encoder, bunch.images, options)
+    aligner = _models.load_aligner(source, options)
+    encoder = _models.get_image_encoder(aligner)
+    encoded = _models.encode_images(encoder, bunch.images, options)
     # A table has one row per caption. An image is used once per label.
     first_rows: dict[Any, int] = {}
     readable = encoded.readable_rows.tolist()
-    keys = identify_images([bunch.images[row] for row in readable])
+    keys = _models.identify_images([bunch.images[row] for row in readable])
     for row, key in zip(readable, keys, strict=True):
         first_rows.setdefault((key, y[row]), row)
     rows = list(first_rows.values())
@@ -352,7 +318,8 @@ def _fit_few_shot(
         }
         y_test = [y[row] for row in test]
         return [
-            make_score("accuracy", name, labels == y_test) for name, labels in predictions.items()
+            _models.make_score("accuracy", name, labels == y_test)
+            for name, labels in predictions.items()
         ]
 
-    return evaluation.fit_and_score(classifier, images, features, y, y, score)
+    return _Task(classifier, images, features, y, y, score)
