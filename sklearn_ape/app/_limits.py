@@ -23,7 +23,7 @@ _short_repr = reprlib.Repr()
 _short_repr.maxstring = 60
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A request that cannot be served; the message tells the visitor why and what to do."""
 
 

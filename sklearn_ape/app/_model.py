@@ -483,8 +483,6 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
                 "The aligner in the zip has no encoders, because it was fitted on features. "
                 "Upload an aligner that was downloaded from this page."
             )
-    except UserError:
-        raise
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(
             "The aligner in the zip is damaged or was saved by another version of sklearn-ape. "

@@ -51,8 +51,10 @@ _MAX_DEPTH = 8
 _MIN_BYTES_FOR_RATIO = 2**20
 
 # Errors of zipfile for damaged files, whose structure it does not check completely.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error)
-_DAMAGE_ERRORS = (*_ZIP_ERRORS, EOFError, ArithmeticError, ValueError, OSError)
+_DAMAGE_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, ArithmeticError, ValueError, OSError),
+)
 
 
 def create_temporary_folder(purpose: str) -> tempfile.TemporaryDirectory[str]:
@@ -144,8 +146,6 @@ def unpack(
                 # zipfile reads at most the declared size and verifies the checksum.
                 with file.open(entry) as source, target.open("xb") as sink:
                     shutil.copyfileobj(source, sink)
-    except UserError:
-        raise
     except _DAMAGE_ERRORS as error:
         # EINVAL is a seek before the beginning of the file, which damage causes. Any other
         # OSError, such as a full disk, is an error of the server.
@@ -379,8 +379,6 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
     images = list_images(folder, limits)
     try:
         loaded = _find_captions(folder, images)
-    except UserError:
-        raise
     except (ValueError, OSError, RecursionError) as error:
         raise hide_folder(error, folder) from error
     texts, _ = flatten_captions(loaded.captions)
