@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import math
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -220,18 +220,17 @@ def _find_changed(paths: Iterable[str], indexed_at: int) -> set[str]:
             return True
         return max(max(file.st_mtime_ns, file.st_ctime_ns) for file in files) > indexed_at
 
-    by_folder = defaultdict(list)
-    for path in paths:
-        by_folder[os.path.dirname(path)].append(path)
-    changed: set[str] = set()
-    for folder, images in by_folder.items():
-        # A new link to the image, or to a folder of its path, may lead to an old image.
+    # A new link to a folder of the path, or to the image itself, may lead to an old image.
+    @functools.cache
+    def is_in_new_link(folder: str) -> bool:
         links = filter(os.path.islink, map(str, (folder, *Path(folder).parents)))
-        if any(may_be_newer(link, os.lstat) for link in links):
-            changed.update(images)
-        else:
-            changed.update(image for image in images if may_be_newer(image, os.stat, os.lstat))
-    return changed
+        return any(may_be_newer(link, os.lstat) for link in links)
+
+    return {
+        path
+        for path in paths
+        if is_in_new_link(os.path.dirname(path)) or may_be_newer(path, os.stat, os.lstat)
+    }
 
 
 def _build_index(
