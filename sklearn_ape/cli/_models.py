@@ -276,8 +276,7 @@ def iter_probabilities(
         encoder.verbose = 0
     predict_proba = classifier.predict_proba_together if together else classifier.predict_proba
     bar = tqdm(total=len(images), unit="image", disable=options.quiet or is_one_batch)
-    with note_on_interrupt(options.resume_note), warnings.catch_warnings(), bar:
-        warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
+    with note_on_interrupt(options.resume_note), ignore_unreadable(), bar:
         for rows in gen_batches(len(images), size):
             yield rows, predict_proba(images[rows]), encoder.errors_
             bar.update(rows.stop - rows.start)
@@ -300,8 +299,7 @@ def encode_images(
     encoder: Any, images: Sequence[Any], options: RuntimeOptions, may_be_empty: bool = False
 ) -> EncodedImages:
     """Encode images and report unreadable ones; raise if all are, unless `may_be_empty`."""
-    with note_on_interrupt(options.resume_note), warnings.catch_warnings():
-        warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
+    with note_on_interrupt(options.resume_note), ignore_unreadable():
         features = encoder.transform(images)
     errors = {  # the images of a parquet table may be bytes, whose errors do not name them
         row: error if isinstance(images[row], str) else f"row {row} (the first is 0): {error}"
@@ -318,6 +316,11 @@ def identify_images(images: Sequence[Any]) -> list[Any]:
     is_paths = all(isinstance(image, str) for image in images)
     # "cat.jpg" and "./cat.jpg" are the same image.
     return list(map(make_absolute, images)) if is_paths else group_images(images).tolist()
+
+
+def ignore_unreadable() -> warnings.catch_warnings[Any]:
+    """Return a context without warnings about unreadable images; see `report_unreadable`."""
+    return warnings.catch_warnings(action="ignore", category=EncodingFailedWarning)
 
 
 def report_unreadable(errors: dict[int, str], n_images: int) -> None:

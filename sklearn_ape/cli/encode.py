@@ -89,11 +89,8 @@ def _encode_to_file(
     quiet: bool,
 ) -> None:
     """Write the features of items to a file, and the list of its rows to a csv file."""
-    import warnings
-
-    from ..encoders import EncodingFailedWarning
     from ..features import OtherContentError
-    from ._models import report_unreadable
+    from ._models import ignore_unreadable, report_unreadable
 
     encoder.set_params(cache=None)  # the feature file itself can be resumed
     n_bytes = len(items) * encoder._n_features_out * (4 if dtype == "float32" else 2)
@@ -103,8 +100,7 @@ def _encode_to_file(
     if not overwrite:
         _check_listing(listing, columns)
     note = f"Finished features are in {f'{output}.partial'!r}. Run the command again to resume."
-    with note_on_interrupt(note), warnings.catch_warnings():
-        warnings.simplefilter("ignore", EncodingFailedWarning)
+    with note_on_interrupt(note), ignore_unreadable():
         try:
             features = encoder.encode_to(
                 output, items, chunk_size=_CHUNK, dtype=dtype, overwrite=overwrite

@@ -414,8 +414,8 @@ def _compute_agreement(
         aligner = KernelAligner(gamma="scale", max_anchors=_MAX_ANCHORS)
     fractions = np.empty(len(image))
     for train, test in GroupKFold(cv).split(image, groups=groups):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # equal captions are expected
+        # Equal captions are expected.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             fitted = clone(aligner).fit(image[train], text[train])
         images = np.asarray(fitted.transform(image[test]))
         captions = np.asarray(fitted.transform_text(text[test]))
