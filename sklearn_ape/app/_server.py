@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._limits import Limits, format_size
@@ -48,55 +49,7 @@ _COLORS = {
     "button_primary_background_fill_hover_dark": "*primary_700",
 }
 
-_CSS = """
-.gradio-container { max-width: 1180px !important; margin: auto; }
-:focus-visible { outline: 3px solid var(--primary-500) !important; outline-offset: 2px; }
-button[role="tab"].selected { color: var(--primary-600) !important; }
-.dark button[role="tab"].selected { color: var(--primary-300) !important; }
-.note { font-size: 0.875rem; }
-.dark { color-scheme: dark; }
-#classify-verdict, #align-result { padding: 0.5rem 1rem; }
-#classify-verdict, #classify-answer dt { overflow-wrap: anywhere; }
-.captions-below .grid-wrap { min-height: 0; max-height: none; height: auto; overflow: visible; }
-.captions-below .grid-container {
-  grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important;
-}
-.captions-below .thumbnail-item { aspect-ratio: auto; display: flex; flex-direction: column; }
-.captions-below .thumbnail-item img { aspect-ratio: 1; height: auto; }
-.captions-below .caption-label {
-  position: static; align-self: stretch; max-width: none; border: 0; border-radius: 0;
-  opacity: 1 !important; white-space: normal; overflow-wrap: anywhere; text-align: center;
-  padding: 0.25rem 0; font-size: 0.8rem;
-}
-.captions-below .preview {
-  position: fixed; inset: 0; width: auto; height: auto; z-index: 100;
-  background: var(--background-fill-primary);
-}
-@media (max-width: 640px) {
-  #search-gallery .grid-container { --grid-cols: 2 !important; }
-  #classify-examples .grid-container { --grid-cols: 3 !important; }
-}
-"""
-
-# For screen readers: Gradio names the button of an image "Thumbnail 1 of 12", not by its caption,
-# and does not announce results. Errors of earlier requests would remain next to new results.
-_SCRIPT = """
-() => {
-  new MutationObserver(() => {
-    for (const image of document.querySelectorAll(".thumbnail-item img[alt]")) {
-      const name = image.alt || image.title;
-      if (name) image.closest("button").ariaLabel = name;
-    }
-    for (const name of ["classify-verdict", "classify-map", "align-result"]) {
-      document.getElementById(name)?.setAttribute("aria-live", "polite");
-    }
-  }).observe(document.body, { childList: true, subtree: true });
-  document.addEventListener("click", (event) => {
-    const items = "button[id], .thumbnail-item, :is(#search-examples, #classify-where) button";
-    if (event.target.closest(items)) document.querySelector(".toast-close")?.click();
-  });
-}
-"""
+_FOLDER = Path(__file__).parent
 
 
 class RequestLimitMiddleware:
@@ -407,8 +360,8 @@ def _start(
                 server_port=port or _find_free_port(host),
                 inbrowser=open_browser,
                 theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS).set(**_COLORS),
-                css=_CSS,
-                js=_SCRIPT,
+                css_paths=_FOLDER / "page.css",
+                js=(_FOLDER / "page.js").read_text(encoding="utf-8"),
                 prevent_thread_lock=True,
                 quiet=True,
                 share=False,
