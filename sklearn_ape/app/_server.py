@@ -140,10 +140,8 @@ def _contains_url(body: bytes | bytearray) -> bool:
 
 
 def _read_content_length(scope: Scope) -> int | None:
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else None
-    return None
+    value = dict(scope["headers"]).get(b"content-length", b"")
+    return int(value) if value.isdigit() else None
 
 
 def _explain_full_queue(send: Send, limits: Limits) -> Send:
