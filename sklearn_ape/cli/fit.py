@@ -121,15 +121,15 @@ def fit(
             note = f"Column {label!r} is not used. Set --method few-shot to learn labels."
             print_message(note, quiet)
         _use_labels_as_captions(bunch, data, names, quiet)
-        params = _make_encoders(method, image_encoder, text_encoder, strict, options)
-        if head_pairs:
-            params["head_pairs"] = params["image_encoder"]
+        params: dict[str, Any] = {} if depth is None else {"depth": depth}
         if method in ("ape", "lit"):
             params |= {"random_state": random_state, "checkpoint": checkpoint}
             params |= {"device": device, "verbose": int(not quiet)}
-        if depth is not None:
-            params["depth"] = depth
-        unfitted = _make_aligner(method, params)
+        on_error = "raise" if strict else "nan"
+        encoder = _models.make_image_encoder(image_encoder, options, on_error=on_error)
+        if head_pairs:
+            params["head_pairs"] = encoder
+        unfitted = _make_aligner(method, encoder, text_encoder, options, params)
         task = _make_alignment_task(bunch, names, unfitted, templates, options)
     model, images, y = task.model, task.images, task.y
     fitted = keys = _models.identify_images(images)
@@ -189,14 +189,13 @@ class _Task(NamedTuple):
     score: Callable[[Any, Any], list[Any]]
 
 
-def _make_encoders(
-    method: str, image_encoder: str, text_encoder: str, strict: bool, options: Any
-) -> dict[str, Any]:
-    """Return the encoders as parameters of an aligner."""
+def _make_aligner(
+    method: str, image_encoder: Any, text_encoder: str, options: Any, params: dict[str, Any]
+) -> Any:
+    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
     from ..encoders import TransformersTextEncoder
-    from ._models import make_image_encoder, make_text_encoder
+    from ._models import make_text_encoder
 
-    images = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
     texts = make_text_encoder(text_encoder, options)
     if method == "lit" and not isinstance(texts, TransformersTextEncoder):
         raise typer.BadParameter(
@@ -204,15 +203,9 @@ def _make_encoders(
             "transformers.",
             param_hint="--text-encoder",
         )
-    return {"image_encoder": images, "text_encoder": texts}
-
-
-def _make_aligner(method: str, params: dict[str, Any]) -> Any:
-    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
-
     aligners: dict[str, Any] = {"ape": APEAligner, "kernel": KernelAligner, "cca": CCAAligner}
     aligners |= {"asif": ASIFAligner, "lit": LiTAligner}
-    return aligners[method](**params)
+    return aligners[method](image_encoder=image_encoder, text_encoder=texts, **params)
 
 
 def _make_alignment_task(
