@@ -111,7 +111,7 @@ def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     paths: dict[str, str] = {}
     for path in listed:  # "photos" and "./photos" are the same folder
         paths.setdefault(make_absolute(path), path)
-    _report_skipped(skipped, quiet)
+    _report_skipped(+skipped, quiet)  # the counts above 0
     if len(paths) < len(listed):
         n_repeated = len(listed) - len(paths)
         print_message(f"Repeated paths are listed once ({n_repeated:,} left out).", quiet)
@@ -173,20 +173,16 @@ def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
         skipped[os.path.splitext(path)[1].lower()] += 1
         return ()
     from ..datasets import load_image_folder
+    from ..datasets.base import SIDECARS, find_sidecar
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There are no labels")  # none are needed
         data = load_image_folder(path, captions=None)
     skipped.update(data.other_files)
-    # Captions next to their images are expected, so they are not reported.
-    for suffix in {".txt", ".caption"} & set(skipped):
-        # One per image: a file system that ignores case has the same file under both names.
-        skipped[suffix] -= sum(
-            any(Path(image).with_suffix(end).is_file() for end in (suffix, suffix.upper()))
-            for image in data.images
-        )
-        if skipped[suffix] <= 0:
-            del skipped[suffix]
+    if not skipped.keys().isdisjoint(SIDECARS):
+        # Captions next to their images are expected, so they are not reported.
+        captions = filter(None, (find_sidecar(Path(image)) for image in data.images))
+        skipped.subtract(file.suffix.lower() for file in captions)
     # The loader returns absolute paths. Results are easier to read with the path of the argument.
     root = expand_user(path).absolute()
     return [os.path.join(path, os.path.relpath(image, root)) for image in data.images]
