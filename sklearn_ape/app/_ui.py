@@ -74,21 +74,21 @@ _ALIGN_EXPLANATION = (
     "the chance level. You can download your aligner, and it is used in the other tabs."
 )
 
-_TEMPLATE_CHOICES = {
-    "simple phrases around each label": "simple",
-    "for drawings: an icon of a ..., clip art of a ...": "drawing",
-    "for photographs: a photo of a ...": "photo",
-    "the seven templates of CLIP": "clip",
-    "none: the labels themselves (for whole sentences)": "none",
-    "those of the served classifier": "model",
-}
-
-_METHOD_CHOICES = {
-    "extend: adds your pairs to the initial aligner, the best for few pairs": "extend",
-    "kernel: closed form, from your pairs only": "kernel",
-    "ape: small networks, trained by gradient descent": "ape",
-    "cca: linear, the fastest": "cca",
-}
+# Descriptions and values of choices.
+_TEMPLATE_CHOICES = (
+    ("simple phrases around each label", "simple"),
+    ("for drawings: an icon of a ..., clip art of a ...", "drawing"),
+    ("for photographs: a photo of a ...", "photo"),
+    ("the seven templates of CLIP", "clip"),
+    ("none: the labels themselves (for whole sentences)", "none"),
+    ("those of the served classifier", "model"),
+)
+_METHOD_CHOICES = (
+    ("extend: adds your pairs to the initial aligner, the best for few pairs", "extend"),
+    ("kernel: closed form, from your pairs only", "kernel"),
+    ("ape: small networks, trained by gradient descent", "ape"),
+    ("cca: linear, the fastest", "cca"),
+)
 
 _EXAMPLE_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
 _GALLERY: dict[str, Any] = {"show_label": False, "object_fit": "contain", "height": "auto"}
@@ -170,9 +170,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             with gr.Accordion("More options", open=False):
                 sets = service.templates
-                choices = [
-                    (text, name) for text, name in _TEMPLATE_CHOICES.items() if name in sets
-                ]
+                choices = [choice for choice in _TEMPLATE_CHOICES if choice[1] in sets]
                 templates = gr.Dropdown(
                     choices, value=service.initial_templates, label="Prompt templates"
                 )
@@ -353,14 +351,19 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
     def describe(session: Session) -> str:
         return _describe_images(session.images or service.images)
 
+    def show_images(session: Session) -> tuple[Session, str, list[Any]]:
+        return session, describe(session), service.list_examples(session)
+
     def load_images(
         session: Session,
         archive: Any,
         bar: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Session, str, list[Any]]:
         with show_errors(gr):
-            session = service.load_images(session, archive, make_progress(bar))
-        return session, describe(session), service.list_examples(session)
+            return show_images(service.load_images(session, archive, make_progress(bar)))
+
+    def reset_images(session: Session) -> tuple[Session, str, list[Any]]:
+        return show_images(service.reset_images(session))
 
     # With both, `search` would use the text and ignore the image.
     image.upload(lambda: "", None, query, api_visibility="private", show_progress="hidden")
@@ -374,11 +377,6 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
         event.success(describe, session, title, **options)
     inputs, outputs = [session, archive], [session, title, gallery]
     load_button.click(load_images, inputs, outputs, api_name="load_images", **_ONE_AT_A_TIME)
-
-    def reset_images(session: Session) -> tuple[Session, str, list[Any]]:
-        session = service.reset_images(session)
-        return session, describe(session), service.list_examples(session)
-
     reset_button.click(reset_images, [session], outputs, api_visibility="private")
 
 
@@ -395,7 +393,7 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
         with gr.Column(min_width=300):
             archive = _add_zip_input(gr, service, "Captioned images", "align-zip")
             names = list_methods(service.model.aligner)
-            methods = [(text, name) for text, name in _METHOD_CHOICES.items() if name in names]
+            methods = [choice for choice in _METHOD_CHOICES if choice[1] in names]
             method = gr.Radio(methods, value=names[0], label="Method", elem_id="align-method")
             with_head = gr.Checkbox(
                 True,
