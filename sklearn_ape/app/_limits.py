@@ -80,6 +80,12 @@ def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) ->
     return labels
 
 
+def join_labels(labels: Sequence[str]) -> str:
+    """Return labels as text for the field: one per line if a label contains a separator."""
+    has_separators = any(mark in label for label in labels for mark in ",;")
+    return "\n".join(labels) if has_separators else ", ".join(labels)
+
+
 def _clean_line(line: str) -> str:
     return " ".join(line.strip(" \t,;").split())
 

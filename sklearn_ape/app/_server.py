@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ._limits import Limits, format_size
 from ._model import load_model
 from ._session import AppService
-from ._ui import build_page, import_gradio
 from ._uploads import measure_folder, page_folders
 
 if TYPE_CHECKING:
@@ -235,7 +234,8 @@ def build_app(
     >>> build_app(labels=["cat", "dog"])
     Gradio Blocks instance: ...
     """
-    import_gradio()
+    from ._ui import build_page  # imports Gradio, which takes seconds
+
     limits = Limits() if limits is None else limits
     return build_page(AppService(load_model(aligner), images, limits), labels)
 
@@ -336,8 +336,9 @@ def _start(
     limits: Limits,
 ) -> Running:
     """Start the page and a thread that loads its networks, see `serve`."""
+    from ._ui import build_page, gr
+
     with contextlib.ExitStack() as stack:  # which closes everything if the start fails
-        gr = import_gradio()
         service = AppService(load_model(aligner), images, limits)
         folder = page_folders.create()
         stack.callback(page_folders.remove, folder)

@@ -1,4 +1,4 @@
-"""Gradio interface of the web app."""
+"""Gradio interface of the web app, which imports Gradio."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..utils.messages import escape_markdown, import_optional
-from ._limits import Progress, format_size, make_visitor_message
+from ._limits import Progress, format_size, join_labels, make_visitor_message
 from ._model import (
     describe_alignment,
     describe_encoders,
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     import gradio
 
     from ._session import AppService, ImageCollection, Session, SimilarityMap
+
+# Gradio reads these variables when it is imported. With them, it sends no usage statistics.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+gr: Any = import_optional("gradio", extra="serve", purpose="The web app")
 
 _N_LABELS_SHOWN = 5
 DEFAULT_LABELS = ("tiger", "house cat", "pizza", "bicycle", "rocket", "umbrella", "rose", "guitar")
@@ -98,16 +103,8 @@ _N_EXAMPLES = 6
 _N_RESULTS = 12
 
 
-def import_gradio() -> Any:
-    """Return gradio, without usage statistics."""
-    # Gradio reads these variables when it is imported.
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    return import_optional("gradio", package="gradio", extra="serve", purpose="The web app")
-
-
 @contextmanager
-def show_errors(gr: Any) -> Iterator[None]:
+def show_errors() -> Iterator[None]:
     """Show errors as messages on the page, see `make_visitor_message`."""
     try:
         yield
@@ -119,7 +116,7 @@ def show_errors(gr: Any) -> Iterator[None]:
         raise gr.Error(message, **options) from error
 
 
-def _add_image_input(gr: Any, elem_id: str) -> Any:
+def _add_image_input(elem_id: str) -> Any:
     """Return an image field that passes the path of the uploaded file."""
     field = gr.Image(
         label="Image",
@@ -142,12 +139,12 @@ def make_progress(bar: Any) -> Progress:
     return lambda fraction, step: bar(min(max(fraction, 0.0), 1.0), desc=step)
 
 
-def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[str]) -> None:
+def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> None:
     """Add the elements of the tab that classifies an image."""
     gr.Markdown("Drop an image and enter label names: the page shows the most probable labels.")
     with gr.Row():
         with gr.Column(min_width=300):
-            image = _add_image_input(gr, "classify-image")
+            image = _add_image_input("classify-image")
             if service.examples:
                 gr.Markdown("Examples: click an image to classify it.")
                 examples = gr.Gallery(
@@ -159,7 +156,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                     **_GALLERY,
                 )
             names = gr.Textbox(
-                _join_labels(labels),
+                join_labels(labels),
                 label="Labels",
                 info="The answer is one of these labels. Separate them by commas, or write one "
                 "per line. Shift+Enter classifies.",
@@ -216,21 +213,21 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     ) -> tuple[dict[str, float] | None, str]:
         if image is None:
             return None, _NO_IMAGE
-        with show_errors(gr):
+        with show_errors():
             result = service.classify(session, image, names, templates, threshold)
         return result.probabilities, result.summary
 
     def correct(
         session: Session, image: Any, names: str, templates: str, threshold: float, label: str
     ) -> tuple[Any, ...]:
-        with show_errors(gr):
+        with show_errors():
             session = service.correct(session, image, names, templates, label)
         return session, *classify(session, image, names, templates, threshold)
 
     def undo(
         session: Session, image: Any, names: str, templates: str, threshold: float
     ) -> tuple[Any, ...]:
-        with show_errors(gr):
+        with show_errors():
             session = service.undo_correction(session)
         return session, *classify(session, image, names, templates, threshold)
 
@@ -239,7 +236,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
         return gr.Accordion(open=False, visible=is_shown), ""
 
     def locate(session: Session, image: Any, names: str, templates: str) -> str:
-        with show_errors(gr):
+        with show_errors():
             return _format_map(service.locate(session, image, names, templates))
 
     def update_correction(session: Session, image: Any, names: str) -> tuple[Any, Any, Any]:
@@ -281,11 +278,9 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
     undone.success(None, None, None, js=f"() => {focus}")
     if service.examples:
 
-        def select_example(event: Any) -> Any:
+        def select_example(event: gr.SelectData) -> Any:
             return service.examples[event.index][0]
 
-        # Gradio passes the selected item to parameters with this annotation.
-        select_example.__annotations__["event"] = gr.SelectData
         examples.select(select_example, None, image, api_visibility="private")
 
 
@@ -296,7 +291,7 @@ def _format_map(result: SimilarityMap) -> str:
     return _MAP.format(data=data, label=html.escape(result.label), position=result.position)
 
 
-def search_tab(gr: Any, service: AppService, session: Any) -> None:
+def search_tab(service: AppService, session: Any) -> None:
     """Add the elements of the tab that searches images."""
     # Not the text itself: until the images are embedded, their number includes unreadable files.
     title = gr.Markdown(lambda: _describe_images(service.images), elem_id="search-about")
@@ -313,13 +308,13 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             examples = gr.Examples(queries, query, cache_examples=False, elem_id="search-examples")
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
-                image = _add_image_input(gr, "search-image")
+                image = _add_image_input("search-image")
                 gr.Markdown(
                     "An image that you drop here replaces the query above. Empty the query to "
                     "search by the same image again."
                 )
             with gr.Accordion("Search your own images", open=False):
-                archive = _add_zip_input(gr, service, "Images", "search-zip")
+                archive = _add_zip_input(service, "Images", "search-zip")
                 load_button = gr.Button("Search these images", elem_id="search-take")
                 reset_button = gr.Button("Search the initial images", elem_id="search-reset")
         with gr.Column(min_width=300, scale=2):
@@ -339,7 +334,7 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
         k: int,
         bar: Any = gr.Progress(),  # noqa: B008 - gradio passes its progress bar by the default
     ) -> tuple[Session, list[tuple[Any, str]]]:
-        with show_errors(gr):
+        with show_errors():
             session, results = service.search(session, query, image, k, make_progress(bar))
             # The sum turns -0.0 into 0.0.
             gallery = [
@@ -359,7 +354,7 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
         archive: Any,
         bar: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Session, str, list[Any]]:
-        with show_errors(gr):
+        with show_errors():
             return show_images(service.load_images(session, archive, make_progress(bar)))
 
     def reset_images(session: Session) -> tuple[Session, str, list[Any]]:
@@ -380,7 +375,7 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
     reset_button.click(reset_images, [session], outputs, api_visibility="private")
 
 
-def align_tab(gr: Any, service: AppService, session: Any) -> None:
+def align_tab(service: AppService, session: Any) -> None:
     """Add the elements of the tab that fits an aligner."""
     gr.Markdown(
         "Upload captioned images as a zip file. Put the caption of `cat.jpg` in `cat.txt` next to "
@@ -391,7 +386,7 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
     )
     with gr.Row():
         with gr.Column(min_width=300):
-            archive = _add_zip_input(gr, service, "Captioned images", "align-zip")
+            archive = _add_zip_input(service, "Captioned images", "align-zip")
             names = list_methods(service.model.aligner)
             methods = [choice for choice in _METHOD_CHOICES if choice[1] in names]
             method = gr.Radio(methods, value=names[0], label="Method", elem_id="align-method")
@@ -413,7 +408,7 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
             )
             reset_button = gr.Button("Reset to the initial aligner", interactive=False)
             with gr.Accordion("Load a downloaded aligner", open=False):
-                saved = _add_zip_input(gr, service, "Aligner", "align-saved")
+                saved = _add_zip_input(service, "Aligner", "align-saved")
                 load_button = gr.Button("Load")
 
     outputs = [session, model, result, download, reset_button]
@@ -435,11 +430,11 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
         with_head: bool,
         bar: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        with show_errors(gr):
+        with show_errors():
             return update(*service.align(session, archive, method, with_head, make_progress(bar)))
 
     def load_aligner(session: Session, archive: Any) -> tuple[Any, ...]:
-        with show_errors(gr):
+        with show_errors():
             return update(service.load_aligner(session, archive))
 
     def reset_aligner(session: Session) -> tuple[Any, ...]:
@@ -459,20 +454,13 @@ def _describe_images(images: ImageCollection) -> str:
     return f"Images to search: {len(images.images)} {escape_markdown(images.title)}"
 
 
-def _join_labels(labels: Sequence[str]) -> str:
-    """Return labels as text for the field: one per line if a label contains a separator."""
-    has_separators = any(mark in label for label in labels for mark in ",;")
-    return "\n".join(labels) if has_separators else ", ".join(labels)
-
-
-def _add_zip_input(gr: Any, service: AppService, label: str, elem_id: str) -> Any:
+def _add_zip_input(service: AppService, label: str, elem_id: str) -> Any:
     label = f"{label}: zip, up to {format_size(service.limits.upload_bytes)}"
     return gr.File(label=label, file_types=[".zip"], height=190, elem_id=elem_id)
 
 
 def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Blocks:
     """Return the page of a service, with the initial labels."""
-    gr = import_gradio()
     limits = service.limits
     with gr.Blocks(
         title="sklearn-ape",
@@ -488,10 +476,10 @@ def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Bloc
         session = gr.State(service.initial_session, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
             service.labels = list(labels or service.labels or DEFAULT_LABELS)
-            classify_tab(gr, service, session, service.labels)
+            classify_tab(service, session, service.labels)
         with gr.Tab("Search", id="search"):
-            search_tab(gr, service, session)
+            search_tab(service, session)
         with gr.Tab("Align your own", id="align"):
-            align_tab(gr, service, session)
+            align_tab(service, session)
     page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once)
     return page

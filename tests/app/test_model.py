@@ -22,10 +22,9 @@ from sklearn_ape import (
     load_pretrained,
 )
 from sklearn_ape.app import Limits
-from sklearn_ape.app._limits import UserError
+from sklearn_ape.app._limits import UserError, join_labels
 from sklearn_ape.app._model import Model, load_model
 from sklearn_ape.app._session import AppService, Session
-from sklearn_ape.app._ui import _join_labels
 from sklearn_ape.encoders import TransformersTextEncoder
 from tests.app.conftest import ignore_progress
 
@@ -270,7 +269,7 @@ class TestServedClassifier:
         image = captioned_images.images[4]
         few_shot = FewShotClassifier(["my  cat", "- a dog, "], aligner=served)
         service = AppService(load_model(few_shot.fit([image], ["my  cat"])), [image], Limits())
-        text = _join_labels(service.labels)
+        text = join_labels(service.labels)
         result = service.classify(service.initial_session, image, text, "simple", 0)
         assert "Labelled images used: 1." in result.summary
         assert set(result.probabilities) == {"my  cat", "- a dog, "}

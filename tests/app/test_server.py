@@ -261,7 +261,7 @@ class TestServe:
             signal.raise_signal(signal.SIGTERM)
             raise AssertionError("The start was not interrupted.")
 
-        monkeypatch.setattr(_server, "build_page", build_page)
+        monkeypatch.setattr("sklearn_ape.app._ui.build_page", build_page)
         before = signal.signal(signal.SIGTERM, lambda *_: None)  # ends the process by default
         with pytest.raises(KeyboardInterrupt):
             serve(fast_aligner, captioned_images.images[:5], port=None, verbose=0)
@@ -407,14 +407,16 @@ class TestSeveralPages:
         self, fast_aligner, captioned_images, temporary_folder, monkeypatch
     ):
         """As in a notebook, if ``page = serve(block=False)`` is run again."""
+        from sklearn_ape.app import _ui
+
         pages = []
 
         def build_page(*args):
-            pages.append(_server_build_page(*args))
+            pages.append(original(*args))
             return pages[0]
 
-        _server_build_page = _server.build_page
-        monkeypatch.setattr(_server, "build_page", build_page)
+        original = _ui.build_page
+        monkeypatch.setattr(_ui, "build_page", build_page)
         images = captioned_images.images[:5]
         url = serve(fast_aligner, images, port=None, block=False, verbose=0).url
         gc.collect()

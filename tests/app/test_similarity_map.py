@@ -17,7 +17,6 @@ from sklearn_ape.app import Limits
 from sklearn_ape.app._limits import UserError, make_visitor_message
 from sklearn_ape.app._model import load_model, may_have_maps
 from sklearn_ape.app._session import AppService, Session, SimilarityMap
-from sklearn_ape.app._ui import _format_map
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.features import MemoryFeatureCache
 from tests.app.conftest import ignore_progress
@@ -125,8 +124,10 @@ class TestUnsupportedAligner:
 
 
 def test_label_is_escaped_and_image_is_described():
+    from sklearn_ape.app import _ui
+
     result = SimilarityMap('<b>"cat"', Image.new("RGB", (4, 4)), "top left")
-    text = _format_map(result)
+    text = _ui._format_map(result)
     assert 'alt="Map of the image for &lt;b&gt;&quot;cat&quot;, highest at the top left"' in text
     assert 'src="data:image/jpeg;base64,' in text
     assert '<b>"' not in text

@@ -8,7 +8,7 @@ import pytest
 
 from sklearn_ape import CrossModalRetriever, KernelAligner, ZeroShotClassifier, load_starter
 from sklearn_ape.app import Limits
-from sklearn_ape.app._limits import UserError
+from sklearn_ape.app._limits import UserError, join_labels
 from sklearn_ape.app._model import (
     Alignment,
     Model,
@@ -18,8 +18,14 @@ from sklearn_ape.app._model import (
     load_model,
 )
 from sklearn_ape.app._session import AppService
-from sklearn_ape.app._ui import _join_labels, build_page, show_errors
 from tests.app.conftest import PixelEncoder, TrigramEncoder
+
+
+def build_page(*arguments):
+    """Build a page; Gradio is not imported when tests are collected."""
+    from sklearn_ape.app import _ui
+
+    return _ui.build_page(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +120,9 @@ class TestModelName:
 
 
 def test_messages_of_errors_are_escaped_for_html():
-    class Gradio:
-        class Error(Exception):
-            def __init__(self, message, **options):
-                super().__init__(message)
+    from sklearn_ape.app._ui import gr, show_errors
 
-    with pytest.raises(Gradio.Error, match="&lt;img onerror=x&gt;'"), show_errors(Gradio):
+    with pytest.raises(gr.Error, match="&lt;img onerror=x&gt;'"), show_errors():
         raise UserError("'<img onerror=x>'")
 
 
@@ -178,8 +181,8 @@ def test_initial_labels_with_several_commas_are_not_split(
     model = Model(fast_aligner, labels=labels if is_served else None)
     service = AppService(model, captioned_images.images[:4], Limits())
     build_page(service, None if is_served else labels)
-    assert service.parse_labels(_join_labels(labels)) == labels
-    assert service.parse_labels(f"{_join_labels(labels)}\nduck") == [*labels, "duck"]
+    assert service.parse_labels(join_labels(labels)) == labels
+    assert service.parse_labels(f"{join_labels(labels)}\nduck") == [*labels, "duck"]
     assert service.parse_labels("cat, dog, car\nhen") == ["cat", "dog", "car", "hen"]
 
 
