@@ -98,6 +98,8 @@ _METHOD_CHOICES = (
 _EXAMPLE_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
 _GALLERY: dict[str, Any] = {"show_label": False, "object_fit": "contain", "height": "auto"}
 _GALLERY |= {"buttons": [], "interactive": False, "elem_classes": "captions-below"}
+# Gradio shows the progress of a function with a parameter that has this default.
+_PROGRESS_BAR = gr.Progress()
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 1}
 _N_EXAMPLES = 6
 _N_RESULTS = 12
@@ -328,11 +330,7 @@ def search_tab(service: AppService, session: Any) -> None:
             )
 
     def search(
-        session: Session,
-        query: str,
-        image: Any,
-        k: int,
-        bar: Any = gr.Progress(),  # noqa: B008 - gradio passes its progress bar by the default
+        session: Session, query: str, image: Any, k: int, bar: Any = _PROGRESS_BAR
     ) -> tuple[Session, list[tuple[Any, str]]]:
         with show_errors():
             session, results = service.search(session, query, image, k, make_progress(bar))
@@ -350,9 +348,7 @@ def search_tab(service: AppService, session: Any) -> None:
         return session, describe(session), service.list_examples(session)
 
     def load_images(
-        session: Session,
-        archive: Any,
-        bar: Any = gr.Progress(),  # noqa: B008
+        session: Session, archive: Any, bar: Any = _PROGRESS_BAR
     ) -> tuple[Session, str, list[Any]]:
         with show_errors():
             return show_images(service.load_images(session, archive, make_progress(bar)))
@@ -424,11 +420,7 @@ def align_tab(service: AppService, session: Any) -> None:
         )
 
     def align(
-        session: Session,
-        archive: Any,
-        method: str,
-        with_head: bool,
-        bar: Any = gr.Progress(),  # noqa: B008
+        session: Session, archive: Any, method: str, with_head: bool, bar: Any = _PROGRESS_BAR
     ) -> tuple[Any, ...]:
         with show_errors():
             return update(*service.align(session, archive, method, with_head, make_progress(bar)))
