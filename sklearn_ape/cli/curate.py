@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,14 +155,11 @@ def curate(
         for pair, name, similarity in results:
             table.write([FileName(paths[pair]), texts[pair], name, round(similarity, 4)])
     print_message(f"Selected {len(selected):,} of {len(texts):,} pairs. Dropped:", quiet)
-    _print_counts(reasons.values(), names_of_selected, quiet)
-
-
-def _print_counts(reasons: Iterable[str], names: Iterable[str], quiet: bool) -> None:
-    """Print the numbers of dropped pairs by reason, and of selected pairs by label."""
-    for kind, count in Counter(reason.split(":")[0] for reason in reasons).most_common():
+    kinds = Counter(reason.split(":")[0] for reason in reasons.values())
+    for kind, count in kinds.most_common():
         print_message(f"  {count:,} {kind}", quiet)
-    by_label = ", ".join(f"{count} {name!r}" for name, count in Counter(names).items())
+    counts = Counter(names_of_selected)
+    by_label = ", ".join(f"{count} {name!r}" for name, count in counts.items())
     print_message(f"Selected pairs by label: {by_label}.", quiet)
 
 
