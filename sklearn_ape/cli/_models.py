@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import check_random_state, gen_batches
 
@@ -385,10 +385,10 @@ def _split_stratified(
             quiet,
         )
         return None
-    splitter = StratifiedShuffleSplit(1, test_size=n_test, random_state=random_state)
-    _, test = next(splitter.split(first, classes[first]))
-    is_test = np.isin(images, images[first[test]])
-    return np.flatnonzero(~is_test), np.sort(first[test])
+    _, test = train_test_split(
+        first, test_size=n_test, random_state=random_state, stratify=classes[first]
+    )
+    return np.flatnonzero(~np.isin(images, images[test])), np.sort(test)
 
 
 class Score(NamedTuple):
