@@ -467,12 +467,12 @@ class AppService:
         rows = np.flatnonzero(~np.isnan(features[:, 0]))
         if not len(rows):
             raise ValueError(f"None of the {len(images)} images could be read. Check the files.")
-        items = [(images[row], collection.names[row]) for row in rows]
+        paths, names = ([column[row] for row in rows] for column in (images, collection.names))
         if collection is self.images and len(rows) < len(images):
             title = f"{collection.title}, without {len(images) - len(rows)} that cannot be read"
-            paths, names = ([item[part] for item in items] for part in (0, 1))
             self.images = replace(collection, images=paths, names=names, title=title)
-        retriever = CrossModalRetriever(caching_aligner).fit([images[row] for row in rows], items)
+        items = list(zip(paths, names, strict=True))
+        retriever = CrossModalRetriever(caching_aligner).fit(paths, items)
         # Query images of visitors must not be stored in the cache.
         retriever.aligner_ = aligner
         return retriever
