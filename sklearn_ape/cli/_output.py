@@ -88,8 +88,8 @@ class GroupedCommand(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the options."""
-        records: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{g: [] for g in _GROUPS}}
-        records["Advanced"] = []
+        groups = ("Arguments", *_GROUPS, "Advanced")
+        records: dict[str, list[tuple[str, str]]] = {group: [] for group in groups}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is None:
