@@ -379,8 +379,6 @@ class AppService:
 
     def load_aligner(self, session: Session, archive: Any) -> Session:
         """Use an aligner that was downloaded from this page."""
-        if archive is None:
-            raise UserError("There is no zip yet. Drop the zip of a downloaded aligner.")
         with create_temporary_folder("saved-") as folder:
             alignment = load_zip(archive, folder, self.model.aligner, self.limits)
         session = replace(session, alignment=alignment, download=None, index=None)
@@ -388,8 +386,6 @@ class AppService:
 
     def load_images(self, session: Session, archive: Any, progress: Progress) -> Session:
         """Use the images of a zip file for searches."""
-        if archive is None:
-            raise UserError("There is no zip yet. Drop a zip with images.")
         folder = create_temporary_folder("collection-")
         try:
             unpack(archive, folder.name, IMAGE_SUFFIXES, self.limits)
@@ -414,8 +410,6 @@ class AppService:
         self, session: Session, archive: Any, method: str, with_head: bool, progress: Progress
     ) -> tuple[Session, str]:
         """Fit an aligner on the captioned images of a zip file; return remarks on the images."""
-        if archive is None:
-            raise UserError("There is no zip yet. Drop a zip with captioned images.")
         with create_temporary_folder("align-") as folder:
             unpack(archive, folder, CAPTIONED_SUFFIXES, self.limits)
             data = load_captioned_images(Path(folder), self.limits)

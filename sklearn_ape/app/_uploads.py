@@ -121,7 +121,7 @@ def measure_folder(folder: str) -> int:
 
 
 def unpack(
-    archive: str | os.PathLike[str],
+    archive: str | os.PathLike[str] | None,
     folder: str | os.PathLike[str],
     suffixes: Collection[str],
     limits: Limits,
@@ -131,6 +131,8 @@ def unpack(
     All entries are checked before the first file is written. Files with other suffixes, hidden
     files and nested zip files are skipped without being read.
     """
+    if archive is None:
+        raise UserError("There is no zip yet. Drop a zip file.")
     size = os.path.getsize(archive)
     if size > limits.upload_bytes:
         raise UserError(
