@@ -289,10 +289,9 @@ class EncodedImages(NamedTuple):
     errors: dict[int, str]
 
     @property
-    def readable_rows(self) -> np.ndarray:
+    def readable_rows(self) -> list[int]:
         """Rows of the readable images."""
-        unreadable = np.array(sorted(self.errors), dtype=np.intp)
-        return np.setdiff1d(np.arange(len(self.features)), unreadable)
+        return [row for row in range(len(self.features)) if row not in self.errors]
 
 
 def encode_images(

@@ -289,7 +289,7 @@ def _make_few_shot_task(
     encoded = _models.encode_images(encoder, bunch.images, options)
     # A table has one row per caption. An image is used once per label.
     first_rows: dict[Any, int] = {}
-    readable = encoded.readable_rows.tolist()
+    readable = encoded.readable_rows
     keys = _models.identify_images([bunch.images[row] for row in readable])
     for row, key in zip(readable, keys, strict=True):
         first_rows.setdefault((key, y[row]), row)
