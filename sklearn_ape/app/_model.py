@@ -34,6 +34,7 @@ from ..persistence.serialize import Serializer, iter_encoder_records
 from ..prompts import resolve_class_names
 from ..training import split_pairs
 from ..utils.messages import escape_markdown
+from ..utils.validation import number_distinct
 from ..zero_shot import FewShotClassifier, ZeroShotClassifier
 from ._limits import Limits, Progress, UserError, scale_progress
 from ._uploads import CaptionedImages, create_temporary_folder, skip_single_folder, unpack
@@ -210,11 +211,11 @@ def make_head_pairs(image_encoder: Any, text_encoder: Any, progress: Progress) -
     except (ValueError, TypeError):
         return None
     texts, owners = flatten_captions(list(pairs.texts))
-    unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     # On disk, since the class names are the same at each start of the page.
     cached_encoder = clone_with_cache(text_encoder, get_data_home() / "features")
-    features = encode(cached_encoder, list(unique), progress, "Encoding class name")
-    return HeadPairs(pairs.weights, features[[unique[text] for text in texts]], owners)
+    unique_texts = list(dict.fromkeys(texts))
+    features = encode(cached_encoder, unique_texts, progress, "Encoding class name")
+    return HeadPairs(pairs.weights, features[number_distinct(texts)], owners)
 
 
 def clone_with_cache(encoder: Any, cache: Any) -> Any:
@@ -319,9 +320,8 @@ def align(
 
     # The two parts have no image, nor a copy of one, and no caption in common.
     text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
-    groups = group_images(data.images)
-    first_copy = np.unique(groups, return_index=True)[1][groups]
-    pairs = np.column_stack([first_copy[rows], text_ids])
+    image_ids = number_distinct(group_images(data.images).tolist())
+    pairs = np.column_stack([image_ids[rows], text_ids])
     split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(_SEED))
     held_out = np.array([], int) if split.valid is None else np.unique(rows[split.valid])
     recall, remark = [], ""
