@@ -85,6 +85,7 @@ ImageEncoder = Annotated[
     ),
 ]
 TextEncoder = Annotated[str, typer.Option(help="Text encoder, named like an image encoder.")]
+DEFAULT_IMAGE_ENCODER, DEFAULT_TEXT_ENCODER = "efficientnet_lite0", "all-MiniLM-L6-v2"
 Cache = Annotated[
     str | None,
     typer.Option(help="Feature cache folder (default: your user cache; 'memory': none on disk)."),

@@ -62,8 +62,8 @@ def curate(
             min=0, max=1, help="Cosine above which images are duplicates; 1: identical ones."
         ),
     ] = 0.97,
-    image_encoder: option.ImageEncoder = "efficientnet_lite0",
-    text_encoder: option.TextEncoder = "all-MiniLM-L6-v2",
+    image_encoder: option.ImageEncoder = option.DEFAULT_IMAGE_ENCODER,
+    text_encoder: option.TextEncoder = option.DEFAULT_TEXT_ENCODER,
     image: option.ImageColumn = "image",
     caption: option.CaptionColumn = "caption",
     captions: option.Captions = "auto",

@@ -21,7 +21,7 @@ def encode(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Feature file, with the suffix .npy.")
     ] = Path("features.npy"),
-    encoder: option.ImageEncoder = "efficientnet_lite0",
+    encoder: option.ImageEncoder = option.DEFAULT_IMAGE_ENCODER,
     pooling: Annotated[
         str | None,
         typer.Option(
@@ -36,7 +36,7 @@ def encode(
             "features of the texts are written to NAME.texts.npy."
         ),
     ] = None,
-    text_encoder: option.TextEncoder = "all-MiniLM-L6-v2",
+    text_encoder: option.TextEncoder = option.DEFAULT_TEXT_ENCODER,
     dtype: Annotated[
         str, typer.Option(help="Data type of the features: float32, or float16 for half the size.")
     ] = "float32",

@@ -24,7 +24,6 @@ _METHODS_WITH_OPTION = {
 }
 # With 50 to 500 captioned stamps, the starter model was more accurate; see docs/own_images.md.
 _FEW_CAPTIONED = 1000
-_IMAGE_ENCODER, _TEXT_ENCODER = "efficientnet_lite0", "all-MiniLM-L6-v2"
 
 
 def fit(
@@ -52,8 +51,8 @@ def fit(
             show_default=False,
         ),
     ] = False,
-    image_encoder: option.ImageEncoder = _IMAGE_ENCODER,
-    text_encoder: option.TextEncoder = _TEXT_ENCODER,
+    image_encoder: option.ImageEncoder = option.DEFAULT_IMAGE_ENCODER,
+    text_encoder: option.TextEncoder = option.DEFAULT_TEXT_ENCODER,
     image: option.ImageColumn = "image",
     caption: option.CaptionColumn = "caption",
     label: option.LabelColumn = None,
@@ -98,8 +97,8 @@ def fit(
         "--depth": depth is not None,
         "--head-pairs": head_pairs,
         "--checkpoint": checkpoint is not None,
-        "--image-encoder": image_encoder != _IMAGE_ENCODER,
-        "--text-encoder": text_encoder != _TEXT_ENCODER,
+        "--image-encoder": image_encoder != option.DEFAULT_IMAGE_ENCODER,
+        "--text-encoder": text_encoder != option.DEFAULT_TEXT_ENCODER,
     }
     set_options = [name for name, value in is_set.items() if value]
     if method != "auto":  # before the data are loaded
