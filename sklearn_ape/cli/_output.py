@@ -34,20 +34,24 @@ _HANDLED_BY_TYPER = (_UsageError, typer.Exit, typer.Abort)
 _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 
 
-# Parameters in messages for Python that are options of commands.
-_PARAMETER = re.compile(r"\b(captions|device|templates)=(['\"])(\S+?)\2")
-_FIRST_PARAMETER = re.compile(
-    # Other messages that begin with "captions" are about the texts, not about --captions.
-    r"^(captions(?= must)|device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])"
+# Patterns of messages for Python, and the texts for users of commands that replace them.
+_REPLACEMENTS: tuple[tuple[str, Any], ...] = (
+    (
+        r"pass on_error='nan' to \w*ImageEncoder to skip them"
+        r"|pass check_files=False and use an encoder with on_error='nan'",
+        "leave out --strict",
+    ),
+    (r", or pass on_error='nan' to \w+ to skip them", ""),  # no option skips texts
+    (r"\b(captions|device|templates)=(['\"])(\S+?)\2", r"--\1 \3"),
+    (
+        # Other messages that begin with "captions" are about the texts, not about --captions.
+        r"^(captions(?= must)|device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])",
+        lambda match: f"--{match[0].replace('_', '-')}",
+    ),
+    (r"\blabels=\{'([^']*)': '([^']*)'\}", r'--labels-file labels.json with {"\1": "\2"}'),
+    (r"cache=None", "--cache memory"),
+    (r"list_encoders\(\)", "'sklearn-ape models'"),
 )
-_LABELS = re.compile(r"\blabels=\{'([^']*)': '([^']*)'\}")
-_OTHER_NAMES = {"cache=None": "--cache memory", "list_encoders()": "'sklearn-ape models'"}
-_SKIPPING = re.compile(
-    r"pass on_error='nan' to \w*ImageEncoder to skip them"
-    r"|pass check_files=False and use an encoder with on_error='nan'"
-)
-# No option skips texts.
-_SKIPPING_TEXTS = re.compile(r", or pass on_error='nan' to \w+ to skip them")
 
 
 # Options by the heading under which --help lists them. All others are advanced.
@@ -200,12 +204,8 @@ def _name_options(text: str) -> str:
     >>> _name_options("n_jobs must not be 0. Pass labels={'猫': 'cat'}, or cache=None.")
     '--n-jobs must not be 0. Pass --labels-file labels.json with {"猫": "cat"}, or --cache memory.'
     """
-    text = _SKIPPING_TEXTS.sub("", _SKIPPING.sub("leave out --strict", text))
-    text = _PARAMETER.sub(r"--\1 \3", text)
-    text = _FIRST_PARAMETER.sub(lambda match: f"--{match[0].replace('_', '-')}", text)
-    text = _LABELS.sub(r'--labels-file labels.json with {"\1": "\2"}', text)
-    for name, option in _OTHER_NAMES.items():
-        text = text.replace(name, option)
+    for pattern, replacement in _REPLACEMENTS:
+        text = re.sub(pattern, replacement, text)
     return text
 
 
