@@ -95,13 +95,11 @@ class GroupedCommand(TyperCommand):
         groups = ("Arguments", *_GROUPS, "Advanced")
         records: dict[str, list[tuple[str, str]]] = {group: [] for group in groups}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is None:
-                continue
             group = next((g for g, names in _GROUPS.items() if param.name in names), "Advanced")
             if param.param_type_name == "argument":
                 group = "Arguments"
-            records[group].append(record)
+            if record := param.get_help_record(ctx):
+                records[group].append(record)
         for group, rows in records.items():
             if rows:
                 with formatter.section(group):
