@@ -192,7 +192,7 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
             f"scores must be finite, but {invalid.size} rows are not (row {invalid[0]} is "
             f"{values[invalid[0]]})."
         )
-    order = np.lexsort((np.arange(n_rows), -values, numbers))
+    order = np.lexsort((-values, numbers))  # stable
     first = np.unique(numbers[order], return_index=True)[1]
     return np.sort(order[first])
 

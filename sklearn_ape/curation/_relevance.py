@@ -74,10 +74,8 @@ def compute_name_shares(captions: Sequence[str], names: Mapping[Any, list[str]])
         columns += share_of.keys()
         shares += share_of.values()
         pointers.append(len(columns))
-    return csr_array(
-        (np.array(shares, np.float32), np.array(columns, np.intp), np.array(pointers, np.intp)),
-        shape=(len(captions), len(names)),
-    )
+    shape = len(captions), len(names)
+    return csr_array((shares, columns, pointers), shape=shape, dtype=np.float32)
 
 
 def _find_labels_of_names(names: Mapping[Any, list[str]]) -> dict[tuple[str, ...], set[int]]:
