@@ -156,7 +156,7 @@ def choose_best_first(
     for tile in iter_row_tiles(relevance.n_pairs, relevance.n_labels):
         tile_scores = relevance.scores(order[tile])
         best[tile] = tile_scores.argmax(axis=1)
-        value[tile] = tile_scores[np.arange(len(tile_scores)), best[tile]]
+        value[tile] = tile_scores.max(axis=1)
     chosen: list[tuple[int, int]] = []
     n_left = np.full(relevance.n_labels, per_label)
     used_groups: set[int] = set()
