@@ -311,7 +311,8 @@ def align(
         )
         progress(start, f"Fitting on {len(rows)} pairs")
         try:
-            return aligner.fit(*_select(data, rows))
+            selected = data.select(rows)
+            return aligner.fit(selected.images, selected.captions)
         except (ValueError, FloatingPointError) as error:
             raise UserError(
                 "The aligner cannot be fitted on these images and captions. Choose another "
@@ -328,8 +329,8 @@ def align(
     if len(held_out):
         evaluated = fit(np.setdiff1d(rows, held_out), *_STEPS[1:3])
         recall = [
-            _measure_recall("initial aligner", initial_aligner, *_select(data, held_out)),
-            _measure_recall("your aligner", evaluated, *_select(data, held_out)),
+            _measure_recall("initial aligner", initial_aligner, data.select(held_out)),
+            _measure_recall("your aligner", evaluated, data.select(held_out)),
         ]
     else:
         remark = (
@@ -358,16 +359,13 @@ def _remove_training_objects(aligner: Any) -> Any:
     return aligner
 
 
-def _measure_recall(name: str, aligner: Any, images: list[str], captions: list[Any]) -> Recall:
+def _measure_recall(name: str, aligner: Any, data: CaptionedImages) -> Recall:
     inner = unwrap_aligner(aligner)
-    X = images if inner is aligner else aligner[:-1].transform(images)
-    report = inner.retrieval_report(X, captions, ks=_RECALL_KS, groups=group_images(images))
+    X = data.images if inner is aligner else aligner[:-1].transform(data.images)
+    groups = group_images(data.images)
+    report = inner.retrieval_report(X, data.captions, ks=_RECALL_KS, groups=groups)
     means = (np.mean([direction[k] for direction in report.values()]) for k in _RECALL_KS)
     return Recall(name, *(100 * float(mean) for mean in means))
-
-
-def _select(data: CaptionedImages, rows: np.ndarray) -> tuple[list[str], list[Any]]:
-    return [data.images[row] for row in rows], [data.captions[row] for row in rows]
 
 
 def describe_model(alignment: Alignment | None) -> str:

@@ -415,10 +415,7 @@ class AppService:
             data = load_captioned_images(Path(folder), self.limits)
             check_progress = scale_progress(progress, 0, 0.05)
             rows, problems = check_images(data.images, folder, self.limits, check_progress)
-            data = data._replace(
-                images=[data.images[row] for row in rows],
-                captions=[data.captions[row] for row in rows],
-            )
+            data = data.select(rows)
             start, head_pairs = 0.05, None
             if with_head and method != "extend":
                 head_pairs = self._get_head_pairs(scale_progress(progress, start, 0.3))

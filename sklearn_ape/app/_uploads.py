@@ -353,6 +353,11 @@ class CaptionedImages(NamedTuple):
     captions: list[Any]
     source: str
 
+    def select(self, rows: Collection[int]) -> CaptionedImages:
+        """Return the images of some rows with their captions."""
+        images, captions = ([column[row] for row in rows] for column in self[:2])
+        return self._replace(images=images, captions=captions)
+
 
 def list_images(folder: Path, limits: Limits) -> list[str]:
     """Return the paths of the images of an unpacked zip file."""

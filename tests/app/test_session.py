@@ -366,8 +366,8 @@ class TestAlign:
             contents[f"{row}{copy}.txt"] = f"caption {row} {copy}"
         held_out = []
 
-        def measure_recall(name, aligner, images, captions):
-            held_out.extend(Path(image).stem for image in images)
+        def measure_recall(name, aligner, data):
+            held_out.extend(Path(image).stem for image in data.images)
             return Recall(name, 0, 0)
 
         monkeypatch.setattr(_model, "_measure_recall", measure_recall)
