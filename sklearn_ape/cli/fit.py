@@ -44,12 +44,7 @@ def fit(
         int | None, typer.Option(min=1, help="Layers of the head of ape. Default: 3.")
     ] = None,
     head_pairs: Annotated[
-        bool,
-        typer.Option(
-            "--head-pairs/--no-head-pairs",
-            help="Also train on the encoder's class names.",
-            show_default=False,
-        ),
+        bool, typer.Option(help="Also train on the encoder's class names.", show_default=False)
     ] = False,
     image_encoder: option.ImageEncoder = option.DEFAULT_IMAGE_ENCODER,
     text_encoder: option.TextEncoder = option.DEFAULT_TEXT_ENCODER,
@@ -63,9 +58,7 @@ def fit(
     test_size: Annotated[
         float, typer.Option(min=0, max=0.9, help="Fraction held out for evaluation; 0: none.")
     ] = 0.2,
-    refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Finally fit on all images.")
-    ] = True,
+    refit: Annotated[bool, typer.Option(help="Finally fit on all images.")] = True,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder to resume interrupted training (ape, lit).")
     ] = None,
