@@ -32,13 +32,7 @@ _TIME = "indexed_at"
 
 
 def search(
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Images, folders, patterns such as '*.jpg', or - for a list on standard input. "
-            "Not with --index."
-        ),
-    ] = None,
+    images: option.OptionalImages = None,
     query: Annotated[list[str] | None, typer.Option(help="Query text. Can be repeated.")] = None,
     like: Annotated[
         list[Path] | None, typer.Option(help="Query image: find similar images. Can be repeated.")
