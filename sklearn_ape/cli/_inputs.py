@@ -69,6 +69,14 @@ Templates = Annotated[
     ),
 ]
 DEFAULT_TEMPLATES = "simple"
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="File (.csv, .tsv, .json, .jsonl, .parquet). Default: standard output.",
+    ),
+]
 Format = Annotated[
     str | None,
     typer.Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,14 +18,7 @@ def classify(
     labels: option.Labels = None,
     labels_file: option.LabelsFile = None,
     aligner: option.Aligner = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="File (.csv, .tsv, .json, .jsonl, .parquet). Default: standard output.",
-        ),
-    ] = None,
+    output: option.Output = None,
     file_format: option.Format = None,
     threshold: Annotated[
         float | None,

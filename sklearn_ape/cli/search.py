@@ -46,9 +46,7 @@ def search(
     index: Annotated[
         Path | None, typer.Option(help="Folder written by 'sklearn-ape index', instead of IMAGES.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output file. Default: standard output.")
-    ] = None,
+    output: option.Output = None,
     file_format: option.Format = None,
     cache: option.Cache = None,
     device: option.Device = "auto",
