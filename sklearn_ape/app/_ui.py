@@ -147,16 +147,15 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
     with gr.Row():
         with gr.Column(min_width=300):
             image = _add_image_input("classify-image")
-            if service.examples:
-                gr.Markdown("Examples: click an image to classify it.")
-                examples = gr.Gallery(
-                    service.examples[:_N_EXAMPLES],
-                    label="Examples",
-                    columns=_N_EXAMPLES,
-                    allow_preview=False,
-                    elem_id="classify-examples",
-                    **_GALLERY,
-                )
+            gr.Markdown("Examples: click an image to classify it.")
+            examples = gr.Gallery(
+                service.examples[:_N_EXAMPLES],
+                label="Examples",
+                columns=_N_EXAMPLES,
+                allow_preview=False,
+                elem_id="classify-examples",
+                **_GALLERY,
+            )
             names = gr.Textbox(
                 join_labels(labels),
                 label="Labels",
@@ -249,6 +248,9 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
             gr.Button(visible=session.can_undo),
         )
 
+    def select_example(event: gr.SelectData) -> Any:
+        return service.examples[event.index][0]
+
     inputs, outputs = [session, image, names, templates, threshold], [probabilities, summary]
     options: dict[str, Any] = {"show_progress_on": probabilities}
     options |= {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
@@ -278,12 +280,7 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
     focus = "document.getElementById('classify-correct').focus()"
     label.change(None, label, None, js=f"(chosen) => {{ if (chosen) {focus}; }}")
     undone.success(None, None, None, js=f"() => {focus}")
-    if service.examples:
-
-        def select_example(event: gr.SelectData) -> Any:
-            return service.examples[event.index][0]
-
-        examples.select(select_example, None, image, api_visibility="private")
+    examples.select(select_example, None, image, api_visibility="private")
 
 
 def _format_map(result: SimilarityMap) -> str:
