@@ -209,7 +209,7 @@ def _measure_curve(
     curve = [CurvePoint(0, score(starter), chance)]
     n_train = len(train.images)
     order = np.random.default_rng(random_state).permutation(n_train)
-    for n_pairs in (*(n for n in _N_PAIRS_SHOWN if n < n_train), n_train):
+    for n_pairs in (*_N_PAIRS_SHOWN, n_train):
         pairs = _select_rows(train, order[:n_pairs])
         scores = [
             score(aligner.fit(pairs.images, pairs.captions))
@@ -254,11 +254,11 @@ def _predict_concepts(
     """Classify the held-out images with all their captions; return the (top-5) accuracy."""
     classifier = ZeroShotClassifier(held_out.captions, aligner=model, templates="none")
     accuracy = classifier.score(held_out.images, held_out.captions)
-    top_names, _ = classifier.predict_top_k(held_out.images, k=_N_NAMES_SHOWN)
-    top_accuracy = np.mean([y in row for y, row in zip(held_out.captions, top_names, strict=True)])
-    order = np.random.default_rng(random_state).permutation(len(held_out.images))
-    shown = _select_rows(held_out, order[:_N_PREDICTIONS_SHOWN])
-    return _predict(classifier, shown.images, shown.captions), accuracy, float(top_accuracy)
+    predictions = _predict(classifier, held_out.images, held_out.captions)
+    top_accuracy = np.mean([prediction.truth in prediction.names for prediction in predictions])
+    order = np.random.default_rng(random_state).permutation(len(predictions))
+    shown = [predictions[row] for row in order[:_N_PREDICTIONS_SHOWN]]
+    return shown, accuracy, float(top_accuracy)
 
 
 def _predict(
