@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..utils.messages import escape_markdown, import_optional
-from ._limits import Progress, format_size, join_labels, make_visitor_message
+from ._limits import format_size, join_labels, make_visitor_message
 from ._model import (
     describe_alignment,
     describe_encoders,
@@ -99,7 +99,7 @@ _EXAMPLE_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheel
 _GALLERY: dict[str, Any] = {"show_label": False, "object_fit": "contain", "height": "auto"}
 _GALLERY |= {"buttons": [], "interactive": False, "elem_classes": "captions-below"}
 # Gradio shows the progress of a function with a parameter that has this default.
-_PROGRESS_BAR = gr.Progress()
+_PROGRESS = gr.Progress()
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 1}
 _N_EXAMPLES = 6
 _N_RESULTS = 12
@@ -134,11 +134,6 @@ def _add_image_input(elem_id: str) -> Any:
     # to this module.
     field.preprocess = lambda payload: None if payload is None else payload.path
     return field
-
-
-def make_progress(bar: Any) -> Progress:
-    """Return a progress callback that updates a progress bar of the page."""
-    return lambda fraction, step: bar(min(max(fraction, 0.0), 1.0), desc=step)
 
 
 def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> None:
@@ -327,10 +322,10 @@ def search_tab(service: AppService, session: Any) -> None:
             )
 
     def search(
-        session: Session, query: str, image: Any, k: int, bar: Any = _PROGRESS_BAR
+        session: Session, query: str, image: Any, k: int, progress: Any = _PROGRESS
     ) -> tuple[Session, list[tuple[Any, str]]]:
         with show_errors():
-            session, results = service.search(session, query, image, k, make_progress(bar))
+            session, results = service.search(session, query, image, k, progress)
             # The sum turns -0.0 into 0.0.
             gallery = [
                 (make_thumbnail(r.image), f"{r.name} ({round(r.score, 2) + 0.0:.2f})")
@@ -345,10 +340,10 @@ def search_tab(service: AppService, session: Any) -> None:
         return session, describe(session), service.list_examples(session)
 
     def load_images(
-        session: Session, archive: Any, bar: Any = _PROGRESS_BAR
+        session: Session, archive: Any, progress: Any = _PROGRESS
     ) -> tuple[Session, str, list[Any]]:
         with show_errors():
-            return show_images(service.load_images(session, archive, make_progress(bar)))
+            return show_images(service.load_images(session, archive, progress))
 
     def reset_images(session: Session) -> tuple[Session, str, list[Any]]:
         return show_images(service.reset_images(session))
@@ -417,10 +412,10 @@ def align_tab(service: AppService, session: Any) -> None:
         )
 
     def align(
-        session: Session, archive: Any, method: str, with_head: bool, bar: Any = _PROGRESS_BAR
+        session: Session, archive: Any, method: str, with_head: bool, progress: Any = _PROGRESS
     ) -> tuple[Any, ...]:
         with show_errors():
-            return update(*service.align(session, archive, method, with_head, make_progress(bar)))
+            return update(*service.align(session, archive, method, with_head, progress))
 
     def load_aligner(session: Session, archive: Any) -> tuple[Any, ...]:
         with show_errors():
