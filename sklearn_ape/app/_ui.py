@@ -326,11 +326,8 @@ def search_tab(service: AppService, session: Any) -> None:
     ) -> tuple[Session, list[tuple[Any, str]]]:
         with show_errors():
             session, results = service.search(session, query, image, k, progress)
-            # The sum turns -0.0 into 0.0.
-            gallery = [
-                (make_thumbnail(r.image), f"{r.name} ({round(r.score, 2) + 0.0:.2f})")
-                for r in results
-            ]
+            # z writes 0.00 instead of -0.00.
+            gallery = [(make_thumbnail(r.image), f"{r.name} ({r.score:z.2f})") for r in results]
         return session, gallery
 
     def describe(session: Session) -> str:
