@@ -57,8 +57,8 @@ _REPLACEMENTS: tuple[tuple[str, Any], ...] = (
 # Options by the heading under which --help lists them. All others are advanced.
 _GROUPS = {
     "Input": (
-        *("images", "data", "image", "caption", "label", "captions", "labels", "labels_file"),
-        *("query", "like", "index", "texts", "strict", "folder", "max_size", "dimension"),
+        *("images", "image", "caption", "label", "captions", "labels", "labels_file"),
+        *("query", "like", "index", "texts", "strict", "max_size", "dimension"),
     ),
     "Model": (
         *("method", "aligner", "image_encoder", "text_encoder", "encoder", "templates"),
