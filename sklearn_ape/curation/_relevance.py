@@ -186,13 +186,13 @@ def choose_round_robin(
 ) -> list[tuple[int, int]]:
     """Return pairs and labels in rounds, in each of which every label gets its best new pair."""
     rounds = min(per_label, -(-n_pairs // relevance.n_labels))
-    depth = min(relevance.n_pairs, 2 * rounds + _EXTRA_CANDIDATES)
+    depth = 2 * rounds + _EXTRA_CANDIDATES
     while True:
         try:
             candidates = _find_candidates(relevance, order, depth)
             return _take_turns(*candidates, relevance.n_pairs, groups, n_pairs, per_label)
         except _CandidatesExhaustedError:
-            depth = min(relevance.n_pairs, 4 * depth)
+            depth *= 4
 
 
 class _CandidatesExhaustedError(Exception):
