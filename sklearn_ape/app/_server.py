@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _CLOSED_PATHS = r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)"
 # A multipart body is longer than the file: by the headers of its parts.
 _MULTIPART_OVERHEAD = 2**16
+# A single letter before the colon is a drive on Windows.
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -129,8 +130,7 @@ def _contains_url(body: bytes | bytearray) -> bool:
         value = values.pop()
         if isinstance(value, dict):
             path = value.get("path")
-            # A single letter before the colon is a drive on Windows.
-            if isinstance(path, str) and _URL.match(path) and path[1:2] != ":":
+            if isinstance(path, str) and _URL.match(path):
                 return True
             values += value.values()
         elif isinstance(value, list):
