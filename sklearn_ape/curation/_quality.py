@@ -455,5 +455,5 @@ def _compute_fraction_below(
 def _compute_specificity(same_caption: np.ndarray, duplicates: np.ndarray) -> np.ndarray:
     """Return 1 for captions of few distinct images, decreasing with their number."""
     pairs = np.unique(np.column_stack([same_caption, duplicates]), axis=0)
-    n_images = np.bincount(pairs[:, 0], minlength=int(same_caption.max()) + 1)
+    n_images = np.bincount(pairs[:, 0])
     return np.minimum(1, _MAX_SHARED_IMAGES / np.maximum(n_images, 1))[same_caption]
