@@ -114,8 +114,7 @@ def show_errors() -> Iterator[None]:
         # Gradio renders messages as HTML, and a message may contain the name of an uploaded file.
         message = html.escape(make_visitor_message(error), quote=False)
         # Without a duration, the message would disappear after ten seconds.
-        options = {"duration": None, "print_exception": False, "title": "Error"}
-        raise gr.Error(message, **options) from error
+        raise gr.Error(message, duration=None, print_exception=False, title="Error") from error
 
 
 def _add_image_input(elem_id: str) -> Any:
