@@ -469,21 +469,19 @@ def _check_sources(
     are_texts: bool, text_encoder: Any, label_features: Any, min_similarity: float | None
 ) -> None:
     """Raise ValueError unless captions and labels can be compared by the given features."""
-    if text_encoder is not None:
-        if label_features is not None:
-            raise ValueError("text_encoder and label_features are both set. Pass one of them.")
-        return
+    if text_encoder is not None and label_features is not None:
+        raise ValueError("text_encoder and label_features are both set. Pass one of them.")
     if are_texts and label_features is not None:
         raise ValueError(
             "label_features is set, and captions are texts. Pass features of the captions, or "
             "text_encoder instead of label_features."
         )
-    if not are_texts and label_features is None:
+    if not are_texts and text_encoder is None and label_features is None:
         raise ValueError(
             "captions are features, and label_features is None. Pass label_features, or the "
             "text_encoder that the features come from."
         )
-    if are_texts and min_similarity is not None:
+    if are_texts and text_encoder is None and min_similarity is not None:
         raise ValueError("min_similarity needs text_encoder. Without it only words are compared.")
 
 
