@@ -110,10 +110,9 @@ def bootstrap_interval(
     if _is_binary(sample):
         hits = int(sample.sum())
         low, high = binomtest(hits, len(sample)).proportion_ci(confidence, method="wilson")
-        return _make_interval(sample, low, high)
-    return _make_interval(
-        sample, *_compute_bootstrap_bounds(sample, confidence, n_resamples, random_state)
-    )
+    else:
+        low, high = _compute_bootstrap_bounds(sample, confidence, n_resamples, random_state)
+    return _make_interval(sample, low, high)
 
 
 def paired_difference(
