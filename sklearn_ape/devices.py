@@ -162,7 +162,7 @@ def _reset_after_fork() -> None:
     _restore_settings()
 
 
-at_fork(in_child=_reset_after_fork)
+at_fork(after_in_child=_reset_after_fork)
 
 
 def _use_one_thread_after_fork() -> None:

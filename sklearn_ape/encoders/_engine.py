@@ -429,4 +429,6 @@ def _abandon_engines() -> None:
         _get_core.cache_clear()
 
 
-at_fork(before=_wait_for_requests, in_parent=_return_requests, in_child=_abandon_engines)
+at_fork(
+    before=_wait_for_requests, after_in_parent=_return_requests, after_in_child=_abandon_engines
+)

@@ -444,7 +444,7 @@ def _leave_connections() -> None:
             cache._is_inherited = True
 
 
-at_fork(in_child=_leave_connections)
+at_fork(after_in_child=_leave_connections)
 
 
 def _read_stored(

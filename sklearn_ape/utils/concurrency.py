@@ -46,15 +46,10 @@ class ForkSafeLock:
         self._acquired.locks.pop().release()
 
 
-def at_fork(
-    *,
-    in_child: Callable[[], object],
-    before: Callable[[], object] = lambda: None,
-    in_parent: Callable[[], object] = lambda: None,
-) -> None:
-    """Register functions to call around every fork, on systems that can fork."""
+def at_fork(**functions: Callable[[], object]) -> None:
+    """Call `os.register_at_fork` with functions by time, on systems that can fork."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+        os.register_at_fork(**functions)
 
 
 def never_destroy(value: Any) -> None:
@@ -82,7 +77,9 @@ def _renew_locks() -> None:
         lock._lock = threading.RLock()
 
 
-at_fork(before=_wait_for_libraries, in_parent=_release_libraries, in_child=_renew_locks)
+at_fork(
+    before=_wait_for_libraries, after_in_parent=_release_libraries, after_in_child=_renew_locks
+)
 
 
 Key = TypeVar("Key", bound=Hashable)
