@@ -195,18 +195,14 @@ class ZeroShotConfusionDisplay:
         column_of = {label: column for column, label in enumerate(columns)}
         if any(true in row_of and pred not in column_of for true, pred in counts):
             columns = [*columns, name_others(columns)]
-        cell_of = {
-            (true, pred): (row_of[true], column_of.get(pred, len(columns) - 1))
-            for true, pred in counts
-            if true in row_of
-        }
         matrix = np.zeros((len(rows), len(columns)), dtype=int)
         examples: dict[tuple[int, int], Any] = {}
-        for sample, pair in enumerate(zip(truth, predicted, strict=True)):
-            if pair in cell_of:
-                matrix[cell_of[pair]] += 1
+        for sample, (true, pred) in enumerate(zip(truth, predicted, strict=True)):
+            if true in row_of:
+                cell = row_of[true], column_of.get(pred, len(columns) - 1)
+                matrix[cell] += 1
                 if sample_images is not None:
-                    examples.setdefault(cell_of[pair], sample_images[sample])
+                    examples.setdefault(cell, sample_images[sample])
         n_hits = sum(count for (true, pred), count in counts.items() if true == pred)
         title = f"accuracy {n_hits / len(truth):.1%}"
         if len(shown) < len(classes):
