@@ -384,12 +384,10 @@ def _assign_colors(*label_lists: Any) -> dict[Any, Any]:
 
     palette = list(color_sequences["tab10"])
     grey = palette.pop(_GREY_INDEX)
-    colored = sorted(counts, key=str)
-    if len(counts) > _MAX_COLORS:
-        frequent = [label for label, _ in counts.most_common(_MAX_COLORS - 1)]
-        colored = sorted(frequent, key=str)
+    has_others = len(counts) > _MAX_COLORS
+    colored = [label for label, _ in counts.most_common(_MAX_COLORS - has_others)]
     # Grey comes last. It is for the less frequent labels, or for the tenth label.
-    colors = dict(zip(colored, [*palette, grey], strict=False))
-    if len(counts) > _MAX_COLORS:
+    colors = dict(zip(sorted(colored, key=str), [*palette, grey], strict=False))
+    if has_others:
         colors[name_others(counts)] = grey
     return colors
