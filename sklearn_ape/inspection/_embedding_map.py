@@ -298,8 +298,8 @@ class EmbeddingMapDisplay:
     def _scatter(
         self, points: np.ndarray, labels: Any, colors: dict[Any, Any], marker: str, size: float
     ) -> list[Any]:
-        style = {"marker": marker, "s": size, "linewidths": 0.4, "edgecolors": "white"}
-        options = {**style, "zorder": 2}
+        style = {"linewidths": 0.4, "edgecolors": "white", "zorder": 2}
+        options = {"marker": marker, "s": size, **style}
         if labels is None:
             color = _IMAGE_COLOR if marker == "o" else _TEXT_COLOR
             return [self.ax_.scatter(points[:, 0], points[:, 1], color=color, **options)]
