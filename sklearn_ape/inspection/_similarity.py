@@ -230,7 +230,15 @@ class SimilarityMatrixDisplay:
         self.text_ = self._write_values(values_format, cell) if include_values else None
         for row, column in () if self.pairs is None else self.pairs:
             draw_frame(ax, row, column, 1, ec=frame_color, lw=min(2, 12.5 * cell))
-        self.thumbnails_ = self._draw_thumbnails(images)
+        if images is None:
+            ax.set_ylabel("image")
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        else:
+            ax.set_yticks([])
+        self.thumbnails_ = [
+            draw_thumbnail(ax, image, (-1.1, row), 0.92)
+            for row, image in enumerate(() if images is None else images)
+        ]
         if names is None:
             ax.set_xlabel("caption")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -240,18 +248,6 @@ class SimilarityMatrixDisplay:
             bar = self.figure_.colorbar(self.im_, ax=ax, shrink=0.8)
             bar.set_label("similarity")
         return self
-
-    def _draw_thumbnails(self, images: Sequence[Any] | None) -> list[Any]:
-        from matplotlib.ticker import MaxNLocator
-
-        if images is None:
-            self.ax_.set_ylabel("image")
-            self.ax_.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            return []
-        self.ax_.set_yticks([])
-        return [
-            draw_thumbnail(self.ax_, image, (-1.1, row), 0.92) for row, image in enumerate(images)
-        ]
 
     def _write_values(self, values_format: str, cell_size: float) -> np.ndarray:
         fontsize = min(9, 22 * cell_size)
