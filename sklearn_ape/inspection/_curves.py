@@ -105,12 +105,11 @@ class TrainingHistoryDisplay:
                 f"estimator is a {type(aligner).__name__}, which has no history_, since it is not "
                 "trained in epochs. Pass an APEAligner or a LiTAligner."
             )
-        display = cls(
+        return cls(
             [dict(row) for row in history],
             best_epoch=getattr(aligner, "best_epoch_", None),
             estimator_name=type(aligner).__name__ if name is None else name,
-        )
-        return display.plot(ax=ax, **plot_options)
+        ).plot(ax=ax, **plot_options)
 
     def plot(self, ax: Any = None, *, legend: bool = True) -> Self:
         """Draw the stored results.

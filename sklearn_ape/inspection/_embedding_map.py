@@ -220,7 +220,7 @@ class EmbeddingMapDisplay:
         text_labels = check_items(text_labels, n_texts, "text_labels", "text")
         pairs = resolve_pairs(pairs, n_images, n_texts)
         points, axis_names = _project(sides, reducer, center, random_state)
-        display = cls(
+        return cls(
             points[:n_images],
             points[n_images:],
             pairs=pairs,
@@ -228,8 +228,7 @@ class EmbeddingMapDisplay:
             text_labels=text_labels,
             images=images,
             axis_names=axis_names,
-        )
-        return display.plot(ax=ax, **plot_options)
+        ).plot(ax=ax, **plot_options)
 
     def plot(
         self,

@@ -208,14 +208,13 @@ class RetrievalGridDisplay:
         texts = None if captions is None else _select_items(captions, indices, "captions")
         if texts is None and images is not None and items is not None and _are_texts(items):
             texts = items
-        display = cls(
+        return cls(
             queries,
             items if images is None else _select_items(images, indices, "images"),
             scores,
             captions=texts,
             relevant=None if relevant is None else _mark_relevant(indices, relevant),
-        )
-        return display.plot(ax=ax, **plot_options)
+        ).plot(ax=ax, **plot_options)
 
     def plot(
         self, ax: Any = None, *, max_queries: int = 12, scores_format: str | None = ".2f"

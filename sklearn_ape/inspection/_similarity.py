@@ -169,13 +169,12 @@ class SimilarityMatrixDisplay:
         options = {"ensure_all_finite": "allow-nan", "input_name": "similarity"}
         similarity = check_array(similarity, dtype=[np.float64, np.float32], **options)
         n_images, n_texts = similarity.shape
-        display = cls(
+        return cls(
             similarity,
             images=check_items(images, n_images, "images", "row"),
             captions=check_items(captions, n_texts, "captions", "column"),
             pairs=resolve_pairs(pairs, n_images, n_texts),
-        )
-        return display.plot(ax=ax, **plot_options)
+        ).plot(ax=ax, **plot_options)
 
     def plot(
         self,

@@ -207,14 +207,13 @@ class ZeroShotConfusionDisplay:
         title = f"accuracy {n_hits / len(truth):.1%}"
         if len(shown) < len(classes):
             title += f" on all; the {len(shown)} most confused of {len(classes):,} classes"
-        display = cls(
+        return cls(
             matrix,
             row_labels=rows,
             column_labels=columns,
             examples=None if sample_images is None else examples,
             title=title,
-        )
-        return display.plot(ax=ax, **plot_options)
+        ).plot(ax=ax, **plot_options)
 
     def plot(
         self,
