@@ -308,9 +308,7 @@ def _mark_relevant(indices: np.ndarray, relevant: Any) -> np.ndarray:
             f"relevant must hold row numbers of images, and has {invalid[0]!r}. Pass "
             "np.flatnonzero(mask) for a mask of the images."
         )
-    return np.array(
-        [[int(i) in hits for i in row] for row, hits in zip(indices, sets, strict=True)]
-    )
+    return np.array([np.isin(row, [*hits]) for row, hits in zip(indices, sets, strict=True)])
 
 
 def _are_texts(items: Any) -> bool:
