@@ -95,9 +95,7 @@ class FittedImages(NamedTuple):
     @classmethod
     def from_state(cls, state: FittedState, n_features: int) -> Self:
         """Return the record that was saved as the dict of `_asdict`."""
-        keys, are_contents = state.array("keys", (None,), "i"), state.value("are_contents")
-        if not isinstance(are_contents, bool):
-            raise ValueError(f"{state.where}.are_contents must be true or false.")
+        keys, are_contents = state.array("keys", (None,), "i"), state.boolean("are_contents")
         mean = state.array("mean", (n_features,)) if "mean" in state else None
         return cls(np.unique(keys), are_contents, mean)
 

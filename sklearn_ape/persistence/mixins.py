@@ -93,6 +93,11 @@ class FittedState:
         bound = f"above {above:g}" if least is None else f"of at least {least:g}"
         return float(self._require(is_valid, name, f"a number {bound}", value))
 
+    def boolean(self, name: str) -> bool:
+        """Return a bool."""
+        value = self.value(name)
+        return self._require(isinstance(value, bool), name, "true or false", value)
+
     def text(self, name: str) -> str:
         """Return a str."""
         value = self.value(name)

@@ -428,9 +428,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         collection = Collection.from_state(
             state, int(aligner.n_components_), self.dtype, self.index
         )
-        has_y = state.value("has_y")
-        if not isinstance(has_y, bool):
-            raise ValueError("has_y must be true or false.")
+        has_y = state.boolean("has_y")
         if state.optional("fingerprint") != getattr(aligner, "fingerprint_", None):
             raise ValueError(
                 "fingerprint does not match the aligner: its weights or parameters differ from "
