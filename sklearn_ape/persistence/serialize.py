@@ -67,8 +67,8 @@ def is_serializable(value: object) -> bool:
     return name in CLASSES and get_class(name) is type(value)
 
 
-_NUMBER = re.compile(r"[<|][biuf][1248]")
-_STRING = re.compile(r"<U(\d{1,7})")
+# Types of numbers and of strings of a length.
+_DTYPE = re.compile(r"[<|][biuf][1248]|<U(?P<length>\d{1,7})")
 # A short file could otherwise name strings that fill the memory.
 _MAX_STRING_BYTES = 2**27
 
@@ -130,8 +130,8 @@ class Serializer:
             return _check_text(value, where)
         if type(value) is float:
             return value if math.isfinite(value) else {"$float": repr(value)}
-        if isinstance(value, np.generic):
-            return self._encode_scalar(value, where)
+        if isinstance(value, np.generic) and _DTYPE.fullmatch(value.dtype.str):
+            return {"$numpy": [value.dtype.str, self.encode(value.item(), where)]}
         if isinstance(value, np.ndarray):
             return self._encode_array(value, where, depth)
         if type(value) in (list, tuple):
@@ -158,11 +158,6 @@ class Serializer:
         items = [self.encode(v, f"{where}.{i}", depth + 1) for i, v in enumerate(value.values())]
         return {"$map": [[key, item] for key, item in zip(keys, items, strict=True)]}
 
-    def _encode_scalar(self, value: np.generic, where: str) -> Any:
-        if not (_NUMBER.fullmatch(value.dtype.str) or value.dtype.kind == "U"):
-            return self._refuse(value, where)
-        return {"$numpy": [value.dtype.str, self.encode(value.item(), where)]}
-
     def _encode_array(self, value: np.ndarray, where: str, depth: int) -> Any:
         if value.dtype.kind == "T":  # NumPy's StringDType has no fixed length
             value = value.astype(object)
@@ -174,7 +169,7 @@ class Serializer:
             return {"$array": [kind, list(value.shape), items]}
         value = np.ascontiguousarray(value).reshape(value.shape)
         value = value.astype(value.dtype.newbyteorder("="), copy=False)
-        if not _NUMBER.fullmatch(value.dtype.str):
+        if not _DTYPE.fullmatch(value.dtype.str):
             return self._refuse(value, where)
         if where in self.tensors:
             raise TypeError(
@@ -271,8 +266,9 @@ class Deserializer:
     def _decode_array(self, content: Any) -> np.ndarray:
         kind, shape, items = _check_list(content, "$array", 3)
         items = self.decode(_check_list(items, "$array"))
-        size = math.prod(_check_size(n) for n in _check_list(shape, "$array"))
-        if len(shape) > 8 or size != len(items):
+        if not all(type(n) is int and 0 <= n < 2**32 for n in _check_list(shape, "$array")):
+            raise ValueError("A shape must consist of integers from 0 to 2**32 - 1.")
+        if len(shape) > 8 or math.prod(shape) != len(items):
             raise ValueError(f"$array of shape {str(shape)[:40]} has {len(items)} items.")
         if kind == "object":
             array = np.empty(len(items), dtype=object)
@@ -335,17 +331,8 @@ def _check_list(value: Any, what: str, length: int | None = None) -> list[Any]:
     return value
 
 
-def _check_size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**32:
-        raise ValueError("A shape must consist of integers from 0 to 2**32 - 1.")
-    return value
-
-
 def _check_dtype(kind: Any, n_items: int) -> np.dtype:
-    if isinstance(kind, str):
-        string = _STRING.fullmatch(kind)
-        if _NUMBER.fullmatch(kind) or (
-            string and 4 * int(string[1]) * n_items <= _MAX_STRING_BYTES
-        ):
-            return np.dtype(kind)
-    raise ValueError(f"The model has values of the unknown type {str(kind)[:40]!r}.")
+    match = _DTYPE.fullmatch(kind) if isinstance(kind, str) else None
+    if match is None or 4 * int(match["length"] or 0) * n_items > _MAX_STRING_BYTES:
+        raise ValueError(f"The model has values of the unknown type {str(kind)[:40]!r}.")
+    return np.dtype(kind)
