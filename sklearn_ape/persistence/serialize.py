@@ -162,9 +162,8 @@ class Serializer:
         if value.dtype.kind == "T":  # NumPy's StringDType has no fixed length
             value = value.astype(object)
         if value.dtype.kind in "UO":
-            items = [self.encode(v, f"{where}.{i}", depth + 1) for i, v in enumerate(value.flat)]
-            if value.dtype.kind == "U":
-                items = [str(item) for item in value.flat]
+            elements = value.ravel().tolist()
+            items = [self.encode(v, f"{where}.{i}", depth + 1) for i, v in enumerate(elements)]
             kind = "object" if value.dtype.kind == "O" else value.dtype.newbyteorder("<").str
             return {"$array": [kind, list(value.shape), items]}
         value = np.ascontiguousarray(value).reshape(value.shape)
