@@ -402,13 +402,11 @@ def check_in_labels(
     first = next(iter(unknown))
     hint = describe_similar_label(first, names, "y")
     if isinstance(first, str):
-        for label, texts in names.items():
-            if not hint and first in texts:
-                hint = (
-                    f"{first!r} is a name of the class {label!r}. Pass classes, not names, as y."
-                )
-                if isinstance(label, str):
-                    hint += f" If labels is inverted, pass {{{first!r}: {label!r}, ...}}."
+        label = next((label for label, texts in names.items() if first in texts), None)
+        if not hint and label is not None:
+            hint = f"{first!r} is a name of the class {label!r}. Pass classes, not names, as y."
+            if isinstance(label, str):
+                hint += f" If labels is inverted, pass {{{first!r}: {label!r}, ...}}."
         captions_hint = f" {_CAPTIONS_HINT}" if in_fit else ""
         hint = hint or f"Add them to labels, or correct y.{captions_hint}"
     else:
