@@ -7,6 +7,7 @@ import os
 import reprlib
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -471,10 +472,7 @@ def _unpack_items(state: FittedState) -> list[Any]:
     # Earlier versions stored texts as an array.
     joined = state.array("texts", (None,), "u").astype(np.uint8).tobytes()
     ends = state.array("ends", (None,), "i")
-    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-    if (starts > ends).any() or (len(joined) != ends[-1] if len(ends) else len(joined)):
+    edges = [0, *ends.tolist()]
+    if edges != sorted(edges) or edges[-1] != len(joined):
         raise ValueError("ends must be the ascending ends of the texts of items.")
-    return [
-        joined[start:end].decode("utf-8", "surrogateescape")
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-    ]
+    return [joined[i:j].decode("utf-8", "surrogateescape") for i, j in pairwise(edges)]
