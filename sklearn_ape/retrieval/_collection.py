@@ -294,16 +294,14 @@ class Collection(NamedTuple):
             raise ValueError(f"embeddings must be at least one row of {dtype}.")
         unreadable = state.array("unread", (None,), "i")
         n_rows = len(embeddings) + len(unreadable)
-        if len(unreadable) and not (
-            (np.diff(unreadable) > 0).all() and unreadable[0] >= 0 and unreadable[-1] < n_rows
-        ):
+        rows = np.setdiff1d(np.arange(n_rows), unreadable)
+        if len(rows) != len(embeddings):
             raise ValueError("unread must be rows of the collection, in ascending order.")
         items = None
         if "items" in state:
             items = _unpack_items(state.part("items"))
             if len(items) != n_rows:
                 raise ValueError(f"items must hold {n_rows} items, one per image.")
-        rows = np.setdiff1d(np.arange(n_rows), unreadable)
         return cls(embeddings, rows, n_rows, items, make_index(index, embeddings), {})
 
 
