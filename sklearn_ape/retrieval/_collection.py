@@ -327,12 +327,11 @@ def resolve_items(images: Any, y: Any) -> list[Any] | None:
         return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
     check_sequence(y, "y", "text", "ids or captions")
     y = _to_records(y)
-    shape = getattr(y, "shape", None)
     # tolist would turn numpy dates into integers.
     is_plain = isinstance(y, np.ndarray) and y.dtype.kind not in "mM"
     items = y.tolist() if is_plain else to_list(y)
     n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
-    if shape == () or len(items) != n_images:
+    if len(items) != n_images:
         raise ValueError(
             f"y has {len(items)} entries, and there are {n_images} images. Pass one id or "
             "caption per image."
