@@ -14,7 +14,13 @@ from ..aligners.similarity import Standardizer, check_standardize, resolve_bank,
 from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap_aligner
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
-from ..utils.validation import check_choice, check_number, check_sequence, format_list
+from ..utils.validation import (
+    check_choice,
+    check_count,
+    check_number,
+    check_sequence,
+    format_list,
+)
 from ._collection import (
     Collection,
     SearchResult,
@@ -269,7 +275,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
             If an encoder with ``on_error="nan"`` cannot read a query, or texts look like paths.
         """
         collection = self._check_ready()
-        k = _check_k(k, "k", collection)
+        check_count(k, "k", len(collection.rows), "images indexed")
         if not isinstance(min_score, str) or min_score != "auto":
             check_number(min_score, "min_score, if not 'auto',", -np.inf, optional=True)
         is_candidate = resolve_mask(where, collection)
@@ -277,7 +283,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         readable = np.flatnonzero(~np.isnan(embeddings[:, 0]))
         scores = np.full((len(embeddings), k), np.nan, dtype=np.float32)
         indices = np.full((len(embeddings), k), -1, dtype=np.intp)
-        n_found = k if is_candidate is None else min(k, int(is_candidate.sum()))
+        n_found = int(k if is_candidate is None else min(k, is_candidate.sum()))
         if len(readable) and n_found:
             query_rows = embeddings[readable]
             standardizer = self._make_standardizer(query_rows, collection) if are_texts else None
@@ -322,7 +328,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
             If `X` or `n_neighbors` is invalid, or an image cannot be read.
         """
         collection = self._check_ready()
-        n_neighbors = _check_k(n_neighbors, "n_neighbors", collection)
+        check_count(n_neighbors, "n_neighbors", len(collection.rows), "images indexed")
         check_sequence(X, "X", "image", "images or features")
         queries = embed_images(self.aligner_, X)
         unreadable = np.flatnonzero(np.isnan(queries[:, 0]))
@@ -331,7 +337,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
                 f"X has {len(unreadable)} images that could not be read: rows "
                 f"{format_list(unreadable, str)}. Leave them out, or use search."
             )
-        scores, indices = collection.search(queries, n_neighbors)
+        scores, indices = collection.search(queries, int(n_neighbors))
         if not return_distance:
             return indices
         return np.clip(1 - scores, 0, 2), indices
@@ -460,13 +466,3 @@ def _embed_with_items(
     items = None if y is None else resolve_items(images, y)
     embeddings = embed_images(aligner, images)
     return embeddings, resolve_items(images, None) if y is None else items
-
-
-def _check_k(k: Any, name: str, collection: Collection) -> int:
-    n_readable = len(collection.rows)
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n_readable:
-        raise ValueError(
-            f"{name} must be an integer from 1 to the number of images indexed, {n_readable}, not "
-            f"{k!r}."
-        )
-    return int(k)

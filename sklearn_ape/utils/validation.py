@@ -68,6 +68,14 @@ def check_integer(
         raise ValueError(f"{name} must be {prefix}an integer >= {low}, not {value!r}.")
 
 
+def check_count(value: Any, name: str, high: int, noun: str) -> None:
+    """Raise ValueError unless a parameter is an integer from 1 to the number of the noun."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= high:
+        raise ValueError(
+            f"{name} must be an integer from 1 to the number of {noun}, {high}, not {value!r}."
+        )
+
+
 def check_number(
     value: Any,
     name: str,

@@ -27,6 +27,7 @@ from ..prompts import (
 )
 from ..utils.messages import warn
 from ..utils.validation import (
+    check_count,
     check_number,
     check_same_length,
     format_list,
@@ -150,11 +151,7 @@ class SingleLabelClassifier(ZeroShotBase):
         sklearn.metrics.top_k_accuracy_score : How often the true class is among the first k.
         """
         logits = self._prepare_logits()
-        n_classes = len(logits.classes)
-        if not isinstance(k, int | np.integer) or k is True or not 1 <= k <= n_classes:
-            raise ValueError(
-                f"k must be an integer from 1 to the number of classes, {n_classes}, not {k!r}."
-            )
+        check_count(k, "k", len(logits.classes), "classes")
         # Tile by tile: the logits of all images may not fit in memory.
         tiles = [choose_top_texts(tile.logits, int(k)) for tile in logits.iter_tiles(X)]
         codes, probabilities = map(np.concatenate, zip(*tiles, strict=True))
