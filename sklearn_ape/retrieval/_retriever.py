@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.similarity import Standardizer, check_standardize, resolve_bank, warn_unreadable
@@ -32,6 +31,12 @@ from ._collection import (
 from ._index import INDEXES, resolve_queries, separate_pairs
 
 _DTYPES = ("float32", "float16")
+
+_ALIGNER_NOT_FITTED = (
+    "aligner is a %(name)s that is not fitted, and a retriever does not train it. Call "
+    "aligner.fit(images, captions) first. (clone() returns an unfitted copy; "
+    "sklearn.frozen.FrozenEstimator(aligner) keeps the fit.)"
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -147,14 +152,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         check_sequence(images, "images", "image", "images or features")
         aligner = resolve_aligner(self.aligner)
         unwrap_aligner(aligner)  # an invalid type is reported first
-        try:
-            check_is_fitted(aligner)
-        except NotFittedError as error:
-            raise NotFittedError(
-                f"aligner is a {type(aligner).__name__} that is not fitted, and a retriever does "
-                "not train it. Call aligner.fit(images, captions) first. (clone() returns an "
-                "unfitted copy; sklearn.frozen.FrozenEstimator(aligner) keeps the fit.)"
-            ) from error
+        check_is_fitted(aligner, msg=_ALIGNER_NOT_FITTED)
         embeddings, items = _embed_with_items(aligner, images, y)
         self._collection = Collection.from_embeddings(embeddings, items, self.dtype, self.index)
         self._has_y = y is not None
