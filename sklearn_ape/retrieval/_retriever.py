@@ -343,18 +343,18 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     @property
     def items_(self) -> list[Any]:
         """Objects that results show for the images."""
-        collection = self._check_ready("items_")
+        collection = self._get_collection("items_")
         return collection.get_items(np.arange(collection.n_rows))
 
     @property
     def n_samples_fit_(self) -> int:
         """Number of images passed to `fit` and `add`."""
-        return self._check_ready("n_samples_fit_").n_rows
+        return self._get_collection("n_samples_fit_").n_rows
 
     @property
     def n_unread_(self) -> int:
         """Number of images that could not be read."""
-        collection = self._check_ready("n_unread_")
+        collection = self._get_collection("n_unread_")
         return collection.n_rows - len(collection.rows)
 
     def _embed_queries(
@@ -397,18 +397,21 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         moments = () if bank.text is None else collection.get_moments(bank.text)
         return Standardizer(texts, bank, image_moments=moments)
 
-    def _check_ready(self, attribute: str | None = None) -> Collection:
+    def _check_ready(self) -> Collection:
         """Check that the retriever is fitted and current, and return its collection.
 
         A method uses one collection throughout, since another thread may add images meanwhile.
         """
         if not hasattr(self, "_collection"):
-            if attribute is not None:
-                raise AttributeError(f"{type(self).__name__} has no {attribute} before fit.")
             check_is_fitted(self)
-        if attribute is None:
-            self._check_parameters()
-            self._check_current()
+        self._check_parameters()
+        self._check_current()
+        return self._collection
+
+    def _get_collection(self, attribute: str) -> Collection:
+        """Return the collection; AttributeError names the attribute that needs it."""
+        if not hasattr(self, "_collection"):
+            raise AttributeError(f"{type(self).__name__} has no {attribute} before fit.")
         return self._collection
 
     def _check_parameters(self) -> None:
