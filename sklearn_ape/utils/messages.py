@@ -9,6 +9,7 @@ import unicodedata
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
+from traceback import walk_stack
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +38,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 def _find_caller() -> FrameType:
     """Return the innermost frame of the user's code, or the outermost frame if there is none."""
-    prefixes = _list_internal_prefixes()
-    frame = outermost = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(prefixes):
-            return frame
-        outermost, frame = frame, frame.f_back  # type: ignore[assignment]
-    return outermost
-
-
-def _list_internal_prefixes() -> tuple[str, ...]:
     folders = (os.path.dirname(file) + os.sep for file in _list_files(_INTERNAL_PACKAGES))
-    return (*folders, *_list_files(_WRAPPERS), "<frozen ")
+    internal_prefixes = (*folders, *_list_files(_WRAPPERS), "<frozen ")
+    for frame, _ in walk_stack(sys._getframe()):
+        if not frame.f_code.co_filename.startswith(internal_prefixes):
+            break
+    return frame
 
 
 def _list_files(names: tuple[str, ...]) -> list[str]:
