@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from types import FrameType
+from traceback import walk_stack
 from typing import Any, Self
 
 from sklearn.base import BaseEstimator
@@ -230,23 +230,14 @@ class ZeroShotClassifier(SingleLabelClassifier):
         return self._fit_aligner(X, captions, context)
 
     def __sklearn_clone__(self) -> Self:
-        _check_caller_of_clone(type(self).__name__)
-        return super().__sklearn_clone__()
-
-
-def _check_caller_of_clone(name: str) -> None:
-    """Raise ValueError if `clone` was called by a one-vs-rest or similar meta-estimator.
-
-    Each of their binary problems has the classes 0 and 1, which may also be labels. Then y does
-    not show that the classes stand for something else, but the caller does. The check is made in
-    `clone`, which they call in their own thread, while `fit` may run in another thread or process.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "sklearn.multiclass":
+        # One-vs-rest and similar meta-estimators replace y by the classes 0 and 1, which may also
+        # be labels. Then y does not show that the classes stand for something else, but the caller
+        # does. `clone` is called in their own thread, `fit` perhaps in another thread or process.
+        callers = (frame.f_globals.get("__name__") for frame, _ in walk_stack(sys._getframe()))
+        if "sklearn.multiclass" in callers:
             raise ValueError(
-                f"{name} cannot be fitted by OneVsRestClassifier, OneVsOneClassifier "
-                "or OutputCodeClassifier, whose binary problems have no names. Use it directly: "
-                "it distinguishes any number of classes."
+                f"{type(self).__name__} cannot be fitted by OneVsRestClassifier, "
+                "OneVsOneClassifier or OutputCodeClassifier, whose binary problems have no names. "
+                "Use it directly: it distinguishes any number of classes."
             )
-        frame = frame.f_back
+        return super().__sklearn_clone__()
