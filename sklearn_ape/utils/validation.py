@@ -154,7 +154,8 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
     check both would be accepted. `kind` is the noun for one item, such as "image" or "text".
     """
     kinds = kinds or f"{kind}s"
-    if isinstance(values, str | bytes | bytearray | memoryview | PathLike):
+    is_image = hasattr(values, "getexif")
+    if is_image or isinstance(values, str | bytes | bytearray | memoryview | PathLike):
         item = reprlib.repr(str(values)) if isinstance(values, str) and kind != "image" else name
         if kind == "image" and isinstance(values, str | PathLike) and os.path.isdir(values):
             raise ValueError(
@@ -167,12 +168,9 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
                 f"{name} is a pattern, not a sequence of {kinds}. Pass a list of files: "
                 f"sorted(glob.glob({name}))."
             )
+        noun = "image" if is_image else kind
         raise ValueError(
-            f"{name} is a single {kind}, not a sequence of {kinds}. Pass a list: [{item}]."
-        )
-    if hasattr(values, "getexif"):
-        raise ValueError(
-            f"{name} is a single image, not a sequence of {kinds}. Pass a list: [{name}]."
+            f"{name} is a single {noun}, not a sequence of {kinds}. Pass a list: [{item}]."
         )
     if getattr(values, "ndim", 1) == 0:
         raise ValueError(
