@@ -26,7 +26,7 @@ from ..prompts import (
 )
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
-from ..utils.validation import check_number, is_missing, to_builtin, to_list
+from ..utils.validation import check_number, format_list, is_missing, to_builtin, to_list
 from ._label_embeddings import embed_labels
 from ._transduction import convert_class_prior
 
@@ -186,9 +186,8 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
 
     def _get_card_facts(self) -> Facts:
         facts = self._get_aligner_facts()
-        names = [str(label) for label in self._resolve_names() or ()]
-        listed = ", ".join(names[:_MAX_LISTED_CLASSES])
-        listed += ", ..." if len(names) > _MAX_LISTED_CLASSES else ""
+        names = self._resolve_names() or {}
+        listed = format_list(names, str, _MAX_LISTED_CLASSES)
         facts.what = f"{self._purpose} {facts.what}"
         facts.facts = {"classes": f"{len(names):,}: {listed}"} | facts.facts
         facts.limits.append(self._describe_limit())
