@@ -221,11 +221,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """
         self._check_ready()
         aligner = self._get_aligner_in_use()
-        thresholds = self._get_thresholds()
         # Thresholds are of cosines, so the scale comes last.
-        logits = self._make_logits(aligner, scale=1.0)
-        scores = logits.collect(X)
-        scores -= self._compute_default_thresholds(logits) if thresholds is None else thresholds
+        scores = self._compute_margins(aligner, X, self._get_thresholds())
         scores *= self._resolve_scale(unwrap_aligner(aligner))
         return scores
 
@@ -381,11 +378,13 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             raise AttributeError(f"{type(self).__name__} has no labels_ before fit.")
         return list(names)
 
-    def _compute_margins(self, aligner: BaseEstimator, X: Any) -> np.ndarray:
-        """Return standardized cosines minus the default thresholds."""
+    def _compute_margins(
+        self, aligner: BaseEstimator, X: Any, thresholds: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return standardized cosines minus thresholds; None stands for the default ones."""
         logits = self._make_logits(aligner, scale=1.0)
         margins = logits.collect(X)
-        margins -= self._compute_default_thresholds(logits)
+        margins -= self._compute_default_thresholds(logits) if thresholds is None else thresholds
         return margins
 
     def _compute_held_out_margins(self, X: Any, captions: Any, context: FitContext) -> np.ndarray:

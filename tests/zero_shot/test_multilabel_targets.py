@@ -412,9 +412,10 @@ class TestFit:
         def fail(*_):
             raise MemoryError("no memory")
 
-        monkeypatch.setattr(MultiLabelZeroShotClassifier, "_compute_margins", fail)
-        with pytest.raises(MemoryError, match="no memory"):
-            fitted.fit(numbered.X, numbered.Y)
+        with monkeypatch.context() as patch:
+            patch.setattr(MultiLabelZeroShotClassifier, "_compute_margins", fail)
+            with pytest.raises(MemoryError, match="no memory"):
+                fitted.fit(numbered.X, numbered.Y)
         np.testing.assert_array_equal(fitted.predict(numbered.X), expected)
 
     def test_columns_in_another_order_warn(self, numbered):
