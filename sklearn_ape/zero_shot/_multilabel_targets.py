@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -11,7 +12,14 @@ from scipy.sparse import issparse
 from sklearn.metrics import precision_recall_curve
 
 from ..prompts import describe_similar_label
-from ..utils.validation import as_numeric, check_number, find_repeated, format_list, to_builtin
+from ..utils.validation import (
+    as_numeric,
+    check_number,
+    find_repeated,
+    format_list,
+    to_builtin,
+    to_list,
+)
 
 _EXPECTED = (
     "expected a table of zeros and ones with a column for each label, or a list of the labels of "
@@ -25,20 +33,12 @@ def as_table_or_rows(Y: Any) -> Any:
     A row is a dict (names and zeros or ones), a list (zeros and ones, or labels), or a tuple, set
     or frozenset (labels).
     """
-    if Y is None:
-        raise ValueError(f"Y is None: {_EXPECTED}.")
     if get_column_names(Y) is not None or len(getattr(Y, "shape", ())) == 2:
         return Y
-    if hasattr(Y, "__array__") and not isinstance(Y, Iterable):
-        return as_table_or_rows(np.asarray(Y))
-    if isinstance(Y, str | bytes | Mapping) or not isinstance(Y, Iterable):
-        raise ValueError(f"Y is of type {type(Y).__name__}: {_EXPECTED}.")
-    for method in ("to_pylist", "to_list"):  # pyarrow; pandas and polars
-        if hasattr(Y, method):
-            Y = getattr(Y, method)()
-    if getattr(Y, "shape", None) == ():
-        raise ValueError(f"Y is an array without dimensions: {_EXPECTED}.")
-    return [_read_row(row, index) for index, row in enumerate(Y)]
+    is_single = isinstance(Y, str | bytes | Mapping) or getattr(Y, "shape", None) == ()
+    if is_single or not isinstance(Y, Iterable):
+        raise ValueError(f"Y is {reprlib.repr(Y)}: {_EXPECTED}.")
+    return [_read_row(row, index) for index, row in enumerate(to_list(Y))]
 
 
 def collect_labels(Y: Any) -> list[Any]:
