@@ -97,7 +97,14 @@ def _read_row(row: Any, index: int) -> Any:
         row = row._asdict()
     if isinstance(row, Mapping):
         return dict(row)
-    row = _to_builtin_row(row, index)
+    if hasattr(row, "iloc") and list(row.index) != list(range(len(row))):
+        raise ValueError(
+            f"Row {index} of Y is a {type(row).__name__} whose index is not 0, 1, ... Pass a "
+            "DataFrame to match columns by name, or row.tolist() for each row."
+        )
+    for method in ("tolist", "to_list"):  # numpy, pandas and torch; polars
+        if hasattr(row, method):
+            row = getattr(row, method)()
     if isinstance(row, str | bytes | bytearray) or not isinstance(row, Iterable):
         hint = " (a list also for one label: ['cat'])."
         if "," in str(row):
@@ -109,19 +116,6 @@ def _read_row(row: Any, index: int) -> Any:
         hash(tuple(row))
     except TypeError:
         raise ValueError(f"Y has {row!r} in row {index}: {_EXPECTED}.") from None
-    return row
-
-
-def _to_builtin_row(row: Any, index: int) -> Any:
-    """Return an array, tensor or Series as a list, and other rows as they are."""
-    if hasattr(row, "iloc") and list(row.index) != list(range(len(row))):
-        raise ValueError(
-            f"Row {index} of Y is a {type(row).__name__} whose index is not 0, 1, ... Pass a "
-            "DataFrame to match columns by name, or row.tolist() for each row."
-        )
-    for method in ("tolist", "to_list"):  # numpy, pandas and torch; polars
-        if hasattr(row, method):
-            row = getattr(row, method)()
     return row
 
 
