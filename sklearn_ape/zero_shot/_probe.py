@@ -339,10 +339,9 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
     weight = 1 / _fit_temperature(problem.base, codes, weights, _NAME_WEIGHT_STD[::-1])[0]
     if _MIN_TRUSTED_WEIGHT < weight < 1:
         weight = 1.0
-    temperature = max(1.0, _fit_temperature(problem.base, codes, weights)[0])
     if not problem.has_all_classes:
         # The examples may be corrections of wrong predictions, whose names are always wrong.
-        weight, temperature = max(1.0, weight), 1.0
+        weight = max(1.0, weight)
     folds, is_tested = _make_folds(problem)
     if not is_tested.any():
         # Without held-out examples, the only evidence of overconfidence is that of the names. The
@@ -350,6 +349,9 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
         if weight < 1:
             weight = (weight / _MIN_TRUSTED_WEIGHT) ** 2
         weight = weight if problem.n_classes > 1 else 1.0
+        temperature = 1.0
+        if problem.has_all_classes:
+            temperature = max(1.0, _fit_temperature(problem.base, codes, weights)[0])
         return weight, _Validation(np.nan, temperature, np.nan, np.nan)
     validation = _cross_validate(problem, 1.0, folds, is_tested)
     if weight < 1:
