@@ -269,10 +269,8 @@ class Deserializer:
             raise ValueError("A shape must consist of integers from 0 to 2**32 - 1.")
         if len(shape) > 8 or math.prod(shape) != len(items):
             raise ValueError(f"$array of shape {str(shape)[:40]} has {len(items)} items.")
-        if kind == "object":
-            array = np.empty(len(items), dtype=object)
-            for index, item in enumerate(items):  # NumPy would unpack lists in a single assignment
-                array[index] = item
+        if kind == "object":  # np.array would unpack lists
+            array = np.fromiter(items, dtype=object, count=len(items))
         else:
             if not all(isinstance(item, str) for item in items):
                 raise ValueError("The items of $array must be texts.")

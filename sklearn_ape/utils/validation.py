@@ -351,9 +351,7 @@ def as_label_array(y: Any) -> np.ndarray:
     if isinstance(y, list):
         y = [str.__str__(label) if isinstance(label, str) else label for label in y]
         if len({isinstance(label, str) for label in y}) > 1:
-            array = np.empty(len(y), dtype=object)
-            array[:] = y
-            return array
+            return np.fromiter(y, dtype=object, count=len(y))
     return np.asarray(y)
 
 

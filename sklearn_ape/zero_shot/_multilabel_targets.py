@@ -77,8 +77,7 @@ def to_indicator(Y: Any, labels: Sequence[Any]) -> np.ndarray:
     for index, row in enumerate(rows):
         if isinstance(row, dict):
             order = _find_positions(list(row), labels, f"The keys of row {index} of Y", "keys")
-            cells = np.empty(len(row), dtype=object)
-            cells[:] = list(row.values())
+            cells = np.fromiter(row.values(), dtype=object, count=len(row))
             table[index] = _check_binary(cells[order], f"row {index}")
             continue
         if not isinstance(row, set | frozenset) and _is_binary_row(row, len(labels)):
