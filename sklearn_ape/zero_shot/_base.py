@@ -266,14 +266,12 @@ class Hierarchy(NamedTuple):
     def from_labels(cls, labels: Any, classes: np.ndarray) -> Self:
         """Return the hierarchy of a nested ``labels`` parameter with these sorted classes."""
         _, label_paths = flatten_labels(labels)
-        leaves = classes.tolist()
-        leaf_set = set(leaves)
-        nodes = [*leaves, *(label for label in label_paths if label not in leaf_set)]
+        nodes = list(dict.fromkeys([*classes.tolist(), *label_paths]))
         index_of = {label: index for index, label in enumerate(nodes)}
         paths = [tuple(index_of[label] for label in label_paths[node]) for node in nodes]
-        membership = np.zeros((len(leaves), len(nodes)), np.float32)
-        for leaf in range(len(leaves)):
-            membership[leaf, list(paths[leaf])] = 1
+        membership = np.zeros((len(classes), len(nodes)), np.float32)
+        for leaf, path in enumerate(paths[: len(classes)]):
+            membership[leaf, list(path)] = 1
         return cls(to_class_array(nodes), paths, membership)
 
     @property
