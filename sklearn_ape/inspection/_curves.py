@@ -411,7 +411,7 @@ class RecallCurveDisplay:
             (self.lines_[direction],) = ax.plot(self.ks, self.recall[direction], **options)
             color = self.lines_[direction].get_color()  # both curves have one color
         if plot_chance_level and self.chance is not None:
-            self._draw_chance()
+            self._draw_chance(self.chance)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_minor_locator(NullLocator())
@@ -423,13 +423,12 @@ class RecallCurveDisplay:
             ax.legend(loc="best", fontsize="small")
         return self
 
-    def _draw_chance(self) -> None:
+    def _draw_chance(self, chance: dict[str, np.ndarray]) -> None:
         """Draw the chance level, without curves that are equal to one on the axes."""
-        assert self.chance is not None
         drawn = [line.get_ydata() for line in self.ax_.lines if line.get_gid() == _CHANCE]
-        curves = list(self.chance.values())
+        curves = list(chance.values())
         are_equal = all(_look_equal(curve, curves[0]) for curve in curves)
-        for direction, values in self.chance.items():
+        for direction, values in chance.items():
             if any(_look_equal(curve, values) for curve in drawn):
                 continue
             label = _CHANCE if are_equal else f"{_CHANCE}, {_DIRECTIONS[direction][0]}"
