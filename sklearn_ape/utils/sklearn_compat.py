@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,10 +167,7 @@ class LazyNamesMixin(DocLinkMixin):
 
 def _find_public_module(cls: type) -> str:
     """Return the shortest module name that exports a class, or "" if no module does."""
-    parts = cls.__module__.split(".")
-    for n_parts in range(1, len(parts) + 1):
-        name = ".".join(parts[:n_parts])
-        module = sys.modules.get(name)
-        if module is not None and cls.__name__ in getattr(module, "__all__", ()):
+    for name in accumulate(cls.__module__.split("."), "{}.{}".format):
+        if cls.__name__ in getattr(sys.modules.get(name), "__all__", ()):
             return name
     return ""
