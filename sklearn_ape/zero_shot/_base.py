@@ -121,24 +121,22 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
                 "fit. Call fit again, or pass a mapping {label: share}."
             )
 
-    def _make_logits(self, aligner: BaseEstimator, scale: float | None = None) -> LogitTiles:
-        """Embed the labels, and return an object that computes the logits of images.
-
-        If `scale` is None, it is the parameter, or else the scale that the aligner learned.
-        """
+    def _make_logits(self, aligner: BaseEstimator, scale: float) -> LogitTiles:
+        """Embed the labels, and return an object that computes the logits of images."""
         text_aligner = unwrap_aligner(aligner)
         names = self._resolve_names()
         assert names is not None
         if self.labels is not None:
             warn_about_numbers("labels", names)
-        if scale is None:
-            scale = self._resolve_scale(text_aligner)
         bank = resolve_bank(self.standardize, text_aligner, aligner)
-        embeddings = embed_labels(text_aligner, names, resolve_templates(self.templates))
+        embeddings = embed_labels(text_aligner, names, self.templates)
         return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank)
 
-    def _resolve_scale(self, text_aligner: Any) -> float:
-        return text_aligner.logit_scale_ if self.logit_scale is None else float(self.logit_scale)
+    def _resolve_scale(self, aligner: BaseEstimator) -> float:
+        """Return the parameter, or else the scale that the aligner learned."""
+        if self.logit_scale is not None:
+            return float(self.logit_scale)
+        return unwrap_aligner(aligner).logit_scale_
 
     def _resolve_names(self) -> dict[Any, list[str]] | None:
         """Return the names of each class, in the order of the columns; None before `fit`."""

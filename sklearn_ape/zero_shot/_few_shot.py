@@ -19,7 +19,6 @@ from ..prompts import (
     check_in_labels,
     resolve_class_names,
     resolve_flat_names,
-    resolve_templates,
     to_class_array,
     validate_y,
 )
@@ -302,11 +301,9 @@ class FewShotClassifier(ZeroShotClassifier):
                 "estimators, pass sklearn.frozen.FrozenEstimator(aligner)."
             )
         aligner = self._make_aligner(X, values, names, captions, context)
-        text_aligner = unwrap_aligner(aligner)
-        text = embed_labels(text_aligner, names, resolve_templates(self.templates))
-        scale = self._resolve_scale(text_aligner)
+        text = embed_labels(unwrap_aligner(aligner), names, self.templates)
         examples = _embed_examples(aligner, X, values, list(names), weights)
-        self._fit_probe(examples, text, scale)
+        self._fit_probe(examples, text, self._resolve_scale(aligner))
         self._names, self.aligner_, self._fitted_labels = names, aligner, self.labels
         self._note_fit()
         context.end()

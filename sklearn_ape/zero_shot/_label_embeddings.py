@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, clone
 from ..aligners.fitted_images import digest_embedding, number_object
 from ..encoders.base import FrozenEncoder
 from ..features import DiskFeatureCache, open_cache
-from ..prompts import describe_similar_label, prompts_of
+from ..prompts import describe_similar_label, prompts_of, resolve_templates
 from ..utils.concurrency import LRUCache
 from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar, warn
@@ -41,9 +41,10 @@ _MAX_STORED_COMPONENTS = 4096
 
 
 def embed_labels(
-    aligner: BaseEstimator, names: Mapping[Any, list[str]], templates: tuple[str, ...]
+    aligner: BaseEstimator, names: Mapping[Any, list[str]], templates: str | Sequence[str]
 ) -> np.ndarray:
     """Return the mean embedding of each class, L2-normalized, in a cached array: do not write."""
+    templates = resolve_templates(templates)
     named_classes = [[str(label), *class_names] for label, class_names in names.items()]
     parts = json.dumps([_identify(aligner), templates, named_classes])
     key = hashlib.sha256(parts.encode()).digest()

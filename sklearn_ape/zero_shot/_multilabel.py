@@ -223,7 +223,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         aligner = self._get_aligner_in_use()
         # Thresholds are of cosines, so the scale comes last.
         scores = self._compute_margins(aligner, X, self._get_thresholds())
-        scores *= self._resolve_scale(unwrap_aligner(aligner))
+        scores *= self._resolve_scale(aligner)
         return scores
 
     @ignores_underflow

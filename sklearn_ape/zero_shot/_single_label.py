@@ -329,7 +329,8 @@ class SingleLabelClassifier(ZeroShotBase):
         return logits
 
     def _make_class_logits(self) -> LogitTiles:
-        return self._make_logits(self._get_aligner_in_use())
+        aligner = self._get_aligner_in_use()
+        return self._make_logits(aligner, self._resolve_scale(aligner))
 
     def _propagate(self, X: Any) -> np.ndarray:
         logits = self._prepare_logits(use_prior=False)
