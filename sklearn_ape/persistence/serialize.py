@@ -247,13 +247,11 @@ class Deserializer:
         return tuple(self.decode(_check_list(items, "$tuple")))
 
     def _decode_map(self, pairs: Any) -> dict[Any, Any]:
-        content: dict[Any, Any] = {}
-        for pair in _check_list(pairs, "$map"):
-            key, item = self.decode(_check_list(pair, "$map", 2))
-            try:
-                content[key] = item
-            except TypeError:
-                raise ValueError("$map has a key that is not hashable.") from None
+        items = [self.decode(_check_list(pair, "$map", 2)) for pair in _check_list(pairs, "$map")]
+        try:
+            content = dict(items)
+        except TypeError:
+            raise ValueError("$map has a key that is not hashable.") from None
         if len(content) != len(pairs):
             raise ValueError("$map has a duplicate key.")
         return content
