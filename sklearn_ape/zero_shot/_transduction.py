@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -291,10 +292,8 @@ def _make_graph(embeddings: np.ndarray, damping: float) -> csr_array:
 def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
     """Return the rows of the k nearest neighbours of each L2-normalized embedding."""
     if len(embeddings) > _MAX_EXACT:
-        try:
+        with suppress(ImportError):  # without faiss it takes longer
             return _find_neighbors_with_faiss(embeddings, k)
-        except ImportError:  # slower, but correct
-            pass
     neighbors = np.empty((len(embeddings), k), dtype=np.intp)
     columns = torch.from_numpy(embeddings)
     with make_progress_bar(len(embeddings), None, unit="image", desc="neighbours") as progress:
