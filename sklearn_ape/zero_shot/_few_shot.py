@@ -35,7 +35,7 @@ from ..utils.validation import (
 from ._base import convert_labels, warn_about_numbers
 from ._classifier import ZeroShotClassifier
 from ._label_embeddings import embed_labels
-from ._probe import Examples, ImageVectors, Probe, fit_probe
+from ._probe import Examples, ImageVectors, Probe, fit_probe, make_vectors
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -311,8 +311,8 @@ class FewShotClassifier(ZeroShotClassifier):
 
     def _fit_probe(self, examples: Examples, text: np.ndarray, scale: float) -> None:
         center = examples.find_center()
-        inputs = ImageVectors(None, center).join(examples.embeddings, examples.features)
-        self._set_probe(fit_probe(examples, inputs, text, scale, self.alpha))
+        vectors = make_vectors(examples.embeddings, examples.features, center)
+        self._set_probe(fit_probe(examples, vectors, text, scale, self.alpha))
         # The state for `partial_fit`.
         self._examples, self._center, self._text, self._scale = examples, center, text, scale
 

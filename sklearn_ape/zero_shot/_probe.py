@@ -97,8 +97,10 @@ class Examples(NamedTuple):
         return np.average(self.features, axis=0, weights=self.weights).astype(np.float32)
 
 
-class ImageVectors:
-    """Turns images into the vectors that a probe takes.
+def make_vectors(
+    embeddings: np.ndarray, features: np.ndarray | None, center: np.ndarray | None
+) -> np.ndarray:
+    """Return the vectors of images that a probe takes.
 
     A vector is the embedding, followed by the image features relative to their mean in the
     examples, L2-normalized. Without a mean, it is the embedding. An aligner is trained to match
@@ -106,20 +108,20 @@ class ImageVectors:
     the features are better for images unlike the aligner's training images, and worse
     for images like them.
     """
+    if center is None or features is None:
+        return embeddings
+    return np.hstack([embeddings, normalize_rows(features - center)])
 
-    def __init__(self, aligner: Any, center: np.ndarray | None) -> None:
-        self.aligner = aligner
-        self.center = center
+
+class ImageVectors(NamedTuple):
+    """Turns images into vectors; see `make_vectors`."""
+
+    aligner: Any
+    center: np.ndarray | None
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the vectors of images, or rows of NaN for those that could not be read."""
-        return self.join(*embed_with_features(self.aligner, X))
-
-    def join(self, embeddings: np.ndarray, features: np.ndarray | None) -> np.ndarray:
-        """Return the vectors of images that are already embedded."""
-        if self.center is None or features is None:
-            return embeddings
-        return np.hstack([embeddings, normalize_rows(features - self.center)])
+        return make_vectors(*embed_with_features(self.aligner, X), self.center)
 
 
 class Probe(NamedTuple):
