@@ -281,10 +281,9 @@ class FewShotClassifier(ZeroShotClassifier):
         if self.labels is not None and self._keeps_aligner():
             # Images of no class are for searches that choose the threshold. They are not learned.
             names = resolve_class_names(self.labels)
-            is_class = [value in names or value != self.unknown_label for value in values]
-            weights = weights * is_class
-            labels = zip(values, is_class, strict=True)
-            values = [value if known else next(iter(names)) for value, known in labels]
+            for row, value in enumerate(values):
+                if value not in names and value == self.unknown_label:
+                    values[row], weights[row] = next(iter(names)), 0
         if self.labels is None and classes is not None:
             names = resolve_flat_names(classes)
             check_in_labels(values, names)
