@@ -250,8 +250,8 @@ class SingleLabelClassifier(ZeroShotBase):
         ValueError
             If y has labels that are not in the hierarchy.
         """
-        hits = self._iter_hits_by_level(X, y)
-        return [float(np.mean(of_level)) if of_level else np.nan for of_level in hits]
+        hits_by_level = self._iter_hits_by_level(X, y)
+        return [float(np.mean(hits)) if hits else np.nan for hits in hits_by_level]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Compute the accuracy: the fraction of images whose class is predicted correctly.
