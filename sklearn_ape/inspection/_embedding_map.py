@@ -202,16 +202,14 @@ class EmbeddingMapDisplay:
             If the numbers of components or of items are inconsistent, or there are fewer than
             3 points.
         """
-        named = {"image_embeddings": image_embeddings, "text_embeddings": text_embeddings}
-        sides = [
-            check_array(side, dtype=np.float64, ensure_all_finite="allow-nan", input_name=name)
-            for name, side in named.items()
-        ]
-        n_images, n_texts = map(len, sides)
-        if sides[0].shape[1] != sides[1].shape[1]:
+        options: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
+        image_embeddings = check_array(image_embeddings, input_name="image_embeddings", **options)
+        text_embeddings = check_array(text_embeddings, input_name="text_embeddings", **options)
+        (n_images, width), (n_texts, text_width) = image_embeddings.shape, text_embeddings.shape
+        if width != text_width:
             raise ValueError(
-                f"image_embeddings has {sides[0].shape[1]} components, and text_embeddings has "
-                f"{sides[1].shape[1]}. Pass embeddings of one space, not features."
+                f"image_embeddings has {width} components, and text_embeddings has {text_width}. "
+                "Pass embeddings of one space, not features."
             )
         images = check_items(images, n_images, "images", "image")
         if text_labels is None and labels is not None and len(labels) == n_texts == n_images:
@@ -219,6 +217,7 @@ class EmbeddingMapDisplay:
         labels = check_items(labels, n_images, "labels", "image")
         text_labels = check_items(text_labels, n_texts, "text_labels", "text")
         pairs = resolve_pairs(pairs, n_images, n_texts)
+        sides = [image_embeddings, text_embeddings]
         points, axis_names = _project(sides, reducer, center, random_state)
         return cls(
             points[:n_images],
