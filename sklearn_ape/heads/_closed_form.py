@@ -25,12 +25,16 @@ class BaseMap(nn.Module):
     ----------
     n_in, n_out : int
         Number of features, and size of the embeddings.
+    **buffers : torch.Tensor
+        Tensors of the map, by the names of their attributes.
     """
 
-    def __init__(self, n_in: int, n_out: int) -> None:
+    def __init__(self, n_in: int, n_out: int, **buffers: torch.Tensor) -> None:
         super().__init__()
         self.n_in = n_in
         self.n_out = n_out
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
 
 
 class KernelMap(BaseMap):
@@ -75,11 +79,7 @@ class KernelMap(BaseMap):
     def __init__(self, anchors: Any, coefficients: Any, gamma: float) -> None:
         anchors = _as_finite_tensor("anchors", anchors, 2)
         coefficients = _as_finite_tensor("coefficients", coefficients, 2)
-        if len(anchors) != len(coefficients):
-            raise ValueError(
-                f"anchors and coefficients have different lengths, {len(anchors)} and "
-                f"{len(coefficients)}. Pass one row of coefficients per anchor."
-            )
+        _check_same_length(anchors=anchors, coefficients=coefficients)
         # The tolerance admits anchors that were rounded to half precision.
         invalid_rows = torch.nonzero((anchors.norm(dim=1) - 1).abs() > 1e-3)
         if len(invalid_rows):
@@ -90,10 +90,8 @@ class KernelMap(BaseMap):
         gamma_tensor = _as_finite_tensor("gamma", gamma, 0)
         if not gamma_tensor > 0:  # a tiny gamma is 0 in single precision
             raise ValueError(f"gamma must be positive in single precision, not {gamma!r}.")
-        super().__init__(anchors.shape[1], coefficients.shape[1])
-        self.register_buffer("anchors", anchors)
-        self.register_buffer("coefficients", coefficients)
-        self.register_buffer("gamma", gamma_tensor)
+        buffers = {"anchors": anchors, "coefficients": coefficients, "gamma": gamma_tensor}
+        super().__init__(anchors.shape[1], coefficients.shape[1], **buffers)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
@@ -117,14 +115,9 @@ class _CenteredMap(BaseMap):
     def __init__(self, mean: Any, matrix: Any) -> None:
         name = self._matrix_name
         mean, matrix = _as_finite_tensor("mean", mean, 1), _as_finite_tensor(name, matrix, 2)
-        if len(mean) != len(matrix):
-            raise ValueError(
-                f"mean and {name} have different lengths, {len(mean)} and {len(matrix)}. Pass one "
-                f"row of {name} per feature."
-            )
-        super().__init__(*matrix.shape)
-        self.register_buffer("mean", mean)
-        self.register_buffer(name, matrix)
+        buffers = {"mean": mean, name: matrix}
+        _check_same_length(**buffers)
+        super().__init__(*matrix.shape, **buffers)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
@@ -252,15 +245,10 @@ class ConSEMap(BaseMap):
     def __init__(self, weights: Any, embeddings: Any, threshold: float) -> None:
         weights = _as_finite_tensor("weights", weights, 2)
         embeddings = _as_finite_tensor("embeddings", embeddings, 2)
-        if len(weights) != len(embeddings):
-            raise ValueError(
-                f"weights and embeddings have different lengths, {len(weights)} and "
-                f"{len(embeddings)}. Pass one embedding per class."
-            )
-        super().__init__(weights.shape[1], embeddings.shape[1])
-        self.register_buffer("weights", weights)
-        self.register_buffer("embeddings", embeddings)
-        self.register_buffer("threshold", _as_finite_tensor("threshold", threshold, 0))
+        _check_same_length(weights=weights, embeddings=embeddings)
+        buffers = {"weights": weights, "embeddings": embeddings}
+        buffers["threshold"] = _as_finite_tensor("threshold", threshold, 0)
+        super().__init__(weights.shape[1], embeddings.shape[1], **buffers)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
@@ -310,16 +298,11 @@ class ClosedFormHead(Head):
             raise ValueError(
                 f"base, a {type(base).__name__}, has parameters. Pass a map that has buffers only."
             )
-        sizes = (base.n_in, base.n_out)
-        if residual is not None and (residual.n_in, residual.n_out) != sizes:
-            raise ValueError(
-                f"base and residual have different sizes: {base.n_in} to {base.n_out}, and "
-                f"{residual.n_in} to {residual.n_out}. Pass a residual with the sizes of base."
-            )
-        super().__init__(*sizes, standardize=False)
+        super().__init__(base.n_in, base.n_out, standardize=False)
         self.base = base
         self.residual = residual
         if residual is not None:
+            _check_same_sizes(base=base, residual=residual)
             residual.start_at_zero()
             self.register_buffer("scale", torch.ones(()))
 
@@ -368,11 +351,7 @@ class BlendedHead(Head):
     weight: torch.Tensor
 
     def __init__(self, first: Head, second: Head, weight: float) -> None:
-        if (first.n_in, first.n_out) != (second.n_in, second.n_out):
-            raise ValueError(
-                f"first and second have different sizes: {first.n_in} to {first.n_out}, and "
-                f"{second.n_in} to {second.n_out}. Pass heads with the same sizes."
-            )
+        _check_same_sizes(first=first, second=second)
         if not 0 <= weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, not {weight!r}.")
         super().__init__(first.n_in, first.n_out, standardize=False)
@@ -428,14 +407,12 @@ class ExtendedHead(Head):
     ) -> None:
         super().__init__(base.n_in, base.n_out, standardize=False)
         shift = _as_finite_tensor("shift", shift, 1)
-        sizes = (base.n_in, base.n_out)
-        if len(shift) != base.n_out or (
-            correction is not None and (correction.n_in, correction.n_out) != sizes
-        ):
+        if len(shift) != base.n_out:
             raise ValueError(
-                f"shift or correction differs in size from base, which maps {base.n_in} to "
-                f"{base.n_out}. Pass a shift and a correction with these sizes."
+                f"shift has {len(shift)} values. Pass the n_out of base, {base.n_out}."
             )
+        if correction is not None:
+            _check_same_sizes(base=base, correction=correction)
         self.base = base
         self.register_buffer("scale", _as_finite_tensor("scale", scale, 0))
         self.register_buffer("shift", shift)
@@ -457,3 +434,23 @@ def _as_finite_tensor(name: str, values: Any, ndim: int) -> torch.Tensor:
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} contains NaN or infinity, or values too large for float32.")
     return tensor
+
+
+def _check_same_length(**tensors: torch.Tensor) -> None:
+    """Raise ValueError, with the names, if two tensors differ in their numbers of rows."""
+    (first, first_tensor), (second, second_tensor) = tensors.items()
+    if len(first_tensor) != len(second_tensor):
+        raise ValueError(
+            f"{first} and {second} have different lengths, {len(first_tensor)} and "
+            f"{len(second_tensor)}. Pass one row of {second} per row of {first}."
+        )
+
+
+def _check_same_sizes(**parts: Head | BaseMap) -> None:
+    """Raise ValueError, with the names, if two heads or maps differ in their sizes."""
+    (first, first_part), (second, second_part) = parts.items()
+    if (first_part.n_in, first_part.n_out) != (second_part.n_in, second_part.n_out):
+        raise ValueError(
+            f"{first} and {second} have different sizes: {first_part.n_in} to {first_part.n_out}, "
+            f"and {second_part.n_in} to {second_part.n_out}. Pass parts with the same sizes."
+        )
