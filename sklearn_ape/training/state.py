@@ -15,6 +15,9 @@ from ..persistence.mixins import FittedState
 from .callbacks import BestEpoch, find_best_epoch
 from .net import AlignmentNet
 
+# Attributes of a schedule that say at which step it is.
+_SCHEDULE_KEYS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
+
 
 class SaveState(Callback):
     """Save the state of a training run after its epochs, and resume from a state, if any.
@@ -60,7 +63,7 @@ def get_state(net: AlignmentNet) -> dict[str, Any]:
 
     Its arrays share the memory of the net, which is being trained on `PairBatches`.
     """
-    callbacks = dict(net.callbacks_)
+    schedule = _get_schedule(net)
     best = find_best_epoch(net)
     generators: Any = _get_generators(net.device)
     generators = [generators] if net.ranks is None else net.ranks.all_gather(generators)
@@ -68,7 +71,7 @@ def get_state(net: AlignmentNet) -> dict[str, Any]:
         "module": _to_arrays(_drop_frozen(net.module_, net.module_.state_dict())),
         "criterion": _to_arrays(net.criterion_.state_dict()),
         "optimizer": _get_optimizer_state(net.optimizer_),
-        "schedules": {"schedule": _get_schedule_state(callbacks["schedule"].lr_scheduler_)},
+        "schedules": {"schedule": {name: getattr(schedule, name) for name in _SCHEDULE_KEYS}},
         "generators": generators,
         "batches": net.batches_.generator_states(),
         "history": [
@@ -86,14 +89,12 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
     ValueError is raised if the state does not fit the net.
     """
     values = FittedState(state, "the state of the training")
-    callbacks: dict[str, Any] = dict(net.callbacks_)
     try:
         _load_weights(net.module_, values.value("module"))
         _load_weights(net.criterion_, values.value("criterion"))
         _restore_optimizer(net.optimizer_, values.value("optimizer"))
-        scheduler = callbacks["schedule"].lr_scheduler_
-        schedule = values.value("schedules")["schedule"]
-        scheduler.load_state_dict({**scheduler.state_dict(), **schedule})
+        schedule = _get_schedule(net)
+        schedule.load_state_dict(schedule.state_dict() | values.value("schedules")["schedule"])
         rows = values.value("history")
         for row in rows:
             net.history.new_epoch()
@@ -156,10 +157,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, values: dict[str, Any])
     optimizer.load_state_dict(state)
 
 
-def _get_schedule_state(scheduler: Any) -> dict[str, Any]:
-    """Return the numbers that say at which step a scheduler is."""
-    names = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
-    return {name: getattr(scheduler, name) for name in names}
+def _get_schedule(net: AlignmentNet) -> Any:
+    return dict(net.callbacks_)["schedule"].lr_scheduler_
 
 
 def _get_generators(device: torch.device) -> dict[str, np.ndarray]:
