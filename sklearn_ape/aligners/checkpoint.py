@@ -231,12 +231,9 @@ class Checkpoint:
         self.ranks = ranks
         self.seed = seed
         self._file: TrainingFile | None = None
-        self._finished: dict[str, Any] | None = None
-        self._phase = ""
-        self._state: dict[str, Any] | None = None
+        self._content: dict[str, Any] = {}  # values that were read from the file
         # Result of the search for the best epoch, if it is finished.
         self.result: TrainingResult | None = None
-        self._is_stopped = False
         self._next_write = -np.inf
         self.is_enabled = broadcast(ranks, aligner.checkpoint is not None)
         if self.is_enabled and is_first_rank(ranks):
@@ -260,13 +257,10 @@ class Checkpoint:
         content = broadcast(self.ranks, content)
         if isinstance(content, Exception):
             raise content
-        if content is not None and "learned" in content:
-            self._finished = content
-        elif content is not None:
-            self.seed = content["seed"]
-            self._phase, self._state = content["phase"], content["state"]
-            if content["course"] is not None:
-                self.result = TrainingResult(**content["course"])
+        self._content = content or {}
+        self.seed = self._content.get("seed", self.seed)
+        if self._content.get("course") is not None:
+            self.result = TrainingResult(**self._content["course"])
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
@@ -278,9 +272,9 @@ class Checkpoint:
 
     def restore(self) -> bool:
         """Restore the result of a finished training; return whether there was one."""
-        if self._finished is None:
+        if "learned" not in self._content:
             return False
-        self.aligner._set_result(self._finished["learned"], self._finished["logit_scale"])
+        self.aligner._set_result(self._content["learned"], self._content["logit_scale"])
         return True
 
     def make_callbacks(self, phase: str) -> list[Any]:
@@ -288,10 +282,10 @@ class Checkpoint:
 
         Each phase of the training has its own net.
         """
-        if not self.is_enabled or self._is_stopped:
+        if not self.is_enabled:
             return []
-        state = self._state if phase == self._phase else None
-        self._state = None
+        is_resumed = phase == self._content.get("phase")
+        state = self._content.pop("state", None) if is_resumed else None
         return [("checkpoint", SaveState(lambda get: self._save(phase, get), state))]
 
     def note_result(self, result: TrainingResult) -> None:
@@ -302,11 +296,11 @@ class Checkpoint:
 
     def stop(self) -> None:
         """Stop writing, so that the next fit resumes from the last state before an interrupt."""
-        self._is_stopped = True
+        self.is_enabled = False
 
     def begin(self, phase: str) -> None:
         """Record that a phase begins, so that earlier phases are not repeated."""
-        if self.is_enabled and not self._is_stopped and phase != self._phase:
+        if self.is_enabled and phase != self._content.get("phase"):
             self._write(phase, None)
 
     def finish(self) -> None:
@@ -315,7 +309,7 @@ class Checkpoint:
         The next fit must train if it draws a new seed, or if there are callbacks. Callbacks can
         change weights, and their code may have changed by then.
         """
-        if self._file is None or self._is_stopped:
+        if self._file is None or not self.is_enabled:
             return
         if self.aligner.random_state is None or self.aligner.callbacks:
             self._file.remove()
