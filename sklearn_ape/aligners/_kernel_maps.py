@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,129 +74,114 @@ def make_kernel_maps(
     targets = Targets(data, image_map)
     if gamma == "scale":
         gamma = scale_gamma(targets.compute_mean_text(np.float32))
-    gamma = float(gamma)
     if max_anchors == "auto":
         max_anchors = count_default_anchors(len(targets.texts), device)
-    limit = int(max_anchors)
-    n_signs = _N_SIGNS if max_predicted_texts else 0
-    shape = (len(data.image), n_signs)
+    shape = (len(data.image), _N_SIGNS if max_predicted_texts else 0)
     image_signs = 2 * np.random.RandomState(seed).randint(2, size=shape, dtype=np.int8) - 1
-    signs = targets.average_by_text(image_signs)
-    if len(targets.texts) > limit:
-        # Nyström approximation: some of the texts serve as anchors, and all are fitted.
-        chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
-        anchors = targets.normalize_texts(chosen)
-        solved = _solve_nystroem(targets, anchors, ridge, gamma, signs, device, verbose)
-        coefficients = solved[:, : image_map.n_out]
+    regression = _Regression(targets, float(gamma), ridge, image_signs, device, verbose)
+    limit = int(max_anchors)
+    if len(targets.texts) <= limit:
+        return regression.solve_exactly(held_out_texts)
+    # Nyström approximation: some of the texts serve as anchors, and all are fitted.
+    chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
+    return regression.solve_nystroem(targets.normalize_texts(chosen), max_predicted_texts)
+
+
+class _Regression(NamedTuple):
+    """Kernel ridge regression from texts to `targets` and to the mean signs of their images.
+
+    `image_signs` are random vectors by which the share of each image in the predictions for its
+    texts is estimated. Without columns, the predictions are not returned.
+    """
+
+    targets: Targets
+    gamma: float
+    ridge: float
+    image_signs: np.ndarray
+    device: torch.device
+    verbose: int | None
+
+    def solve_exactly(self, held_out_texts: Any) -> Maps:
+        """Return the maps with all texts as anchors."""
+        targets, n_out = self.targets, self.targets.image.n_out
+        has_signs = self.image_signs.shape[1] > 0
+        is_held_out = np.isin(targets.texts, held_out_texts)
+        order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
+        n_held_out = int(is_held_out.sum())
+        anchors = targets.normalize_texts(order)
+        if not anchors.any():  # a single text of zeros with target zero: any anchor will do
+            anchors[:, 0] = 1
+        right = np.concatenate([block_targets for _, block_targets in targets])[order]
+        # Dividing the ridge by the number of images of a text weights the text by its images.
+        ridges = (self.ridge / targets.counts)[order]
+        if has_signs:
+            right = np.hstack([right, targets.average_by_text(self.image_signs)[order]])
+        solution = solve_kernel_ridge(
+            anchors, ridges, right, self.gamma, self.device, self.verbose, n_held_out
+        )
+        held_out_text = fit = None
+        if solution.residuals is not None and n_held_out:
+            held_out_text = normalize_rows((right[-n_held_out:] - solution.residuals)[:, :n_out])
+        if has_signs:
+            # With the inverse of (K + ridges), the predictions K @ inverse @ right are
+            # right - ridges * inverse @ right.
+            right -= ridges[:, None] * solution.coefficients
+            fit = self._make_fit(order, right)
+        kernel_map = KernelMap(anchors, solution.coefficients[:, :n_out], self.gamma)
+        return Maps(targets.image, kernel_map, held_out_text, fit)
+
+    def solve_nystroem(self, anchors: np.ndarray, max_predicted_texts: int) -> Maps:
+        """Return the maps with the coefficients of anchors that fit all texts best.
+
+        The predictions are those for at most `max_predicted_texts`.
+        """
+        targets, device, n_out = self.targets, self.device, self.targets.image.n_out
+        signs = targets.average_by_text(self.image_signs)
+        landmarks = torch.as_tensor(anchors).to(device)
+        counts = torch.as_tensor(targets.counts).to(device)
+        right = torch.zeros(len(anchors), n_out + signs.shape[1], device=device)
+
+        def compute_kernel(rows: Any) -> torch.Tensor:
+            texts = torch.as_tensor(targets.normalize_texts(rows)).to(device)
+            return kernel(texts, landmarks, self.gamma)
+
+        def iter_kernels(block: slice) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+            for part in gen_batches(block.stop - block.start, BLOCK_SIZE):
+                rows = slice(block.start + part.start, block.start + part.stop)
+                rows_kernel = compute_kernel(rows)
+                yield part, rows_kernel, (rows_kernel * counts[rows, None]).T
+
+        def make_matrix() -> torch.Tensor:
+            matrix = kernel(landmarks, landmarks, self.gamma).mul_(self.ridge)
+            for block in targets.blocks:
+                for _, rows_kernel, weighted in iter_kernels(block):
+                    matrix.addmm_(weighted, rows_kernel)
+            # Anchors that are nearly equal would make the matrix singular in single precision.
+            matrix.diagonal().add_(1e-5 * float(matrix.diagonal().max()))
+            return matrix
+
+        for block, block_targets in targets:
+            block_right = np.hstack([block_targets, signs[block]])
+            for part, _, weighted in iter_kernels(block):
+                right += weighted @ torch.as_tensor(block_right[part]).to(device)
+        coefficients = solve_positive_definite(make_matrix, right, self.verbose).coefficients
         fit = None
         if max_predicted_texts:
             rows = choose_evenly_spaced(len(targets.texts), max_predicted_texts)
-            fit = _predict_texts(targets, rows, anchors, solved, gamma, image_signs, device)
-        return Maps(image_map, KernelMap(anchors, coefficients, gamma), fit=fit)
-    return _solve_exactly(
-        targets, ridge, gamma, signs, image_signs, held_out_texts, device, verbose
-    )
+            columns = torch.as_tensor(coefficients).to(device)
+            predictions = np.empty((len(rows), coefficients.shape[1]), dtype=np.float32)
+            for part in gen_batches(len(rows), BLOCK_SIZE):
+                predictions[part] = (compute_kernel(rows[part]) @ columns).cpu().numpy()
+            fit = self._make_fit(rows, predictions)
+        kernel_map = KernelMap(anchors, coefficients[:, :n_out], self.gamma)
+        return Maps(targets.image, kernel_map, fit=fit)
 
-
-def _solve_exactly(
-    targets: Targets,
-    ridge: float,
-    gamma: float,
-    signs: np.ndarray,
-    image_signs: np.ndarray,
-    held_out_texts: Any,
-    device: torch.device,
-    verbose: int | None,
-) -> Maps:
-    """Return the maps with all texts as anchors, and the fit if there are signs."""
-    has_signs = image_signs.shape[1] > 0
-    is_held_out = np.isin(targets.texts, held_out_texts)
-    order = np.argsort(is_held_out, kind="stable")  # the held-out texts are last
-    n_held_out = int(is_held_out.sum())
-    anchors = targets.normalize_texts(order)
-    if not anchors.any():  # a single text of zeros with target zero: any anchor will do
-        anchors[:, 0] = 1
-    right = np.concatenate([block_targets for _, block_targets in targets])[order]
-    # Dividing the ridge by the number of images of a text weights the text by its images.
-    ridges = (ridge / targets.counts)[order]
-    if has_signs:
-        right = np.hstack([right, signs[order]])
-    solution = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose, n_held_out)
-    n_out = targets.image.n_out
-    coefficients = solution.coefficients[:, :n_out]
-    held_out_text = fit = None
-    if solution.residuals is not None and n_held_out:
-        held_out_text = normalize_rows((right[-n_held_out:] - solution.residuals)[:, :n_out])
-    if has_signs:
-        # With the inverse of (K + ridges), the predictions K @ inverse @ right are
-        # right - ridges * inverse @ right.
-        right -= ridges[:, None] * solution.coefficients
-        predictions, predicted_signs = np.split(right, [n_out], axis=1)
-        texts = targets.texts[order]
-        fit = TextFit(texts, predictions, image_signs, predicted_signs, targets.mean)
-    return Maps(targets.image, KernelMap(anchors, coefficients, gamma), held_out_text, fit)
-
-
-def _solve_nystroem(
-    targets: Targets,
-    anchors: np.ndarray,
-    ridge: float,
-    gamma: float,
-    signs: np.ndarray,
-    device: torch.device,
-    verbose: int | None,
-) -> np.ndarray:
-    """Return the coefficients of anchors by which targets and signs of all texts are fitted best.
-
-    Those of the signs are the last columns.
-    """
-    landmarks = torch.as_tensor(anchors).to(device)
-    counts = torch.as_tensor(targets.counts).to(device)
-    n_out = targets.image.n_out
-    right = torch.zeros(len(anchors), n_out + signs.shape[1], device=device)
-
-    def iter_kernels(block: slice) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        for part in gen_batches(block.stop - block.start, BLOCK_SIZE):
-            rows = slice(block.start + part.start, block.start + part.stop)
-            texts = torch.as_tensor(targets.normalize_texts(rows)).to(device)
-            rows_kernel = kernel(texts, landmarks, gamma)
-            yield part, rows_kernel, (rows_kernel * counts[rows, None]).T
-
-    def make_matrix() -> torch.Tensor:
-        matrix = kernel(landmarks, landmarks, gamma).mul_(ridge)
-        for block in targets.blocks:
-            for _, rows_kernel, weighted in iter_kernels(block):
-                matrix.addmm_(weighted, rows_kernel)
-        # Anchors that are nearly equal would make the matrix singular in single precision.
-        matrix.diagonal().add_(1e-5 * float(matrix.diagonal().max()))
-        return matrix
-
-    for block, block_targets in targets:
-        block_right = np.hstack([block_targets, signs[block]])
-        for part, _, weighted in iter_kernels(block):
-            right += weighted @ torch.as_tensor(block_right[part]).to(device)
-    return solve_positive_definite(make_matrix, right, verbose).coefficients
-
-
-def _predict_texts(
-    targets: Targets,
-    rows: np.ndarray,
-    anchors: np.ndarray,
-    solved: np.ndarray,
-    gamma: float,
-    image_signs: np.ndarray,
-    device: torch.device,
-) -> TextFit:
-    """Return the fit of some of the texts by a Nyström approximation."""
-    landmarks, columns = (torch.as_tensor(values).to(device) for values in (anchors, solved))
-    n_out = targets.image.n_out
-    predictions = np.empty((len(rows), n_out), dtype=np.float32)
-    predicted_signs = np.empty((len(rows), image_signs.shape[1]), dtype=np.float32)
-    for part in gen_batches(len(rows), BLOCK_SIZE):
-        texts = torch.as_tensor(targets.normalize_texts(rows[part])).to(device)
-        output = (kernel(texts, landmarks, gamma) @ columns).cpu().numpy()
-        predictions[part], predicted_signs[part] = output[:, :n_out], output[:, n_out:]
-    return TextFit(targets.texts[rows], predictions, image_signs, predicted_signs, targets.mean)
+    def _make_fit(self, rows: np.ndarray, predictions: np.ndarray) -> TextFit:
+        """Return the fit for some rows of the texts; predictions of signs are the last columns."""
+        targets = self.targets
+        predicted, predicted_signs = np.split(predictions, [targets.image.n_out], axis=1)
+        texts = targets.texts[rows]
+        return TextFit(texts, predicted, self.image_signs, predicted_signs, targets.mean)
 
 
 def count_predicted_texts(n_out: int) -> int:
