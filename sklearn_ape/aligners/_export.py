@@ -6,7 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,29 +89,23 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_optional(package, package=package, extra="onnx", purpose="export_onnx")
     target = expand_user(folder)
-    with ExitStack() as cleanup:
-        if not target.exists():
-            cleanup.callback(_remove_if_empty, target)
-        target.mkdir(parents=True, exist_ok=True)
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    sizes = {"image": aligner.n_features_in_, "text": aligner.n_text_features_in_}
+    try:
         # Written to a temporary folder first, so that a failed export leaves existing files in
         # place.
-        temporary_folder = cleanup.enter_context(
-            tempfile.TemporaryDirectory(prefix=".onnx-", dir=target)
-        )
-        for side, n_features in (
-            ("image", aligner.n_features_in_),
-            ("text", aligner.n_text_features_in_),
-        ):
-            path = Path(temporary_folder) / f"{side}_head.onnx"
-            _export(aligner._make_network(side), n_features, path)
-            _check_embeddings(path, n_features, partial(aligner._embed, side))
-        for path in Path(temporary_folder).glob("*_head.onnx"):
-            path.replace(target / path.name)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
+        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as temporary_folder:
+            for side, n_features in sizes.items():
+                path = Path(temporary_folder) / f"{side}_head.onnx"
+                _export(aligner._make_network(side), n_features, path)
+                _check_embeddings(path, n_features, partial(aligner._embed, side))
+            for path in Path(temporary_folder).glob("*_head.onnx"):
+                path.replace(target / path.name)
+    finally:
+        if is_new:
+            with suppress(OSError):  # the folder is not empty unless the export failed
+                target.rmdir()
 
 
 def _export(module: nn.Module, n_features: int, path: Path) -> None:
