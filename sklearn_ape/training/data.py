@@ -87,16 +87,13 @@ class PairDataset(Dataset):
         """
         if self.items is None:
             return self
-        _, first_image, image_rows = np.unique(
-            self.items[:, 0], return_index=True, return_inverse=True
-        )
-        texts, first_text, text_rows = np.unique(
-            self.items[:, 2], return_index=True, return_inverse=True
-        )
+        images, image_rows, texts, text_rows = self.items.T
+        _, first_image, image = np.unique(images, return_index=True, return_inverse=True)
+        _, first_text, text = np.unique(texts, return_index=True, return_inverse=True)
         return PairDataset(
-            select(self.image, self.items[first_image, 1]),
-            select(self.text, self.items[first_text, 3]),
-            drop_repeated_pairs(image_rows, text_rows, len(texts)),
+            select(self.image, image_rows[first_image]),
+            select(self.text, text_rows[first_text]),
+            drop_repeated_pairs(image, text, len(first_text)),
         )
 
     def features(self, index: Any) -> dict[str, torch.Tensor]:
