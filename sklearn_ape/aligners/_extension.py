@@ -11,6 +11,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ..encoders.base import FrozenEncoder
+from ..encoders.resolve import resolve_encoder
 from ..heads import ExtendedHead, KernelMap, TwoTower
 from ..training.data import PairDataset
 from ..training.net import embed_pairs
@@ -49,6 +50,8 @@ def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
     models. If other settings differ, those of the base are used, with a warning. Encoders that
     learn, such as TfidfVectorizer, stay as they were fitted.
     """
+    if encoder is not None:
+        encoder = resolve_encoder(encoder, side)
     expected = unfreeze(getattr(base, f"{side}_encoder_", None))
     if expected is None:
         return encoder

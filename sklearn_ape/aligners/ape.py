@@ -14,7 +14,6 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from ..devices import default_state, resolve_device
-from ..encoders.resolve import resolve_encoder
 from ..heads import HEAD_KINDS, TwoTower, hidden_width
 from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult
@@ -346,10 +345,11 @@ class APEAligner(HeadsMixin, TrainedAligner):
         with default_state(), restored_on_failure(self):
             self.device_ = resolve_device(self.device)
             self._forget_fit()
-            for side, values in (("image", X), ("text", y)):
-                encoder = self._choose_encoder(base, side, values)
-                if encoder is not None:  # fitted in place of the parameter, which stays unchanged
-                    setattr(self, f"{side}_encoder_", encoder)
+            # These encoders are fitted in place of the parameters, which stay unchanged.
+            if self.image_encoder is not None or holds_images(X):
+                self.image_encoder_ = choose_encoder(self.image_encoder, base, "image")
+            if y is not None and holds_texts(as_sequence(y)):
+                self.text_encoder_ = choose_encoder(self.text_encoder, base, "text")
             data = self._fit_pairs(X, y)
 
             def solve(pairs: PairDataset) -> TwoTower:
@@ -364,18 +364,6 @@ class APEAligner(HeadsMixin, TrainedAligner):
             self._set_bank(data)
         context.end()
         return self
-
-    def _choose_encoder(self, base: Any, side: str, values: Any) -> Any:
-        """Return the encoder of one side for its values, or None if they are features."""
-        encoder = getattr(self, f"{side}_encoder")
-        if side == "text":
-            takes_items = values is not None and holds_texts(as_sequence(values))
-        else:
-            takes_items = encoder is not None or holds_images(values)
-        if not takes_items:
-            return None
-        encoder = None if encoder is None else resolve_encoder(encoder, side)
-        return choose_encoder(encoder, base, side)
 
     def _get_recorded_params(self) -> dict[str, Any]:
         params = super()._get_recorded_params()
