@@ -158,6 +158,10 @@ class TrainingRun(NamedTuple):
         return callbacks if best is None else [*callbacks, ("stop", StopWhenPatient(best))]
 
 
+TrainedModule = tuple[TwoTower, float, TrainingResult]
+"""A trained module, its logit scale, and the history of the training."""
+
+
 class TrainedAligner(BaseAligner):
     """Base class of aligners that are trained by gradient descent.
 
@@ -171,9 +175,7 @@ class TrainedAligner(BaseAligner):
     _can_choose_epochs: ClassVar = False
 
     @abstractmethod
-    def _train(
-        self, data: PairDataset, run: TrainingRun
-    ) -> tuple[TwoTower, float, TrainingResult]:
+    def _train(self, data: PairDataset, run: TrainingRun) -> TrainedModule:
         """Return a trained module, its logit scale, and the history of the training."""
 
     @with_callbacks

@@ -16,7 +16,6 @@ from sklearn.utils.validation import check_is_fitted
 from ..devices import default_state, resolve_device
 from ..heads import HEAD_KINDS, TwoTower, hidden_width
 from ..persistence.mixins import FittedState
-from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, check_warmup
 from ..utils.messages import warn
@@ -26,7 +25,7 @@ from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_hea
 from ._closed_form import fit_held_out_logit_scale, make_embedders
 from ._extension import choose_encoder, extend, resolve_base
 from ._serialization import HeadsMixin
-from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun
+from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainedModule, TrainingRun
 from .pairs import as_sequence, holds_images, holds_texts
 
 # Number of steps for max_epochs="auto", and bounds of the number of epochs. On 30,000 pairs of
@@ -373,9 +372,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             params["init"] = None
         return params
 
-    def _train(
-        self, data: PairDataset, run: TrainingRun
-    ) -> tuple[TwoTower, float, TrainingResult]:
+    def _train(self, data: PairDataset, run: TrainingRun) -> TrainedModule:
         head_config = HeadConfig(**{name: getattr(self, name) for name in HeadConfig._fields})
         if self.init != "auto":
             return train_heads(head_config, data, run)

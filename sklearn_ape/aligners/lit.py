@@ -15,18 +15,13 @@ import torch
 from ..devices import resolve_device
 from ..heads import FrozenHead, TwoTower, get_head_state, restore_head
 from ..persistence.mixins import FittedState
-from ..training.callbacks import (
-    TrainingResult,
-    ValidationRecall,
-    collect_result,
-    make_standard_callbacks,
-)
+from ..training.callbacks import ValidationRecall, collect_result, make_standard_callbacks
 from ..training.data import PairDataset, as_tensor
 from ..training.distributed import current_ranks
 from ..training.net import embed, make_net
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._text_tower import TextTower
-from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainingRun
+from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainedModule, TrainingRun
 
 # Number of captions from whose features the linear map is initialized.
 _N_STATISTICS = 1000
@@ -215,9 +210,7 @@ class LiTAligner(TrainedAligner):
         finally:
             self.__dict__.pop("_tower", None)  # which `_encode_texts` sets for `_train`
 
-    def _train(
-        self, data: PairDataset, run: TrainingRun
-    ) -> tuple[TwoTower, float, TrainingResult]:
+    def _train(self, data: PairDataset, run: TrainingRun) -> TrainedModule:
         config, tower = replace(run.config, clip_norm=_CLIP_NORM), self._tower
         train, valid = run.split(data)
         train = _as_tensors(train)
