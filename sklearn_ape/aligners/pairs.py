@@ -23,7 +23,6 @@ from ..utils.linalg import compute_covariance, compute_mean, iter_centered
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list, get_first, is_row, number_groups
 
-_MAX_SHOWN = 5
 _BLOCK_SIZE = 1024  # rows of features that are digested together
 
 # Smallest share of items with the same features as another item that is reported. A few images
@@ -113,12 +112,8 @@ def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
                 captions.append(str.__str__(caption))
                 rows.append(row)
     if errors:
-        shown = "\n".join(f"  row {row}: {errors[row]}" for row in sorted(errors)[:_MAX_SHOWN])
-        more = f"\n  and {len(errors) - _MAX_SHOWN} more" if len(errors) > _MAX_SHOWN else ""
-        raise ValueError(
-            f"{len(errors)} of {len(y)} captions cannot be used:\n{shown}{more}\n"
-            "Pass a text for each of these images, or leave the images out."
-        )
+        remedy = "Pass a text for each of these images, or leave the images out."
+        raise ValueError(summarize_errors(errors, "caption") + remedy)
     return captions, np.array(rows, dtype=np.intp)
 
 
