@@ -25,7 +25,7 @@ from ..training.callbacks import (
 from ..training.data import PairDataset, split_pairs, subset
 from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
-from ..utils.messages import shows_progress, warn
+from ..utils.messages import shows_progress
 from ..utils.sklearn_compat import FitContext, reports_fit, restored_on_failure, with_callbacks
 from ..utils.validation import (
     check_boolean,
@@ -37,7 +37,7 @@ from ..utils.validation import (
 )
 from ._base import BaseAligner
 from .checkpoint import Checkpoint, prepare_folder, remove_name
-from .pairs import count_equal
+from .pairs import warn_about_equal
 
 # Parameters that may differ between ranks and between a training and its resumption. Encoders and
 # head pairs are compared by the features that they return.
@@ -251,14 +251,13 @@ class TrainedAligner(BaseAligner):
             ("X", "image", images, image_rows, "one row per image and a list of its captions"),
             ("y", "text", texts, text_rows, "captions, which are identified by their text"),
         ):
-            row_of_item = rows[np.unique(items, return_index=True)[1]]
-            takes_features = not hasattr(self, f"{side}_encoder_")
-            if takes_features and (n_equal := count_equal(row_of_item)):
-                warn(
-                    f"{n_equal:,} of the {len(row_of_item):,} rows of {name} have the same "
-                    "features as another row. Every row counts as a separate item, and ties count "
-                    f"against the recall in history_. Pass {advice}."
+            if not hasattr(self, f"{side}_encoder_"):
+                row_of_item = rows[np.unique(items, return_index=True)[1]]
+                consequence = (
+                    "Every row counts as a separate item, and ties count against the recall in "
+                    f"history_. Pass {advice}."
                 )
+                warn_about_equal("row", name, row_of_item, consequence)
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
         self.__dict__.update(get_fitted_attributes(module, logit_scale))

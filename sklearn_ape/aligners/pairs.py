@@ -156,7 +156,7 @@ class EncodedPairs(NamedTuple):
 
     `image` has one row per row of X. `text` has one row per distinct caption if `are_captions`,
     else one per row of y. `image_digests` are digests of the content of the images, or None if X
-    holds features.
+    holds features. `groups` are the groups of the pairs, or None.
     """
 
     image: Any
@@ -165,6 +165,7 @@ class EncodedPairs(NamedTuple):
     text_rows: np.ndarray
     image_digests: np.ndarray | None = None
     are_captions: bool = False
+    groups: np.ndarray | None = None
 
     @property
     def image_items(self) -> np.ndarray:
@@ -189,13 +190,9 @@ def make_distinct_pairs(encoded: EncodedPairs) -> PairDataset:
 
     Pairs with a row that could not be encoded are left out, with a warning.
     """
-    encoded, _ = _drop_missing(encoded)
-    image, image_rows = _merge_rows(
-        encoded.image, encoded.image_rows, _digest_rows(encoded.image, encoded.image_rows)
-    )
-    text, text_rows = _merge_rows(
-        encoded.text, encoded.text_rows, _digest_rows(encoded.text, encoded.text_rows)
-    )
+    encoded = _drop_missing(encoded)
+    image, image_rows = _merge_rows(encoded.image, encoded.image_rows)
+    text, text_rows = _merge_rows(encoded.text, encoded.text_rows)
     image_items, text_items = encoded.image_items, encoded.text_rows
     n_images, n_texts = (len(np.unique(items)) for items in (image_items, text_items))
     if len(image) == 1 < max(n_images, n_texts):
@@ -214,10 +211,11 @@ def make_item_pairs(encoded: EncodedPairs, groups: Any = None) -> PairDataset:
     captions of a group belong together, and rows of a group with equal features are one image or
     caption.
     """
-    group = None
     if groups is not None:
         group = number_groups(groups, len(encoded.image))[encoded.image_rows]
-    encoded, group = _drop_missing(encoded, group)
+        encoded = encoded._replace(groups=group)
+    encoded = _drop_missing(encoded)
+    group = encoded.groups
     image_items, text_items = encoded.image_items, encoded.text_rows
     are_images = encoded.image_digests is not None
     if group is not None and not are_images:
@@ -226,9 +224,9 @@ def make_item_pairs(encoded: EncodedPairs, groups: Any = None) -> PairDataset:
         text_items = _list_items_in_groups(group, _digest_rows(encoded.text, encoded.text_rows))
     image, image_rows = _merge_rows(encoded.image, encoded.image_rows, image_items)
     text, text_rows = _merge_rows(encoded.text, encoded.text_rows, text_items)
-    _warn_about_equal_features("X", image, are_images or group is not None)
+    _warn_about_equal_features("image", "X", image, are_images or group is not None)
     if not encoded.are_captions:
-        _warn_about_equal_features("y", text, group is not None)
+        _warn_about_equal_features("text", "y", text, group is not None)
     if group is None:
         return PairDataset(image, text, drop_repeated_pairs(image_rows, text_rows, len(text)))
     ones, n_groups = np.ones(len(group), dtype=bool), int(group.max()) + 1
@@ -237,16 +235,14 @@ def make_item_pairs(encoded: EncodedPairs, groups: Any = None) -> PairDataset:
     return PairDataset(image, text, np.column_stack((images @ texts).nonzero()))
 
 
-def _drop_missing(
-    encoded: EncodedPairs, group: np.ndarray | None = None
-) -> tuple[EncodedPairs, np.ndarray | None]:
-    """Leave out pairs, and their groups, with a row that could not be encoded."""
+def _drop_missing(encoded: EncodedPairs) -> EncodedPairs:
+    """Leave out pairs with a row that could not be encoded."""
     is_missing = (
         find_missing_rows(encoded.image)[encoded.image_rows]
         | find_missing_rows(encoded.text)[encoded.text_rows]
     )
     if not is_missing.any():
-        return encoded, group
+        return encoded
     missing = np.unique(encoded.image_rows[is_missing])
     warn(
         f"{len(missing)} rows are left out, because they could not be encoded: "
@@ -254,14 +250,21 @@ def _drop_missing(
     )
     if is_missing.all():
         raise ValueError("X and y have no pair that could be encoded. Check the files in X.")
-    encoded = encoded._replace(
-        image_rows=encoded.image_rows[~is_missing], text_rows=encoded.text_rows[~is_missing]
+    return encoded._replace(
+        image_rows=encoded.image_rows[~is_missing],
+        text_rows=encoded.text_rows[~is_missing],
+        groups=None if encoded.groups is None else encoded.groups[~is_missing],
     )
-    return encoded, None if group is None else group[~is_missing]
 
 
-def _merge_rows(features: Any, rows: np.ndarray, keys: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Return one row per distinct key in order of appearance, and the row of each key."""
+def _merge_rows(
+    features: Any, rows: np.ndarray, keys: np.ndarray | None = None
+) -> tuple[Any, np.ndarray]:
+    """Return one row per distinct key in order of appearance, and the row of each key.
+
+    Without keys, rows with the same features are merged.
+    """
+    keys = _digest_rows(features, rows) if keys is None else keys
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     del keys  # with a million rows, each array takes much memory
     order = np.argsort(first)
@@ -294,31 +297,27 @@ def _list_items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
     return np.unique(group * len(digests) + inverse, return_inverse=True)[1]
 
 
-def count_equal(keys: np.ndarray) -> int:
-    """Return how many keys equal another key, or 0 if they are few."""
+def warn_about_equal(kind: str, name: str, keys: np.ndarray, consequence: str) -> None:
+    """Warn if many keys of images or texts, or of other rows of a `kind`, equal another key."""
     counts = np.unique(keys, return_counts=True)[1]
     n_equal = int(counts[counts > 1].sum())
-    return n_equal if n_equal >= _MIN_SHARE * len(keys) else 0
+    if n_equal and n_equal >= _MIN_SHARE * len(keys):
+        warn(
+            f"{n_equal:,} of the {len(keys):,} {kind}s of {name} have the same features as "
+            f"another {kind}. {consequence}"
+        )
 
 
-def _warn_about_equal_features(name: str, features: Any, are_identified: bool) -> None:
+def _warn_about_equal_features(kind: str, name: str, features: Any, are_identified: bool) -> None:
     """Warn if many items to be scored have the same features as another item."""
-    n_equal = count_equal(_digest_rows(features, np.arange(len(features))))
-    if not n_equal:
-        return
-    noun = "images" if name == "X" else "texts"
-    if are_identified:
-        message = (
-            f"{n_equal:,} of the {len(features):,} {noun} in {name} have the same features as "
-            "another one. They cannot be distinguished, and ties count against the score."
+    consequence = "They cannot be distinguished, and ties count against the score."
+    if not are_identified:
+        kind = "row"
+        consequence = (
+            "Every row counts as a separate item, and ties count against the score. Pass groups, "
+            "such as file names, if equal rows are the same item."
         )
-    else:
-        message = (
-            f"{n_equal:,} of the {len(features):,} rows of {name} have the same features as "
-            "another row. Every row counts as a separate item, and ties count against the "
-            "score. Pass groups, such as file names, if equal rows are the same item."
-        )
-    warn(message)
+    warn_about_equal(kind, name, _digest_rows(features, np.arange(len(features))), consequence)
 
 
 # Smallest eigenvalue of the covariance of the features, relative to the largest: directions with
@@ -417,17 +416,9 @@ def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.nd
             "head_pairs has texts, and y holds features. Pass captions with a text_encoder, or "
             "HeadPairs(weights, texts, owners) whose texts are features."
         )
-    texts, owners = _list_head_texts(head.texts)
-    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    features = aligner._encode_texts(list(row_of), reset=False)
-    return features[[row_of[text] for text in texts]], np.array(owners)
-
-
-def _list_head_texts(texts_by_class: Any) -> tuple[list[str], list[int]]:
-    """Return the texts of all classes, of which there is at least one, and the class of each."""
     texts: list[str] = []
     owners: list[int] = []
-    for owner, class_texts in enumerate(texts_by_class):
+    for owner, class_texts in enumerate(head.texts):
         for text in [class_texts] if isinstance(class_texts, str) else class_texts:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
@@ -437,7 +428,9 @@ def _list_head_texts(texts_by_class: Any) -> tuple[list[str], list[int]]:
             owners.append(owner)
     if not texts:
         raise ValueError("head_pairs has no texts. Pass at least one text.")
-    return texts, owners
+    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    features = aligner._encode_texts(list(row_of), reset=False)
+    return features[[row_of[text] for text in texts]], np.array(owners)
 
 
 def _check_head_features(
