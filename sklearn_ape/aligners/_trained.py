@@ -171,9 +171,6 @@ class TrainedAligner(BaseAligner):
     # The keys of parameters that are dicts, with their defaults.
     _dict_defaults: ClassVar[dict[str, dict[str, Any]]]
 
-    # Whether max_epochs="auto" is valid.
-    _can_choose_epochs: ClassVar = False
-
     @abstractmethod
     def _train(self, data: PairDataset, run: TrainingRun) -> TrainedModule:
         """Return a trained module, its logit scale, and the history of the training."""
@@ -267,7 +264,6 @@ class TrainedAligner(BaseAligner):
         check_choice(self.loss, "loss", tuple(LOSSES))
         check_integer(self.n_components, "n_components", 1, optional=True)
         check_integer(self.batch_size, "batch_size", 2)
-        check_integer(self.max_epochs, "max_epochs", 1, auto=self._can_choose_epochs)
         check_integer(self.n_iter_no_change, "n_iter_no_change", 1)
         check_number(self.validation_fraction, "validation_fraction", 0, 1, closed="neither")
         check_number(self.learning_rate, "learning_rate", 0, closed="neither")
@@ -277,7 +273,11 @@ class TrainedAligner(BaseAligner):
         check_verbose(self.verbose)
         resolve_random_state(self.random_state)
         resolve_device(self.device)
-        check_loss_params(self._resolve_dicts("loss_params"))
+        values = self._resolve_dicts("loss_params")
+        scale = values["logit_scale"]
+        check_number(scale, "loss_params['logit_scale']", 0, closed="neither")
+        check_number(values["max_logit_scale"], "loss_params['max_logit_scale']", scale)
+        check_boolean(values["learn_logit_scale"], "loss_params['learn_logit_scale']")
 
     def _resolve_dicts(self, name: str) -> dict[str, Any]:
         """Return a parameter that is a dict or None, with the defaults of missing keys."""
@@ -396,16 +396,3 @@ def check_callbacks(callbacks: Any) -> None:
                 f"callbacks contains {item!r}, which is not a callback of skorch. Callbacks of "
                 "scikit-learn are set by set_callbacks."
             )
-
-
-def check_loss_params(values: Mapping[str, Any]) -> None:
-    """Raise an error if a value of ``loss_params`` is invalid."""
-    scale = values["logit_scale"]
-    check_number(scale, "loss_params['logit_scale']", 0, closed="neither")
-    check_number(values["max_logit_scale"], "loss_params['max_logit_scale']", scale)
-    check_boolean(values["learn_logit_scale"], "loss_params['learn_logit_scale']")
-    if "structure_weight" in values:
-        check_number(values["structure_weight"], "loss_params['structure_weight']", 0)
-    if "tile_size" in values:
-        name = "loss_params['tile_size']"
-        check_integer(values["tile_size"], name, 1, optional=True, auto=True)

@@ -298,8 +298,6 @@ class APEAligner(HeadsMixin, TrainedAligner):
     callbacks: Sequence[Any] | None = None
     checkpoint: str | os.PathLike[str] | None = None
 
-    _can_choose_epochs: ClassVar = True
-
     _dict_defaults: ClassVar = {
         "loss_params": {**LOSS_DEFAULTS, "tile_size": "auto", "structure_weight": 0.0},
         "init_params": {"weight": 4.0, "center": True},
@@ -397,6 +395,11 @@ class APEAligner(HeadsMixin, TrainedAligner):
                 f"init={self.init!r} is not the name of an initialization. Pass 'auto', 'kernel', "
                 "'linear', 'starter', a fitted APEAligner or KernelAligner, or None."
             )
+        check_integer(self.max_epochs, "max_epochs", 1, auto=True)
+        values = self._resolve_dicts("loss_params")
+        check_number(values["structure_weight"], "loss_params['structure_weight']", 0)
+        name = "loss_params['tile_size']"
+        check_integer(values["tile_size"], name, 1, optional=True, auto=True)
         values = self._resolve_dicts("init_params")
         check_number(values["weight"], "init_params['weight']", 0, closed="neither")
         check_boolean(values["center"], "init_params['center']")

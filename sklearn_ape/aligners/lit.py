@@ -311,6 +311,7 @@ class LiTAligner(TrainedAligner):
         super()._check_parameters()
         check_choice(self.dtype, "dtype", ("auto", "float32", "bfloat16"))
         check_boolean(self.gradient_checkpointing, "gradient_checkpointing")
+        check_integer(self.max_epochs, "max_epochs", 1)
         check_integer(self.unlocked_layers, "unlocked_layers", 0, optional=True)
         check_integer(self.max_length, "max_length", 1, optional=True)
         check_number(self.head_learning_rate, "head_learning_rate", 0, closed="neither")
