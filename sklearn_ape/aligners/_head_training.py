@@ -52,11 +52,10 @@ class HeadTraining:
 
     def __init__(self, module: TwoTower, data: PairDataset, run: TrainingRun) -> None:
         self.module = module
-        self.heads = (module.image_head, module.text_head)
         self.data = data
         self.run = run
-        for head, features in zip(self.heads, (data.image, data.text), strict=True):
-            head.set_statistics(as_tensor(features))
+        module.image_head.set_statistics(as_tensor(data.image))
+        module.text_head.set_statistics(as_tensor(data.text))
         if run.ranks is not None:
             run.ranks.broadcast_weights(self.module)
 
@@ -79,16 +78,14 @@ class HeadTraining:
         return net
 
     def make_trained_heads(self) -> list[Head]:
-        """Return the heads of the trained module, which share the weights of `heads`."""
-        return [
-            ResidualInputHead(head) if isinstance(head, ClosedFormHead) else head
-            for head in self.heads
-        ]
+        """Return the heads of the trained module, which share the weights of `module`."""
+        heads = (self.module.image_head, self.module.text_head)
+        return [ResidualInputHead(h) if isinstance(h, ClosedFormHead) else h for h in heads]
 
     def make_inputs(self, data: PairDataset) -> PairDataset:
         """Return pairs with the inputs of the trained module, which include the base's output."""
-        sides = zip(self.heads, (data.image, data.text), strict=True)
-        image, text = (_make_inputs(head, features) for head, features in sides)
+        image = _make_inputs(self.module.image_head, data.image)
+        text = _make_inputs(self.module.text_head, data.text)
         return PairDataset(image, text, data.pairs)
 
     def recall(self, data: PairDataset) -> float:
