@@ -131,10 +131,13 @@ class TextTower(nn.Module):
 
     def unlock(self, n_layers: int | None) -> None:
         """Make the last layers and the modules behind them trainable; None is the whole tower."""
-        parameters, used = list(self.tower.parameters()), self._get_used_weights()
+        parameters = list(self.tower.parameters())
+        used = {p for name, p in self.tower.named_parameters() if name in self._used_names}
         first = len(parameters) if n_layers == 0 else 0
         if n_layers:
-            layers = self._find_layers(n_layers)
+            lists = [m for m in self.tower.modules() if isinstance(m, nn.ModuleList)]
+            lists = [layers for layers in lists if not used.isdisjoint(layers.parameters())]
+            layers = lists[0] if lists else nn.ModuleList()
             if n_layers > len(layers):
                 raise ValueError(
                     f"unlocked_layers={n_layers}, but the text encoder has {len(layers)} layers. "
@@ -203,19 +206,6 @@ class TextTower(nn.Module):
         # caller is in an autocast, they would be stale after the next optimizer step.
         torch.clear_autocast_cache()
         return features.float()
-
-    def _find_layers(self, n_layers: int) -> nn.ModuleList:
-        used = self._get_used_weights()
-        for module in self.tower.modules():
-            if isinstance(module, nn.ModuleList) and not used.isdisjoint(module.parameters()):
-                return module
-        raise ValueError(
-            f"unlocked_layers={n_layers}, but {type(self.tower).__name__} has no list of layers. "
-            "Pass None."
-        )
-
-    def _get_used_weights(self) -> set[nn.Parameter]:
-        return {p for name, p in self.tower.named_parameters() if name in self._used_names}
 
     def _remove_unused_modules(self) -> frozenset[str]:
         """Remove modules that texts do not use, such as an image tower.
