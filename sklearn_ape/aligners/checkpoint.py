@@ -26,7 +26,7 @@ from ..utils.files import check_writable, expand_user, remove_unfinished_directo
 from ..utils.linalg import fingerprint
 from ..utils.messages import warn
 from ..utils.sklearn_compat import observes_fit
-from ..utils.validation import format_list
+from ..utils.validation import format_list, to_builtin
 
 if TYPE_CHECKING:
     from ._trained import TrainedAligner
@@ -337,12 +337,10 @@ def _describe_training(
     aligner: TrainedAligner, data: PairDataset, seed: int, ranks: Ranks | None
 ) -> dict[str, Any]:
     """Return everything that the result of a training depends on, as plain data."""
+    parameters = aligner._get_compared_parameters()
     training: dict[str, Any] = {
         "class": type(aligner).__name__,
-        "parameters": {
-            name: repr(value.item() if isinstance(value, np.generic) else value)
-            for name, value in aligner._get_compared_parameters().items()
-        },
+        "parameters": {name: repr(to_builtin(value)) for name, value in parameters.items()},
         "pairs": _digest_pairs(data),
         "random_state": None if aligner.random_state is None else seed,
         "number of processes": 1 if ranks is None else ranks.size,
