@@ -258,18 +258,14 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         cls, params: dict[str, Any], state: Mapping[str, Any] | None, settings: Mapping[str, Any]
     ) -> Self:
         estimator = super()._from_record(params, state, settings)
-        defaults = {"cache": None, "device": "auto"}
-        ignored = [
-            name for name, default in defaults.items() if settings.get(name, default) != default
-        ]
+        options = (("cache", None), ("device", "auto"))
+        ignored = [name for name, default in options if settings.get(name, default) != default]
         if ignored and (estimator.aligner is None or isinstance(estimator.aligner, str)):
             remedy = "Fit the model with aligner=CLIPAligner(...) instead of a name to set them."
             if estimator.aligner is None:
-                params_text = ", ".join(f"{name}=..." for name in ignored)
-                remedy = (
-                    "Set them for all of these, "
-                    f"load_starter().image_encoder_.set_params({params_text})."
-                )
+                parameters = "=..., ".join(ignored)
+                encoder = "load_starter().image_encoder_"
+                remedy = f"Set them for all of these, {encoder}.set_params({parameters}=...)."
             warn(
                 f"load_pretrained does not use {' and '.join(ignored)}, because the model shares "
                 f"its aligner with other estimators of this process. {remedy}"
