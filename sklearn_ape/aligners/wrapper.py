@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Self
@@ -44,15 +43,12 @@ def _make_named_aligner(name: str) -> Any:
     from .clip import CLIPAligner
 
     if not name.startswith(_OPEN_CLIP) or name == _OPEN_CLIP:
-        hint = ""
-        if name == "starter":
-            hint = " For the starter model, leave aligner out, or pass load_starter()."
-        elif "/" in name or os.path.isdir(name):
-            hint = f" To use a saved aligner, load it first: aligner=load_pretrained({name!r})."
         raise ValueError(
-            f"aligner={name!r} is not the name of an aligner.{hint} Pass a name such as "
+            f"aligner={name!r} is not the name of an aligner. Pass a name such as "
             "'open_clip:ViT-B-32/openai' ('open_clip:' and an architecture/weights, a hub name or "
-            "a folder), or an estimator: a fitted APEAligner, a Pipeline that ends in one, ..."
+            "a folder), or an estimator: a fitted APEAligner, a Pipeline that ends in one, or "
+            f"aligner=load_pretrained({name!r}) if this is a saved aligner. For the starter "
+            "model, leave aligner out, or pass load_starter()."
         )
     aligner = CLIPAligner(name.removeprefix(_OPEN_CLIP))
     aligner.text_encoder._check_parameters()
