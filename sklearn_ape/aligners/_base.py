@@ -85,11 +85,8 @@ class BaseAligner(
         """Return the parameters that `fit` learned, without the parameters of the encoders."""
 
     @abstractmethod
-    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        """Set the parameters that `_get_learned_state` returned.
-
-        Return the number of image features, and the number of text features or None.
-        """
+    def _restore_learned(self, state: FittedState) -> None:
+        """Set the parameters that `_get_learned_state` returned, and the numbers of features."""
 
     def transform(self, X: Any) -> np.ndarray:
         """Embed images in the shared space.

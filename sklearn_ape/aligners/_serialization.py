@@ -62,10 +62,7 @@ class SavedAlignerMixin(PretrainedMixin):
 
     def _set_state(self: Any, state: FittedState) -> None:
         self.logit_scale_ = state.number("logit_scale", above=0)
-        n_image, n_text = self._restore_learned(state, self.logit_scale_)
-        self.n_features_in_ = n_image
-        if n_text is not None:
-            self.n_text_features_in_ = n_text
+        self._restore_learned(state)
         if state.value("fingerprint") != self.fingerprint_:
             raise ValueError(
                 "fingerprint does not match the parameters in the file. The model is damaged, or "
@@ -82,7 +79,8 @@ class SavedAlignerMixin(PretrainedMixin):
             setattr(self, f"{name}_", encoder)
         self.bank_ = Bank.from_state(state.part("bank"), self.n_components_)
         if "fitted_images" in state:
-            self._fitted_images = FittedImages.from_state(state.part("fitted_images"), n_image)
+            fitted_images = state.part("fitted_images")
+            self._fitted_images = FittedImages.from_state(fitted_images, self.n_features_in_)
 
     def _set_feature_names(self: Any, state: FittedState) -> None:
         """Set the names of the columns of X and y, if `fit` was given tables."""
@@ -135,6 +133,7 @@ class HeadsMixin:
     """Mixin for aligners whose `module_` is a pair of heads on features, on the CPU."""
 
     module_: TwoTower
+    logit_scale_: float
     device: str | torch.device | None
 
     # Function of the aligner that sets the attributes that `fit` derives from the module.
@@ -146,10 +145,10 @@ class HeadsMixin:
             "text_head": get_head_state(self.module_.text_head),
         }
 
-    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState) -> None:
         image, text = (restore_head(state.part(f"{side}_head")) for side in ("image", "text"))
-        self._set_module(TwoTower(image, text), logit_scale)
-        return image.n_in, text.n_in
+        self._set_module(TwoTower(image, text), self.logit_scale_)
+        self.n_features_in_, self.n_text_features_in_ = image.n_in, text.n_in
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         device = resolve_device(self.device)

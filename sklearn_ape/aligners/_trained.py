@@ -329,7 +329,8 @@ class TrainedAligner(BaseAligner):
     def _set_result(self, learned: dict[str, Any], logit_scale: float) -> None:
         """Restore what `_get_result` returned."""
         state = FittedState(learned, "the finished training")
-        self._restore_learned(state, logit_scale)
+        self.logit_scale_ = logit_scale
+        self._restore_learned(state)
         state.close()
 
     def _get_history_state(self) -> dict[str, Any]:

@@ -428,6 +428,6 @@ class APEAligner(HeadsMixin, TrainedAligner):
     def _get_learned_state(self) -> dict[str, Any]:
         return super()._get_learned_state() | self._get_history_state()
 
-    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState) -> None:
         self._restore_history(state)
-        return super()._restore_learned(state, logit_scale)
+        super()._restore_learned(state)

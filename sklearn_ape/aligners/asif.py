@@ -125,7 +125,7 @@ class ASIFAligner(ClosedFormAligner):
     def _get_learned_state(self) -> dict[str, Any]:
         return {side: anchors._asdict() for side, anchors in self._anchors.items()}
 
-    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState) -> None:
         image, text = (_Anchors.from_state(state.part(side)) for side in ("image", "text"))
         if len(image.rows) != len(text.rows):
             raise ValueError(
@@ -133,7 +133,7 @@ class ASIFAligner(ClosedFormAligner):
                 "The file is damaged."
             )
         self._set_anchors(image, text)
-        return len(image.mean), len(text.mean)
+        self.n_features_in_, self.n_text_features_in_ = len(image.mean), len(text.mean)
 
     def _check_parameters(self) -> None:
         check_integer(self.k, "k", 1)

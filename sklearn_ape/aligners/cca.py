@@ -178,12 +178,12 @@ class CCAAligner(ClosedFormAligner):
         sides = {side: projection._asdict() for side, projection in self._projections.items()}
         return {**sides, "correlations": self.correlations_}
 
-    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState) -> None:
         correlations = state.array("correlations", (None,))
         n_out = len(correlations)
         image, text = (_Projection.from_state(state.part(s), n_out) for s in ("image", "text"))
         self._set_projections(image, text, correlations)
-        return len(image.mean), len(text.mean)
+        self.n_features_in_, self.n_text_features_in_ = len(image.mean), len(text.mean)
 
     def _check_parameters(self) -> None:
         check_integer(self.n_components, "n_components", 1, optional=True)

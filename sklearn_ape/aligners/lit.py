@@ -258,12 +258,12 @@ class LiTAligner(TrainedAligner):
             **self._get_history_state(),
         }
 
-    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState) -> None:
         self._restore_history(state)
         image = restore_head(state.part("image_head"))
         tower = TextTower.from_state(state.part("text_tower"), image.n_out)
-        self._set_module(TwoTower(image, tower).eval(), logit_scale)
-        return image.n_in, None
+        self._set_module(TwoTower(image, tower).eval(), self.logit_scale_)
+        self.n_features_in_ = image.n_in
 
     def _get_result(self) -> dict[str, Any]:
         learned = super()._get_result()
