@@ -12,17 +12,11 @@ from torch import nn
 from ..devices import has_fast_bfloat16
 from ..features.memmap import StoredRows
 from ..heads import ClosedFormHead, Head, KernelMap, TwoTower
-from ..training.callbacks import (
-    BlendRecall,
-    EpochProgress,
-    make_standard_callbacks,
-    mean_recall,
-)
+from ..training.callbacks import BlendRecall, EpochProgress, make_standard_callbacks, mean_recall
 from ..training.data import PairDataset, as_tensor, n_batches
 from ..training.distributed import broadcast
 from ..training.net import AlignmentNet, embed_pairs, make_net
 from ..utils.linalg import l2_normalize
-from ..utils.messages import shows_progress
 from ._closed_form import Maps, TextFit
 
 if TYPE_CHECKING:
@@ -350,10 +344,8 @@ def train_correction(maps: Maps, data: PairDataset, run: TrainingRun) -> np.ndar
     head = LinearCorrection(maps.image.n_out)
     run = run._replace(config=config)
     training = LeftOutTraining(maps, head, data, run)
-    callbacks: list[Any] = []
-    if shows_progress(run.verbose):
-        callbacks = [("progress", EpochProgress(n_epochs, "tune", run.verbose))]
-    net = training.train(callbacks, n_epochs)
+    progress = EpochProgress(n_epochs, "tune", run.verbose)  # hidden if `verbose` says so
+    net = training.train([("progress", progress)], n_epochs)
     if sum("train_loss" in row for row in net.history) < n_epochs:  # interrupted by Ctrl-C
         raise KeyboardInterrupt
     matrix = head.matrix.detach().cpu().numpy()

@@ -241,8 +241,6 @@ class Checkpoint:
             self._file = TrainingFile(expand_user(aligner.checkpoint), training)
 
     def __enter__(self) -> Self:
-        if not self.is_enabled:
-            return self
         content: Any = None
         if self._file is not None and not self._file.open():
             self._file = None  # another process writes the files of this run
