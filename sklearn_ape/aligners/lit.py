@@ -217,17 +217,13 @@ class LiTAligner(TrainedAligner):
         valid = None if valid is None else _as_tensors(valid.expand_items())
         n_image = data.image.shape[1]
         n_out = self.n_components or n_image
-        if n_out > n_image:
-            raise ValueError(
-                f"n_components must be None or at most {n_image}, the number of image features, "
-                f"which have no projection, not {n_out}."
-            )
+        image_head = FrozenHead(n_image, n_out)
+        image_head.set_statistics(train.image)
         tower.unlock(self.unlocked_layers)
         tower.precision = self._choose_precision(self.device_)
         sample = torch.randperm(len(train.text))[:_N_STATISTICS]
         tower.to(self.device_).reset_projection(train.text[sample].to(self.device_), n_out)
-        module = TwoTower(FrozenHead(n_image, n_out), tower)
-        module.image_head.set_statistics(train.image)
+        module = TwoTower(image_head, tower)
         callbacks = run.make_callbacks(ValidationRecall(valid), lambda net: net.module_, "tune")
         rate = self.head_learning_rate
         # The parameters of the tower do not match a pattern. They have the learning rate of the

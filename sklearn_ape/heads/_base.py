@@ -182,7 +182,7 @@ class FrozenHead(Head):
         if n_out > n_in:
             raise ValueError(
                 f"A side without a head has {n_in} features, so n_components must be None or at "
-                f"most {n_in}, not {n_out}. Use side='both' for more."
+                f"most {n_in}, not {n_out}. Use APEAligner with side='both' for more."
             )
         super().__init__(n_in, n_out)
         self.spec = {"kind": None, "depth": 1, "width": 1, "dropout": 0.0}
