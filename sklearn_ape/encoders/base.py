@@ -489,9 +489,6 @@ class FrozenEncoder(
                 "Copy the folder with the weights to this path."
             )
 
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
