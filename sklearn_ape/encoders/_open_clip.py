@@ -160,8 +160,6 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     on_error: str = "raise"
     verbose: int | None = None
 
-    _feature_params = ("crop",)
-
     def _get_preprocessing(self, prepare: Any) -> Any:
         return prepare["image"]
 

@@ -162,7 +162,6 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
     on_error: str = "raise"
     verbose: int | None = None
 
-    _feature_params = ("prompt", "truncate_dim", "normalize")
     _cpu_batch_size = 64  # which all cores compute together
 
     def _check_parameters(self) -> None:
@@ -263,7 +262,6 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
     on_error: str = "raise"
     verbose: int | None = None
 
-    _feature_params = ("crop", "truncate_dim", "normalize")
     _cpu_batch_size = 16
 
     def _make_encode_options(self, model: Any) -> dict[str, Any]:

@@ -148,7 +148,6 @@ class TimmImageEncoder(ImageEncoder):
     verbose: int | None = None
 
     _library = "timm"
-    _feature_params = ("pooling", "output", "crop", "views")
 
     @property
     def class_names(self) -> list[str]:

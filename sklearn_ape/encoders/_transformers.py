@@ -158,7 +158,6 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
     verbose: int | None = None
 
     _library = "transformers"
-    _feature_params = ("pooling", "normalize", "max_length")
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -413,7 +412,6 @@ class TransformersImageEncoder(ImageEncoder):
     verbose: int | None = None
 
     _library = "transformers"
-    _feature_params = ("pooling", "crop")
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

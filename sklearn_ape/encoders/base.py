@@ -8,6 +8,7 @@ import os
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -62,10 +63,8 @@ class FrozenEncoder(
     _min_items_to_export: int
     _cpu_batch_size: int  # fastest on a CPU, one core of which computes a batch
     _gpu_batch_size: int
-    # The library that loads the network, and the parameters that features depend on.
-    _library: str
+    _library: str  # which loads the network
     _loader: str | None = None  # name of the classes that share a network, by default this class
-    _feature_params: tuple[str, ...] = ()
     _runtime_params: ClassVar = frozenset(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
     )
@@ -111,9 +110,15 @@ class FrozenEncoder(
         if weights is None:
             self._get_network()  # downloads the weights
             weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
-        params = {name: to_builtin(getattr(self, name)) for name in self._feature_params}
+        params = {name: to_builtin(value) for name, value in self._get_feature_params().items()}
         library = format_library_version(self._library)
         return {"encoder": type(self).__name__, "weights": weights, "library": library, **params}
+
+    def _get_feature_params(self) -> dict[str, Any]:
+        """Return the parameters that features depend on, besides weights and precision."""
+        others = self._runtime_params | {"model_name", "revision", "dtype", "on_error"}
+        # Not get_params, which takes longer than the rest of a key.
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
 
     # Methods of subclasses: items
 
@@ -405,10 +410,8 @@ class FrozenEncoder(
         Unlike `_digest_identity`, the parts do not include the commit of a hub model, which stays
         the same within a process. The weights in a folder may change.
         """
-        parts = self.get_params(deep=False)
-        for name in self._runtime_params | {"on_error"}:
-            parts.pop(name, None)
-        parts |= self._get_precision_parts()
+        parts = self._get_feature_params() | self._get_precision_parts()
+        parts |= {"model_name": self.model_name, "revision": self.revision}
         if os.path.isdir(self.model_name):
             parts["weights"] = digest_folder(Path(self.model_name))
         return parts
