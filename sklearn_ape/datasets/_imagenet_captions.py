@@ -129,17 +129,12 @@ def load_imagenet_captions(
     paths = _find_images(folder, entries)
     missing = [entry["filename"] for entry, path in zip(entries, paths, strict=True) if not path]
     _report_missing(missing, len(entries), folder, on_missing)
-    images, captions, wnids, n_empty = [], [], [], 0
+    images, captions, wnids = [], [], []
     for row, (entry, path) in enumerate(zip(entries, paths, strict=True)):
-        if not path:
-            continue
-        caption = _make_caption(entry, fields, row, file)
-        if not caption:
-            n_empty += 1
-            continue
-        images.append(path)
-        captions.append(caption)
-        wnids.append(entry["wnid"])
+        if path and (caption := _make_caption(entry, fields, row, file)):
+            images.append(path)
+            captions.append(caption)
+            wnids.append(entry["wnid"])
     if not images:
         raise ValueError(
             f"{str(file)!r} has no text in the fields {', '.join(fields)}. Pass other fields."
@@ -157,7 +152,7 @@ def load_imagenet_captions(
             table=file,
             folder=folder,
             missing=len(missing),
-            empty=n_empty,
+            empty=len(entries) - len(missing) - len(images),
         ),
     )
     return make_result(bunch, return_X_y)
