@@ -84,11 +84,9 @@ def inspect_file(path: Path) -> DiskCacheInfo:
             ):
                 key = dtype.name, (n_bytes - CHECKSUM_SIZE) // dtype.itemsize
                 counts[key] = counts.get(key, 0) + count
-    n_bytes, last_change = 0, 0.0
-    for file in list_files(path):
-        if file.exists():
-            n_bytes += file.stat().st_size
-            last_change = max(last_change, file.stat().st_mtime)
+    statuses = [file.stat() for file in list_files(path) if file.exists()]
+    n_bytes = sum(status.st_size for status in statuses)
+    last_change = max(status.st_mtime for status in statuses)
     others = [*path.parent.glob(f"{path.name}.damaged*"), *path.parent.glob("engines/**/*")]
     n_other_bytes = sum(file.stat().st_size for file in others if file.is_file())
     return DiskCacheInfo(n_bytes, n_other_bytes, datetime.fromtimestamp(last_change), counts)
