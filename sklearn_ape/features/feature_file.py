@@ -91,11 +91,6 @@ class FeatureFile:
                     file.close()
         self._rows_file = self._journal_file = None
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all chunks are finished."""
-        return len(self.finished) == self.n_chunks
-
     def resume(self) -> None:
         """Find the finished chunks of an existing file; raise OtherContentError if it differs."""
         if self.path.is_dir():
@@ -115,7 +110,7 @@ class FeatureFile:
                 for number, chunk in chunks.items()
                 if self._offset and chunk.rows == _digest(self._read(file, number))
             }
-        if not is_partial and not self.is_complete:
+        if not is_partial and len(self.finished) < self.n_chunks:
             raise OtherContentError(f"{str(path)!r} was damaged or changed after it was written.")
         if is_partial and self.finished:
             self._rows_file = self._open_locked()
