@@ -457,17 +457,17 @@ def _trace_batch_norms(
     """Return features, and convolutions with the batch norm of the output and the input size."""
     from timm.layers import BatchNormAct2d
 
-    sources: dict[torch.Tensor, torch.nn.Conv2d] = {}  # convolutions by their output
-    pairs: list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]] = []
-    input_sizes: dict[torch.nn.Conv2d, torch.Size] = {}
+    # Convolutions and the size of their input, by their output.
+    sources: dict[torch.Tensor, tuple[torch.nn.Conv2d, torch.Size]] = {}
+    normalized_convs = []
 
     def note_output(conv: torch.nn.Conv2d, inputs: Any, output: torch.Tensor) -> None:
-        sources[output] = conv
-        input_sizes[conv] = inputs[0].shape[2:]
+        sources[output] = conv, inputs[0].shape[2:]
 
     def note_input(norm: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
         if inputs[0] in sources:  # tensors are compared by identity
-            pairs.append((sources[inputs[0]], norm))
+            conv, input_size = sources[inputs[0]]
+            normalized_convs.append((conv, norm, input_size))
 
     hooks = []
     for module in model.modules():
@@ -479,7 +479,7 @@ def _trace_batch_norms(
     features = model.forward_features(pixels)
     for hook in hooks:
         hook.remove()
-    return features, [(conv, norm, input_sizes[conv]) for conv, norm in pairs]
+    return features, normalized_convs
 
 
 def _to_bytes(pixels: torch.Tensor) -> np.ndarray:
