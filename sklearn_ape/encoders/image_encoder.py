@@ -307,8 +307,7 @@ def _reduce(image: Any, factor: int) -> Any:
 
 def _pad_to_square(image: Any) -> Any:
     """Center an image on a white square."""
-    if max(image.size) > _MAX_SQUARE:
-        image = _reduce(image, math.ceil(max(image.size) / _MAX_SQUARE))
+    image = _reduce(image, math.ceil(max(image.size) / _MAX_SQUARE))
     side = max(image.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
