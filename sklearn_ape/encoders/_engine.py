@@ -141,19 +141,19 @@ class TorchEngine:
     """
 
     name = "torch"
+    _max_items = sys.maxsize  # of a batch
 
     def __init__(self, workload: Workload) -> None:
         self.module = workload.module
         self.device = workload.device
         self.concurrent = self.device.type == "cpu"
         self.dtype = workload.dtype
-        self._max_items: int | None = None
         if self.concurrent:
             _keep_large_allocations()
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         n_items = len(inputs[0])
-        size = n_items if self._max_items is None else min(n_items, self._max_items)
+        size = min(n_items, self._max_items)
         while True:
             try:
                 starts = range(0, n_items, size)

@@ -297,7 +297,6 @@ class _SentenceTransformerEngine(TorchEngine):
         self.options = options
         self.device = model.device
         self.dtype = dtype
-        self._max_items = None
 
     def _compute(self, inputs: Any) -> np.ndarray:
         """Return the features of a tuple with a list of texts or images."""
