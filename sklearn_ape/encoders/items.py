@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch.utils.data
 from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.utils import gen_batches
 
 from ..features.memmap import is_table
 from ..utils.concurrency import LRUCache
@@ -203,7 +204,7 @@ def read_image(
     if isinstance(item, str | os.PathLike | _BYTES):
         return _read_file(_open(item), min_side, use_longer_side)
     if not isinstance(item, Image.Image):
-        return _to_rgb(Image.fromarray(_to_pixels(item)))
+        return _to_rgb(Image.fromarray(_to_pixels(item)), {})
     _check_pixels(item)
     try:
         with _correct_tiff(item):
@@ -228,7 +229,7 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
                 image.load()
             if draft is not None and draft[1][2:] != image.size:  # the last pixels are partial
                 image = image.resize(image.size, Image.Resampling.BILINEAR, draft[1])
-            return _to_rgb(image)
+            return _to_rgb(image, getattr(image, "tag_v2", {}))
     except MemoryError:
         raise ItemError(
             f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
@@ -402,10 +403,10 @@ def _to_pixels(item: Any) -> np.ndarray:
     )
 
 
-def _to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.Image:
+def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Return an image of any mode as upright RGB on white; may change the image in place.
 
-    `tags` are those of a TIFF file. None means the tags of the image, if it has any.
+    `tags` are those of a TIFF file, or empty.
     """
     image.load()
     # Damaged EXIF tags raise many exception types; the image is read without rotation then.
@@ -416,7 +417,6 @@ def _to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.
     if image.mode == "La":  # Pillow converts it only to LA
         image = image.convert("LA")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        tags = getattr(image, "tag_v2", {}) if tags is None else tags
         return _scale_to_bytes(image, tags).convert("RGB")
     # Avoid copies: `convert` copies an image that already has the mode.
     if image.has_transparency_data:
@@ -457,8 +457,7 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         white_values = (*_WHITE_VALUES[:-1], 32767) if is_int16 else _WHITE_VALUES
         white = next((float(value) for value in white_values if high <= value), high)
     grey = np.empty(values.shape, np.uint8)
-    for start in range(0, values.size, _PIXELS_AT_ONCE):  # bounds the memory of float64 copies
-        block = slice(start, start + _PIXELS_AT_ONCE)
+    for block in gen_batches(values.size, _PIXELS_AT_ONCE):  # bounds memory of float64 copies
         scaled = values.reshape(-1)[block].astype(np.float64) * (255.0 / white)
         grey.reshape(-1)[block] = np.clip(scaled, 0, 255).round()
     # White is 0. Pillow inverts such images of 8 bits only.
