@@ -345,31 +345,29 @@ class DiskFeatureCache:
                 transaction.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", rows)
 
     def _open(self) -> None:
-        """Open the file, or an empty database if a later version of the package wrote it."""
+        """Open the file for reading and writing, or else for reading only.
+
+        An empty database replaces a file that a later version of the package wrote.
+        """
         self._has_warned = False
+        self._writable = not is_read_only(self.path)
         try:
-            self._open_file()
+            if self._writable:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._connect()
+                    return
+                except sqlite3.Error as error:
+                    self._writable = False
+                    self._warn_once(f"cannot be written to: {error}")
+            self._use(connect_to_read(self.path))
         except NewerFormatError as error:
             self._writable = False
             self._warn_once(str(error))
             self._use(connect_to_nothing())
-
-    def _open_file(self) -> None:
-        """Open the file for reading and writing, or for reading only."""
-        self._writable = not is_read_only(self.path)
-        if self._writable:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._connect()
-                return
-            except sqlite3.Error as error:
-                self._writable = False
-                self._warn_once(f"cannot be written to: {error}")
-        try:
-            self._use(connect_to_read(self.path))
+        except sqlite3.OperationalError:
+            raise
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
             self._replace_damaged_file(error)
 
     def _connect(self) -> None:
