@@ -16,23 +16,8 @@ import numpy as np
 from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
 from ..utils.files import expand_user
 from ..utils.messages import warn
-from ._sqlite import (
-    DTYPES,
-    FLOAT16_TABLE,
-    FLOAT32_TABLE,
-    NewerFormatError,
-    connect,
-    connect_to_nothing,
-    connect_to_read,
-    is_damage,
-    is_read_only,
-    list_files,
-    list_tables,
-    pack,
-    retry_while_busy,
-    to_float16,
-    unpack,
-)
+from . import _sqlite
+from ._sqlite import FLOAT16_TABLE, FLOAT32_TABLE
 
 if TYPE_CHECKING:
     from ._maintenance import DiskCacheInfo, DiskCacheReport
@@ -174,7 +159,7 @@ class DiskFeatureCache:
             for table in self._tables:
                 cached: set[bytes] = set()
                 for entries in self._read(table, missing):
-                    for block_keys, block in unpack(table, entries):
+                    for block_keys, block in _sqlite.unpack(table, entries):
                         if table == FLOAT32_TABLE:
                             block = self.round(block)
                         cached.update(block_keys)
@@ -192,11 +177,12 @@ class DiskFeatureCache:
             for key, feature in features.items():
                 table, numbers = FLOAT32_TABLE, np.asarray(feature)
                 if self.dtype == "float16":
-                    half, fits = to_float16(numbers)
-                    table, numbers = (FLOAT16_TABLE, half) if fits else (FLOAT32_TABLE, numbers)
-                numbers_by_table[table][key] = np.asarray(numbers, DTYPES[table]).tobytes()
+                    half, fits = _sqlite.to_float16(numbers)
+                    if fits:
+                        table, numbers = FLOAT16_TABLE, half
+                numbers_by_table[table][key] = np.asarray(numbers, _sqlite.DTYPES[table]).tobytes()
             for table, numbers_by_key in numbers_by_table.items():
-                values = pack(table, numbers_by_key)
+                values = _sqlite.pack(table, numbers_by_key)
                 self._unwritten[table] |= values
                 self._n_unwritten_bytes += sum(map(len, values.values()))
             is_due = time.monotonic() >= self._next_write
@@ -207,7 +193,7 @@ class DiskFeatureCache:
         """Return features as they are read after they were stored, whatever their table."""
         if self.dtype == "float32":
             return features
-        half, fits = to_float16(features)
+        half, fits = _sqlite.to_float16(features)
         return np.where(fits[..., np.newaxis], half.astype(np.float32), features)
 
     def info(self) -> DiskCacheInfo:
@@ -312,7 +298,7 @@ class DiskFeatureCache:
         try:
             yield from _read_stored(connection, table, set(keys).difference(unwritten))
         except sqlite3.DatabaseError as error:
-            if is_damage(error, self.path):
+            if _sqlite.is_damage(error, self.path):
                 self._replace_damaged_file(error)
             else:  # the encoder computes the features again
                 self._warn(f"cannot be read: {error}")
@@ -324,7 +310,7 @@ class DiskFeatureCache:
             try:
                 self._commit()
             except sqlite3.DatabaseError as error:
-                if is_damage(error, self.path):
+                if _sqlite.is_damage(error, self.path):
                     self._replace_damaged_file(error)
                     self._commit()
                 else:
@@ -350,7 +336,7 @@ class DiskFeatureCache:
         An empty database replaces a file that a later version of the package wrote.
         """
         self._has_warned = False
-        self._writable = not is_read_only(self.path)
+        self._writable = not _sqlite.is_read_only(self.path)
         try:
             if self._writable:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -360,11 +346,11 @@ class DiskFeatureCache:
                 except sqlite3.Error as error:
                     self._writable = False
                     self._warn_once(f"cannot be written to: {error}")
-            self._use(connect_to_read(self.path))
-        except NewerFormatError as error:
+            self._use(_sqlite.connect_to_read(self.path))
+        except _sqlite.NewerFormatError as error:
             self._writable = False
             self._warn_once(str(error))
-            self._use(connect_to_nothing())
+            self._use(_sqlite.connect_to_nothing())
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
@@ -373,15 +359,15 @@ class DiskFeatureCache:
     def _connect(self) -> None:
         """Open the file for reading and writing, and replace it if it is damaged."""
         try:
-            self._use(retry_while_busy(self._create))
+            self._use(_sqlite.retry_while_busy(self._create))
         except sqlite3.DatabaseError as error:
-            if not is_damage(error, self.path):
+            if not _sqlite.is_damage(error, self.path):
                 raise
             self._replace_damaged_file(error)
 
     def _create(self) -> sqlite3.Connection:
         self._inode = os.stat(self.path).st_ino if self.path.exists() else None
-        connection = connect(self.path, self._tables)
+        connection = _sqlite.connect(self.path, self._tables)
         self._inode = os.stat(self.path).st_ino
         return connection
 
@@ -390,7 +376,7 @@ class DiskFeatureCache:
         self._is_inherited = False
         _open_caches.add(self)
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._readable = list_tables(connection)
+        self._readable = _sqlite.list_tables(connection)
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -403,7 +389,7 @@ class DiskFeatureCache:
         self._close()
         if not self._writable:
             self._warn(f"is damaged ({error})")
-            self._use(connect_to_nothing())
+            self._use(_sqlite.connect_to_nothing())
             return
         if self.path.exists() and os.stat(self.path).st_ino != self._inode:
             self._use(self._create())  # another process has renamed it already
@@ -415,7 +401,7 @@ class DiskFeatureCache:
             new_path = self.path.with_name(f"{self.path.name}.damaged-{number}")
         if self.path.exists():
             self.path.replace(new_path)
-        for file in list_files(self.path)[1:]:
+        for file in _sqlite.list_files(self.path)[1:]:
             file.unlink(missing_ok=True)
         self._warn(f"is damaged ({error}); it was moved to {str(new_path)!r}")
         self._use(self._create())

@@ -10,17 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.messages import warn
-from ._sqlite import (
-    CHECKSUM_SIZE,
-    DTYPES,
-    NewerFormatError,
-    connect_to_existing,
-    is_damage,
-    is_read_only,
-    list_files,
-    list_tables,
-    unpack,
-)
+from . import _sqlite
 
 _ROWS_PER_FETCH = 1_000
 _MAX_PROBLEMS = 10
@@ -74,17 +64,17 @@ def inspect_file(path: Path) -> DiskCacheInfo:
     counts: dict[tuple[str, int], int] = {}
     with _open(path) as connection:
         for table in _list_feature_tables(connection):
-            dtype = DTYPES[table]
+            dtype = _sqlite.DTYPES[table]
             # SQLite returns lengths without reading the values. Damaged values have any type and
             # length.
             for n_bytes, count in connection.execute(
                 f"SELECT LENGTH(value), COUNT(*) FROM {table} WHERE TYPEOF(value) = 'blob' "
                 "AND LENGTH(value) > ? GROUP BY 1 ORDER BY 1",
-                (CHECKSUM_SIZE,),
+                (_sqlite.CHECKSUM_SIZE,),
             ):
-                key = dtype.name, (n_bytes - CHECKSUM_SIZE) // dtype.itemsize
+                key = dtype.name, (n_bytes - _sqlite.CHECKSUM_SIZE) // dtype.itemsize
                 counts[key] = counts.get(key, 0) + count
-    statuses = [file.stat() for file in list_files(path) if file.exists()]
+    statuses = [file.stat() for file in _sqlite.list_files(path) if file.exists()]
     n_bytes = sum(status.st_size for status in statuses)
     last_change = max(status.st_mtime for status in statuses)
     others = [*path.parent.glob(f"{path.name}.damaged*"), *path.parent.glob("engines/**/*")]
@@ -99,7 +89,7 @@ def verify_file(path: Path) -> DiskCacheReport:
     try:
         for table, entries in _iter_entries(path):
             n_features += len(entries)
-            n_valid += sum(len(keys) for keys, _ in unpack(table, entries))
+            n_valid += sum(len(keys) for keys, _ in _sqlite.unpack(table, entries))
     except _DamagedFileError as error:
         problems.append(str(error.__cause__))
     try:
@@ -125,7 +115,7 @@ def prune_file(path: Path, max_bytes: int | None, dimension: int | None) -> int:
     """Remove features from a file and shrink it; see `DiskFeatureCache.prune`."""
     n_removed = 0
     with _open(path) as connection:
-        if is_read_only(path):
+        if _sqlite.is_read_only(path):
             raise PermissionError(
                 f"The feature cache {str(path)!r} is not writable. Change its permissions, or "
                 "run as its owner."
@@ -146,7 +136,7 @@ def _remove_dimension(connection: sqlite3.Connection, dimension: int) -> int:
     n_removed = 0
     with connection:
         for table in _list_feature_tables(connection):
-            n_bytes = CHECKSUM_SIZE + dimension * DTYPES[table].itemsize
+            n_bytes = _sqlite.CHECKSUM_SIZE + dimension * _sqlite.DTYPES[table].itemsize
             sql = f"DELETE FROM {table} WHERE LENGTH(value) = ?"
             n_removed += connection.execute(sql, (n_bytes,)).rowcount
     return n_removed
@@ -199,8 +189,8 @@ def _read_pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _list_feature_tables(connection: sqlite3.Connection) -> list[str]:
-    tables = list_tables(connection)
-    return [table for table in DTYPES if table in tables]
+    tables = _sqlite.list_tables(connection)
+    return [table for table in _sqlite.DTYPES if table in tables]
 
 
 @contextmanager
@@ -213,12 +203,12 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         )
     name = f"The feature cache {str(path)!r}"
     try:
-        with closing(connect_to_existing(path)) as connection:
+        with closing(_sqlite.connect_to_existing(path)) as connection:
             yield connection
-    except NewerFormatError as error:
+    except _sqlite.NewerFormatError as error:
         raise OSError(f"{name} {error}.") from error
     except sqlite3.DatabaseError as error:
-        if not is_damage(error, path):
+        if not _sqlite.is_damage(error, path):
             raise OSError(
                 f"{name} cannot be used: {error}. Close other programs that use it, or free some "
                 "disk space, and try again."

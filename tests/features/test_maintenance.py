@@ -311,7 +311,7 @@ class TestPrune:
 
     def test_read_only_file_raises(self, folder, monkeypatch):
         """Root may write to all files, so the permission is simulated."""
-        monkeypatch.setattr(_maintenance, "is_read_only", lambda path: True)
+        monkeypatch.setattr(_sqlite, "is_read_only", lambda path: True)
         with pytest.raises(PermissionError, match=r"is not writable\. Change its permissions"):
             DiskFeatureCache(folder).prune(0)
         assert load(folder).keys() == ENTRIES.keys()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features import _disk_cache as _disk
 from sklearn_ape.features import _sqlite as _connection
 from sklearn_ape.features._sqlite import (
     NewerFormatError,
@@ -268,14 +267,14 @@ def test_file_that_cannot_be_opened_for_writing_is_read(folder, monkeypatch, cod
     """The file is kept unless it is damaged: reported as read-only in a writable folder."""
     failing = [sqlite3.OperationalError("simulated error")]
     failing[0].sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
-    original_connect = _disk.connect
+    original_connect = _connection.connect
 
     def connect(*args):
         if failing:
             raise failing.pop()
         return original_connect(*args)
 
-    monkeypatch.setattr(_disk, "connect", connect)
+    monkeypatch.setattr(_connection, "connect", connect)
     with warnings.catch_warnings(record=True) as caught, DiskFeatureCache(folder) as cache:
         warnings.simplefilter("always")
         found = cache.get_many(ENTRIES)
@@ -297,7 +296,7 @@ def test_file_that_cannot_be_opened_for_writing_is_read(folder, monkeypatch, cod
 
 @pytest.mark.parametrize("is_damaged", [True, False])
 def test_read_only_file_is_not_changed(folder, monkeypatch, is_damaged):
-    monkeypatch.setattr(_disk, "is_read_only", lambda path: True)
+    monkeypatch.setattr(_connection, "is_read_only", lambda path: True)
     path = folder / "features.sqlite"
     if is_damaged:
         path.write_bytes(b"garbage " * 5000)
