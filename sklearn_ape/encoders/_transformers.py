@@ -27,6 +27,7 @@ from .text_encoder import (
 from .weights import (
     Network,
     check_source,
+    explain_load_errors,
     load_from_source,
     read_side_file,
     warn_about_unknown_files,
@@ -59,8 +60,8 @@ class _TextPipeline(NamedTuple):
     max_length: int
     pooling: str
     normalize: bool
-    preparation: TextPreparation = TextPreparation()
-    n_special_tokens: int = 0
+    preparation: TextPreparation
+    n_special_tokens: int
 
 
 @dataclass(eq=False, repr=False)
@@ -187,10 +188,16 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
     def _read_pipeline(self, tokenizer: Any, model: Any) -> _TextPipeline:
         """Read pooling, normalization and length from the sentence-transformers files."""
         source = self.model_name, self.revision
-        modules = read_side_file(*source, "modules.json") or []
-        kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
+        with explain_load_errors(self.model_name):
+            modules = read_side_file(*source, "modules.json")
+            sentence = read_side_file(*source, "sentence_bert_config.json") or {}
+        kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules or []}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        preparation = read_preparation(*source, _is_siglip(model))
+        # SigLIP 2 was trained on lower-cased texts, but its tokenizer, Gemma's, keeps the case.
+        lower = _is_siglip(model) or bool(sentence.get("do_lower_case"))
+        preparation = TextPreparation(lower=lower)
+        if modules is not None:
+            preparation = read_preparation(*source, lower)
         if "Pooling" in kinds:
             config = read_side_file(*source, f"{kinds['Pooling']}/config.json") or {}
             pooling = parse_pooling(config)
@@ -202,7 +209,6 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
             pooling = f"{pooling} and {', '.join(sorted(unsupported))}"
         n_positions = _count_positions(model) or _MAX_TOKENS
         limit = min(tokenizer.model_max_length, n_positions, _MAX_TOKENS)
-        sentence = read_side_file(*source, "sentence_bert_config.json") or {}
         limit = sentence.get("max_seq_length") or limit
         normalize, n_special = "Normalize" in kinds, tokenizer.num_special_tokens_to_add()
         return _TextPipeline(tokenizer, limit, pooling, normalize, preparation, n_special)

@@ -47,20 +47,11 @@ class TextPreparation(NamedTuple):
         return [text.lower() for text in texts] if self.lower else texts
 
 
-def read_preparation(model_name: str, revision: str | None, is_siglip: bool) -> TextPreparation:
-    """Return the preparation of texts that a model's files declare.
-
-    SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of SigLIP lower-cases
-    texts, but the tokenizer of SigLIP 2, which is Gemma's, does not.
-    """
-
-    def read(filename: str) -> dict[str, Any]:
-        return read_side_file(model_name, revision, filename) or {}
-
+def read_preparation(model_name: str, revision: str | None, lower: bool) -> TextPreparation:
+    """Return the preparation of texts that the files of a sentence-transformers model declare."""
     with explain_load_errors(model_name):
-        lower = is_siglip or bool(read("sentence_bert_config.json").get("do_lower_case"))
-        is_sentence_model = read_side_file(model_name, revision, "modules.json") is not None
-        sentence = read("config_sentence_transformers.json") if is_sentence_model else {}
+        filename = "config_sentence_transformers.json"
+        sentence = read_side_file(model_name, revision, filename) or {}
         prompts = sentence.get("prompts") or {}
         default = sentence.get("default_prompt_name")
         if default is not None and default not in prompts:
@@ -72,8 +63,7 @@ def read_preparation(model_name: str, revision: str | None, is_siglip: bool) -> 
             "prompt, so texts are encoded without one, as in sentence-transformers. Prepend a "
             f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
-    truncate_dim = sentence.get("truncate_dim")
-    return TextPreparation(prompts.get(default, ""), lower, truncate_dim)
+    return TextPreparation(prompts.get(default, ""), lower, sentence.get("truncate_dim"))
 
 
 def parse_pooling(config: dict[str, Any]) -> str:
