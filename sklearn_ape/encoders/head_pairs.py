@@ -142,10 +142,13 @@ def classifier_head_pairs(
             f"encoder has a classification head of {len(weights)} classes, but {len(names)} class "
             "names. Use HeadPairs(weights, texts) instead."
         )
-    texts = [
-        list(dict.fromkeys(_iter_texts(name, definition, synonyms, definitions)))
-        for name, definition in _find_definitions(names)
-    ]
+    texts = []
+    for name, definition in _find_definitions(names):
+        parts = [part.strip() for part in name.split(",") if part.strip()]
+        parts = parts if synonyms else parts[:1]
+        if definitions and definition:
+            parts.append(definition)
+        texts.append(list(dict.fromkeys(parts)))
     return HeadPairs(weights, texts)
 
 
@@ -258,10 +261,3 @@ def _find_definitions(names: list[str]) -> Iterator[tuple[str, str]]:
             continue
         lemmas = info.label_name_to_description(synset)
         yield lemmas, info.label_name_to_description(synset, detailed=True)[len(lemmas) + 2 :]
-
-
-def _iter_texts(name: str, definition: str, synonyms: bool, definitions: bool) -> Iterator[str]:
-    parts = [part.strip() for part in name.split(",") if part.strip()]
-    yield from parts if synonyms else parts[:1]
-    if definitions and definition:
-        yield definition
