@@ -360,19 +360,15 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
 
     The result is also None if the file is in `list_unknown_files`.
     """
-    source = find_source(model_name)
-    if os.path.isdir(source):
-        path = Path(source, filename)
-        file = str(path) if path.is_file() else None
-    else:
-        from transformers.utils import cached_file
+    from transformers.utils import cached_file
 
-        file = cached_file(
-            source,
-            filename,
-            # Use the commit of the weights, even if the branch moves meanwhile.
-            revision=find_hub_commit(source, revision) or revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+    source = find_source(model_name)
+    file = cached_file(
+        source,
+        filename,
+        # Use the commit of the weights, even if the branch moves meanwhile.
+        revision=find_hub_commit(source, revision) or revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
