@@ -52,22 +52,6 @@ def _describe_sample(key: str, shard: str) -> str:
     return f"the sample {key!r} of {shard!r}"
 
 
-def count_samples(shard: str, check: Callable[[set[str], str], None]) -> int:
-    """Count the samples in the headers of a shard; call `check(extensions, sample)` for each."""
-    n_samples = 0
-    key = None
-    try:
-        with tarfile.open(shard) as tar:
-            for key, names in groupby(_iter_names(tar), key=itemgetter(0)):
-                check({extension for _, extension in names}, _describe_sample(key, shard))
-                n_samples += 1
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise _make_damage_error(shard, key, error) from error
-    if not n_samples:
-        raise ValueError(f"Shard {shard!r} has no samples. Remove it.")
-    return n_samples
-
-
 def _iter_names(tar: Any) -> Iterator[tuple[str, str]]:
     """Yield the key and the extension of each file of a sample, from its header."""
     while (member := tar.next()) is not None:
@@ -81,13 +65,13 @@ def _iter_names(tar: Any) -> Iterator[tuple[str, str]]:
         raise tarfile.ReadError("no end of the archive")
 
 
-def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[dict[str, Any]]:
+def _iter_samples(shard: str, extensions: set[str]) -> Iterator[dict[str, Any]]:
     """Yield the samples of a shard as dicts, reading only files with the given extensions."""
     wds = import_optional("webdataset", extra="distributed", purpose="Reading tar shards")
 
     def is_selected(name: str) -> bool:
         parts = _NAME.fullmatch(name)
-        return parts is not None and (extensions is None or parts[2].lower() in extensions)
+        return parts is not None and parts[2].lower() in extensions
 
     key = None
     # Not tarfile_to_samples of webdataset, which leaves the file open.
@@ -221,16 +205,12 @@ class WebDatasetPairs:
         self._n_samples: int | None = None
 
     def __len__(self) -> int:
-        def check(extensions: set[str], sample: str) -> None:
-            self._image.find(extensions, sample)
-            self._caption.find(extensions, sample)
-
         if self._n_samples is None:
-            self._n_samples = sum(count_samples(shard, check) for shard in self.shards)
+            self._n_samples = sum(map(self._count_samples, self.shards))
         return self._n_samples
 
     def __iter__(self) -> Iterator[tuple[bytes, str]]:
-        for sample in self._iter_samples():
+        for sample in self._iter_samples({*self._image.fields, *self._caption.fields}):
             yield self._read_image(sample), self._read_caption(sample)
 
     def __repr__(self) -> str:
@@ -244,11 +224,28 @@ class WebDatasetPairs:
         """Return the captions as a sized iterable of str."""
         return WebDatasetSide(self, self._caption, self._read_caption)
 
-    def _iter_samples(self, keys: _Keys | None = None) -> Iterator[dict[str, Any]]:
+    def _count_samples(self, shard: str) -> int:
+        """Count the samples in the headers of a shard; raise ValueError unless all are pairs."""
+        n_samples = 0
+        key = None
+        try:
+            with tarfile.open(shard) as tar:
+                for key, names in groupby(_iter_names(tar), key=itemgetter(0)):
+                    extensions = {extension for _, extension in names}
+                    for keys in (self._image, self._caption):
+                        keys.find(extensions, _describe_sample(key, shard))
+                    n_samples += 1
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise _make_damage_error(shard, key, error) from error
+        if not n_samples:
+            raise ValueError(f"Shard {shard!r} has no samples. Remove it.")
+        return n_samples
+
+    def _iter_samples(self, extensions: set[str]) -> Iterator[dict[str, Any]]:
         # Check that all samples are pairs: otherwise the rows of images and captions would differ.
         len(self)
         for shard in self.shards:
-            yield from _iter_samples(shard, None if keys is None else set(keys.fields))
+            yield from _iter_samples(shard, extensions)
 
     def _read_image(self, sample: dict[str, Any]) -> ShardBytes:
         description = _describe_sample(sample["__key__"], sample["__url__"])
@@ -289,7 +286,7 @@ class WebDatasetSide:
         return len(self._pairs)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._read, self._pairs._iter_samples(self._keys))
+        return map(self._read, self._pairs._iter_samples(set(self._keys.fields)))
 
     def __repr__(self) -> str:
         return f"{self._pairs!r}.{self._keys.side}s()"
