@@ -248,22 +248,20 @@ def _find_tables(folder: Path) -> list[Path]:
 
 def _detect_source(folder: Path, names: list[Path], other_suffixes: Counter[str]) -> CaptionSource:
     # Checking every image for a text file is slow, so it is skipped if there are no text files.
-    has_texts = any(other_suffixes[suffix] for suffix in SIDECARS)
-    if has_texts:
+    if any(other_suffixes[suffix] for suffix in SIDECARS):
         files = {name: file for name in names if (file := find_sidecar(folder / name))}
-        named = [name.as_posix() for name in files]
         if files and all(map(holds_numbers, list(files.values())[:_MAX_CHECKED])):
             warn(
                 f"The text files in {str(folder)!r} hold only numbers, as annotations of boxes "
                 "do, and are not used as captions. Pass captions='sidecar' to use them."
             )
-        elif len(named) >= MIN_SIDECAR_SHARE * len(names):
+        elif len(files) >= MIN_SIDECAR_SHARE * len(names):
             return "sidecar"
-        elif named:
+        elif files:
             warn(
-                f"{len(named)} of {len(names)} images in {str(folder)!r} have a text file "
-                f"({format_list(named)}), so that text files are not used as captions. Write "
-                "the missing ones, and pass captions='sidecar', to use them."
+                f"{len(files)} of {len(names)} images in {str(folder)!r} have a text file "
+                f"({format_list(map(Path.as_posix, files))}), so that text files are not used as "
+                "captions. Write the missing ones, and pass captions='sidecar', to use them."
             )
     tables = _find_tables(folder)
     if len(tables) == 1:
