@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -33,11 +32,16 @@ def as_table_or_rows(Y: Any) -> Any:
     A row is a dict (names and zeros or ones), a list (zeros and ones, or labels), or a tuple, set
     or frozenset (labels).
     """
+    if Y is None:
+        raise ValueError(f"Y is None: {_EXPECTED}.")
     if get_column_names(Y) is not None or len(getattr(Y, "shape", ())) == 2:
         return Y
-    is_single = isinstance(Y, str | bytes | Mapping) or getattr(Y, "shape", None) == ()
-    if is_single or not isinstance(Y, Iterable):
-        raise ValueError(f"Y is {reprlib.repr(Y)}: {_EXPECTED}.")
+    if hasattr(Y, "__array__") and not isinstance(Y, Iterable):
+        return as_table_or_rows(np.asarray(Y))
+    if getattr(Y, "shape", None) == ():
+        raise ValueError(f"Y is an array without dimensions: {_EXPECTED}.")
+    if isinstance(Y, str | bytes | Mapping) or not isinstance(Y, Iterable):
+        raise ValueError(f"Y is of type {type(Y).__name__}: {_EXPECTED}.")
     return [_read_row(row, index) for index, row in enumerate(to_list(Y))]
 
 

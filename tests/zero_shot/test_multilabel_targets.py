@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_matrix, csr_array
 from sklearn.base import clone
 from sklearn.preprocessing import MultiLabelBinarizer
+from sklearn.utils.estimator_checks import _NotAnArray
 
 from sklearn_ape import MultiLabelZeroShotClassifier
 from sklearn_ape.zero_shot._multilabel_targets import (
@@ -93,6 +94,7 @@ BY_POSITION = {
     "coo_matrix of bool": lambda table: coo_matrix(table.astype(bool)),
     "torch": torch.as_tensor,
     "masked array": np.ma.masked_array,
+    "object with __array__ alone": _NotAnArray,
     "lists": lambda table: table.tolist(),
     "lists of bool": lambda table: table.astype(bool).tolist(),
     "lists of float": lambda table: table.astype(float).tolist(),
@@ -316,11 +318,16 @@ class TestRows:
             to_indicator([["cat"], row], ["cat", "dog"])
 
     @pytest.mark.parametrize(
-        "Y", [None, "cat", b"cat", 3, np.array(3), {"cat": [0, 1], "dog": [1, 0]}, pl.LazyFrame()]
-    )
-    def test_invalid_targets_raise(self, Y):
+        ("Y", "message"),
+        [(None, "Y is None"), ("cat", "Y is of type str"), (b"cat", "Y is of type bytes"),
+         (3, "Y is of type int"), (np.array(3), "Y is an array without dimensions"),
+         (_NotAnArray(3), "Y is an array without dimensions"),
+         ({"cat": [0, 1], "dog": [1, 0]}, "Y is of type dict"),
+         (pl.LazyFrame(), "Y is of type LazyFrame")],
+    )  # fmt: skip
+    def test_invalid_targets_raise(self, Y, message):
         for read in (collect_labels, lambda Y: to_indicator(Y, ["cat", "dog"])):
-            with pytest.raises(ValueError, match="expected a table of zeros and ones"):
+            with pytest.raises(ValueError, match=f"{message}: expected a table of zeros and ones"):
                 read(Y)
 
     def test_labels_of_different_types_raise(self):
