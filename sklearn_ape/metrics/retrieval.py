@@ -181,11 +181,11 @@ def _count_in_threads(count: Callable[[int, int], np.ndarray], max_threads: int)
 
     BLAS would use several threads for the products only, and count in a single thread.
     """
-    if max_threads < 2:
-        return count(0, 1)
-    blas = ThreadpoolController().select(user_api="blas")
-    n_blas_threads = [library["num_threads"] for library in blas.info()]
+    blas = ThreadpoolController().select(user_api="blas") if max_threads > 1 else None
+    n_blas_threads = [library["num_threads"] for library in blas.info()] if blas else []
     n_threads = min(max_threads, max(n_blas_threads, default=1))
+    if blas is None or n_threads < 2:
+        return count(0, 1)
     with blas.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
         counts = pool.map(count, range(n_threads), [n_threads] * n_threads)
         return np.sum(list(counts), axis=0)

@@ -195,8 +195,12 @@ def test_ranks_in_both_directions_equal_full_matrix(n_queries, n_candidates, see
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_threads_do_not_change_ranks(monkeypatch):
-    """Two threads of four, since each one counts at least 250 of the 600 scores."""
+@pytest.mark.parametrize(("n_blas_threads", "expected_pools"), [(4, [2]), (1, [])])
+def test_threads_do_not_change_ranks(n_blas_threads, expected_pools, monkeypatch):
+    """Two threads of four, since each one counts at least 250 of the 600 scores.
+
+    A pool of a single thread would delay KeyboardInterrupt until all scores are counted.
+    """
     rng = np.random.default_rng(0)
     queries, candidates = rng.standard_normal((20, 4)), rng.standard_normal((30, 4))
     pairs = random_pairs(rng, 20, 30, 10)
@@ -205,9 +209,9 @@ def test_threads_do_not_change_ranks(monkeypatch):
     executor = retrieval.ThreadPoolExecutor
     monkeypatch.setattr(retrieval, "ThreadPoolExecutor", lambda n: pools.append(n) or executor(n))
     monkeypatch.setattr(retrieval, "_MIN_SCORES_PER_THREAD", 250)
-    with threadpool_limits(4, user_api="blas"):
+    with threadpool_limits(n_blas_threads, user_api="blas"):
         ranks = compute_both_ranks(queries, candidates, pairs)
-    assert pools == [2]
+    assert pools == expected_pools
     np.testing.assert_array_equal(ranks[0], expected[0])
     np.testing.assert_array_equal(ranks[1], expected[1])
 
