@@ -296,7 +296,7 @@ class Collection(NamedTuple):
         n_rows = len(embeddings) + len(unreadable)
         rows = np.setdiff1d(np.arange(n_rows), unreadable)
         if len(rows) != len(embeddings):
-            raise ValueError("unread must be rows of the collection, in ascending order.")
+            raise ValueError("unread must be distinct rows of the collection.")
         items = None
         if "items" in state:
             items = _unpack_items(state.part("items"))
