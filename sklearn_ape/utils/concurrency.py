@@ -47,7 +47,7 @@ class ForkSafeLock:
 
 
 def at_fork(**functions: Callable[[], object]) -> None:
-    """Call `os.register_at_fork` with functions by time, on systems that can fork."""
+    """Register functions by `os.register_at_fork`, on systems that can fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(**functions)
 

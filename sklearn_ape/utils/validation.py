@@ -69,7 +69,7 @@ def check_integer(
 
 
 def check_count(value: Any, name: str, high: int, noun: str) -> None:
-    """Raise ValueError unless a parameter is an integer from 1 to the number of the noun."""
+    """Raise ValueError unless a parameter is an integer from 1 to `high`, the number of `noun`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= high:
         raise ValueError(
             f"{name} must be an integer from 1 to the number of {noun}, {high}, not {value!r}."
