@@ -120,7 +120,7 @@ def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     paths: dict[str, str] = {}
     for path in listed:  # "photos" and "./photos" are the same folder
         paths.setdefault(make_absolute(path), path)
-    _report_skipped(+skipped, quiet)  # the counts above 0
+    _report_skipped(skipped, quiet)
     if len(paths) < len(listed):
         n_repeated = len(listed) - len(paths)
         print_message(f"Repeated paths are listed once ({n_repeated:,} left out).", quiet)
@@ -187,11 +187,13 @@ def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There are no labels")  # none are needed
         data = load_image_folder(path, captions=None)
-    skipped.update(data.other_files)
-    if not skipped.keys().isdisjoint(SIDECARS):
-        # Captions next to their images are expected, so they are not reported.
-        captions = filter(None, (find_sidecar(Path(image)) for image in data.images))
-        skipped.subtract(file.suffix.lower() for file in captions)
+    others = Counter(data.other_files)
+    if not others.keys().isdisjoint(SIDECARS):
+        # Captions next to their images are expected, so they are not reported. Two images whose
+        # names differ only in the suffix share a caption.
+        captions = {find_sidecar(Path(image)) for image in data.images}
+        others.subtract(file.suffix.lower() for file in captions if file is not None)
+    skipped.update(+others)  # the counts above 0
     # The loader returns absolute paths. Results are easier to read with the path of the argument.
     root = expand_user(path).absolute()
     return [os.path.join(path, os.path.relpath(image, root)) for image in data.images]

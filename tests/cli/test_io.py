@@ -411,3 +411,16 @@ def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys, monk
     )
     list_images([str(small_folder)])
     assert "Skipped 1 file of other formats (1 '.txt')." in capsys.readouterr().err
+
+
+def test_captions_that_images_share_are_counted_once(small_folder, tmp_path, capsys):
+    """They do not reduce the number of other files, in the same folder and in others."""
+    image = next(small_folder.rglob("*.png"))
+    for name in ("shared", "other"):
+        (tmp_path / name).mkdir()
+        for suffix in (".png", ".jpg"):
+            shutil.copy(image, tmp_path / name / f"photo{suffix}")
+        (tmp_path / name / "notes.txt").write_text("not a caption")
+    (tmp_path / "shared" / "photo.txt").write_text("a caption")
+    list_images([str(tmp_path / "shared"), str(tmp_path / "other")])
+    assert "Skipped 2 files of other formats (2 '.txt')." in capsys.readouterr().err
