@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
 import signal
@@ -353,6 +354,9 @@ def _start(
         stack.callback(page.close, verbose=False)
         for element in page.blocks.values():
             element.GRADIO_CACHE = folder
+        options: dict[str, Any] = {}
+        if "run_history" in inspect.signature(page.launch).parameters:  # since Gradio 6.24
+            options["run_history"] = False
         try:
             page.launch(
                 server_name=f"[{host}]" if ":" in host else host,
@@ -365,7 +369,6 @@ def _start(
                 quiet=True,
                 share=False,
                 show_error=False,
-                run_history=False,
                 enable_monitoring=False,
                 mcp_server=False,
                 ssr_mode=False,
@@ -378,6 +381,7 @@ def _start(
                     "middleware": _make_middleware(host, limits, folder),
                     "docs_url": None,
                 },
+                **options,
             )
         except OSError as error:
             if port is None:

@@ -19,12 +19,13 @@ from ._model import (
     list_methods,
     may_have_maps,
 )
+from ._session import Session  # Gradio before 6.11 evaluates the annotations of listeners
 from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:
     import gradio
 
-    from ._session import AppService, ImageCollection, Session, SimilarityMap
+    from ._session import AppService, ImageCollection, SimilarityMap
 
 # Gradio reads these variables when it is imported. With them, it sends no usage statistics.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

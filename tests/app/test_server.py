@@ -12,6 +12,7 @@ import socket
 import stat
 import tempfile
 import threading
+import typing
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -172,6 +173,9 @@ class TestLimits:
                 assert "://" not in opening or "gradio.app" in opening, opening
         assert "googleapis" not in html + visitor.http.get("/theme.css").text
 
+    def test_browser_stores_no_history(self, visitor):
+        assert '"run_history":false' in visitor.http.get("/").text
+
 
 class TestConcurrentRequests:
     def test_concurrent_requests_get_their_own_results(self, page, captioned_images):
@@ -267,6 +271,21 @@ class TestServe:
             serve(fast_aligner, captioned_images.images[:5], port=None, verbose=0)
         signal.signal(signal.SIGTERM, before)
         assert os.listdir(temporary_folder) == []
+
+    def test_starts_with_the_lowest_version_of_gradio(
+        self, fast_aligner, captioned_images, monkeypatch
+    ):
+        """It evaluates the annotations of listeners, and has no history of runs."""
+        from gradio import Blocks
+
+        def launch_without_history(page, **options):
+            assert "run_history" not in options
+            return launch(page, **options)
+
+        launch = Blocks.launch
+        monkeypatch.setattr(Blocks, "launch", launch_without_history)
+        monkeypatch.setattr("gradio.utils.get_type_hints", typing.get_type_hints)
+        serve(fast_aligner, captioned_images.images[:5], port=None, block=False, verbose=0).close()
 
     def test_uploads_are_deleted_at_stop(
         self, fast_aligner, captioned_images, temporary_folder, monkeypatch
