@@ -355,7 +355,8 @@ class CaptionedImages(NamedTuple):
 
     def select(self, rows: Collection[int]) -> CaptionedImages:
         """Return the images of some rows with their captions."""
-        images, captions = ([column[row] for row in rows] for column in self[:2])
+        images = [self.images[row] for row in rows]
+        captions = [self.captions[row] for row in rows]
         return self._replace(images=images, captions=captions)
 
 
