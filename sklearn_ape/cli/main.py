@@ -47,11 +47,14 @@ def demo(
     Example: sklearn-ape demo --output demo_report
     """
     check_output_folder(output)
+    output = expand_user(output)
+    # Before the demo, which takes minutes: the check follows links and "..", which this does not.
+    output.mkdir(parents=True, exist_ok=True)
     from .._demo import print_result, run_demo, write_report
 
     result = run_demo(cache, random_state=random_state, n_jobs=n_jobs, verbose=int(not quiet))
     print_result(result)
-    page = write_report(result, expand_user(output))
+    page = write_report(result, output)
     print(f"\nReport with images: {page.resolve().as_uri()}")
 
 

@@ -71,6 +71,17 @@ class TestErrorsOfDemo:
         assert "cannot be written" in result.stderr
         assert result.stdout == ""
 
+    @pytest.mark.parametrize("name", ["link", "missing/../file"])
+    def test_folder_that_cannot_be_created_raises_before_encoding(
+        self, run, tmp_path, monkeypatch, name
+    ):
+        """Otherwise the results of minutes would be lost."""
+        (tmp_path / "file").write_text("in the way")
+        (tmp_path / "link").symlink_to(tmp_path / "nothing")
+        monkeypatch.setattr("sklearn_ape._demo.run_demo", lambda *_, **__: pytest.fail("encoded"))
+        result = run("demo", "--output", f"{tmp_path}/{name}", code=1)
+        assert "File exists" in result.stderr
+
     def test_invalid_cache_folder_raises(self, run, tmp_path):
         (tmp_path / "file").write_text("in the way")
         result = run(
