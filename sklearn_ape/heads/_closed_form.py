@@ -409,7 +409,8 @@ class ExtendedHead(Head):
         shift = _as_finite_tensor("shift", shift, 1)
         if len(shift) != base.n_out:
             raise ValueError(
-                f"shift has {len(shift)} values. Pass the n_out of base, {base.n_out}."
+                f"shift has {len(shift)} values, and base has {base.n_out} outputs. Pass one "
+                "value per output."
             )
         if correction is not None:
             _check_same_sizes(base=base, correction=correction)

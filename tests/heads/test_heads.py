@@ -13,6 +13,7 @@ from sklearn_ape.heads import (
     BaseMap,
     ClosedFormHead,
     ConSEMap,
+    ExtendedHead,
     FrozenHead,
     KernelMap,
     LinearHead,
@@ -403,6 +404,15 @@ def test_closed_form_two_tower_has_fingerprint_and_pickles(kernel):
     assert torch.equal(restored.embed_text(texts), towers.embed_text(texts))
     restored.text_head.base.gamma += 0.5
     assert restored.fingerprint() != before
+
+
+def test_extended_head_with_other_sizes_raises(kernel):
+    base = ClosedFormHead(KernelMap(*kernel[:2], 8.0))
+    with pytest.raises(ValueError, match="shift has 4 values, and base has 3 outputs"):
+        ExtendedHead(base, 1.0, torch.zeros(4))
+    correction = LinearMap(torch.zeros(5), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="different sizes: 6 to 3, and 5 to 3"):
+        ExtendedHead(base, 1.0, torch.zeros(3), correction)
 
 
 def test_closed_form_head_with_invalid_parts_raises(kernel):
