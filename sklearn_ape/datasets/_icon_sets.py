@@ -6,11 +6,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree.ElementTree import Element, ParseError, fromstring
+from xml.parsers import expat
 
 from ..utils.validation import parse_json
 from .base import check_folder
@@ -213,49 +213,60 @@ def check_safety(label: str, svg: str) -> None:
             "are not allowed. Remove the icon from its file, or select other sets."
         )
     # Fewer elements cannot have more levels, which saves time for most icons.
-    if svg.count("<") <= _MAX_LEVELS:
-        return
-    try:
-        n_levels = _count_levels(fromstring(svg))
-    except ParseError as error:
-        raise ValueError(
-            f"Icon {label!r} is not valid XML ({error}). Unpack the package again."
-        ) from error
-    if n_levels > _MAX_LEVELS:
+    if svg.count("<") > _MAX_LEVELS and _count_levels(svg) > _MAX_LEVELS:
         raise ValueError(
             f"Icon {label!r} has more than {_MAX_LEVELS} levels of elements, with those that it "
             "refers to. Remove the icon from its file, or select other sets."
         )
 
 
-def _count_levels(root: Element) -> int:
+def _count_levels(svg: str) -> int:
     """Return the number of nested elements, where those that are referred to count as nested.
 
     Gradients are not counted. Every element is taken to have the references of a style sheet.
     """
-    targets: dict[str | None, list[Element]] = {}
-    for element in root.iter():
-        if not element.tag.endswith("Gradient"):
-            targets.setdefault(element.get("id"), []).append(element)
-    styled = [first for first, _ in _REFERENCE.findall("".join(root.itertext()))]
-    counts: dict[Element, int] = {}
+    path: list[str | None] = [""]  # ids of the open elements; "" is the drawing
+    gradients: set[str | None] = set()
+    # For each element with an id, the level of its references within it; that of None is its own.
+    levels: dict[str | None, dict[str | None, int]] = {"": {None: 0}}
+    counts: dict[str | None, int] = {}
+    styles: list[str] = []
 
-    def count(element: Element, n_above: int) -> int:
-        if n_above > _MAX_LEVELS:
+    def start(name: str, attributes: dict[str, str]) -> None:
+        path.append(attributes.get("id"))
+        if name.endswith("Gradient"):
+            gradients.add(path[-1])
+        references = {
+            first or second
+            for value in attributes.values()
+            for first, second in _REFERENCE.findall(value)
+        }
+        scopes = path if len(path) <= _MAX_LEVELS else path[:1]
+        for level, scope in enumerate(scopes):
+            if scope is not None:
+                inner = levels.setdefault(scope, {})
+                for target in (None, *references):
+                    inner[target] = max(inner.get(target, 0), len(path) - level)
+
+    def count(scope: str | None, n_above: int) -> int:
+        if scope in gradients or scope not in levels or n_above > _MAX_LEVELS:
             return 0
-        if element not in counts:
-            counts[element] = 0  # the renderer ignores an element that refers to itself
-            references = {
-                first or second
-                for value in element.attrib.values()
-                for first, second in _REFERENCE.findall(value)
-            }
-            referred = (targets.get(name, ()) for name in references.union(styled))
-            inner = chain(element, *referred)
-            counts[element] = 1 + max((count(each, n_above + 1) for each in inner), default=0)
-        return counts[element]
+        if scope not in counts:
+            counts[scope] = 0  # the renderer ignores an element that refers to itself
+            inner = levels[scope]
+            inner |= dict.fromkeys(styled - inner.keys(), inner[None])
+            counts[scope] = max(
+                level + count(target, n_above + level) for target, level in inner.items()
+            )
+        return counts[scope]
 
-    return count(root, 0)
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = start, lambda _: path.pop()
+    parser.CharacterDataHandler = styles.append
+    with suppress(expat.ExpatError, UnicodeError):  # the renderer reports it
+        parser.Parse(svg, True)
+    styled = {first for first, _ in _REFERENCE.findall("".join(styles)) if first}
+    return count("", 0)
 
 
 def _find_style_words(names: Iterable[str]) -> tuple[set[str], set[str]]:

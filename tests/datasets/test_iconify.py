@@ -243,6 +243,12 @@ def test_icon_with_many_references_is_rendered(tmp_path, home):
     assert len(load_iconify(write_icon(tmp_path, body), data_home=home).images) == 1
 
 
+def test_icon_with_many_elements_of_one_id_is_rendered(tmp_path, home):
+    """They do not nest, since each of them refers to the first."""
+    package = write_icon(tmp_path, '<g id="a" fill="url(#a)"/>' * 300 + SQUARE)
+    assert len(load_iconify(package, data_home=home).images) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
