@@ -121,9 +121,7 @@ def load_imagenet_captions(
     >>> data.captions, data.labels.tolist()
     (['My catch lake fish Taken by Ann & Bob'], ['tench'])
     """
-    fields = (fields,) if isinstance(fields, str) else tuple(fields)
-    if not fields or not set(fields) <= set(_FIELDS) or len(set(fields)) < len(fields):
-        raise ValueError(f"fields must be distinct names of {_FIELDS}, not {fields!r}.")
+    fields = _validate_fields(fields)
     check_choice(on_missing, "on_missing", ("warn", "raise", "ignore"))
     folder = check_folder(images_root, "a folder with images as <wnid>/<filename>")
     file = expand_user(captions_json).absolute()
@@ -158,6 +156,13 @@ def load_imagenet_captions(
         ),
     )
     return make_result(bunch, return_X_y)
+
+
+def _validate_fields(fields: Sequence[str]) -> tuple[str, ...]:
+    names = (fields,) if isinstance(fields, str) else tuple(fields)
+    if not names or not set(names) <= set(_FIELDS) or len(set(names)) < len(names):
+        raise ValueError(f"fields must be distinct names of {_FIELDS}, not {fields!r}.")
+    return names
 
 
 def _read_entries(file: Path) -> list[dict[str, Any]]:
