@@ -191,10 +191,10 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         with explain_load_errors(self.model_name):
             modules = read_side_file(*source, "modules.json")
             sentence = read_side_file(*source, "sentence_bert_config.json") or {}
+            # SigLIP 2 was trained on lower-cased texts. Its tokenizer, Gemma's, keeps the case.
+            lower = _is_siglip(model) or bool(sentence.get("do_lower_case"))
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules or []}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        # SigLIP 2 was trained on lower-cased texts, but its tokenizer, Gemma's, keeps the case.
-        lower = _is_siglip(model) or bool(sentence.get("do_lower_case"))
         preparation = TextPreparation(lower=lower)
         if modules is not None:
             preparation = read_preparation(*source, lower)

@@ -299,6 +299,13 @@ def test_damaged_model_folder_raises(tmp_path, file):
         TransformersTextEncoder(str(tmp_path)).transform(TEXTS)
 
 
+def test_settings_of_the_wrong_type_raise(tmp_path):
+    save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    (tmp_path / "sentence_bert_config.json").write_text("[16]")
+    with pytest.raises(ValueError, match="is a folder that could not be loaded"):
+        TransformersTextEncoder(str(tmp_path), cache=None).transform(TEXTS)
+
+
 def test_max_length_beyond_positions_raises(tmp_path):
     n_positions = TEXT["max_position_embeddings"]
     save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
