@@ -75,21 +75,28 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     """
     identity = encoder._digest_identity()
     errors: dict[int, str] = {}
-    rows: dict[bytes, list[int]] = {}
+    first_rows: dict[bytes, int] = {}
+    # The other rows of the same content. A list for every content would take much memory.
+    duplicates: dict[bytes, list[int]] = {}
     for row, item in enumerate(items):
         try:
             key = _compute_key(encoder, identity, item)
         except ItemError as error:
             errors[row] = describe_item(item, error)
         else:
-            rows.setdefault(key, []).append(row)
+            if first_rows.setdefault(key, row) != row:
+                duplicates.setdefault(key, []).append(row)
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
     with _registry_lock:
         lock = _locks_by_weights.setdefault(encoder._get_weights_key(), ForkSafeLock())
     with default_state(), lock, open_cache(encoder.cache) as cache:
-        features, cached = _read_cached(cache, rows, len(items))
-        missing = {key: rows[key] for key in rows if key not in cached}
+        features, cached = _read_cached(cache, first_rows, len(items))
+        missing = {
+            key: [row, *duplicates.get(key, ())]
+            for key, row in first_rows.items()
+            if key not in cached
+        }
         _count(identity, hits=len(items) - len(errors) - len(missing))
         computed = _encode_missing(encoder, items, missing, cache, identity, errors)
 
@@ -98,23 +105,23 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
         features = np.empty((len(items), width), dtype=np.float32)
     n_features_by_identity.put(identity, features.shape[1])
     for key, feature in computed.items():
-        features[rows[key][0]] = feature
-    for first, *others in (same for same in rows.values() if len(same) > 1):
-        features[others] = features[first]
+        features[first_rows[key]] = feature
+    for key, rows in duplicates.items():
+        features[rows] = features[first_rows[key]]
     features[list(errors)] = np.nan
     return features, dict(sorted(errors.items()))
 
 
 def _read_cached(
-    cache: FeatureCache, rows: Mapping[bytes, list[int]], n_rows: int
+    cache: FeatureCache, rows: Mapping[bytes, int], n_rows: int
 ) -> tuple[np.ndarray | None, set[bytes]]:
-    """Return a matrix with cached features in the first row of each key, or None, and the keys."""
+    """Return a matrix with the cached features in their rows, or None, and the cached keys."""
     features = None
     cached: set[bytes] = set()
     for keys, block in iter_blocks(cache, rows):
         if features is None:
             features = np.empty((n_rows, block.shape[1]), dtype=np.float32)
-        features[[rows[key][0] for key in keys]] = block
+        features[[rows[key] for key in keys]] = block
         cached.update(keys)
     return features, cached
 
