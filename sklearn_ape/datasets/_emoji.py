@@ -242,6 +242,7 @@ def _render(
         (file, name) for file, name in zip(files, names, strict=True) if name not in existing
     ]
     if missing:
+        import_optional("resvg_py", extra="starter", purpose="load_openmoji")
         bar = make_progress_bar(
             len(missing), verbose, delay=0, desc="Rendering OpenMoji", unit="image"
         )

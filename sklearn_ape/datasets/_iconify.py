@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 from sklearn.utils import Bunch
 
-from ..utils.messages import make_progress_bar, warn
+from ..utils.messages import import_optional, make_progress_bar, warn
 from ..utils.validation import check_integer, format_list
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
 from .base import (
@@ -301,6 +301,7 @@ def _render_missing(
             missing.setdefault(icon.icon_set.prefix, []).append(icon)
     if not missing:
         return
+    import_optional("resvg_py", extra="starter", purpose="load_iconify")
     with explain_write_errors(folder):
         for prefix in missing:
             (folder / prefix).mkdir(parents=True, exist_ok=True)

