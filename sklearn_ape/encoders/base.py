@@ -110,15 +110,12 @@ class FrozenEncoder(
         if weights is None:
             self._get_network()  # downloads the weights
             weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
-        params = {name: to_builtin(value) for name, value in self._get_feature_params().items()}
-        library = format_library_version(self._library)
-        return {"encoder": type(self).__name__, "weights": weights, "library": library, **params}
-
-    def _get_feature_params(self) -> dict[str, Any]:
-        """Return the parameters that features depend on, besides weights and precision."""
         others = self._runtime_params | {"model_name", "revision", "dtype", "on_error"}
         # Not get_params, which takes longer than the rest of a key.
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
+        names = [field.name for field in fields(self) if field.name not in others]
+        params = {name: to_builtin(getattr(self, name)) for name in names}
+        library = format_library_version(self._library)
+        return {"encoder": type(self).__name__, "weights": weights, "library": library, **params}
 
     # Methods of subclasses: items
 
@@ -410,8 +407,10 @@ class FrozenEncoder(
         Unlike `_digest_identity`, the parts do not include the commit of a hub model, which stays
         the same within a process. The weights in a folder may change.
         """
-        parts = self._get_feature_params() | self._get_precision_parts()
-        parts |= {"model_name": self.model_name, "revision": self.revision}
+        parts = self.get_params(deep=False)  # with those of subclasses that are not dataclasses
+        for name in self._runtime_params | {"on_error"}:
+            parts.pop(name, None)
+        parts |= self._get_precision_parts()
         if os.path.isdir(self.model_name):
             parts["weights"] = digest_folder(Path(self.model_name))
         return parts

@@ -78,6 +78,24 @@ def test_runtime_option_of_an_encoder_does_not_change_the_digest(parameters):
     assert digest_embedding(pipeline) == before
 
 
+class ScaledEncoder(TransformersTextEncoder):
+    """Encoder of a user with its own parameter, which is not a dataclass."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = scale
+
+    def transform(self, X):
+        return super().transform(X) * self.scale
+
+
+def test_own_parameter_of_a_subclass_changes_the_digest():
+    pipeline = make_pipeline(ScaledEncoder(), CCAAligner())
+    before = digest_embedding(pipeline)
+    pipeline[0].set_params(scale=2.0)
+    assert digest_embedding(pipeline) != before
+
+
 def test_engine_changes_the_digest_in_half_precision():
     pipeline = make_pipeline(TimmImageEncoder(dtype="bfloat16", engine="torch"), CCAAligner())
     before = digest_embedding(pipeline)
