@@ -1,6 +1,6 @@
 """Memory-mapped features, tiles of rows and lazily read rows."""
 
-import resource
+import re
 import sys
 import threading
 
@@ -51,49 +51,51 @@ def test_copy_in_memory_is_not_a_memmap(memmap, make):
     release_pages(copy)
 
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def resident(memmap):
+    """Return how many bytes of the file are in memory, which does not count other threads."""
+    with open("/proc/self/smaps") as file:
+        lines = file.read().partition(f" {memmap.filename}\n")[2]
+    return 1024 * int(re.search(r"^Rss: +(\d+) kB$", lines, flags=re.MULTILINE)[1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
 class TestReleasePages:
     def test_released_pages_are_not_in_memory(self, memmap):
         """Otherwise the resident memory would grow to the size of the file."""
-        before = resident()
+        before = resident(memmap)
         memmap.sum()
-        held = resident() - before
+        held = resident(memmap) - before
         release_pages(memmap[:])
         assert held > 12e6
-        assert resident() - before < 4e6
+        assert resident(memmap) - before < 4e6
         assert memmap.sum() == 4e6
 
     @pytest.mark.parametrize("view", [np.asarray, lambda memmap: memmap[:, 10:990]])
     def test_only_pages_of_given_rows_are_released(self, memmap, view):
         """The other rows may be in use."""
         memmap.sum()
-        before = resident()
+        before = resident(memmap)
         # The system may release huge pages of 2 MiB as a whole.
         for _ in range(2):
             release_pages(view(memmap)[1_000:2_000])
-            assert 3.8e6 < before - resident() < 8.5e6
+            assert 3.8e6 < before - resident(memmap) < 8.5e6
         release_pages(view(memmap)[3_000:])
-        assert 7.6e6 < before - resident() < 13e6
+        assert 7.6e6 < before - resident(memmap) < 13e6
         assert (memmap == 1).all()
 
     @pytest.mark.parametrize("convert", [lambda rows: rows, lambda rows: np.r_[rows]])
     def test_rows_that_were_read_are_not_in_memory(self, memmap, convert):
-        before = resident()
+        before = resident(memmap)
         stored = StoredRows(memmap)
         for start in range(0, 4_000, 500):
             assert (stored[convert(slice(start, start + 500))] == 1).all()
-        assert resident() - before < 8e6
+        assert resident(memmap) - before < 8e6
 
     def test_tiles_that_were_read_are_not_in_memory(self, memmap, small_tiles):
-        before = resident()
+        before = resident(memmap)
         for _, means in iter_feature_tiles(memmap, 1, lambda tile: tile.mean(axis=1)):
             assert (means == 1).all()
-        assert resident() - before < 8e6
+        assert resident(memmap) - before < 8e6
 
     def test_file_of_any_size_is_released(self, make_memmap):
         """The size is not a multiple of that of a float64."""

@@ -126,7 +126,7 @@ class TestPixels:
     def test_memory_error_is_reported_with_size(self, monkeypatch):
         """A lack of memory is not reported as a damaged image."""
 
-        def fails(image):
+        def fails(image, tags):
             raise MemoryError
 
         monkeypatch.setattr(_items, "_to_rgb", fails)
