@@ -135,9 +135,9 @@ class TextTower(nn.Module):
         used = {p for name, p in self.tower.named_parameters() if name in self._used_names}
         first = len(parameters) if n_layers == 0 else 0
         if n_layers:
-            lists = [m for m in self.tower.modules() if isinstance(m, nn.ModuleList)]
-            lists = [layers for layers in lists if not used.isdisjoint(layers.parameters())]
-            layers = lists[0] if lists else nn.ModuleList()
+            lists = (m for m in self.tower.modules() if isinstance(m, nn.ModuleList))
+            used_lists = (m for m in lists if not used.isdisjoint(m.parameters()))
+            layers = next(used_lists, nn.ModuleList())
             if n_layers > len(layers):
                 raise ValueError(
                     f"unlocked_layers={n_layers}, but the text encoder has {len(layers)} layers. "
