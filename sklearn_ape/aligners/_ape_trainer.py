@@ -37,7 +37,7 @@ from ..training.callbacks import (
 from ..training.data import PairDataset
 from ..training.distributed import Ranks, broadcast
 from ..training.net import AlignmentNet, embed_pairs
-from ..utils.messages import shows_progress, warn
+from ..utils.messages import warn
 from ._closed_form import (
     RIDGE,
     WHITENING,
@@ -244,10 +244,9 @@ def _refit_heads(
 
 def _train_again(training: HeadTraining, n_epochs: int) -> AlignmentNet:
     """Train for the best number of epochs without held-out pairs, and return the net."""
-    callbacks, verbose = training.run.checkpoint.make_callbacks("refit"), training.run.verbose
-    if shows_progress(verbose):
-        callbacks.insert(0, ("progress", EpochProgress(n_epochs, "refit", verbose)))
-    return training.train(callbacks, n_epochs)
+    progress = EpochProgress(n_epochs, "refit", training.run.verbose)
+    callbacks = training.run.checkpoint.make_callbacks("refit")
+    return training.train([("progress", progress), *callbacks], n_epochs)
 
 
 def _add_closed_form(
