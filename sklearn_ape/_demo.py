@@ -150,7 +150,8 @@ def run_demo(
 
     with stage("name photographs"):
         photographs = _name_photographs()
-    n_encoded_before = image_encoder.cache_info().misses  # the photographs, by an equal encoder
+    # The starter encoded the photographs, and equal encoders share these counts.
+    n_encoded_before = image_encoder.cache_info().misses
     with stage("load images"):
         data = load_openmoji(verbose=verbose)
         train, held_out = _split(data, random_state)

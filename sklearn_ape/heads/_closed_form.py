@@ -79,7 +79,7 @@ class KernelMap(BaseMap):
     def __init__(self, anchors: Any, coefficients: Any, gamma: float) -> None:
         anchors = _as_finite_tensor("anchors", anchors, 2)
         coefficients = _as_finite_tensor("coefficients", coefficients, 2)
-        _check_same_length(anchors=anchors, coefficients=coefficients)
+        _check_same_row_count(anchors=anchors, coefficients=coefficients)
         # The tolerance admits anchors that were rounded to half precision.
         invalid_rows = torch.nonzero((anchors.norm(dim=1) - 1).abs() > 1e-3)
         if len(invalid_rows):
@@ -116,7 +116,7 @@ class _CenteredMap(BaseMap):
         name = self._matrix_name
         mean, matrix = _as_finite_tensor("mean", mean, 1), _as_finite_tensor(name, matrix, 2)
         buffers = {"mean": mean, name: matrix}
-        _check_same_length(**buffers)
+        _check_same_row_count(**buffers)
         super().__init__(*matrix.shape, **buffers)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -245,7 +245,7 @@ class ConSEMap(BaseMap):
     def __init__(self, weights: Any, embeddings: Any, threshold: float) -> None:
         weights = _as_finite_tensor("weights", weights, 2)
         embeddings = _as_finite_tensor("embeddings", embeddings, 2)
-        _check_same_length(weights=weights, embeddings=embeddings)
+        _check_same_row_count(weights=weights, embeddings=embeddings)
         buffers = {"weights": weights, "embeddings": embeddings}
         buffers["threshold"] = _as_finite_tensor("threshold", threshold, 0)
         super().__init__(weights.shape[1], embeddings.shape[1], **buffers)
@@ -437,7 +437,7 @@ def _as_finite_tensor(name: str, values: Any, ndim: int) -> torch.Tensor:
     return tensor
 
 
-def _check_same_length(**tensors: torch.Tensor) -> None:
+def _check_same_row_count(**tensors: torch.Tensor) -> None:
     """Raise ValueError, with the names, if two tensors differ in their numbers of rows."""
     (first, first_tensor), (second, second_tensor) = tensors.items()
     if len(first_tensor) != len(second_tensor):
