@@ -21,7 +21,14 @@ from ..features.memmap import StoredRows, find_missing_rows, row_blocks, select
 from ..training.data import PairDataset, drop_repeated_pairs
 from ..utils.linalg import compute_covariance, compute_mean, iter_centered
 from ..utils.messages import warn
-from ..utils.validation import check_sequence, format_list, get_first, is_row, number_groups
+from ..utils.validation import (
+    check_sequence,
+    format_list,
+    get_first,
+    is_row,
+    number_distinct,
+    number_groups,
+)
 
 _BLOCK_SIZE = 1024  # rows of features that are digested together
 
@@ -140,10 +147,9 @@ def encode_unique(
 
     EncodingError names the rows in y of captions that cannot be encoded.
     """
-    unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-    numbers = np.array([unique[text] for text in captions])
+    numbers = number_distinct(captions)
     try:
-        return encode(list(unique)), numbers
+        return encode(list(dict.fromkeys(captions))), numbers
     except EncodingError as error:
         first_rows = rows[np.unique(numbers, return_index=True)[1]]
         errors = {int(first_rows[number]): reason for number, reason in error.errors.items()}
@@ -428,9 +434,8 @@ def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.nd
             owners.append(owner)
     if not texts:
         raise ValueError("head_pairs has no texts. Pass at least one text.")
-    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    features = aligner._encode_texts(list(row_of), reset=False)
-    return features[[row_of[text] for text in texts]], np.array(owners)
+    features = aligner._encode_texts(list(dict.fromkeys(texts)), reset=False)
+    return features[number_distinct(texts)], np.array(owners)
 
 
 def _check_head_features(

@@ -20,7 +20,7 @@ from ..prompts import describe_similar_label, prompts_of, resolve_templates
 from ..utils.concurrency import LRUCache
 from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar, warn
-from ..utils.validation import ignores_underflow
+from ..utils.validation import ignores_underflow, number_distinct
 
 # Maximum number of prompts that are encoded together. It bounds the memory for thousands of labels
 # with many templates each.
@@ -114,16 +114,15 @@ def _may_store_embeddings(aligner: Any) -> bool:
 def _embed_classes(aligner: BaseEstimator, prompts: list[list[str]]) -> np.ndarray:
     """Return the mean embedding of the prompts of each class; each prompt is encoded once."""
     flat_prompts = list(chain.from_iterable(prompts))
-    index_of_prompt = {prompt: i for i, prompt in enumerate(dict.fromkeys(flat_prompts))}
-    prompt_indices = [index_of_prompt[prompt] for prompt in flat_prompts]
+    unique_prompts = list(dict.fromkeys(flat_prompts))
     class_indices = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
     membership = csc_array(
-        (np.ones(len(class_indices), np.float32), (class_indices, prompt_indices)),
-        shape=(len(prompts), len(index_of_prompt)),
+        (np.ones(len(class_indices), np.float32), (class_indices, number_distinct(flat_prompts))),
+        shape=(len(prompts), len(unique_prompts)),
     )
     # The sums depend on the order of the blocks in the last bits, so the order is fixed.
     sums: np.ndarray | None = None
-    for start, embeddings in _embed_in_blocks(aligner, list(index_of_prompt)):
+    for start, embeddings in _embed_in_blocks(aligner, unique_prompts):
         block_membership = membership[:, start : start + len(embeddings)]
         rows = np.unique(block_membership.indices)
         if sums is None:
