@@ -139,8 +139,8 @@ def write_folder_atomically(target: Path) -> Iterator[Path]:
     """Create a temporary folder next to a target, on the same disk, and remove it at the end.
 
     Write files into the folder and rename them when they are complete. Folders that killed
-    processes left behind for the same target are removed. Folders of running processes are locked
-    and not removed.
+    processes left behind for the same target, or for one whose first 50 characters are the same,
+    are removed. Folders of running processes are locked and not removed.
 
     >>> with tempfile.TemporaryDirectory() as name:
     ...     target = Path(name, "a.txt")
@@ -175,13 +175,19 @@ def remove_unfinished_directories(target: Path) -> None:
     """Remove the folders of `write_folder_atomically` that killed processes left for a target."""
     with suppress(OSError):
         for name in os.listdir(target.parent):
-            if name.startswith(f".{target.name}.") and name.endswith(_TEMPORARY_SUFFIX):
+            if name.startswith(_make_prefix(target)) and name.endswith(_TEMPORARY_SUFFIX):
                 _remove_unless_locked(target.with_name(name))
+
+
+def _make_prefix(target: Path) -> str:
+    # File systems allow 255 bytes, and a character has up to four.
+    return f".{target.name[:50]}."
 
 
 def _create_locked(target: Path) -> tuple[Path, int | None]:
     while True:
-        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+        name = f"{_make_prefix(target)}{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+        folder = target.with_name(name)
         folder.mkdir()
         # Another process may remove the folder before it is locked, because it looks abandoned.
         # Try again in this case.

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sklearn_ape.utils.files import write_folder_atomically
+from sklearn_ape.utils.files import write_file_atomically, write_folder_atomically
 
 pytest.importorskip("fcntl")
 
@@ -55,6 +55,13 @@ class TestAtomicDirectory:
         with write_folder_atomically(tmp_path / "a.csv"):
             pass
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+    @pytest.mark.parametrize("name", ["a" * 255, "\N{GRINNING FACE}" * 63])
+    def test_longest_name_is_written(self, tmp_path, name):
+        """The name of the temporary folder is not longer than file systems allow."""
+        with write_file_atomically(tmp_path / name) as file:
+            file.write_text("complete")
+        assert (tmp_path / name).read_text() == "complete"
 
     def test_concurrent_threads_do_not_remove_folders(self, tmp_path):
         """A thread must not remove a folder that another thread has just created."""
