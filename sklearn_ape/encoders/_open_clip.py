@@ -14,7 +14,14 @@ from ..features import FeatureCache
 from .base import FrozenEncoder
 from .image_encoder import ImageEncoder, Preprocessing
 from .text_encoder import TOKENIZING, TextEncoder
-from .weights import Network, digest_folder, explain_load_errors, find_hub_commit, suggest_names
+from .weights import (
+    Network,
+    digest_folder,
+    explain_load_errors,
+    find_hub_commit,
+    pin_revision,
+    suggest_names,
+)
 
 _CONFIG = "open_clip_config.json"
 
@@ -259,8 +266,7 @@ def _download(repo_id: str, revision: str | None) -> str:
     """Download a hub model, preferably with safetensors weights, and return its folder."""
     from huggingface_hub import snapshot_download
 
-    # Weights and features must be of the same commit, even if the branch moves meanwhile.
-    revision = find_hub_commit(repo_id, revision, _CONFIG) or revision
+    revision = pin_revision(repo_id, revision, _CONFIG)
     configs = ["*.json", "*.txt", "*.model"]
     for weights in ("open_clip_*.safetensors", "open_clip_*.bin"):
         folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*configs, weights])

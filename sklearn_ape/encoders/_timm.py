@@ -26,8 +26,8 @@ from .weights import (
     Network,
     check_packaged,
     explain_load_errors,
-    find_hub_commit,
     find_packaged_file,
+    pin_revision,
     suggest_names,
     verify_digest,
 )
@@ -298,8 +298,7 @@ class TimmImageEncoder(ImageEncoder):
         if os.path.isdir(self.model_name):
             return f"local-dir:{self.model_name}"
         if "/" in self.model_name or self.revision is not None:
-            # Weights and features must be of the same commit, even if the branch moves.
-            revision = find_hub_commit(self._get_hub_id(), self.revision) or self.revision
+            revision = pin_revision(self._get_hub_id(), self.revision)
             suffix = f"@{revision}" if revision is not None else ""
             return f"hf-hub:{self._get_hub_id()}{suffix}"
         return self.model_name

@@ -233,6 +233,15 @@ def find_hub_commit(
     return Path(path).parent.name if isinstance(path, str | os.PathLike) else None
 
 
+def pin_revision(repo_id: str, revision: str | None, filename: str = "config.json") -> str | None:
+    """Return the commit of a hub model in the local cache of the hub, or else the revision.
+
+    All files and features of a model must be of the same commit, even if the branch moves
+    meanwhile.
+    """
+    return find_hub_commit(repo_id, revision, filename) or revision
+
+
 @cache  # reading the metadata of a package takes a millisecond
 def format_library_version(package: str) -> str:
     """Return "name major.minor", because preprocessing may change between minor versions."""
@@ -280,8 +289,7 @@ def load_from_source(
     if model_name in PACKAGED:
         verify_digest(model_name, find_packaged_file(model_name))
     elif not os.path.isdir(source):
-        # Weights and features must be of the same commit, even if the branch moves meanwhile.
-        revision = find_hub_commit(source, revision) or revision
+        revision = pin_revision(source, revision)
     with explain_load_errors(model_name), _hide_progress_bars():
         return load(source, revision=revision, **options)
 
@@ -366,8 +374,7 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
     file = cached_file(
         source,
         filename,
-        # Use the commit of the weights, even if the branch moves meanwhile.
-        revision=find_hub_commit(source, revision) or revision,
+        revision=pin_revision(source, revision),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
