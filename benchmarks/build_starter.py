@@ -29,6 +29,7 @@ from joblib import Parallel, delayed
 from PIL import Image, ImageOps
 
 from sklearn_ape import APEAligner, KernelAligner
+from sklearn_ape.aligners._closed_form import Targets
 from sklearn_ape.aligners._kernel_maps import make_kernel_maps
 from sklearn_ape.aligners.similarity import Bank
 from sklearn_ape.aligners.starter import (
@@ -400,8 +401,7 @@ def solve_closed_form(
 ) -> ClosedFormHead:
     """Return the text head of a `KernelAligner` whose whitening is that of another aligner."""
     maps = make_kernel_maps(
-        kernel._fit_pairs(images, captions),
-        aligner.module_.image_head.base,
+        Targets(kernel._fit_pairs(images, captions), aligner.module_.image_head.base),
         gamma=kernel.gamma,
         ridge=kernel.ridge,
         max_anchors=kernel.max_anchors,

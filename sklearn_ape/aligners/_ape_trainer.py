@@ -42,6 +42,7 @@ from ._closed_form import (
     RIDGE,
     WHITENING,
     Maps,
+    Targets,
     fit_held_out_logit_scale,
     fit_logit_scale,
     has_stable_whitening,
@@ -120,22 +121,20 @@ def _make_module(head_config: HeadConfig, maps: Maps | None, data: PairDataset) 
 
 def choose_kernel(run: TrainingRun, data: PairDataset, image_map: WhitenedMap) -> dict[str, Any]:
     """Return the parameters that `KernelAligner` chooses by default."""
-    solve = partial(solve_kernel, run, image_map)
-    return broadcast(run.ranks, choose_smoothness(data, RIDGE, run.seed, solve))
+    solve = partial(solve_kernel, run)
+    return broadcast(run.ranks, choose_smoothness(data, image_map, RIDGE, run.seed, solve))
 
 
-def solve_kernel(
-    run: TrainingRun, image_map: WhitenedMap, data: PairDataset, **options: Any
-) -> Maps:
+def solve_kernel(run: TrainingRun, targets: Targets, **options: Any) -> Maps:
     """Return the solution of `KernelAligner` with the parameters of `choose_kernel`.
 
     Further `options` are those of `make_kernel_maps`.
     """
     # The machines of the ranks may have different amounts of memory.
-    max_anchors = broadcast(run.ranks, count_default_anchors(len(data.text), run.config.device))
+    n_texts = len(targets.data.text)
+    max_anchors = broadcast(run.ranks, count_default_anchors(n_texts, run.config.device))
     return make_kernel_maps(
-        data,
-        image_map,
+        targets,
         **options,
         max_anchors=max_anchors,
         seed=run.seed,
@@ -163,7 +162,7 @@ def train_heads(
     def solve(pairs: PairDataset) -> Maps:
         if head_config.init == "linear":
             return make_linear_maps(pairs, head_config.whiten(pairs), ridge=_LINEAR_RIDGE)
-        return solve_kernel(run, head_config.whiten(pairs), pairs, **smoothness)
+        return solve_kernel(run, Targets(pairs, head_config.whiten(pairs)), **smoothness)
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
         maps = None if head_config.init is None else solve(pairs)
@@ -295,7 +294,7 @@ def train_blend(
     smoothness = choose_kernel(run, data, full_map)
 
     def solve(pairs: PairDataset, image_map: WhitenedMap, **options: Any) -> Maps:
-        return solve_kernel(run, image_map, pairs, **smoothness, **options)
+        return solve_kernel(run, Targets(pairs, image_map), **smoothness, **options)
 
     if valid is None:
         return _blend_untested(

@@ -74,11 +74,14 @@ def fit_logit_scale(
     target = positives.multiply(1 / positives.sum(axis=1)[:, None]).multiply(cosine).sum()
     target += positives.multiply(1 / positives.sum(axis=0)[None]).multiply(cosine).sum()
 
+    # Relative to cosine 1, so that exp does not overflow. Scales of at most 100 do not underflow
+    # either, since doubles reach down to exp(-700).
+    cosine -= 1
+    odds = np.empty_like(cosine)
+
     def loss(log_scale: float) -> float:
         scale = math.exp(log_scale)
-        # Relative to cosine 1, so that exp does not overflow. Scales of at most 100 do not
-        # underflow either, since doubles reach down to exp(-700).
-        odds = np.exp(scale * (cosine - 1))
+        np.exp(np.multiply(cosine, scale, out=odds), out=odds)
         normalizer = np.log(odds.sum(axis=0)).sum() + np.log(odds.sum(axis=1)).sum()
         return float(normalizer + scale * (2 * len(pairs) - target))
 
@@ -221,7 +224,7 @@ class Targets:
     """
 
     def __init__(self, data: PairDataset, image_map: WhitenedMap) -> None:
-        self._data = data
+        self.data = data
         self.image = image_map
         pairs = data.pairs[_select_rows_with_texts(data)]
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
@@ -246,7 +249,7 @@ class Targets:
 
     def normalize_texts(self, rows: Any) -> np.ndarray:
         """Return L2-normalized features of rows of `texts`."""
-        return normalize_rows(self._data.text[self.texts[rows]])
+        return normalize_rows(self.data.text[self.texts[rows]])
 
     def compute_mean_text(self, dtype: Any) -> np.ndarray:
         """Return the mean of the normalized texts, weighted by their numbers of images."""
@@ -273,7 +276,7 @@ class Targets:
         directions, image_mean = self.image.directions.numpy(), self.image.mean.numpy()
 
         def embed(images: np.ndarray) -> np.ndarray:
-            features = normalize_rows(self._data.image[images])
+            features = normalize_rows(self.data.image[images])
             return normalize_rows((features - image_mean) @ directions)
 
         return _sum_by_text(embed, self._images, self._row, block, directions.shape[1])

@@ -12,7 +12,7 @@ from sklearn.utils import gen_batches
 from ..heads import KernelMap, WhitenedMap
 from ..training.callbacks import mean_recall
 from ..training.data import PairDataset, split_pairs, subset
-from ..training.net import embed_pairs
+from ..training.net import embed
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ._closed_form import BLOCK_SIZE, Maps, Targets, TextFit
 from ._kernel_ridge import (
@@ -52,8 +52,7 @@ _MIN_PREDICTED_TEXTS = 100_000
 
 
 def make_kernel_maps(
-    data: PairDataset,
-    image_map: WhitenedMap,
+    targets: Targets,
     *,
     gamma: float | str,
     ridge: float,
@@ -64,19 +63,18 @@ def make_kernel_maps(
     held_out_texts: Any = (),
     max_predicted_texts: int = 0,
 ) -> Maps:
-    """Return a whitening of images, and a kernel ridge regression from texts to its output.
+    """Return the whitening of `targets`, and a kernel ridge regression from texts to its output.
 
     `held_out_texts` are sorted rows of the texts. Their embeddings by the solution without them
     are returned, too, if the matrix is decomposed with all texts as anchors. If
     `max_predicted_texts` is not 0, so are the predictions for the training texts: for all texts
     if they are the anchors, otherwise for at most this number.
     """
-    targets = Targets(data, image_map)
     if gamma == "scale":
         gamma = scale_gamma(targets.compute_mean_text(np.float32))
     if max_anchors == "auto":
         max_anchors = count_default_anchors(len(targets.texts), device)
-    shape = (len(data.image), _N_SIGNS if max_predicted_texts else 0)
+    shape = (len(targets.data.image), _N_SIGNS if max_predicted_texts else 0)
     image_signs = 2 * np.random.RandomState(seed).randint(2, size=shape, dtype=np.int8) - 1
     regression = _Regression(targets, float(gamma), ridge, image_signs, device, verbose)
     limit = int(max_anchors)
@@ -200,13 +198,17 @@ def scale_gamma(text_mean: np.ndarray) -> float:
 
 
 def choose_smoothness(
-    data: PairDataset, ridge: float, seed: int, solve: Callable[..., Maps]
+    data: PairDataset,
+    image_map: WhitenedMap,
+    ridge: float,
+    seed: int,
+    solve: Callable[..., Maps],
 ) -> dict[str, Any]:
     """Return the parameters ``gamma`` and ``ridge`` of the better kernel on held-out pairs.
 
     The first kernel has the `ridge` and the gamma "scale". It is chosen if there are fewer than
     5,000 pairs, otherwise the kernels are compared on a random sample of this number. `solve` is a
-    function of training pairs and the two parameters.
+    function of targets and the two parameters.
     """
     narrow = {"gamma": "scale", "ridge": ridge}
     rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # pairs of images, not of prototypes
@@ -217,14 +219,15 @@ def choose_smoothness(
     split = split_pairs(sample.pairs, _COMPARED_FRACTION, rng)
     if split.valid is None:
         return narrow
-    train, valid = subset(sample, split.train), subset(sample, split.valid).expand_items()
-
-    def measure(smoothness: dict[str, Any]) -> tuple[float, float]:
-        module = solve(train, **smoothness).make_module()
-        recall = mean_recall(*embed_pairs(module, valid), valid.pairs)
-        return recall, float(module.text_head.base.gamma)
-
-    recall, gamma = measure(narrow)
+    targets = Targets(subset(sample, split.train), image_map)
+    valid = subset(sample, split.valid).expand_items()
+    modules = [solve(targets, **narrow).make_module()]
+    gamma = float(modules[0].text_head.base.gamma)
     wide = {"gamma": gamma / _GAMMA_DIVISOR, "ridge": ridge * _RIDGE_FACTOR}
-    wide_recall, _ = measure(wide)
+    modules.append(solve(targets, **wide).make_module())
+    image = embed(modules[0], "image", valid.image, "cpu")  # the same for both kernels
+    recall, wide_recall = (
+        mean_recall(image, embed(module, "text", valid.text, "cpu"), valid.pairs)
+        for module in modules
+    )
     return wide if wide_recall > (1 + _MIN_RELATIVE_GAIN) * recall else narrow

@@ -18,6 +18,7 @@ from ..utils.validation import check_integer, check_number, check_verbose, resol
 from ._closed_form import (
     RIDGE,
     WHITENING,
+    Targets,
     choose_scale_pairs,
     fit_held_out_logit_scale,
     fit_logit_scale,
@@ -178,14 +179,12 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         )
         smoothness = {"gamma": self.gamma, "ridge": self.ridge}
         if self.gamma == "auto":
-            smoothness = choose_smoothness(
-                data, self.ridge, seed, partial(solve, image_map=image_map)
-            )
+            smoothness = choose_smoothness(data, image_map, self.ridge, seed, solve)
         solve = partial(solve, **smoothness)
         split, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
         if split.valid is not None and has_stable_whitening(data):
             held_out_texts = np.unique(data.pairs[split.valid, 1])
-        maps = solve(data, image_map, held_out_texts=held_out_texts)
+        maps = solve(Targets(data, image_map), held_out_texts=held_out_texts)
         module = maps.make_module()
         if maps.held_out_text is not None:
             rows = choose_scale_pairs(data, split)
@@ -197,7 +196,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         n_anchors = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
 
         def fit(pairs: PairDataset) -> tuple[Callable, Callable]:
-            maps = solve(pairs, whiten(pairs), max_anchors=n_anchors)
+            maps = solve(Targets(pairs, whiten(pairs)), max_anchors=n_anchors)
             return make_embedders(maps.make_module())
 
         self._set_module(module, fit_held_out_logit_scale(data, fit))

@@ -292,5 +292,6 @@ class TwoTower(nn.Module):
         """Return a digest of all weights and buffers."""
         digest = hashlib.sha256()
         for name, tensor in self.state_dict().items():
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy())  # not a copy as bytes
         return digest.hexdigest()

@@ -12,7 +12,7 @@ from sklearn.preprocessing import normalize
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _ape_trainer, _head_training, _kernel_maps, _kernel_ridge
 from sklearn_ape.aligners._ape_trainer import summarize_training
-from sklearn_ape.aligners._closed_form import whiten_images
+from sklearn_ape.aligners._closed_form import Targets, whiten_images
 from sklearn_ape.aligners._head_training import (
     BlendTraining,
     HeadTraining,
@@ -72,7 +72,7 @@ def repeated():
 def solve(data, image_map=None, max_anchors=99, **options):
     options = {"gamma": GAMMA, "ridge": RIDGE, "seed": 0, "device": CPU} | options
     image_map = image_map or whiten_images(data, 0.03, None)
-    return make_kernel_maps(data, image_map, max_anchors=max_anchors, **options)
+    return make_kernel_maps(Targets(data, image_map), max_anchors=max_anchors, **options)
 
 
 def compute_exact_shares(data, anchors):

@@ -10,6 +10,7 @@ from sklearn.preprocessing import normalize
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _kernel_ridge
 from sklearn_ape.aligners._closed_form import (
+    Targets,
     fit_logit_scale,
     make_linear_maps,
     whiten_images,
@@ -286,7 +287,7 @@ def test_anchors_do_not_depend_on_held_out_pairs():
     options["device"] = torch.device("cpu")
 
     def solve(data):
-        return make_kernel_maps(data, whiten_images(data, 0.03, None), **options)
+        return make_kernel_maps(Targets(data, whiten_images(data, 0.03, None)), **options)
 
     maps = solve(PairDataset(image, text, pairs))
     reference = solve(PairDataset(image[:30], text[:30], pairs))
