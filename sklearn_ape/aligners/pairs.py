@@ -134,8 +134,8 @@ def encode_texts(encoder: Any, texts: list[str]) -> Any:
         count = "1 text" if len(unknown) == 1 else f"{len(unknown)} texts"
         warn(
             f"The text encoder knows no term of {count} ({format_list(unknown)}): all their "
-            "features are zero, so that no image can match them. Rephrase them, or use an encoder "
-            "whose vocabulary has their words."
+            "features are zero, so that their similarities to images are arbitrary. Rephrase "
+            "them, or use an encoder whose vocabulary has their words."
         )
     return features
 
