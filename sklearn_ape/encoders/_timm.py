@@ -76,8 +76,8 @@ class TimmImageEncoder(ImageEncoder):
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
-        exported once into a folder next to the cache, and its features are compared with torch's
-        whenever it is loaded.
+        exported once into a folder next to a cache on disk, or else in your user cache, and its
+        features are compared with torch's whenever it is loaded.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
