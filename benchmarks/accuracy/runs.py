@@ -20,7 +20,7 @@ from sklearn_ape.training import embed
 
 from .._process import PeakMemory, run_module
 from .data import Collections, EvaluationSet, TrainingPairs
-from .methods import COSINE, LIT, METHODS, compute_recall, fit_and_test
+from .methods import COSINE, LIT, METHODS, PLAIN_PARAMETERS, compute_recall, fit_and_test
 from .plan import BY_DEPTH, BY_EPOCH, Task, load_setting
 
 EPOCHS_OF_CURVE = {LIT: 12}
@@ -148,8 +148,7 @@ def _score_by_image(aligner: Any, X: np.ndarray, y: np.ndarray) -> float:
 
 def _search_depths(kind: str, collections: Collections) -> list[dict[str, Any]]:
     """Run a grid search over the depth of one kind of head."""
-    aligner = APEAligner(
-        init=None,
+    aligner = APEAligner(**PLAIN_PARAMETERS).set_params(
         head=kind,
         width=_DEPTH_WIDTH,
         max_epochs=2 if collections.quick else _DEPTH_EPOCHS,
