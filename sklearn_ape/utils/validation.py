@@ -346,7 +346,8 @@ def as_label_array(y: Any) -> np.ndarray:
     """
     if np.ma.is_masked(y):
         y = y.tolist()
-    elif not hasattr(y, "__array__"):
+    # As an array, a dictionary column of pyarrow would have another label in place of null.
+    elif not hasattr(y, "__array__") or hasattr(y, "num_chunks"):
         y = to_list(y)
     if isinstance(y, list):
         y = [str.__str__(label) if isinstance(label, str) else label for label in y]

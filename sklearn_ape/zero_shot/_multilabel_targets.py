@@ -145,6 +145,8 @@ def _read_table(Y: Any, labels: Sequence[Any]) -> np.ndarray:
         cells = []
         for position, label in zip(order, labels, strict=True):
             column = Y.iloc[:, position] if hasattr(Y, "iloc") else Y[names[position]]
+            if hasattr(column, "to_pylist"):  # see `as_label_array`
+                column = to_list(column)
             cells.append(_check_binary(np.asarray(column), f"column {label!r}, row"))
         return np.stack(cells, axis=1)
     values = Y.toarray() if issparse(Y) else np.asarray(as_numeric(Y, "Y"))

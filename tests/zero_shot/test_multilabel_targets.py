@@ -191,6 +191,12 @@ class TestTables:
         with pytest.raises(ValueError, match=message):
             to_indicator(Y, ["cat", "dog"])
 
+    def test_missing_value_of_a_dictionary_column_of_pyarrow_raises(self):
+        """pyarrow's own conversion to an array replaces it by another value."""
+        column = pa.array([1, None, 0]).dictionary_encode()
+        with pytest.raises(ValueError, match="Y has None in column 'cat', row 1"):
+            to_indicator(pa.table({"cat": column}), ["cat"])
+
     def test_repeated_columns_of_pyarrow_table_raise(self):
         table = pa.table([[0], [1], [1]], names=["cat", "dog", "dog"])
         with pytest.raises(ValueError, match="The columns of Y are 'dog' more than once"):
