@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from sklearn.utils import check_array
 
 from ..utils.messages import warn
-from ..utils.validation import format_list
+from ..utils.validation import format_list, is_missing, to_builtin
 from ._plotting import (
     check_items,
     format_text,
@@ -214,8 +214,8 @@ class EmbeddingMapDisplay:
         images = check_items(images, n_images, "images", "image")
         if text_labels is None and labels is not None and len(labels) == n_texts == n_images:
             text_labels = labels
-        labels = check_items(labels, n_images, "labels", "image")
-        text_labels = check_items(text_labels, n_texts, "text_labels", "text")
+        labels = _check_labels(labels, n_images, "labels", "image")
+        text_labels = _check_labels(text_labels, n_texts, "text_labels", "text")
         pairs = resolve_pairs(pairs, n_images, n_texts)
         sides = [image_embeddings, text_embeddings]
         points, axis_names = _project(sides, reducer, center, random_state)
@@ -301,12 +301,13 @@ class EmbeddingMapDisplay:
         if labels is None:
             color = _IMAGE_COLOR if marker == "o" else _TEXT_COLOR
             return [self.ax_.scatter(points[:, 0], points[:, 1], color=color, **options)]
-        others = list(colors)[-1]  # the name of the group of the other labels, if there are any
-        names = np.array([str(label if label in colors else others) for label in labels])
+        numbers = {label: number for number, label in enumerate(colors)}
+        others = len(colors) - 1  # the group of the other labels comes last, if there are any
+        groups = np.array([numbers.get(label, others) for label in labels])
         return [
-            self.ax_.scatter(*points[names == str(label)].T, color=color, **options)
-            for label, color in colors.items()
-            if (names == str(label)).any()
+            self.ax_.scatter(*points[groups == number].T, color=color, **options)
+            for number, color in enumerate(colors.values())
+            if (groups == number).any()
         ]
 
     def _draw_thumbnails(self, n_thumbnails: int) -> list[Any]:
@@ -323,6 +324,13 @@ class EmbeddingMapDisplay:
             box.patch.set(edgecolor="0.8", linewidth=0.5)
             drawn.append(self.ax_.add_artist(box))
         return drawn
+
+
+def _check_labels(labels: Any, n_items: int, name: str, noun: str) -> list[Any] | None:
+    """Return one label per `noun` as a list, in which every missing label is None."""
+    labels = check_items(labels, n_items, name, noun)
+    # NaN is not equal to NaN, so that each would be another label.
+    return labels and [None if is_missing(label) else to_builtin(label) for label in labels]
 
 
 def _project(

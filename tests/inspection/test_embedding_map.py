@@ -1,6 +1,7 @@
 """EmbeddingMapDisplay: points, pairs, colours and missing rows."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.decomposition import PCA, TruncatedSVD
 
@@ -70,6 +71,22 @@ class TestEmbeddingMapDisplay:
         names = [text.get_text() for text in display.ax_.get_legend().get_texts()]
         assert names[-1] == "(others)"
         display.figure_.canvas.draw()
+
+    @pytest.mark.parametrize(
+        "text_labels",
+        [[0.0, 1.0, np.nan] * 4, pd.Series([0, 1, None] * 4), pd.Series([0, 1, pd.NA] * 4)],
+        ids=["list", "Series", "nullable"],
+    )
+    def test_equal_and_missing_labels_of_other_types_share_a_color(self, text_labels):
+        """Captions with the label 0.0 were not drawn, and those with NaN once per NaN."""
+        image = np.random.default_rng(0).normal(size=(12, 4))
+        display = EmbeddingMapDisplay.from_predictions(
+            image, image, labels=[0, 1, None] * 4, text_labels=text_labels
+        )
+        for drawn in (display.image_points_, display.text_points_):
+            assert [len(points.get_offsets()) for points in drawn] == [4, 4, 4]
+        names = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+        assert names == ["image", "caption", "0", "1", "None"]
 
     def test_label_with_the_name_of_the_others_has_its_own_color(self):
         image = np.random.default_rng(0).normal(size=(60, 4))
