@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.files import IMAGE_SUFFIXES
+from ..utils.files import IMAGE_SUFFIXES, describe_similar_file
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list
 from .base import (
@@ -325,11 +325,13 @@ def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
             image_captions.extend(row_captions)
     if unknown:
         check_utf8(unknown, f"the column {column!r}", where)
+        advice = describe_similar_file(os.path.join(folder, unknown[0])) or (
+            f"Write names that are relative to this folder in the column {column!r}, or pass "
+            "extensions=... if the images have unusual extensions."
+        )
         raise FileNotFoundError(
             f"{where} lists {len(unknown)} files that are not among the images in "
-            f"{str(folder)!r}: {format_list(unknown)}. Write names that are relative to this "
-            f"folder in the column {column!r}, or pass extensions=... if the images have unusual "
-            "extensions."
+            f"{str(folder)!r}: {format_list(unknown)}. {advice}"
         )
     missing = [name.as_posix() for name, texts in captions.items() if not texts]
     if missing:

@@ -221,6 +221,15 @@ def test_table_that_differs_from_folder_raises(folder):
         load_image_folder(folder)
 
 
+def test_table_with_composed_accents_names_file_with_decomposed_accents(folder):
+    """Archives of macOS have decomposed accents, which look the same."""
+    make(folder, "dogs/a\u0308.jpg")
+    rows = [f"{name},a dog" for name in (*NAMES, "dogs/\u00e4.jpg")]
+    (folder / "captions.csv").write_text("\n".join(["file_name,caption", *rows]), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"A file 'a\u0308\.jpg' exists, whose name"):
+        load_image_folder(folder)
+
+
 def test_missing_or_ambiguous_tables_raise(folder):
     with pytest.raises(FileNotFoundError, match=r"metadata\.csv or metadata\.jsonl"):
         load_image_folder(folder, captions="table")
