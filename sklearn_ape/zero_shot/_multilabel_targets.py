@@ -183,10 +183,12 @@ def _find_positions(
             for kind, values in (("missing", missing), ("unexpected", unexpected))
             if values
         ]
-        raise ValueError(
-            f"{subject} do not match labels: {', '.join(differences)}. Rename them to the labels, "
-            "or pass an array without names whose columns are in the order of labels."
+        hint = describe_similar_label(unexpected[0], missing, "Y") if unexpected else ""
+        hint = hint or (
+            "Rename them to the labels, or pass an array without names whose columns are in the "
+            "order of labels."
         )
+        raise ValueError(f"{subject} do not match labels: {', '.join(differences)}. {hint}")
     return [position_of[label] for label in labels]
 
 

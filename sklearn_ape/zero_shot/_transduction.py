@@ -13,6 +13,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.special import softmax
 from sklearn.utils import gen_batches
 
+from ..prompts import describe_similar_label
 from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar
 from ..utils.validation import format_list, ignores_underflow, to_list
@@ -112,10 +113,9 @@ def _list_shares(class_prior: Any, labels: list[Any]) -> Sequence[Any] | np.ndar
         missing = [label for label in labels if label not in class_prior]
         if unknown or missing:
             kind, names = ("unknown", unknown) if unknown else ("no share for the", missing)
-            raise ValueError(
-                f"class_prior has {kind} classes {format_list(names)}. Pass one share for each of "
-                f"the {len(labels)} classes."
-            )
+            hint = describe_similar_label(unknown[0], missing, "class_prior") if unknown else ""
+            hint = hint or f"Pass one share for each of the {len(labels)} classes."
+            raise ValueError(f"class_prior has {kind} classes {format_list(names)}. {hint}")
         return [class_prior[label] for label in labels]
     if isinstance(class_prior, str) or not isinstance(class_prior, Sequence | np.ndarray):
         raise ValueError(

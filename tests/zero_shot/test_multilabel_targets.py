@@ -168,7 +168,8 @@ class TestTables:
          ([("a", "x"), ("a", "y")], ["a", "b"], r"unexpected columns \[\('a', 'x'\)"),
          ([np.nan, 0], [0, 1], r"unexpected columns \[nan\]"),
          ([pd.NA, 0], [0, 1], r"unexpected columns \[<NA>\]"),
-         ([True, 2], [1, 0], r"missing columns \[0\], unexpected columns \[2\]")],
+         ([True, 2], [1, 0], r"missing columns \[0\], unexpected columns \[2\]"),
+         (["a\u0308", "b"], ["b", "\u00e4"], r"differs from the label .* Unicode .* Correct Y\.")],
     )  # fmt: skip
     def test_columns_other_than_labels_raise_with_their_names(self, names, labels, message):
         frame = pd.DataFrame(np.zeros((2, len(names)), int))

@@ -288,6 +288,7 @@ class TestShares:
         [
             ({"animal": 0.5, "food": 0.5}, "no share for the classes 'travel'"),
             ({"animal": 0.5, "food": 0.3, "travel": 0.1, "fish": 0.1}, "unknown classes 'fish'"),
+            ({"animal": 0.5, "food": 0.3, "Travel": 0.2}, r"in case,.* Correct class_prior"),
             ([0.5, 0.5], r"shape \(2,\), and there are 3 classes"),
             ([0.5, 0.5, 0.5], r"their sum is 1\.5. Divide each share by the sum"),
             ([60, 30, 10], "their sum is 100. Divide each share by the sum"),
