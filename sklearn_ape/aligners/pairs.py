@@ -64,10 +64,11 @@ def _check_numeric_table(table: Any, name: str) -> None:
     kinds = {getattr(dtype, "kind", "O") for dtype in getattr(table, "dtypes", "O")}
     if kinds <= set("fiub") or np.asarray(table).dtype.kind in "fiub":
         return
-    columns = list(table.columns if hasattr(table, "dtypes") else table.column_names)
+    columns = table.columns if hasattr(table, "dtypes") else table.column_names
     raise ValueError(
-        f"{name} is a table with the columns {columns}. Pass the column that holds captions; if "
-        f"several do, pass a list per image, such as {name}.values.tolist() of pandas."
+        f"{name} is a table with the columns {format_list(columns)}. Pass the column that holds "
+        f"captions; if several do, pass a list per image, such as {name}.values.tolist() of "
+        "pandas. If the columns are features, convert them to numbers."
     )
 
 

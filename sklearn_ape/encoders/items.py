@@ -126,8 +126,9 @@ def as_items(X: Any, modality: str) -> list[Any]:
     columns = getattr(X, "column_names", getattr(X, "columns", None))
     if columns is not None:
         raise ValueError(
-            f"X is a table with the columns {list(columns)}. Pass the column that contains the "
-            f"{modality}s; in a ColumnTransformer, its name as a text, not in a list."
+            f"X is a table with the columns {format_list(columns)}. Pass the column that contains "
+            f"the {modality}s; in a ColumnTransformer, its name as a text, not in a list. If the "
+            "columns are features, pass them to an aligner without this encoder."
         )
     # Only the first item is loaded, because loading every item may be slow.
     if isinstance(X, torch.utils.data.Dataset) and len(X) and isinstance(X[0], tuple):  # type: ignore[arg-type]

@@ -393,7 +393,8 @@ def number_groups(groups: Any, n_rows: int) -> np.ndarray:
     check_sequence(values, "groups", "group")
     columns = getattr(values, "column_names", getattr(values, "columns", None))
     if columns is not None:  # iterating would yield the columns
-        raise ValueError(f"groups is a table with the columns {list(columns)}. Pass one of them.")
+        listed = format_list(columns)
+        raise ValueError(f"groups is a table with the columns {listed}. Pass one of them.")
     if (n := len(values)) != n_rows:
         raise ValueError(f"groups has {n} entries for {n_rows} rows. Pass one per row.")
     values = to_list(values)

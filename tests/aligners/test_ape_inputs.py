@@ -225,7 +225,7 @@ class TestInvalidInput:
 
     def test_table_or_mapping_of_captions_raises(self, features, captioned_images, text_encoder):
         aligner = small(text_encoder=text_encoder)
-        with pytest.raises(ValueError, match=r"columns \['caption'\]. Pass the column"):
+        with pytest.raises(ValueError, match=r"columns 'caption'\. Pass the column"):
             aligner.fit(features.image, pd.DataFrame({"caption": captioned_images.captions}))
         with pytest.raises(ValueError, match="must be a sequence of captions or features"):
             aligner.fit(features.image, dict(enumerate(captioned_images.captions)))

@@ -191,7 +191,7 @@ class TestGroups:
             (np.ones((10, 2)), "groups must have one dimension"),
             ([{"file": 1}] * 10, "groups must have one dimension, and row 0 is"),
             ([("a", ["b"])] * 10, r"one dimension, and row 0 is \('a', \['b'\]\). Pass one"),
-            (pd.DataFrame({"file": range(10)}), r"groups is a table with the columns \['file'\]"),
+            (pd.DataFrame({"file": range(10)}), "groups is a table with the columns 'file'"),
         ],
     )
     def test_invalid_groups_raise(self, concepts, groups, message):
