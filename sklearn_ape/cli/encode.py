@@ -65,6 +65,12 @@ def encode(
     lines = [] if texts is None else read_lines(texts)
     if texts is not None and not lines:
         raise ValueError(f"{str(texts)!r} contains no text. Write one text per line.")
+    if texts is not None and (n_blank := _count_inner_lines(texts) - len(lines)):
+        noun = "blank line" if n_blank == 1 else "blank lines"
+        print_message(
+            f"Skipped {n_blank:,} {noun} of {str(texts)!r}, so the numbers of rows differ from "
+            "those of lines."
+        )
     check_output_file(output)
 
     from ._models import RuntimeOptions, make_image_encoder, make_text_encoder
@@ -77,6 +83,13 @@ def encode(
         target = output.with_suffix(".texts.npy") if paths else output
         line_encoder = make_text_encoder(text_encoder, options)
         _encode_to_file(line_encoder, lines, "text", target, dtype, overwrite, quiet)
+
+
+def _count_inner_lines(file: Path) -> int:
+    """Return the number of lines of a text file without the blank lines at its end."""
+    from ..datasets.base import read_text
+
+    return read_text(expand_user(file)).rstrip().count("\n") + 1
 
 
 def _encode_to_file(

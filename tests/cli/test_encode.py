@@ -23,10 +23,11 @@ class TestEncode:
     def test_csv_lists_rows_and_unreadable_images_are_nan(self, small_folder, run, tmp_path):
         (small_folder / "zz.jpg").write_text("no image")
         captions = tmp_path / "captions.txt"
-        captions.write_text("a cat\n\na dog\n")
+        captions.write_text("a cat\n\na dog\n\n")
         out = tmp_path / "new" / "f.npy"
         result = run("encode", small_folder, "-o", out, "--texts", captions)
         assert result.stdout == ""
+        assert "Skipped 1 blank line of" in result.stderr
         features, rows = np.load(out), listed(out.with_suffix(".csv"))
         assert features.shape == (13, 1280)
         bad = [bool(row["error"]) for row in rows]
@@ -45,7 +46,7 @@ class TestEncode:
         for number, text in enumerate(["a cat\na dog\n", "a bird\n"]):
             (tmp_path / f"{number}.txt").write_text(text)
         out = tmp_path / "f.npy"
-        run("encode", "-o", out, "--texts", tmp_path / "0.txt")
+        assert "Skipped" not in run("encode", "-o", out, "--texts", tmp_path / "0.txt").stderr
         result = run("encode", "-o", out, "--texts", tmp_path / "1.txt", code=1)
         assert "--overwrite" in result.stderr
         assert np.load(out).shape == (2, 384)
