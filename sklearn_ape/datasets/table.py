@@ -100,7 +100,7 @@ def _read_csv(file: Path, delimiter: str) -> Table:
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         rows = filter(None, _iter_rows(reader))  # without blank lines
-        header = next(rows, [])
+        header = next((row for row in rows if row[0] != "sep="), [])  # "sep=;" is for Excel
         check_utf8(header, "the first line", "it")
         _check_distinct(header, "the first line")
         columns: list[list[str]] = [[] for _ in header]

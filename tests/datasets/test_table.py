@@ -299,10 +299,14 @@ def test_blank_lines_before_the_header(folder):
     assert load_pairs(folder / "t.csv").captions == ["a, b"]
 
 
+@pytest.mark.parametrize("first_line", [[], ["sep=|"]], ids=["", "sep"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_spreadsheet_csv_is_read(folder, delimiter):
-    """Byte order marks and semicolons are accepted, and quoted commas are kept."""
-    rows = ["image|caption", '"cats/old_cat.PNG"|"a cat, old"']
+def test_spreadsheet_csv_is_read(folder, delimiter, first_line):
+    """Byte order marks and semicolons are accepted, and quoted commas are kept.
+
+    A first line that tells Excel the delimiter was taken for the header.
+    """
+    rows = [*first_line, "image|caption", '"cats/old_cat.PNG"|"a cat, old"']
     text = "\n".join(row.replace("|", delimiter) for row in rows)
     (folder / "t.csv").write_text("\ufeff" + text, encoding="utf-8")
     data = load_pairs(folder / "t.csv")
