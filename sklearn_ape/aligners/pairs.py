@@ -153,9 +153,16 @@ def encode_unique(
         return encode(list(dict.fromkeys(captions))), numbers
     except EncodingError as error:
         first_rows = rows[np.unique(numbers, return_index=True)[1]]
-        errors = {int(first_rows[number]): reason for number, reason in error.errors.items()}
-        remedy = str(error).rpartition("\n")[2]  # the last line, which follows those about rows
-        raise EncodingError(summarize_errors(errors, "caption") + remedy, errors) from None
+        raise renumber_errors(error, first_rows, "caption") from None
+
+
+def renumber_errors(
+    error: EncodingError, rows: Sequence[int] | np.ndarray, noun: str
+) -> EncodingError:
+    """Return an error about some rows with their row numbers among all rows of the user."""
+    errors = {int(rows[row]): reason for row, reason in error.errors.items()}
+    remedy = str(error).rpartition("\n")[2]  # the last line, which follows those about rows
+    return EncodingError(summarize_errors(errors, noun) + remedy, errors)
 
 
 class EncodedPairs(NamedTuple):

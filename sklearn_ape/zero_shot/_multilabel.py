@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
@@ -13,9 +14,10 @@ from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, indexable
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
+from ..aligners.pairs import as_sequence, flatten_captions, holds_texts, renumber_errors
 from ..aligners.similarity import LogitTiles, resolve_bank, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
+from ..encoders.items import EncodingError
 from ..persistence.mixins import FittedState
 from ..prompts import prompts_of, resolve_flat_names, resolve_templates, to_class_array
 from ..utils.messages import warn
@@ -351,8 +353,9 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
             X, captions = indexable(X, captions)
-            margins = self._compute_held_out_margins(X, captions, context)
+            # The first fit is on all images, since errors and warnings name its rows.
             self.aligner_ = self._fit_on_captioned(X, captions, context)
+            margins = self._compute_held_out_margins(X, captions, context)
         self._fit_label_thresholds(table, margins)
         self._note_fit()
         context.end()
@@ -392,8 +395,10 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         margins = np.empty((len(captions), len(self.labels_)))
         for train, test in KFold(self.cv, shuffle=True, random_state=0).split(margins):
             X_train, train_captions = _safe_indexing(X, train), _safe_indexing(captions, train)
-            aligner = self._fit_on_captioned(X_train, train_captions, context)
-            margins[test] = self._compute_margins(aligner, _safe_indexing(X, test))
+            # The fit on all images gives the same warnings. Here they would name rows of a fold.
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
+                aligner = self._fit_on_captioned(X_train, train_captions, context)
+                margins[test] = self._compute_margins(aligner, _safe_indexing(X, test))
         return margins
 
     def _fit_on_captioned(self, X: Any, captions: Any, context: FitContext) -> Any:
@@ -404,9 +409,14 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
                 f"Y has no label for any of {len(captions)} images that the aligner would be "
                 "trained on. Pass labels of more images, captions, or a fitted aligner."
             )
-        if len(captioned) < len(captions):
-            X, captions = _safe_indexing(X, captioned), _safe_indexing(captions, captioned)
-        return self._fit_aligner(X, captions, context)
+        if len(captioned) == len(captions):
+            return self._fit_aligner(X, captions, context)
+        X, captions = _safe_indexing(X, captioned), _safe_indexing(captions, captioned)
+        try:
+            return self._fit_aligner(X, captions, context)
+        except EncodingError as error:
+            noun = "caption" if str(error).split()[1].startswith("caption") else "image"
+            raise renumber_errors(error, captioned, noun) from None
 
     def _fit_label_thresholds(self, table: np.ndarray, margins: np.ndarray) -> None:
         readable = ~np.isnan(margins[:, 0])

@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import CCAAligner, MultiLabelZeroShotClassifier, load_pretrained
 from sklearn_ape.aligners.starter import load_starter
+from sklearn_ape.encoders.items import EncodingError
 from sklearn_ape.zero_shot._multilabel_targets import find_best_f1_threshold, find_f1_thresholds
 
 LABELS = {
@@ -227,7 +228,7 @@ class TestThresholdsOfLabels:
 
     def test_unfitted_aligner_needs_images_with_labels(self, text_encoder):
         new = MultiLabelZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
-        with pytest.raises(ValueError, match="Y has no label for any of 4 images"):
+        with pytest.raises(ValueError, match="Y has no label for any of 6 images"):
             new.fit(np.eye(6), np.zeros((6, len(LABELS))))
 
     def test_labels_without_threshold_raise_with_their_names(self, fitted, numbered, tmp_path):
@@ -342,6 +343,28 @@ class TestFit:
             predicted = fitted.predict(features.image[200:])
             assert f1_score(true_labels[200:], predicted, average="micro") > 0.4
 
+    @pytest.mark.parametrize("n_unlabelled", [0, 5])
+    def test_unreadable_images_are_named_by_their_rows(
+        self, captioned_images, image_encoder, text_encoder, n_unlabelled
+    ):
+        """They were named by rows of a fold of the cross-validation."""
+        images = [*captioned_images.images[:20], b"no image", *captioned_images.images[20:23]]
+        Y = ([[]] * n_unlabelled + [["animal"], ["food"]] * 12)[: len(images)]
+        encoder = clone(image_encoder)
+        aligner = CCAAligner(image_encoder=encoder, text_encoder=text_encoder)
+        new = MultiLabelZeroShotClassifier(["animal", "food"], aligner=aligner)
+        with pytest.raises(EncodingError, match="row 20: the bytes object") as caught:
+            new.fit(images, Y)
+        assert list(caught.value.errors) == [20]
+        if n_unlabelled == 0:
+            encoder.set_params(on_error="nan")
+            with pytest.warns(UserWarning, match="row 20: the bytes object") as warned:
+                new.fit(images, Y)
+            texts = [str(warning.message) for warning in warned]
+            assert [text for text in texts if re.search(r"row \d", text)] == [texts[0]]
+            assert [text for text in texts if "left out" in text] == [texts[1]]
+            assert texts[1].endswith("could not be encoded: 20.")
+
     @pytest.mark.parametrize("to_column", [pa.array, pl.Series])
     @pytest.mark.parametrize("n_captions", [1, 2])
     def test_captions_may_be_a_column_of_pyarrow_or_polars(
@@ -379,8 +402,8 @@ class TestFit:
         )
         new.fit(features.image[:90], true_labels[:90], captions=captioned_images.captions[:90])
         everything = set(map(bytes, features.image[:90]))
-        assert [len(rows) for rows in fitted_rows] == [60, 60, 60, 90]
-        left_out = [everything - rows for rows in fitted_rows[:3]]
+        assert [len(rows) for rows in fitted_rows] == [90, 60, 60, 60]
+        left_out = [everything - rows for rows in fitted_rows[1:]]
         assert set.union(*left_out) == everything
 
 
