@@ -11,7 +11,15 @@ from sklearn.model_selection import GroupKFold
 from sklearn.utils import gen_batches
 
 from ..aligners.kernel import KernelAligner
-from ..aligners.pairs import as_sequence, flatten_captions, holds_images, holds_texts
+from ..aligners.pairs import (
+    as_sequence,
+    flatten_captions,
+    holds_images,
+    holds_texts,
+    renumber_errors,
+)
+from ..encoders.items import EncodingError
+from ..encoders.resolve import encode_items
 from ..features.memmap import iter_row_tiles
 from ..features.validation import as_float32
 from ..training.data import group_pairs
@@ -50,6 +58,14 @@ class Captions(NamedTuple):
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         offsets = np.repeat(self.starts[rows] - starts, counts)
         return np.arange(counts.sum()) + offsets, starts
+
+    def encode(self, encoder: Any) -> Any:
+        """Return features of the texts; an error names the rows of texts that are invalid."""
+        try:
+            return encode_items(encoder, self.texts, "text")
+        except EncodingError as error:
+            rows = np.repeat(np.arange(self.n_rows), np.diff(self.starts))
+            raise renumber_errors(error, rows, "caption") from None
 
 
 def check_captions(captions: Any) -> Captions:

@@ -442,7 +442,7 @@ def _compute_relevance(
             encoder = text_encoder  # another fit would change the space of the given features
         label_features = _encode_labels(encoder, names, templates)
         if are_texts:
-            caption_features = encode_items(encoder, texts.texts, "text")
+            caption_features = texts.encode(encoder)
     if caption_features is not None:
         caption_features, is_valid = normalize_valid_rows(caption_features, "captions")
         caption_features[~is_valid] = np.nan  # never selected

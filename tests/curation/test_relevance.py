@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape.curation import _relevance, select_relevant
 from sklearn_ape.curation._relevance import compute_name_shares
+from sklearn_ape.encoders.items import EncodingError
 from sklearn_ape.features import memmap
 
 CAPTIONS = [
@@ -214,6 +215,14 @@ def test_rows_of_nan_are_never_selected():
     with pytest.warns(UserWarning, match="n_pairs=3, but only 2 pairs"):
         chosen = select_relevant(captions, ["a", "b"], label_features=labels, n_pairs=3)
     assert 0 not in chosen.indices
+
+
+def test_captions_that_cannot_be_encoded_are_named_by_the_rows_of_their_pairs(text_encoder):
+    """They were named by their positions among all captions."""
+    captions = [["a cat", "a pet"], ["a dog", "a pet"], ["a bird", "\u200b"]]
+    with pytest.raises(EncodingError, match=r"row 2: '.*' is an empty text") as caught:
+        select_relevant(captions, ["cat", "dog"], text_encoder=text_encoder, n_pairs=2)
+    assert list(caught.value.errors) == [2]
 
 
 def test_invalid_parameters_raise(text_encoder):
