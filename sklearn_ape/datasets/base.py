@@ -13,6 +13,7 @@ from typing import Any
 from sklearn.utils import Bunch
 
 from ..utils.files import expand_user, get_default_data_home
+from ..utils.messages import is_invisible
 
 # The renderer ends the process if there is too little memory for an image.
 _MAX_SIZE = 8192
@@ -96,7 +97,8 @@ def find_sidecar(image: Path) -> Path | None:
 def read_sidecar(file: Path) -> list[str]:
     """Return the captions of a text file, one per line."""
     # Not str.splitlines, which also splits at form feeds and U+2028.
-    return [" ".join(line.split()) for line in read_text(file).split("\n") if line.strip()]
+    lines = read_text(file).split("\n")
+    return [" ".join(line.split()) for line in lines if not is_invisible(line)]
 
 
 def holds_numbers(file: Path) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.files import describe_similar_file, expand_user
-from ..utils.messages import import_optional, unescape_formula
+from ..utils.messages import import_optional, is_invisible, unescape_formula
 from ..utils.validation import find_repeated, format_list, parse_json
 from .base import flatten_single_captions, make_result
 
@@ -217,7 +217,7 @@ def contains_bytes(text: str) -> bool:
 
 
 def is_blank(value: object) -> bool:
-    """Return whether a cell is a missing value, empty bytes or a blank text.
+    """Return whether a cell is a missing value, empty bytes or a text without visible characters.
 
     >>> is_blank(None), is_blank(float("nan")), is_blank(" "), is_blank("NA")
     (True, True, True, False)
@@ -225,7 +225,7 @@ def is_blank(value: object) -> bool:
     if isinstance(value, bytes):
         return not value
     if isinstance(value, str):
-        return not value.strip()
+        return is_invisible(value)
     # Not `value != value` for all types: an image would be decoded to be compared with itself.
     if isinstance(value, float):
         return value != value
@@ -263,9 +263,9 @@ def _is_written_list(cell: object) -> bool:
 
 def _parse_cell(cell: object) -> list[str]:
     """Return the captions in a cell; an empty list if any of them is blank or not a text."""
-    texts = cell if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
-    valid = [" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()]
-    return valid if len(valid) == len(texts) else []
+    texts: Any = cell if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
+    are_valid = all(isinstance(text, str) and not is_blank(text) for text in texts)
+    return [" ".join(text.split()) for text in texts] if are_valid else []
 
 
 _DESCR = """\

@@ -15,7 +15,7 @@ from sklearn.utils import Tags
 
 from ..utils.concurrency import ForkSafeLock
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.messages import warn
+from ..utils.messages import is_invisible, warn
 from ..utils.validation import format_list, is_missing
 from .base import FrozenEncoder
 from .items import ItemError
@@ -198,8 +198,7 @@ def _may_be_english(text: str) -> bool:
 def validate_text(item: Any) -> str:
     """Return a text that is not blank, or raise ItemError."""
     if isinstance(item, str):
-        # Control and format characters are as invisible as white space.
-        if all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in item):
+        if is_invisible(item):
             raise ItemError("is an empty text. Pass a text with visible characters.")
         try:
             item.encode()

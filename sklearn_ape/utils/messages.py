@@ -181,6 +181,11 @@ def escape_formula_path(path: str) -> str:
     return f"./{path}" if _FORMULA_PATH.match(path) else path
 
 
+def is_invisible(text: str) -> bool:
+    """Return whether a text has only white space, control characters and format characters."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)
+
+
 def _is_visible(character: str) -> bool:
     category = unicodedata.category(character)
     # Also spaces, and characters for private use or newer than this Python, shown as a box.

@@ -135,7 +135,7 @@ def test_sidecar_files_are_detected(folder):
 def test_sidecar_lines_are_several_captions(folder):
     """Several lines are several captions, and captions become lists."""
     write_sidecars(folder)
-    (folder / "dogs" / "dog.txt").write_text("a dog\na brown dog\n")
+    (folder / "dogs" / "dog.txt").write_text("a dog\n\u200b\na brown dog\n", encoding="utf-8")
     captions = load_image_folder(folder).captions
     assert captions == [["a black cat"], ["ein älterer Kater"], ["a dog", "a brown dog"]]
 

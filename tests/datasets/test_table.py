@@ -130,7 +130,9 @@ def test_missing_column_raises_with_names(frame):
         load_pairs(frame, caption="captoin")
 
 
-@pytest.mark.parametrize("empty", [None, float("nan"), "", "  ", 7, [], ["a", None], pd.NA])
+@pytest.mark.parametrize(
+    "empty", [None, float("nan"), "", "  ", "\u200b", 7, [], ["a", None], ["a", "\ufeff"], pd.NA]
+)
 def test_missing_captions_raise(folder, empty):
     frame = pd.DataFrame({"image": [NAMES[0]] * 9, "caption": ["a", *[empty] * 8]})
     with pytest.raises(ValueError, match=r"8 of 9 rows: rows 1, 2, 3, 4, 5, \.\.\."):
