@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -196,6 +197,9 @@ def check_pairs(
 ) -> np.ndarray:
     """Return pairs as integers; check that they are rows of `shape` queries and candidates."""
     pairs = np.asarray(as_numeric(pairs, "pairs"))
+    if pairs.dtype.kind == "O":  # such as nullable columns of pandas
+        with suppress(TypeError, ValueError):
+            pairs = pairs.astype(float)
     if pairs.dtype == bool:
         raise ValueError(
             f"pairs is a boolean array of shape {pairs.shape}. Pass row numbers, such as "

@@ -328,7 +328,9 @@ def test_half_precision_embeddings_are_compared_in_float32():
      (np.eye(2, dtype=bool), r"pairs is a boolean array of shape \(2, 2\).*np.argwhere\(pairs\)"),
      (np.eye(3, dtype=bool), r"pairs is a boolean array of shape \(3, 3\)"),
      ([["0", "0"], ["1", "1"]], "pairs must be integers, not of type <U1"),
-     ([[0, 0], [1, None]], "pairs must be integers, not of type object"),
+     ([[0, 0], [1, None]], r"pairs must be integers, and pair 1 is \[1.0, nan\]"),
+     ([[0, 0], [1, "a"]], "pairs must be integers, not of type <U"),
+     (pd.DataFrame([[0, 0], [1, pd.NA]], dtype="Int64"), "integers, not of type object"),
      ([[0, 0], [1, 1j]], "pairs must be integers, not of type complex128"),
      (np.array([[0, 0], [1, 2**64 - 1]], dtype=np.uint64), "pairs has the rows 1 and 18446744"),
      (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "^pairs has masked values")],
@@ -351,9 +353,11 @@ def test_embeddings_of_different_spaces_raise():
         retrieval_report(np.eye(3), np.eye(3)[:, :2], [[0, 0], [1, 1], [2, 2]])
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.uint8, np.int32, list])
+@pytest.mark.parametrize("kind", [np.float64, np.uint8, np.int32, object, "Int64", list])
 def test_integer_pairs_may_have_any_type(kind):
     pairs = np.array([[0, 1], [1, 0]])
+    if kind == "Int64":
+        pairs = pd.DataFrame(pairs)
     pairs = pairs.tolist() if kind is list else pairs.astype(kind)
     ranks, back = compute_both_ranks(np.eye(2), np.eye(2)[::-1], pairs)
     assert ranks.tolist() == back.tolist() == [0, 0]
