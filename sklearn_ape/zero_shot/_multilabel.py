@@ -415,8 +415,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         try:
             return self._fit_aligner(X, captions, context)
         except EncodingError as error:
-            noun = "caption" if str(error).split()[1].startswith("caption") else "image"
-            raise renumber_errors(error, captioned, noun) from None
+            raise renumber_errors(error, captioned, "image") from None
 
     def _fit_label_thresholds(self, table: np.ndarray, margins: np.ndarray) -> None:
         readable = ~np.isnan(margins[:, 0])
