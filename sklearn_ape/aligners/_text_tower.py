@@ -16,7 +16,7 @@ from ..devices import default_state
 from ..encoders import TransformersTextEncoder
 from ..encoders.resolve import resolve_encoder
 from ..encoders.text_encoder import TOKENIZING, TextPreparation
-from ..encoders.weights import Network
+from ..encoders.weights import Network, raise_for_random_weights
 from ..heads import LinearHead, Standardize, get_head_state, restore_head
 from ..persistence.mixins import FittedState
 from ..utils.linalg import fingerprint
@@ -52,8 +52,10 @@ class TextTower(nn.Module):
             self.precision = "float32"
             self._used_names = self._remove_unused_modules()
 
-    def check_padding(self) -> None:
-        """Raise ValueError if the embedding of a text depends on the other texts of its batch."""
+    def check(self) -> None:
+        """Raise ValueError if embeddings depend on random weights or on the rest of a batch."""
+        names = self._used_names & self.tower.missing_weights
+        raise_for_random_weights(self.encoder.model_name, names)
         network = Network(self.tower, self.pipeline, self.device)
         if self.encoder._is_sensitive_to_padding(network):
             raise ValueError(

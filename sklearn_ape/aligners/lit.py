@@ -277,7 +277,7 @@ class LiTAligner(TrainedAligner):
         """Return tokens in place of features, which change with every step of the tower."""
         if reset:
             self._tower = TextTower(self.text_encoder, self.max_length)
-            self._tower.check_padding()
+            self._tower.check()
             return self._tower.tokenize(texts)
         return self.module_.text_head.tokenize(texts)
 

@@ -24,6 +24,7 @@ from ..utils.messages import escape_controls, make_progress_bar
 from ..utils.validation import check_choice, check_integer
 from ._engine import Engine
 from .items import EncodingError, ItemError, describe_item
+from .weights import Network, find_random_weights, raise_for_random_weights
 
 if TYPE_CHECKING:
     from .base import FrozenEncoder
@@ -49,6 +50,8 @@ class CacheInfo(NamedTuple):
 _cache_counts: LRUCache[bytes, CacheInfo] = LRUCache(max_entries=1024)
 # Numbers of features. Without them, a new encoder would have to compute its network.
 n_features_by_identity: LRUCache[bytes, int] = LRUCache(max_entries=1024)
+# Names of the random weights that features depend on.
+_random_weights: LRUCache[bytes, list[str]] = LRUCache(max_entries=1024)
 
 # Locks per weights. The weak reference drops a lock once no thread holds it or waits for it.
 _locks_by_weights: WeakValueDictionary[str, ForkSafeLock] = WeakValueDictionary()
@@ -196,7 +199,9 @@ def _iter_batches(
     encoder: FrozenEncoder, items: Mapping[bytes, Any], keys: list[bytes], identity: bytes
 ) -> Iterator[tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]]:
     """Yield the features of each batch and the errors of items without features."""
-    network, engine = encoder._get_network(), encoder._get_engine(len(keys))
+    network = encoder._get_network()
+    _check_weights(encoder, network, identity)
+    engine = encoder._get_engine(len(keys))
     n_threads = encoder._count_threads()
     size = encoder._choose_batch_size(network.device)
     if encoder.batch_size == "auto":  # smaller batches for few items keep all threads busy
@@ -231,6 +236,17 @@ def _iter_batches(
         yield from map_threaded(lambda start: compute(prepare(start)), starts, n_threads)
     else:
         yield from map(compute, map_threaded(prepare, starts, n_threads))
+
+
+def _check_weights(encoder: FrozenEncoder, network: Network, identity: bytes) -> None:
+    """Raise ValueError if features depend on weights that the model's files lack."""
+
+    def find() -> list[str]:
+        blank = encoder._prepare_item(network.prepare, encoder._make_blank())
+        inputs = encoder._make_tensors(network, [blank])
+        return find_random_weights(network, encoder._make_module(network), inputs)
+
+    raise_for_random_weights(encoder.model_name, _random_weights.get_or_create(identity, find))
 
 
 def compute_features(

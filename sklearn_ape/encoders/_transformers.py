@@ -29,6 +29,7 @@ from .weights import (
     check_source,
     explain_load_errors,
     load_from_source,
+    load_transformers_model,
     read_side_file,
     warn_about_unknown_files,
 )
@@ -169,12 +170,10 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         check_source(self.model_name, self)
 
     def _load_network(self, device: torch.device) -> Network:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         tokenizer = load_from_source(AutoTokenizer.from_pretrained, self.model_name, self.revision)
-        model = load_from_source(
-            AutoModel.from_pretrained, self.model_name, self.revision, dtype=torch.float32
-        )
+        model = load_transformers_model(self.model_name, self.revision)
         # It is False in the files of a T5EncoderModel.
         model.config.is_encoder_decoder |= hasattr(model, "encoder") and hasattr(model, "decoder")
         if tokenizer.pad_token is None:
@@ -425,16 +424,15 @@ class TransformersImageEncoder(ImageEncoder):
         check_source(self.model_name, self)
 
     def _load_network(self, device: torch.device) -> Network:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoImageProcessor
 
         source = self.model_name, self.revision
         prepare = load_from_source(AutoImageProcessor.from_pretrained, *source)
-        options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
-        model, loaded = load_from_source(AutoModel.from_pretrained, *source, **options)
+        model = load_transformers_model(*source)
         if any(parameter.ndim == 5 for parameter in model.parameters()):
             raise ValueError(f"{type(model).__name__} encodes videos. Choose a network of images.")
         # transformers initializes a pooler that the checkpoint lacks at random.
-        model.pooler_is_pretrained = not any("pooler" in key for key in loaded["missing_keys"])
+        model.pooler_is_pretrained = not any("pooler" in key for key in model.missing_weights)
         if model.config.model_type == "vit_mae":  # it would drop three of four patches at random
             model.config.mask_ratio = 0.0
         return Network(model.to(device, memory_format=torch.channels_last), prepare, device)

@@ -18,6 +18,7 @@ import torch
 from ..utils.concurrency import LRUCache
 from ..utils.files import digest_file, has_reliable_stamp, read_stamp
 from ..utils.messages import warn
+from ..utils.validation import format_list
 
 T = TypeVar("T")
 
@@ -292,6 +293,47 @@ def load_from_source(
         revision = pin_revision(source, revision)
     with explain_load_errors(model_name), _hide_progress_bars():
         return load(source, revision=revision, **options)
+
+
+def load_transformers_model(model_name: str, revision: str | None) -> Any:
+    """Return a model of transformers in float32, with the names of weights that its files lack."""
+    from transformers import AutoModel
+
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    model, loaded = load_from_source(AutoModel.from_pretrained, model_name, revision, **options)
+    model.missing_weights = frozenset(loaded["missing_keys"])  # they are random
+    return model
+
+
+def find_random_weights(
+    network: Network, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> list[str]:
+    """Return the names of weights that features depend on, but that the model's files lack."""
+    missing: frozenset[str] = getattr(network.model, "missing_weights", frozenset())
+    names = {p: name for name, p in network.model.named_parameters() if name in missing}
+    if not names:
+        return []
+    weights = {
+        name: parameter.detach().requires_grad_()
+        for name, parameter in module.named_parameters()
+        if parameter in names  # parameters are compared by identity
+    }
+    tensors = (x.to(network.device) for x in inputs)
+    features = torch.func.functional_call(module, weights, tuple(tensors))
+    if not features.requires_grad:
+        return []
+    gradients = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
+    return [name for name, grad in zip(names.values(), gradients, strict=True) if grad is not None]
+
+
+def raise_for_random_weights(model_name: str, names: Iterable[str]) -> None:
+    """Raise ValueError if there are names of weights that a model's files lack."""
+    if names := sorted(names):
+        raise ValueError(
+            f"model_name={model_name!r} is a model whose files lack weights, without which its "
+            f"features would be random: {format_list(names)}. Pass another model, or another "
+            "pooling if these are the weights of a pooler or a projection."
+        )
 
 
 @contextmanager

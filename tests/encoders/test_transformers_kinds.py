@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sklearn_ape import LiTAligner
 from sklearn_ape.encoders import TransformersImageEncoder, TransformersTextEncoder
 from tests.encoders import test_transformers as hf
 
@@ -138,3 +139,27 @@ def test_encoder_that_was_saved_without_its_decoder(tmp_path):
         expected = [model(input_ids=ids).last_hidden_state[0].mean(dim=0) for ids in inputs]
     encoder = TransformersTextEncoder(str(tmp_path), cache=None, engine="torch")
     np.testing.assert_allclose(encoder.transform(hf.TEXTS), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_features_of_missing_weights_raise(tmp_path):
+    """transformers initializes weights that a file lacks at random, in every process anew."""
+    towers = {"vision_config": hf.VISION, "text_config": hf.TEXT, "projection_dim": 6}
+    config, cls = hf.transformers.CLIPConfig(**towers), hf.transformers.CLIPForImageClassification
+    prepare = hf.processor()
+    model = hf.save_model(tmp_path, config, cls=cls, prepare=prepare)
+    hf.tokenizer().save_pretrained(tmp_path)
+    encoder = TransformersImageEncoder(str(tmp_path), cache=None)
+    with pytest.raises(ValueError, match=r"random: 'visual_projection\.weight'\. Pass another"):
+        encoder.transform(hf.IMAGES)
+    with torch.inference_mode():
+        pixels = prepare(images=hf.IMAGES, return_tensors="pt")["pixel_values"]
+        expected = model.vision_model(pixel_values=pixels).last_hidden_state[:, 1:].mean(dim=1)
+    features = encoder.set_params(pooling="mean").transform(hf.IMAGES)
+    np.testing.assert_allclose(features, expected, atol=1e-4, rtol=1e-4)
+
+    texts = TransformersTextEncoder(str(tmp_path), cache=None, pooling="mean")
+    message = r"random: 'text_model\.embeddings"
+    with pytest.raises(ValueError, match=message):
+        texts.transform(hf.TEXTS)
+    with pytest.raises(ValueError, match=message):
+        LiTAligner(text_encoder=texts).fit(np.eye(3), hf.TEXTS)
