@@ -198,6 +198,7 @@ def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, l
             AutoModelForImageClassification.from_pretrained,
             encoder.model_name,
             encoder.revision,
+            dtype=torch.float32,
             output_loading_info=True,
         )
     n_classes = model.config.num_labels

@@ -150,6 +150,14 @@ def test_transformers_head_gives_pairs(tmp_path, kind, pooling):
     assert pairs.texts == [["cat", "house cat"], ["dog"], ["ripe apple"]]
 
 
+def test_head_in_half_precision(tmp_path):
+    """The weights are those of the file, in float32."""
+    folder, model = transformers_folder(tmp_path, "resnet")
+    model.half().save_pretrained(folder)
+    weights = classifier_head_pairs(TransformersImageEncoder(folder, cache=None)).weights
+    np.testing.assert_array_equal(weights, model.classifier[-1].weight.detach().float().numpy())
+
+
 class TestRefused:
     def test_features_not_of_the_head_raise(self, tmp_path, image_encoder):
         """Features of another width or meaning than the head's input raise an error."""
