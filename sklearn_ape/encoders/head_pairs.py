@@ -225,8 +225,8 @@ def _extract_weights(head: _Head, encoder: Any) -> np.ndarray:
     if head.features.shape[1] != weights.shape[1]:
         raise ValueError(
             f"{type(encoder).__name__} returns {head.features.shape[1]} features, but the "
-            f"classification head of {encoder.model_name!r} takes {weights.shape[1]}. Use the "
-            "network's own pooling (pooling='auto') and its features, not its logits."
+            f"classification head of {encoder.model_name!r} takes {weights.shape[1]}. Pass "
+            "another pooling, such as 'auto' or 'cls+mean', and features instead of logits."
         )
     logits = head.features.float() @ weights.T
     if head.layer.bias is not None:
@@ -236,8 +236,8 @@ def _extract_weights(head: _Head, encoder: Any) -> np.ndarray:
     if not torch.allclose(logits, head.logits.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"pooling={encoder.pooling!r} of {type(encoder).__name__} returns features that are "
-            f"not the input of the classification head of {encoder.model_name!r}. Use "
-            "pooling='auto'."
+            f"not the input of the classification head of {encoder.model_name!r}. Pass "
+            "another pooling, such as 'auto' or 'mean'."
         )
     return weights.cpu().numpy()
 

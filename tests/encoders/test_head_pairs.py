@@ -174,6 +174,9 @@ class TestRefused:
         folder, _ = transformers_folder(tmp_path / "vit", "vit")
         with pytest.raises(ValueError, match=r"pooling='mean' .* features that are not"):
             classifier_head_pairs(TransformersImageEncoder(folder, pooling="mean"))
+        folder, _ = transformers_folder(tmp_path / "dinov2", "dinov2")
+        with pytest.raises(ValueError, match=r"16 features, .* another pooling, .*'cls\+mean'"):
+            classifier_head_pairs(TransformersImageEncoder(folder))
 
     def test_network_without_head_raises(self, tmp_path):
         folder, _ = timm_folder(tmp_path / "timm", names=[])
