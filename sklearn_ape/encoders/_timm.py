@@ -344,8 +344,9 @@ class _Features(torch.nn.Module):
         self.model = model
         self.pooling = pooling
         self.output = output
-        has_cls = any("cls_token" in name for name, _ in model.named_parameters(recurse=False))
-        self._n_prefix = getattr(model, "num_prefix_tokens", int(has_cls))  # VOLO and PiT lack it
+        self._has_cls = any("cls_token" in name for name, _ in model.named_parameters())
+        # VOLO and PiT lack it. It counts registers, too.
+        self._n_prefix = getattr(model, "num_prefix_tokens", int(self._has_cls))
         self._has_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -376,7 +377,8 @@ class _Features(torch.nn.Module):
                 "width, but this network returns tokens. Use 'auto', 'mean' or 'cls'."
             )
         if last.ndim != 4 or self.pooling not in ("mean", "gem"):
-            return pool_patches(last, self.pooling, self._n_prefix if last.ndim == 3 else 0)
+            has_prefix = last.ndim == 3 and (self._has_cls or self.pooling == "mean")
+            return pool_patches(last, self.pooling, self._n_prefix if has_prefix else 0)
         spatial = (1, 2) if self._has_channels_last else (2, 3)
         if self.pooling == "mean":
             return last.mean(dim=spatial)

@@ -272,6 +272,7 @@ def test_folder_features_equal_timm(folder_and_model, paths):
         last = model.forward_features(tensors)
         auto, logits = model.forward_head(last, pre_logits=True), model(tensors)
         n_prefix = getattr(model, "num_prefix_tokens", 0)
+        has_cls = getattr(model, "cls_token", None) is not None  # not only registers
         if last.ndim == 3:
             mean = last[:, n_prefix:].mean(dim=1)
         else:
@@ -281,7 +282,7 @@ def test_folder_features_equal_timm(folder_and_model, paths):
         maps = last if last.shape[-1] == model.num_features else last.permute(0, 2, 3, 1)
         cubes = maps.flatten(1, 2).clamp(min=1e-6) ** 3
         expected["gem"] = (cubes.sum(dim=1) / cubes.shape[1]) ** (1 / 3)
-    if n_prefix:
+    if has_cls:
         expected |= {"cls": last[:, 0], "cls+mean": torch.cat([last[:, 0], mean], dim=1)}
     for pooling, features in expected.items():
         actual = encoder.set_params(pooling=pooling).transform(paths)
@@ -293,9 +294,9 @@ def test_folder_features_equal_timm(folder_and_model, paths):
             ValueError, match=r"pooling='gem' needs .* this network returns tokens"
         ):
             encoder.set_params(pooling="gem", output="features").transform(paths)
-    if not n_prefix:
-        with pytest.raises(ValueError, match="pooling='cls' needs a network with a class token"):
-            encoder.set_params(pooling="cls", output="features").transform(paths)
+    for pooling in () if has_cls else ("cls", "cls+mean"):
+        with pytest.raises(ValueError, match=r"pooling='cls.*' needs .* a class token"):
+            encoder.set_params(pooling=pooling, output="features").transform(paths)
     with pytest.raises(ValueError, match="class names are unknown"):
         _ = encoder.class_names
 
