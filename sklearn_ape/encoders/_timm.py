@@ -333,6 +333,11 @@ class TimmImageEncoder(ImageEncoder):
         )
 
     def _make_pixel_network(self, network: Network) -> torch.nn.Module:
+        if self.output == "logits" and not network.model.num_classes:
+            raise ValueError(
+                f"output='logits' needs a classification head, which {self.model_name!r} does not "
+                "have. Use output='features'."
+            )
         return _Features(network.model, self.pooling, self.output)
 
 

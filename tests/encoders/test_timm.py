@@ -438,6 +438,13 @@ def test_unsuitable_network_raises(options, message, tmp_path, paths):
         TimmImageEncoder(str(tmp_path)).transform(paths[:1])
 
 
+def test_logits_without_head_raise(tmp_path, paths):
+    with torch.random.fork_rng():
+        save_model(tmp_path, "test_vit", num_classes=0)
+    with pytest.raises(ValueError, match="output='logits' needs a classification head"):
+        TimmImageEncoder(str(tmp_path), output="logits").transform(paths[:1])
+
+
 @pytest.mark.parametrize("name", ["volo_d1_224", "coat_lite_tiny"])
 def test_class_token_without_attribute_is_not_a_patch(name):
     """These networks of timm have no `num_prefix_tokens`, but a class token."""
