@@ -204,6 +204,10 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
                 pooling = f"{pooling} without the prompt"
         # `pool_tokens` raises an error for a pooling with a step that is not implemented here.
         unsupported = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
+        if "message" in (sentence.get("modality_config") or {}):  # which is preferred to "text"
+            unsupported.add("chat template")
+        if {"common", "text"} & (sentence.get("processing_kwargs") or {}).keys():
+            unsupported.add("processing_kwargs")
         if unsupported:
             pooling = f"{pooling} and {', '.join(sorted(unsupported))}"
         n_positions = _count_positions(model) or _MAX_TOKENS

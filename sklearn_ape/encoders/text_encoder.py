@@ -82,7 +82,7 @@ def pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.T
     if pooling not in ("mean", "cls", "cls+mean", "last"):
         raise ValueError(
             f"pooling='auto' is not supported for this model, whose files declare {pooling!r}. "
-            "Pass pooling='mean', 'cls', 'cls+mean' or 'last'."
+            "Pass pooling='mean', 'cls', 'cls+mean' or 'last', or use SentenceTransformerEncoder."
         )
     weights = mask.unsqueeze(-1).to(last.dtype)
     mean = (last * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

@@ -265,6 +265,25 @@ def test_unsupported_declared_pooling_raises(sentence_folder, declared, more):
     assert encoder.set_params(pooling="mean").transform(TEXTS).shape == (3, 16)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"modality_config": {"text": {}, "message": {}}}, "chat template"),
+        ({"processing_kwargs": {"text": {"max_length": 4}}}, "processing_kwargs"),
+        ({"modality_config": {"text": {}}, "processing_kwargs": {"image": {}}}, None),
+    ],
+)
+def test_unsupported_declared_preparation_raises(sentence_folder, tmp_path, options, name):
+    """sentence-transformers 6 passes texts through the chat template that a tokenizer has."""
+    encoder = sentence_folder({"pooling_mode": "mean"})
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(options))
+    if name is not None:
+        with pytest.raises(ValueError, match=f"whose files declare 'mean and {name}'"):
+            encoder.transform(TEXTS)
+        encoder.set_params(pooling="mean")
+    assert encoder.transform(TEXTS).shape == (3, 16)
+
+
 def test_minilm_equals_sentence_transformers():
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from sklearn_ape.encoders.weights import find_packaged_file
