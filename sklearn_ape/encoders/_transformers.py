@@ -34,7 +34,7 @@ from .weights import (
     warn_about_unknown_files,
 )
 
-# Limit of tokens for models that declare no limit or a meaninglessly large one.
+# Largest limit of tokens, unless the sentence-transformers files of a model declare another one.
 _MAX_TOKENS = 512
 
 # Number of texts that are tokenized together to find their lengths; it bounds the memory.
@@ -84,7 +84,8 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         Whether features are L2-normalized. ``"auto"`` normalizes them if the model's
         sentence-transformers files declare it.
     max_length : int or None, default=None
-        Number of tokens to which texts are truncated. None uses the model's limit.
+        Number of tokens to which texts are truncated. None uses the model's limit, but at most
+        512 unless the model's sentence-transformers files declare a larger ``max_seq_length``.
     batch_size : {"auto"} or int, default="auto"
         Number of texts per forward pass. ``"auto"`` is the fastest size. It is halved if the
         memory of the GPU is too small.
