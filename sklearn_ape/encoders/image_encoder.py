@@ -15,7 +15,7 @@ from sklearn.utils import Tags
 from torch import nn
 from torch.nn.functional import interpolate
 
-from ..utils.validation import check_choice
+from ..utils.validation import check_choice, format_list
 from .base import FrozenEncoder
 from .items import check_image, check_proportions, digest_image, read_image, unwrap_image
 from .weights import Network
@@ -207,6 +207,12 @@ class ImageEncoder(FrozenEncoder):
         return OnPixels(self._make_pixel_network(network), preprocessing, self.views).eval()
 
     def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+        shapes = {tuple(pixels.shape) for pixels in batch}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"model_name={self.model_name!r} prepares images in different shapes "
+                f"({format_list(sorted(shapes))}), which have no common batch. Pass crop='pad'."
+            )
         return (torch.stack(batch),)
 
     def _choose_batch_size(self, device: torch.device) -> int:

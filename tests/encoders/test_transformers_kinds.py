@@ -86,6 +86,19 @@ def test_processor_of_patches_raises(tmp_path):
         TransformersImageEncoder(str(tmp_path), cache=None).transform(hf.IMAGES)
 
 
+def test_processor_that_keeps_proportions(tmp_path):
+    """Images of different proportions have no common batch, unless they are padded."""
+    processor = hf.transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, do_center_crop=False
+    )
+    hf.save_model(tmp_path, hf.image_config("convnext"), prepare=processor)
+    images = [hf.IMAGES[0], hf.IMAGES[1][:, :40]]
+    encoder = TransformersImageEncoder(str(tmp_path), batch_size=2, cache=None)
+    with pytest.raises(ValueError, match=r"\(3, 32, 32\), \(3, 32, 40\).* Pass crop='pad'"):
+        encoder.transform(images)
+    assert encoder.set_params(crop="pad").transform(images).shape == (2, 16)
+
+
 SMALL_VIDEO = hf.VISION | {"num_frames": 2}
 
 
