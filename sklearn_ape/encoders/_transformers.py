@@ -258,7 +258,7 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         return 1 if is_sensitive else super()._choose_batch_size(device)
 
     def _is_sensitive_to_padding(self, network: Network) -> bool:
-        """Return whether the features of a text change with the tokens behind its end."""
+        """Return whether the features of a text change with padding or with tokens behind it."""
         if _is_siglip(network.model):  # which pads all texts to the same length
             return False
         inputs = self._make_tensors(network, ["a", "a b c d e f g h"])
@@ -268,9 +268,9 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         # Not the last token, which some two-tower models find by its id.
         ids[1, mask[1] == 0] = ids[1, 0]
         with default_state(), torch.inference_mode():
-            module = self._make_module(network)
-            padded, filled = module(*(tensor.to(network.device) for tensor in inputs)).float()
-        return bool((padded - filled).abs().max() > _PADDING_TOLERANCE * padded.abs().max())
+            alone = self._forward(network, ["a"]).float()
+            padded = self._make_module(network)(*(x.to(network.device) for x in inputs)).float()
+        return bool((padded - alone).abs().max() > _PADDING_TOLERANCE * alone.abs().max())
 
     def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         # SigLIP was trained with texts padded to a fixed length, and attends to the padding.

@@ -370,10 +370,13 @@ def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["fnet", "convbert"])
+@pytest.mark.parametrize("kind", ["fnet", "convbert", "aimv2"])
 def test_features_do_not_depend_on_the_batch(kind, tmp_path):
-    """FNet does not mask padding, and ConvBERT masks only its attention."""
+    """FNet does not mask padding, ConvBERT only in attention, and AIMv2 changes with a mask."""
     config = {
+        "aimv2": lambda: transformers.Aimv2Config(
+            vision_config=VISION, text_config={**TEXT, "eos_token_id": 3}, projection_dim=6
+        ),
         "fnet": lambda: transformers.FNetConfig(**{**TEXT, "num_attention_heads": None}),
         "convbert": lambda: transformers.ConvBertConfig(**TEXT, embedding_size=16, head_ratio=1),
     }[kind]()
