@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from torch import nn
 
 from ..features import FeatureCache
@@ -16,7 +17,12 @@ from ..utils.messages import import_optional
 from ..utils.validation import check_boolean, check_choice, check_integer
 from ._engine import Engine, TorchEngine
 from .image_encoder import ImageEncoder
-from .text_encoder import SentenceFilesEncoder, TextEncoder
+from .text_encoder import (
+    PADDING_TOLERANCE,
+    SentenceFilesEncoder,
+    TextEncoder,
+    sensitive_to_padding,
+)
 from .weights import (
     PACKAGED,
     Network,
@@ -135,6 +141,11 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
     SentenceTransformerImageEncoder : Encoder of images, if the model is multimodal.
     TransformersTextEncoder : Computes common models faster, without sentence-transformers.
 
+    Notes
+    -----
+    Networks that do not mask padding, such as SigLIP, encode one text at a time. In larger
+    batches, features would depend on the other texts.
+
     References
     ----------
     .. [1] N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese
@@ -168,6 +179,20 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
         super()._check_parameters()
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise ValueError(f"prompt must be None or a str, not {self.prompt!r}.")
+
+    def _choose_batch_size(self, device: torch.device) -> int:
+        is_sensitive = sensitive_to_padding.get_or_create(
+            self._digest_identity(), self._is_sensitive_to_padding
+        )
+        return 1 if is_sensitive else super()._choose_batch_size(device)
+
+    def _is_sensitive_to_padding(self) -> bool:
+        """Return whether the features of a text change with a longer text in the same batch."""
+        plain = clone(self).set_params(dtype="float32")
+        network = plain._get_network()
+        alone = plain._forward(network, ["a"])
+        padded = plain._forward(network, ["a", "a b c d e f g h"])[:1]
+        return bool((padded - alone).abs().max() > PADDING_TOLERANCE * alone.abs().max())
 
     def _make_encode_options(self, model: Any) -> dict[str, Any]:
         prompts = getattr(model, "prompts", None) or {}

@@ -12,10 +12,10 @@ from torch import nn
 
 from ..devices import default_state
 from ..features import FeatureCache
-from ..utils.concurrency import LRUCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, make_uncropped_options, pool_patches
 from .text_encoder import (
+    PADDING_TOLERANCE,
     TOKENIZING,
     SentenceFilesEncoder,
     TextEncoder,
@@ -23,6 +23,7 @@ from .text_encoder import (
     parse_pooling,
     pool_tokens,
     read_preparation,
+    sensitive_to_padding,
 )
 from .weights import (
     Network,
@@ -48,10 +49,6 @@ _PREFIX_TOKENS = (
     *("cls_token", "class_embedding", "distillation_token", "register_tokens"),
     *("dist_token", "reg_token"),  # of timm
 )
-# Largest relative change of features by padding that is rounding.
-_PADDING_TOLERANCE = 1e-4
-# Whether padding changes features, by the encoder's identity.
-_sensitive_to_padding: LRUCache[bytes, bool] = LRUCache(max_entries=1024)
 
 
 class _TextPipeline(NamedTuple):
@@ -251,10 +248,10 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
 
     def _choose_batch_size(self, device: torch.device) -> int:
         identity = self._digest_identity()
-        is_sensitive = _sensitive_to_padding.get(identity)
+        is_sensitive = sensitive_to_padding.get(identity)
         if is_sensitive is None:
             is_sensitive = self._is_sensitive_to_padding(self._get_network())
-            _sensitive_to_padding.put(identity, is_sensitive)
+            sensitive_to_padding.put(identity, is_sensitive)
         return 1 if is_sensitive else super()._choose_batch_size(device)
 
     def _is_sensitive_to_padding(self, network: Network) -> bool:
@@ -270,7 +267,7 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         with default_state(), torch.inference_mode():
             alone = self._forward(network, ["a"]).float()
             padded = self._make_module(network)(*(x.to(network.device) for x in inputs)).float()
-        return bool((padded - alone).abs().max() > _PADDING_TOLERANCE * alone.abs().max())
+        return bool((padded - alone).abs().max() > PADDING_TOLERANCE * alone.abs().max())
 
     def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         # SigLIP was trained with texts padded to a fixed length, and attends to the padding.

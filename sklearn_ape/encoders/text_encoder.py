@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.utils import Tags
 
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import ForkSafeLock, LRUCache
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import is_invisible, warn
 from ..utils.validation import format_list, is_missing
@@ -27,6 +27,11 @@ _LAST_GREEK = "\u03ff"
 _GREEK_WORD = re.compile("[\u0370-\u03ff]{4}")
 # Largest share of texts in another alphabet that causes no warning.
 _MAX_FOREIGN_SHARE = 0.01
+
+# Largest relative change of features by padding that is rounding.
+PADDING_TOLERANCE = 1e-4
+# Whether padding changes features, by the encoder's identity.
+sensitive_to_padding: LRUCache[bytes, bool] = LRUCache(max_entries=1024)
 
 
 class TextPreparation(NamedTuple):

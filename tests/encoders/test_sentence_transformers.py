@@ -13,6 +13,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
 )
 from sklearn_ape.encoders.resolve import resolve_encoder
+from tests.encoders import test_transformers as hf
 from tests.encoders.tiny_networks import TEXTS, multimodal_folder, text_folder
 
 st = pytest.importorskip("sentence_transformers")
@@ -94,6 +95,17 @@ class TestFeatures:
             assert encoder.cache_info().misses == before + 2
             np.testing.assert_array_equal(encoder.transform(texts), features)
             assert encoder.cache_info().misses == before + 2
+
+    def test_features_do_not_depend_on_the_batch(self, tmp_path):
+        """FNet does not mask the padding that shorter texts have in a batch."""
+        config = hf.transformers.FNetConfig(**{**hf.TEXT, "num_attention_heads": None})
+        hf.save_model(tmp_path, config, prepare=hf.tokenizer())
+        layers = [modules.Transformer(str(tmp_path)), modules.Pooling(16)]
+        model = st.SentenceTransformer(modules=layers, device="cpu")
+        model.save(str(tmp_path / "model"))
+        encoder = SentenceTransformerEncoder(str(tmp_path / "model"), batch_size=5, cache=None)
+        expected = [model.encode(text) for text in TEXTS]
+        np.testing.assert_allclose(encoder.transform(TEXTS), expected, atol=1e-5)
 
     def test_bfloat16_is_close(self, folder, library_model):
         encoder = SentenceTransformerEncoder(folder, cache=None, dtype="bfloat16")
