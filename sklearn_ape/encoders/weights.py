@@ -345,7 +345,9 @@ def explain_load_errors(model_name: str, candidates: Iterable[str] = PACKAGED) -
         if os.path.isdir(model_name):
             raise ValueError(
                 f"model_name={model_name!r} is a folder that could not be loaded. Check that it "
-                f"contains a complete model of this library. The library reports: {error}"
+                "contains a complete model of this library. For a model of another one, use its "
+                "encoder, such as TransformersImageEncoder ('transformers:FOLDER'). The library "
+                f"reports: {error}"
             ) from error
         if os.path.isfile(model_name):
             raise ValueError(

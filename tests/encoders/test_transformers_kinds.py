@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_ape import LiTAligner
+from sklearn_ape import CCAAligner, LiTAligner
 from sklearn_ape.encoders import TransformersImageEncoder, TransformersTextEncoder
 from tests.encoders import test_transformers as hf
 
@@ -176,3 +176,11 @@ def test_features_of_missing_weights_raise(tmp_path):
         texts.transform(hf.TEXTS)
     with pytest.raises(ValueError, match=message):
         LiTAligner(text_encoder=texts).fit(np.eye(3), hf.TEXTS)
+
+
+def test_folder_of_another_library_raises(tmp_path):
+    """A name without a prefix is that of a timm model."""
+    hf.save_model(tmp_path, hf.image_config("vit"), prepare=hf.processor())
+    aligner = CCAAligner(image_encoder=str(tmp_path), text_encoder="all-MiniLM-L6-v2")
+    with pytest.raises(ValueError, match=r"another one, use its .*'transformers:FOLDER'"):
+        aligner.fit(hf.IMAGES, hf.TEXTS)
