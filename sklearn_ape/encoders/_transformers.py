@@ -20,6 +20,7 @@ from .text_encoder import (
     SentenceFilesEncoder,
     TextEncoder,
     TextPreparation,
+    check_tokenizer,
     parse_pooling,
     pool_tokens,
     read_preparation,
@@ -171,6 +172,7 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         from transformers import AutoTokenizer
 
         tokenizer = load_from_source(AutoTokenizer.from_pretrained, self.model_name, self.revision)
+        check_tokenizer(tokenizer, self.model_name)
         model = load_transformers_model(self.model_name, self.revision)
         # It is False in the files of a T5EncoderModel.
         model.config.is_encoder_decoder |= hasattr(model, "encoder") and hasattr(model, "decoder")

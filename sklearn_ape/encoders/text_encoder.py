@@ -28,6 +28,9 @@ _GREEK_WORD = re.compile("[\u0370-\u03ff]{4}")
 # Largest share of texts in another alphabet that causes no warning.
 _MAX_FOREIGN_SHARE = 0.01
 
+# Largest number of tokens, besides special ones, of a tokenizer that was made without its files.
+_MAX_DEFAULT_TOKENS = 2
+
 # Largest relative change of features by padding that is rounding.
 PADDING_TOLERANCE = 1e-4
 # Whether padding changes features, by the encoder's identity.
@@ -69,6 +72,18 @@ def read_preparation(model_name: str, revision: str | None, lower: bool) -> Text
             f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
     return TextPreparation(prompts.get(default, ""), lower, sentence.get("truncate_dim"))
+
+
+def check_tokenizer(tokenizer: Any, model_name: str) -> None:
+    """Raise ValueError if a tokenizer has no vocabulary, because a model has no files of it.
+
+    transformers returns a tokenizer without them, which maps all words to the same tokens.
+    """
+    if len(tokenizer) - len(tokenizer.all_special_ids) <= _MAX_DEFAULT_TOKENS:
+        raise ValueError(
+            f"model_name={model_name!r} is a model without the files of its tokenizer, whose "
+            "vocabulary is empty. Save the tokenizer to the same folder as the model."
+        )
 
 
 def parse_pooling(config: dict[str, Any]) -> str:

@@ -318,6 +318,18 @@ def test_damaged_model_folder_raises(tmp_path, file):
         TransformersTextEncoder(str(tmp_path)).transform(TEXTS)
 
 
+@pytest.mark.parametrize("kind", ["Bert", "T5", "DebertaV2"])
+def test_missing_tokenizer_raises(kind, tmp_path):
+    """transformers makes a tokenizer without a vocabulary, for which all texts are alike."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(
+        **(sizes | {"vocab_size": 12} if kind == "T5" else TEXT)
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"without the files of its tokenizer.* Save the token"):
+        TransformersTextEncoder(str(tmp_path), cache=None).transform(TEXTS)
+
+
 def test_settings_of_the_wrong_type_raise(tmp_path):
     save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     (tmp_path / "sentence_bert_config.json").write_text("[16]")
