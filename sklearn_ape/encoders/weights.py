@@ -292,7 +292,8 @@ def load_from_source(
     elif not os.path.isdir(source):
         revision = pin_revision(source, revision)
     with explain_load_errors(model_name), _hide_progress_bars():
-        return load(source, revision=revision, **options)
+        # By default, transformers asks on the terminal whether to run the code of a model.
+        return load(source, revision=revision, trust_remote_code=False, **options)
 
 
 def load_transformers_model(model_name: str, revision: str | None) -> Any:

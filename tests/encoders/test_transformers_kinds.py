@@ -1,5 +1,7 @@
 """Models of transformers whose towers, tokens, processors or precision are special."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -184,3 +186,16 @@ def test_folder_of_another_library_raises(tmp_path):
     aligner = CCAAligner(image_encoder=str(tmp_path), text_encoder="all-MiniLM-L6-v2")
     with pytest.raises(ValueError, match=r"another one, use its .*'transformers:FOLDER'"):
         aligner.fit(hf.IMAGES, hf.TEXTS)
+
+
+def test_code_of_a_model_is_not_run(tmp_path, monkeypatch):
+    """transformers would ask the user, and run the code if the answer is yes."""
+    hf.save_model(tmp_path, hf.transformers.BertConfig(**hf.TEXT), prepare=hf.tokenizer())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "code.A", "AutoModel": "code.B"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    with pytest.raises(ValueError, match="contains custom code which must be executed"):
+        TransformersTextEncoder(str(tmp_path), cache=None).transform(hf.TEXTS)
+    assert not (tmp_path / "marker").exists()
