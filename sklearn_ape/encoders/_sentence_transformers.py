@@ -21,6 +21,7 @@ from .text_encoder import (
     PADDING_TOLERANCE,
     SentenceFilesEncoder,
     TextEncoder,
+    check_tokenizer,
     sensitive_to_padding,
 )
 from .weights import (
@@ -63,6 +64,9 @@ class _SentenceTransformerModel(SentenceFilesEncoder):
         model = load_from_source(
             library.SentenceTransformer, self.model_name, self.revision, device=str(device)
         )
+        tokenizer = getattr(model, "tokenizer", None)
+        if hasattr(tokenizer, "all_special_ids"):  # not a processor of images
+            check_tokenizer(tokenizer, self.model_name)
         warn_about_unknown_files(self.model_name, self.revision)
         return Network(model, None, device)
 

@@ -107,6 +107,13 @@ class TestFeatures:
         expected = [model.encode(text) for text in TEXTS]
         np.testing.assert_allclose(encoder.transform(TEXTS), expected, atol=1e-5)
 
+    def test_missing_tokenizer_raises(self, tmp_path):
+        text_folder(tmp_path)
+        for path in tmp_path.glob("tokenizer*"):
+            path.unlink()
+        with pytest.raises(ValueError, match="without the files of its tokenizer"):
+            SentenceTransformerEncoder(str(tmp_path), cache=None).transform(TEXTS)
+
     def test_bfloat16_is_close(self, folder, library_model):
         encoder = SentenceTransformerEncoder(folder, cache=None, dtype="bfloat16")
         np.testing.assert_allclose(
