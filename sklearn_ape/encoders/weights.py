@@ -314,17 +314,15 @@ def find_random_weights(
     names = {p: name for name, p in network.model.named_parameters() if name in missing}
     if not names:
         return []
-    weights = {
-        name: parameter.detach().requires_grad_()
-        for name, parameter in module.named_parameters()
-        if parameter in names  # parameters are compared by identity
-    }
+    random = {n: p for n, p in module.named_parameters() if p in names}  # compared by identity
+    weights = {name: parameter.detach().requires_grad_() for name, parameter in random.items()}
     tensors = (x.to(network.device) for x in inputs)
     features = torch.func.functional_call(module, weights, tuple(tensors))
     if not features.requires_grad:
         return []
     gradients = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
-    return [name for name, grad in zip(names.values(), gradients, strict=True) if grad is not None]
+    pairs = zip(random.values(), gradients, strict=True)
+    return [names[parameter] for parameter, gradient in pairs if gradient is not None]
 
 
 def raise_for_random_weights(model_name: str, names: Iterable[str]) -> None:
