@@ -33,6 +33,7 @@ from sklearn_ape.datasets import load_image_folder, load_pairs
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.persistence.files import read_model, write_model
 from sklearn_ape.utils.files import IMAGE_SUFFIXES
+from sklearn_ape.utils.messages import is_invisible
 from tests.robustness.hostile.cases import Case, as_bytes, base_image
 from tests.robustness.hostile.corpus import judge, load_image
 from tests.robustness.hostile.damaged_files import undamaged_files
@@ -390,7 +391,7 @@ def fuzz_tables(examples):
             try:
                 data = load_pairs(file, check_files=False)
             except _TABLE_ERRORS as error:
-                blank = any(not a.strip() or not b.strip() for a, b in rows)
+                blank = any(is_invisible(cell) for row in rows for cell in row)
                 _raise_unless(
                     repr(str(file)) in str(error) and (damage is not None or blank), error
                 )
