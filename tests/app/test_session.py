@@ -252,16 +252,13 @@ class TestSearch:
         with pytest.raises(UserError, match="characters"):
             service.search(Session(), "x" * 1000, None, 5, ignore_progress)
 
-    def test_invisible_text_raises(self, service, make_zip, captioned_images):
+    def test_invisible_text_raises(self, service, captioned_images):
         """Text encoders reject it, with an error that is not for visitors."""
         image = captioned_images.images[0]
         with pytest.raises(UserError, match=r"The query '\\u200b' is an empty text"):
             service.search(Session(), "\u200b", None, 5, ignore_progress)
         with pytest.raises(UserError, match=r"The label .* is an empty text"):
             service.classify(Session(), image, "cat, \u200b", "simple", 0)
-        archive = make_zip({"a.png": Path(image), "a.txt": "a cat\n\u200b\n"})
-        with pytest.raises(UserError, match=r"The caption .* is an empty text"):
-            service.align(Session(), archive, "kernel", False, ignore_progress)
 
     @pytest.mark.parametrize("exists", [True, False])
     def test_existing_file_gets_same_answer(self, service, captioned_images, tmp_path, exists):
