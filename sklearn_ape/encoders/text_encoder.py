@@ -28,7 +28,8 @@ _GREEK_WORD = re.compile("[\u0370-\u03ff]{4}")
 # Largest share of texts in another alphabet that causes no warning.
 _MAX_FOREIGN_SHARE = 0.01
 
-# Largest number of tokens, besides special ones, of a tokenizer that was made without its files.
+# A tokenizer that transformers makes without files has at most this many tokens that are not
+# special.
 _MAX_DEFAULT_TOKENS = 2
 
 # Largest relative change of features by padding that is rounding.
@@ -75,9 +76,9 @@ def read_preparation(model_name: str, revision: str | None, lower: bool) -> Text
 
 
 def check_tokenizer(tokenizer: Any, model_name: str) -> None:
-    """Raise ValueError if a tokenizer has no vocabulary, because a model has no files of it.
+    """Raise ValueError if the vocabulary of a tokenizer is empty because its files are missing.
 
-    transformers returns a tokenizer without them, which maps all words to the same tokens.
+    transformers then returns a tokenizer that maps all words to the same tokens.
     """
     if len(tokenizer) - len(tokenizer.all_special_ids) <= _MAX_DEFAULT_TOKENS:
         raise ValueError(
