@@ -22,7 +22,6 @@ from .text_encoder import (
     SentenceFilesEncoder,
     TextEncoder,
     check_tokenizer,
-    sensitive_to_padding,
 )
 from .weights import (
     PACKAGED,
@@ -184,16 +183,8 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise ValueError(f"prompt must be None or a str, not {self.prompt!r}.")
 
-    def _choose_batch_size(self, device: torch.device) -> int:
-        is_sensitive = sensitive_to_padding.get_or_create(
-            self._digest_identity(), self._is_sensitive_to_padding
-        )
-        return 1 if is_sensitive else super()._choose_batch_size(device)
-
-    def _is_sensitive_to_padding(self) -> bool:
-        """Return whether the features of a text change with a longer text in the same batch."""
+    def _is_sensitive_to_padding(self, network: Network) -> bool:
         plain = clone(self).set_params(dtype="float32")
-        network = plain._get_network()
         alone = plain._forward(network, ["a"])
         padded = plain._forward(network, ["a", "a b c d e f g h"])[:1]
         return bool((padded - alone).abs().max() > PADDING_TOLERANCE * alone.abs().max())

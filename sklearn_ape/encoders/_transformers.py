@@ -24,7 +24,6 @@ from .text_encoder import (
     parse_pooling,
     pool_tokens,
     read_preparation,
-    sensitive_to_padding,
 )
 from .weights import (
     Network,
@@ -247,14 +246,6 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
             tokens = self._tokenize(pipeline, texts, padding=False)["input_ids"]
             lengths += map(len, tokens)
         return sorted(range(len(items)), key=lambda row: (lengths[row], items[row]), reverse=True)
-
-    def _choose_batch_size(self, device: torch.device) -> int:
-        identity = self._digest_identity()
-        is_sensitive = sensitive_to_padding.get(identity)
-        if is_sensitive is None:
-            is_sensitive = self._is_sensitive_to_padding(self._get_network())
-            sensitive_to_padding.put(identity, is_sensitive)
-        return 1 if is_sensitive else super()._choose_batch_size(device)
 
     def _is_sensitive_to_padding(self, network: Network) -> bool:
         """Return whether the features of a text change with padding or with tokens behind it."""

@@ -19,7 +19,7 @@ from ..utils.messages import is_invisible, warn
 from ..utils.validation import format_list, is_missing
 from .base import FrozenEncoder
 from .items import ItemError
-from .weights import PACKAGED, explain_load_errors, list_unknown_files, read_side_file
+from .weights import PACKAGED, Network, explain_load_errors, list_unknown_files, read_side_file
 
 # Letters up to this one are Latin, phonetic or Greek. A few Greek ones occur in English texts, but
 # no words.
@@ -35,7 +35,7 @@ _MAX_DEFAULT_TOKENS = 2
 # Largest relative change of features by padding that is rounding.
 PADDING_TOLERANCE = 1e-4
 # Whether padding changes features, by the encoder's identity.
-sensitive_to_padding: LRUCache[bytes, bool] = LRUCache(max_entries=1024)
+_sensitive_to_padding: LRUCache[bytes, bool] = LRUCache(max_entries=1024)
 
 
 class TextPreparation(NamedTuple):
@@ -174,6 +174,18 @@ class TextEncoder(FrozenEncoder):
 
     def _prepare_item(self, prepare: Any, item: Any) -> str:
         return str.__str__(item)  # str() of a member of an Enum of texts is its name
+
+    def _choose_batch_size(self, device: torch.device) -> int:
+        identity = self._digest_identity()
+        is_sensitive = _sensitive_to_padding.get(identity)
+        if is_sensitive is None:
+            is_sensitive = self._is_sensitive_to_padding(self._get_network())
+            _sensitive_to_padding.put(identity, is_sensitive)
+        return 1 if is_sensitive else super()._choose_batch_size(device)
+
+    def _is_sensitive_to_padding(self, network: Network) -> bool:
+        """Return whether the features of a text depend on the other texts of its batch."""
+        return False
 
     def _make_blank(self) -> str:
         return "a"

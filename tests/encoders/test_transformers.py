@@ -496,23 +496,3 @@ class TestSentenceTransformers:
         encoder = sentence_model(tmp_path, {"query": "the dog "}, "passage")
         with pytest.raises(ValueError, match="default_prompt_name='passage' is not among"):
             encoder.transform(TEXTS)
-
-
-class TestTextsThatAreNotEnglish:
-    """The packaged encoder returns features of any text, but was trained on English."""
-
-    @pytest.mark.parametrize(
-        "text", ["猫", "a photo of a 猫", "собака", "γάτα", "قطة", "고양이", "🐱"]
-    )
-    def test_packaged_encoder_warns(self, text, text_encoder):
-        with pytest.warns(UserWarning, match=rf"1 text is not in the Latin alphabet \('{text}'\)"):
-            text_encoder.transform([text, "a dog"])
-
-    @pytest.mark.parametrize("text", ["café", "ein Vogel, größer", "β-blocker", "20 °C", "I ❤ NY"])
-    def test_latin_texts_do_not_warn(self, text, text_encoder, recwarn):
-        text_encoder.transform([text, "ｆｕｌｌ"])
-        assert not recwarn.list
-
-    def test_a_few_of_many_texts_do_not_warn(self, text_encoder, recwarn):
-        text_encoder.transform(["猫", *["a cat"] * 200])
-        assert not recwarn.list

@@ -157,7 +157,7 @@ def test_encoder_that_was_saved_without_its_decoder(tmp_path):
 
 
 def test_features_of_missing_weights_raise(tmp_path):
-    """transformers initializes missing weights at random, anew in every process."""
+    """transformers initializes such weights at random, differently in every process."""
     towers = {"vision_config": hf.VISION, "text_config": hf.TEXT, "projection_dim": 6}
     config, cls = hf.transformers.CLIPConfig(**towers), hf.transformers.CLIPForImageClassification
     prepare = hf.processor()
