@@ -404,7 +404,6 @@ def solve_closed_form(
         Targets(kernel._fit_pairs(images, captions), aligner.module_.image_head.base),
         gamma=kernel.gamma,
         ridge=kernel.ridge,
-        max_anchors=kernel.max_anchors,
         seed=0,
         device=torch.device("cpu"),
     )

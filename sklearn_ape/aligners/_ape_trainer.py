@@ -52,7 +52,7 @@ from ._closed_form import (
 )
 from ._head_training import BlendTraining, HeadTraining, apply_correction, train_correction
 from ._kernel_maps import choose_smoothness, count_predicted_texts, make_kernel_maps
-from ._kernel_ridge import count_default_anchors
+from ._kernel_ridge import count_fitting_anchors
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun
@@ -131,12 +131,11 @@ def solve_kernel(run: TrainingRun, targets: Targets, **options: Any) -> Maps:
     Further `options` are those of `make_kernel_maps`.
     """
     # The machines of the ranks may have different amounts of memory.
-    n_texts = len(targets.data.text)
-    max_anchors = broadcast(run.ranks, count_default_anchors(n_texts, run.config.device))
+    max_texts = broadcast(run.ranks, count_fitting_anchors(run.config.device))
     return make_kernel_maps(
         targets,
         **options,
-        max_anchors=max_anchors,
+        max_texts=max_texts,
         seed=run.seed,
         device=run.config.device,
         verbose=run.verbose,

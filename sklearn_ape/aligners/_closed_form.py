@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -221,6 +222,15 @@ class Targets:
 
     The target of a text is the mean of the embeddings of its images, minus the mean over all
     pairs. Iterating yields slices of `texts` and their targets, block by block.
+
+    Attributes
+    ----------
+    texts : ndarray of shape (n_texts,)
+        Sorted rows of the texts in the dataset.
+    counts : ndarray of shape (n_texts,)
+        Number of images of each text, or its weight after `merge`.
+    blocks : list of slice
+        Blocks of `texts`.
     """
 
     def __init__(self, data: PairDataset, image_map: WhitenedMap) -> None:
@@ -230,10 +240,16 @@ class Targets:
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         self.counts = counts.astype(np.float32)
         self._images, self._row = _sort_by_text(pairs, row)
+        self._n_pairs = len(pairs)
+        # Only `merge` sets them: weights of the images in sums, and factors of the mean.
+        self._weights: np.ndarray | None = None
+        self._mean_factors: np.ndarray | None = None
+        self._set_blocks()
+
+    def _set_blocks(self) -> None:
         self.blocks = list(gen_batches(len(self.texts), _TEXT_BLOCK_SIZE))
         is_single = len(self.blocks) == 1
         self._cached_sums = [self._sum_images(self.blocks[0])] if is_single else None
-        self._n_pairs = len(pairs)
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -244,8 +260,32 @@ class Targets:
         for block, sums in zip(self.blocks, self._iter_sums(), strict=True):
             # In double precision, so that the target of a single text is exactly 0.
             targets = sums / self.counts[block, None]
-            targets -= self.mean
+            if self._mean_factors is None:
+                targets -= self.mean
+            else:
+                targets -= self._mean_factors[block, None] * self.mean
             yield block, targets.astype(np.float32)
+
+    def merge(self, kept: np.ndarray, nearest: np.ndarray, factors: np.ndarray) -> Targets:
+        """Return targets of some of the texts that have the squared errors of all texts.
+
+        The prediction for a text is taken to be a factor of that for a kept text. `kept` are
+        sorted rows of `texts`, `nearest` is the position in `kept` for each text, and `factors`
+        are the factors, 1 for kept texts. The errors ``|factor * prediction - target|**2`` of the
+        texts with the same kept text differ by a constant from an error with one target, the mean
+        of ``target / factor`` weighted by ``factor**2``.
+        """
+        merged = copy(self)
+        merged.mean = self.mean
+        row = nearest[self._row]
+        order = np.argsort(row, kind="stable")
+        merged.texts = self.texts[kept]
+        merged._images, merged._row = self._images[order], row[order]
+        merged._weights = factors[self._row[order]]
+        merged.counts = np.bincount(merged._row, merged._weights**2).astype(np.float32)
+        merged._mean_factors = np.bincount(merged._row, merged._weights) / merged.counts
+        merged._set_blocks()
+        return merged
 
     def normalize_texts(self, rows: Any) -> np.ndarray:
         """Return L2-normalized features of rows of `texts`."""
@@ -261,8 +301,7 @@ class Targets:
     def average_by_text(self, values: np.ndarray) -> np.ndarray:
         """Return the mean of the values of the images of each text, in single precision."""
         sums = [
-            _sum_by_text(values.__getitem__, self._images, self._row, block, values.shape[1])
-            for block in self.blocks
+            self._sum_by_text(values.__getitem__, block, values.shape[1]) for block in self.blocks
         ]
         return (np.concatenate(sums) / self.counts[:, None]).astype(np.float32)
 
@@ -279,7 +318,10 @@ class Targets:
             features = normalize_rows(self.data.image[images])
             return normalize_rows((features - image_mean) @ directions)
 
-        return _sum_by_text(embed, self._images, self._row, block, directions.shape[1])
+        return self._sum_by_text(embed, block, directions.shape[1])
+
+    def _sum_by_text(self, embed: Callable, block: slice, width: int) -> np.ndarray:
+        return _sum_by_text(embed, self._images, self._row, block, width, self._weights)
 
 
 def _select_rows_with_texts(data: PairDataset) -> np.ndarray:
@@ -363,14 +405,18 @@ def _sum_by_text(
     row: np.ndarray,
     block: slice,
     width: int,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the sum of the embeddings of the images of each text in a block."""
+    """Return the weighted sum of the embeddings of the images of each text in a block."""
     sums = np.zeros((block.stop - block.start, width))
     first, end = np.searchsorted(row, [block.start, block.stop])
     for start in range(first, end, BLOCK_SIZE):
         part = slice(start, min(start + BLOCK_SIZE, end))
         texts = slice(row[start] - block.start, row[part.stop - 1] - block.start + 1)
-        sums[texts] += sum_by_group(embed(images[part]), row[part] - row[start])
+        embeddings = embed(images[part])
+        if weights is not None:
+            embeddings = embeddings * weights[part, None]
+        sums[texts] += sum_by_group(embeddings, row[part] - row[start])
     return sums
 
 

@@ -17,7 +17,6 @@ from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ._closed_form import BLOCK_SIZE, Maps, Targets, TextFit
 from ._kernel_ridge import (
     choose_anchors,
-    count_default_anchors,
     kernel,
     measure_available_memory,
     solve_kernel_ridge,
@@ -56,33 +55,64 @@ def make_kernel_maps(
     *,
     gamma: float | str,
     ridge: float,
-    max_anchors: int | str,
     seed: int,
     device: torch.device,
+    max_texts: int | None = None,
+    max_anchors: int | None = None,
     verbose: int | None = 0,
     held_out_texts: Any = (),
     max_predicted_texts: int = 0,
 ) -> Maps:
     """Return the whitening of `targets`, and a kernel ridge regression from texts to its output.
 
+    If there are more than `max_texts` texts, similar ones are merged. If there are more than
+    `max_anchors` then, the Nyström approximation is used.
+
     `held_out_texts` are sorted rows of the texts. Their embeddings by the solution without them
     are returned, too, if the matrix is decomposed with all texts as anchors. If
-    `max_predicted_texts` is not 0, so are the predictions for the training texts: for all texts
-    if they are the anchors, otherwise for at most this number.
+    `max_predicted_texts` is not 0, so are the predictions for all anchors, and for other texts
+    up to this number; not with the Nyström approximation.
     """
     if gamma == "scale":
         gamma = scale_gamma(targets.compute_mean_text(np.float32))
-    if max_anchors == "auto":
-        max_anchors = count_default_anchors(len(targets.texts), device)
+    gamma = float(gamma)
     shape = (len(targets.data.image), _N_SIGNS if max_predicted_texts else 0)
     image_signs = 2 * np.random.RandomState(seed).randint(2, size=shape, dtype=np.int8) - 1
-    regression = _Regression(targets, float(gamma), ridge, image_signs, device, verbose)
-    limit = int(max_anchors)
-    if len(targets.texts) <= limit:
-        return regression.solve_exactly(held_out_texts)
-    # Nyström approximation: some of the texts serve as anchors, and all are fitted.
-    chosen = choose_anchors(targets.counts, limit, np.random.RandomState(seed))
-    return regression.solve_nystroem(targets.normalize_texts(chosen), max_predicted_texts)
+    other_texts = np.empty(0, dtype=np.intp)
+    if max_texts is not None and len(targets.texts) > max_texts:
+        texts = targets.texts
+        targets, held_out_texts = _merge_texts(targets, max_texts, gamma, seed, device), ()
+        other_texts = np.setdiff1d(texts, targets.texts)
+        n_others = max(0, max_predicted_texts - max_texts)
+        other_texts = other_texts[choose_evenly_spaced(len(other_texts), n_others)]
+    regression = _Regression(targets, gamma, ridge, image_signs, device, verbose)
+    if max_anchors is None or len(targets.texts) <= max_anchors:
+        return regression.solve_exactly(held_out_texts, other_texts)
+    anchors = choose_anchors(targets.counts, max_anchors, np.random.RandomState(seed))
+    return regression.solve_nystroem(targets.normalize_texts(anchors))
+
+
+def _merge_texts(
+    targets: Targets, max_texts: int, gamma: float, seed: int, device: torch.device
+) -> Targets:
+    """Merge each text with the most similar one of those with most images.
+
+    A prediction is a sum of kernels, so that the prediction for a text is nearly that for the most
+    similar text times the kernel of both. Trained on 47,000 icons with different captions, of
+    which half were kept, the recall@1 on six other sets was 15.7 %, and 14.9 % without the other
+    half. A Nyström approximation that took longer had 15.4 %.
+    """
+    kept = choose_anchors(targets.counts, max_texts, np.random.RandomState(seed))
+    anchors = torch.as_tensor(targets.normalize_texts(kept)).to(device)
+    n_texts = len(targets.texts)
+    nearest, factors = np.empty(n_texts, dtype=np.intp), np.empty(n_texts)
+    for part in gen_batches(n_texts, BLOCK_SIZE):
+        texts = torch.as_tensor(targets.normalize_texts(part)).to(device)
+        cosine, row = (texts @ anchors.T).max(dim=1)
+        nearest[part] = row.cpu().numpy()
+        factors[part] = np.exp(gamma * (cosine.cpu().numpy() - 1))
+    nearest[kept], factors[kept] = np.arange(len(kept)), 1
+    return targets.merge(kept, nearest, factors)
 
 
 class _Regression(NamedTuple):
@@ -99,8 +129,11 @@ class _Regression(NamedTuple):
     device: torch.device
     verbose: int | None
 
-    def solve_exactly(self, held_out_texts: Any) -> Maps:
-        """Return the maps with all texts as anchors."""
+    def solve_exactly(self, held_out_texts: Any, other_texts: np.ndarray) -> Maps:
+        """Return the maps with all texts as anchors.
+
+        `other_texts` are rows of texts of the dataset for which predictions are returned as well.
+        """
         targets, n_out = self.targets, self.targets.image.n_out
         has_signs = self.image_signs.shape[1] > 0
         is_held_out = np.isin(targets.texts, held_out_texts)
@@ -124,29 +157,28 @@ class _Regression(NamedTuple):
             # With the inverse of (K + ridges), the predictions K @ inverse @ right are
             # right - ridges * inverse @ right.
             right -= ridges[:, None] * solution.coefficients
-            fit = self._make_fit(order, right)
+            texts = np.concatenate([targets.texts[order], other_texts])
+            if len(other_texts):
+                right = np.concatenate(
+                    [right, self._predict(other_texts, anchors, solution.coefficients)]
+                )
+            predictions, signs = np.split(right, [n_out], axis=1)
+            fit = TextFit(texts, predictions, self.image_signs, signs, targets.mean)
         kernel_map = KernelMap(anchors, solution.coefficients[:, :n_out], self.gamma)
         return Maps(targets.image, kernel_map, held_out_text, fit)
 
-    def solve_nystroem(self, anchors: np.ndarray, max_predicted_texts: int) -> Maps:
-        """Return the maps with the coefficients of anchors that fit all texts best.
-
-        The predictions are those for at most `max_predicted_texts`.
-        """
-        targets, device, n_out = self.targets, self.device, self.targets.image.n_out
-        signs = targets.average_by_text(self.image_signs)
+    def solve_nystroem(self, anchors: np.ndarray) -> Maps:
+        """Return the maps with the coefficients of anchors that fit all texts best."""
+        targets, device = self.targets, self.device
         landmarks = torch.as_tensor(anchors).to(device)
         counts = torch.as_tensor(targets.counts).to(device)
-        right = torch.zeros(len(anchors), n_out + signs.shape[1], device=device)
-
-        def compute_kernel(rows: Any) -> torch.Tensor:
-            texts = torch.as_tensor(targets.normalize_texts(rows)).to(device)
-            return kernel(texts, landmarks, self.gamma)
+        right = torch.zeros(len(anchors), targets.image.n_out, device=device)
 
         def iter_kernels(block: slice) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
             for part in gen_batches(block.stop - block.start, BLOCK_SIZE):
                 rows = slice(block.start + part.start, block.start + part.stop)
-                rows_kernel = compute_kernel(rows)
+                texts = torch.as_tensor(targets.normalize_texts(rows)).to(device)
+                rows_kernel = kernel(texts, landmarks, self.gamma)
                 yield part, rows_kernel, (rows_kernel * counts[rows, None]).T
 
         def make_matrix() -> torch.Tensor:
@@ -159,27 +191,22 @@ class _Regression(NamedTuple):
             return matrix
 
         for block, block_targets in targets:
-            block_right = np.hstack([block_targets, signs[block]])
             for part, _, weighted in iter_kernels(block):
-                right += weighted @ torch.as_tensor(block_right[part]).to(device)
+                right += weighted @ torch.as_tensor(block_targets[part]).to(device)
         coefficients = solve_positive_definite(make_matrix, right, self.verbose).coefficients
-        fit = None
-        if max_predicted_texts:
-            rows = choose_evenly_spaced(len(targets.texts), max_predicted_texts)
-            columns = torch.as_tensor(coefficients).to(device)
-            predictions = np.empty((len(rows), coefficients.shape[1]), dtype=np.float32)
-            for part in gen_batches(len(rows), BLOCK_SIZE):
-                predictions[part] = (compute_kernel(rows[part]) @ columns).cpu().numpy()
-            fit = self._make_fit(rows, predictions)
-        kernel_map = KernelMap(anchors, coefficients[:, :n_out], self.gamma)
-        return Maps(targets.image, kernel_map, fit=fit)
+        return Maps(targets.image, KernelMap(anchors, coefficients, self.gamma))
 
-    def _make_fit(self, rows: np.ndarray, predictions: np.ndarray) -> TextFit:
-        """Return the fit for some rows of the texts; predictions of signs are the last columns."""
-        targets = self.targets
-        predicted, predicted_signs = np.split(predictions, [targets.image.n_out], axis=1)
-        texts = targets.texts[rows]
-        return TextFit(texts, predicted, self.image_signs, predicted_signs, targets.mean)
+    def _predict(
+        self, texts: np.ndarray, anchors: np.ndarray, coefficients: np.ndarray
+    ) -> np.ndarray:
+        """Return the predictions for rows of texts of the dataset."""
+        landmarks, columns = (torch.as_tensor(a).to(self.device) for a in (anchors, coefficients))
+        predictions = np.empty((len(texts), coefficients.shape[1]), dtype=np.float32)
+        for part in gen_batches(len(texts), BLOCK_SIZE):
+            features = normalize_rows(self.targets.data.text[texts[part]])
+            rows = torch.as_tensor(features).to(self.device)
+            predictions[part] = (kernel(rows, landmarks, self.gamma) @ columns).cpu().numpy()
+        return predictions
 
 
 def count_predicted_texts(n_out: int) -> int:

@@ -12,8 +12,8 @@ from sklearn.utils import gen_batches
 
 from ..utils.messages import make_progress_bar
 
-# Shares of the available memory that a kernel matrix may take: of a number of anchors chosen here,
-# and of one that the user has chosen.
+# Shares of the available memory that a kernel matrix may take: of a number of anchors chosen from
+# the memory, and of one that the user has chosen.
 _AUTO_SHARE = 0.5
 _MAX_SHARE = 0.8
 
@@ -64,19 +64,6 @@ def count_fitting_anchors(device: torch.device, share: float = _AUTO_SHARE) -> i
     """Return the number of anchors whose kernel matrix takes a share of the available memory."""
     n_elements = share * measure_available_memory(device) / 4
     return max(_MIN_ANCHORS, int(n_elements**0.5))
-
-
-def count_default_anchors(n_texts: int, device: torch.device) -> int:
-    """Return the number of anchors that is used for a number of texts by default.
-
-    If the kernel matrix of all texts does not fit, the Nyström approximation takes ``n_texts *
-    n_anchors**2`` multiplications, and a decomposition ``n_anchors**3 / 6``. The number is such
-    that the approximation takes no longer than the largest decomposition that fits.
-    """
-    limit = count_fitting_anchors(device)
-    if n_texts <= limit:
-        return n_texts
-    return max(_MIN_ANCHORS, int((limit**3 / (6 * n_texts)) ** 0.5))
 
 
 def solve_kernel_ridge(

@@ -28,6 +28,7 @@ from ._closed_form import (
     whiten_images,
 )
 from ._kernel_maps import choose_smoothness, make_kernel_maps
+from ._kernel_ridge import count_fitting_anchors
 from ._serialization import HeadsMixin
 from ._trained import ClosedFormAligner, get_fitted_attributes
 
@@ -77,12 +78,13 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         whitening. None keeps all directions with variance. Directions without variance are never
         kept.
     max_anchors : int or "auto", default="auto"
-        Largest number of distinct captions that are anchors of the kernel. With ``"auto"``, all
-        captions are anchors if the kernel matrix fits in half of the available memory (4 bytes
-        times the square of the number, 14 GB for 60,000 captions). Otherwise the number is chosen
-        so that the fit takes no longer than with the largest matrix that fits. Anchors are the
-        captions of the most images (Nyström approximation [2]_). A larger number is possible: if
-        the matrix does not fit in memory, conjugate gradients are used, which take longer.
+        Largest number of distinct captions that are anchors of the kernel. If there are more, the
+        captions of the most images are the anchors, and all captions are fitted (Nyström
+        approximation [2]_). With ``"auto"``, there are as many anchors as fit in half of the
+        available memory (4 bytes times the square of the number, 14 GB for 60,000 captions), and
+        each other caption is fitted like a copy of the most similar anchor, with less weight. A
+        larger number is possible: if the matrix does not fit in memory, conjugate gradients are
+        used, which take longer.
     device : {"auto"}, str or torch.device, default="auto"
         Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if available.
     random_state : int, RandomState instance or None, default=0
@@ -170,11 +172,14 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         seed = resolve_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         whiten = partial(whiten_images, whitening=self.whitening, n_components=self.n_components)
         image_map = whiten(data)
+        device = resolve_device(self.device)
+        is_auto = self.max_anchors == "auto"
         solve = partial(
             make_kernel_maps,
-            max_anchors=self.max_anchors,
+            max_texts=count_fitting_anchors(device) if is_auto else None,
+            max_anchors=None if is_auto else int(self.max_anchors),
             seed=seed,
-            device=resolve_device(self.device),
+            device=device,
             verbose=self.verbose,
         )
         smoothness = {"gamma": self.gamma, "ridge": self.ridge}

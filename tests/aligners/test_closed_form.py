@@ -201,6 +201,34 @@ class TestTargets:
         np.testing.assert_allclose(averages, expected, atol=1e-6)
         assert averages.dtype == np.float32
 
+    def test_merged_targets_have_the_squared_errors_of_all_texts(self, data):
+        """They differ by a constant for any predictions of the kept texts."""
+        rng = np.random.default_rng(0)
+        targets = Targets(data, whiten_images(data, 0.1, None))
+        kept = np.sort(rng.permutation(59)[:20])
+        nearest, factors = rng.integers(20, size=59), rng.uniform(0.2, 0.9, 59)
+        nearest[kept], factors[kept] = np.arange(20), 1
+        merged = targets.merge(kept, nearest, factors)
+        assert merged.texts.tolist() == targets.texts[kept].tolist()
+        all_targets, merged_targets = (
+            np.concatenate([block for _, block in part]) for part in (targets, merged)
+        )
+        predictions = rng.standard_normal((3, 20, merged_targets.shape[1]))
+        errors = factors[:, None] * predictions[:, nearest] - all_targets
+        merged_errors = predictions - merged_targets
+        differences = [
+            (part.counts[:, None] * errors**2).sum(axis=(1, 2))
+            for part, errors in ((targets, errors), (merged, merged_errors))
+        ]
+        np.testing.assert_allclose(np.ptp(differences[0] - differences[1]), 0, atol=1e-3)
+        assert np.ptp(differences[0]) > 1
+        # Values of images are averaged by the same weights.
+        means = np.array([data.image[data.pairs[:, 1] == text].mean(axis=0) for text in range(59)])
+        weights = np.zeros((20, 59))
+        weights[nearest, np.arange(59)] = targets.counts * factors
+        expected = weights @ means / merged.counts[:, None]
+        np.testing.assert_allclose(merged.average_by_text(data.image), expected, atol=1e-5)
+
     def test_maps_do_not_depend_on_the_size_of_blocks(self, data, monkeypatch):
         image_map = whiten_images(data, 0.1, None)
         text_map = make_linear_maps(data, image_map, ridge=0.3).text

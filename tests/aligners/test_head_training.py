@@ -69,10 +69,10 @@ def repeated():
     return PairDataset(image.astype(np.float32), text, np.column_stack([np.arange(93), owner]))
 
 
-def solve(data, image_map=None, max_anchors=99, **options):
+def solve(data, image_map=None, **options):
     options = {"gamma": GAMMA, "ridge": RIDGE, "seed": 0, "device": CPU} | options
     image_map = image_map or whiten_images(data, 0.03, None)
-    return make_kernel_maps(Targets(data, image_map), max_anchors=max_anchors, **options)
+    return make_kernel_maps(Targets(data, image_map), **options)
 
 
 def compute_exact_shares(data, anchors):
@@ -83,8 +83,11 @@ def compute_exact_shares(data, anchors):
     units = normalize(data.text[texts].astype(np.float64))
     anchors = anchors.numpy().astype(np.float64)
     left, inner = (np.exp(GAMMA * (rows @ anchors.T - 1)) for rows in (units, anchors))
-    weights = left.T @ (left * counts[:, None]) + RIDGE * inner
-    return texts, np.einsum("ij,ji->i", left, np.linalg.solve(weights, left.T))
+    # A text is fitted through the most similar anchor: itself if all texts are anchors.
+    nearest = left.argmax(axis=1)
+    fitted = left[np.arange(len(left)), nearest, None] * inner[nearest]
+    weights = fitted.T @ (fitted * counts[:, None]) + RIDGE * inner
+    return texts, np.einsum("ij,ji->i", left, np.linalg.solve(weights, fitted.T))
 
 
 def estimate_shares(data, fit):
@@ -97,18 +100,20 @@ def estimate_shares(data, fit):
 
 
 class TestFitOfTexts:
-    @pytest.mark.parametrize("solver", ["decomposition", "iteration", "approximation"])
+    @pytest.mark.parametrize("solver", ["decomposition", "iteration", "merged texts"])
     def test_predictions_and_shares_are_those_of_the_solution(self, repeated, monkeypatch, solver):
-        """All three solvers; the shares are estimates from random signs."""
+        """All solvers; the shares are estimates from random signs."""
         monkeypatch.setattr(_kernel_maps, "_N_SIGNS", 20_000)
         if solver == "iteration":
             monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 10)
-        maps = solve(
-            repeated, max_anchors=20 if solver == "approximation" else 99, max_predicted_texts=1000
-        )
+        max_texts = 20 if solver == "merged texts" else None
+        maps = solve(repeated, max_texts=max_texts, max_predicted_texts=1000)
         texts, shares = compute_exact_shares(repeated, maps.text.anchors)
-        assert maps.fit.texts.tolist() == texts.tolist()
-        np.testing.assert_allclose(estimate_shares(repeated, maps.fit), shares, atol=0.02)
+        order = np.argsort(maps.fit.texts)
+        assert maps.fit.texts[order].tolist() == texts.tolist()
+        estimates = estimate_shares(repeated, maps.fit)[order]
+        np.testing.assert_allclose(estimates, shares, atol=0.02)
+        texts = maps.fit.texts
         output = maps.text(torch.from_numpy(repeated.text[texts])).numpy()
         np.testing.assert_allclose(maps.fit.predictions, output, atol=2e-3)
 
@@ -127,9 +132,12 @@ class TestFitOfTexts:
             with_fit.text.coefficients, without_fit.text.coefficients, atol=1e-4
         )
 
-    def test_number_of_texts_is_limited_for_the_approximation(self, repeated):
-        maps = solve(repeated, max_anchors=20, max_predicted_texts=10)
-        assert maps.fit.predictions.shape == (10, 6)
+    @pytest.mark.parametrize(("max_texts", "n_texts"), [(20, 25), (27, 27)])
+    def test_number_of_texts_is_limited_if_texts_are_merged(self, repeated, max_texts, n_texts):
+        """All anchors, and as many other texts as the limit allows."""
+        maps = solve(repeated, max_texts=max_texts, max_predicted_texts=25)
+        assert maps.fit.predictions.shape == (n_texts, 6)
+        assert len(np.unique(maps.fit.texts)) == n_texts
         output = maps.text(torch.from_numpy(repeated.text[maps.fit.texts]))
         np.testing.assert_allclose(maps.fit.predictions, output, atol=2e-3)
 
@@ -272,7 +280,7 @@ class TestFit:
             trained.append((len(training.make_inputs(training.data)), n_epochs))
             return HeadTraining.train(training, callbacks, n_epochs)
 
-        monkeypatch.setattr(_ape_trainer, "count_default_anchors", lambda *arguments: 300)
+        monkeypatch.setattr(_ape_trainer, "count_fitting_anchors", lambda device: 200)
         monkeypatch.setattr(_ape_trainer, "count_predicted_texts", lambda n_out: 256)
         monkeypatch.setattr(_head_training, "_MAX_TUNING_STEPS", 8)
         monkeypatch.setattr(LeftOutTraining, "train", train)

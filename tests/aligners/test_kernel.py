@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners import _kernel_ridge
+from sklearn_ape.aligners import _kernel_ridge, kernel
 from sklearn_ape.aligners._closed_form import (
     Targets,
     fit_logit_scale,
@@ -196,6 +196,32 @@ def test_few_anchors_minimize_the_squared_errors_of_all_pairs():
     )
     expected = normalize(kernel(text) @ coefficients)
     np.testing.assert_allclose(aligner.transform_text(text), expected, atol=2e-3)
+
+
+def test_captions_beyond_the_memory_are_fitted_through_the_most_similar_anchor(monkeypatch):
+    """The minimum of squared errors of all pairs, if predictions are the kernel times another.
+
+    The prediction for a caption is that for the most similar anchor times the kernel of both.
+    """
+    monkeypatch.setattr(kernel, "count_fitting_anchors", lambda device: 20)
+    image, text, owner = of_several_images()
+    aligner = KernelAligner(gamma=2.0, ridge=0.5).fit(image, text[owner])
+    anchors = aligner.module_.text_head.base.anchors.double().numpy()
+    assert len(anchors) == 20
+    embeddings = aligner.transform(image)
+    texts = normalize(text[owner].astype(np.float64))
+    cosines = texts @ anchors.T
+    nearest = cosines.argmax(axis=1)
+    between_anchors = np.exp(2 * (anchors @ anchors.T - 1))
+    factors = np.exp(2 * (cosines.max(axis=1) - 1))
+    assert factors.min() < 0.8
+    rows = factors[:, None] * between_anchors[nearest]
+    coefficients = np.linalg.solve(
+        rows.T @ rows + 0.5 * between_anchors,
+        rows.T @ (embeddings - embeddings.mean(axis=0)),
+    )
+    expected = normalize(np.exp(2 * (cosines - 1)) @ coefficients)
+    np.testing.assert_allclose(aligner.transform_text(text[owner]), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize(

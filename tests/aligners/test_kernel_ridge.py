@@ -110,25 +110,13 @@ def test_number_of_anchors_follows_from_the_memory(monkeypatch):
     assert _kernel_ridge.count_fitting_anchors(CPU) == 2048
 
 
-def test_auto_uses_as_many_anchors_as_memory_and_time_allow(monkeypatch, concepts):
+def test_auto_uses_as_many_anchors_as_memory_allows(monkeypatch, concepts):
     monkeypatch.setattr(_kernel_ridge, "_MIN_ANCHORS", 10)
     monkeypatch.setattr(_kernel_ridge, "measure_available_memory", lambda device: 8 * 120**2)
-    aligner = KernelAligner().fit(concepts.image[:120], concepts.text[:120])
-    assert aligner.module_.text_head.base.anchors.shape == (120, 16)
-    aligner.fit(concepts.image, concepts.text)  # 300 captions
-    assert aligner.module_.text_head.base.anchors.shape == (30, 16)
-
-
-@pytest.mark.parametrize(
-    ("n_texts", "n_anchors"), [(60_000, 60_000), (63_245, 63_245), (100_000, 20_533)]
-)
-def test_approximation_takes_no_longer_than_the_largest_decomposition(
-    monkeypatch, n_texts, n_anchors
-):
-    monkeypatch.setattr(_kernel_ridge, "measure_available_memory", lambda device: 32 * 10**9)
-    assert _kernel_ridge.count_default_anchors(n_texts, CPU) == n_anchors
-    if n_anchors < n_texts:
-        assert n_texts * n_anchors**2 <= 63_245**3 / 6
+    for n_captions in (100, 120, 300):
+        aligner = KernelAligner().fit(concepts.image[:n_captions], concepts.text[:n_captions])
+        n_anchors = min(n_captions, 120)
+        assert aligner.module_.text_head.base.anchors.shape == (n_anchors, 16)
 
 
 def test_more_anchors_than_memory_allows_are_solved_iteratively(monkeypatch, concepts):
