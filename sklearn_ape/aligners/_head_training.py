@@ -127,7 +127,9 @@ class MixedPrecisionTower(TwoTower):
         self, image: torch.Tensor, text: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the embeddings of both sides."""
-        with torch.autocast(image.device.type, torch.bfloat16):
+        # torch drops its bfloat16 copies of weights at the end of the outermost autocast. If the
+        # caller is in an autocast, they would be stale after the next optimizer step.
+        with torch.autocast(image.device.type, torch.bfloat16, cache_enabled=False):
             image, text = self.image_head(image), self.text_head(text)
         # In bfloat16, logits of up to 100 would be rounded to multiples of 0.5.
         return l2_normalize(image.float()), l2_normalize(text.float())

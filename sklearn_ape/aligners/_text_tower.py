@@ -202,11 +202,12 @@ class TextTower(nn.Module):
         # The encoder runs as usual, except that its texts are tokenized already.
         pipeline = self.pipeline._replace(tokenize=pad_tokens, preparation=TextPreparation())
         network = Network(self.tower, pipeline, device)
+        # torch drops its bfloat16 copies of weights at the end of the outermost autocast. If the
+        # caller is in an autocast, those of the last step are stale. They may be from its backward
+        # pass, which computes activations again with `checkpoint_gradients`.
+        torch.clear_autocast_cache()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.encoder._forward(network, tokens)  # type: ignore[arg-type]
-        # torch drops its bfloat16 copies of weights at the end of the outermost autocast. If the
-        # caller is in an autocast, they would be stale after the next optimizer step.
-        torch.clear_autocast_cache()
         return features.float()
 
     def _remove_unused_modules(self) -> frozenset[str]:

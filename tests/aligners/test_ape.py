@@ -274,6 +274,17 @@ class TestPrecision:
         scores = [aligner.score(concepts.image, concepts.text) for aligner in (exact, rounded)]
         assert scores[1] > scores[0] - 0.03
 
+    @pytest.mark.parametrize("init", ["auto", None])
+    def test_autocast_of_the_caller_does_not_change_the_fit(self, concepts, init):
+        expected = self.fit(concepts, "bfloat16", init=init)
+        with torch.autocast("cpu", torch.bfloat16):
+            aligner = self.fit(concepts, "bfloat16", init=init)
+        losses = [
+            [row["train_loss"] for row in fitted.history_ if "train_loss" in row]
+            for fitted in (aligner, expected)
+        ]
+        assert losses[0] == losses[1]
+
     @pytest.mark.parametrize(
         ("is_fast", "min_pairs", "expected"),
         [(True, 10, "bfloat16"), (True, 10**6, "float32"), (False, 10, "float32")],

@@ -207,6 +207,13 @@ class TestFit:
         assert checkpointed.fingerprint_ == plain.fingerprint_
         pickle.dumps(checkpointed)
 
+    def test_autocast_of_the_caller_does_not_change_a_fit_with_checkpointing(self, encoder, pairs):
+        """The backward pass computes activations again, from copies of the weights."""
+        aligner = small(encoder, gradient_checkpointing=True, dtype="bfloat16", max_epochs=2)
+        expected = clone(aligner).fit(*pairs).fingerprint_
+        with torch.autocast("cpu", torch.bfloat16):
+            assert clone(aligner).fit(*pairs).fingerprint_ == expected
+
     @pytest.mark.exhaustive
     def test_bfloat16_keeps_float32_weights_and_embeddings(self, encoder, pairs):
         """Only the computation of the tower is in bfloat16."""
