@@ -12,6 +12,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from ..persistence.mixins import FittedState
+from ..persistence.serialize import Serializer
 from .callbacks import BestEpoch, find_best_epoch
 from .net import AlignmentNet
 
@@ -24,8 +25,9 @@ class SaveState(Callback):
 
     This callback must come after all callbacks whose state it saves, and before those that stop
     training. A resumed training ends with weights that are bitwise identical to those of a
-    training that was never interrupted. Callbacks of users are not restored. `save` is called
-    after each epoch with a function that returns the state.
+    training that was never interrupted. Callbacks of users are not restored, and neither are
+    objects without a file format, such as tensors, that they recorded in the history. `save` is
+    called after each epoch with a function that returns the state.
     """
 
     def __init__(
@@ -75,7 +77,8 @@ def get_state(net: AlignmentNet) -> dict[str, Any]:
         "generators": generators,
         "batches": net.batches_.generator_states(),
         "history": [
-            {key: value for key, value in row.items() if key != "batches"} for row in net.history
+            {key: value for key, value in row.items() if key != "batches" and _is_savable(value)}
+            for row in net.history
         ],
         "best": None if best is None else _get_best_state(best, net),
     }
@@ -115,6 +118,15 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
         ) from None
     is_finished = best is not None and best.is_patience_exhausted
     return 0 if is_finished else net.max_epochs - len(rows), batches
+
+
+def _is_savable(value: Any) -> bool:
+    """Return whether a file can hold a value, which a callback of a user may have recorded."""
+    try:
+        Serializer().encode(value, "history")
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -255,6 +255,11 @@ class Scale(Callback):
                 parameter.mul_(self.factor)
 
 
+class RecordTensor(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        net.history.record("weights", next(net.module_.text_head.parameters()))
+
+
 @pytest.mark.usefixtures("every_epoch")
 class TestCallbacks:
     def test_callbacks_run_again_after_finished_training(self, tmp_path):
@@ -304,6 +309,13 @@ class TestCallbacks:
         counted = steps(None)
         cases.aligner("plain").fit(X, Y)
         assert resumed < counted.n_done
+
+    def test_tensors_that_callbacks_record_do_not_end_training(self, steps, whole, tmp_path):
+        aligner = cases.aligner("plain", callbacks=[RecordTensor()], checkpoint=tmp_path)
+        counted = kill(aligner, steps, 30)
+        resumed = clone(aligner).fit(X, Y)
+        assert counted.n_done < 30
+        assert_same(resumed, whole("plain"))
 
     def test_scikit_learn_callbacks_are_called_after_finished_training(self, whole, tmp_path):
         callback = pytest.importorskip("sklearn.callback", reason="scikit-learn >= 1.9")
