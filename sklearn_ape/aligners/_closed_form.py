@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
+from scipy.special import logsumexp
 from sklearn.utils import gen_batches
 
 from ..heads import BaseMap, ClosedFormHead, LinearMap, TwoTower, WhitenedMap
@@ -38,6 +39,9 @@ _STYLE_DIVISOR = 3
 
 # Largest logit scale, as of CLIP. A larger one would make training unstable.
 MAX_LOGIT_SCALE = 100.0
+
+# Logit scale up to which exp(-2 * scale) is a double with all digits.
+_MAX_EXP_SCALE = 350.0
 
 # Pairs from which the logit scale is fitted; their matrix of cosines is in memory.
 _MAX_SCALE_PAIRS = 2048
@@ -75,15 +79,18 @@ def fit_logit_scale(
     target = positives.multiply(1 / positives.sum(axis=1)[:, None]).multiply(cosine).sum()
     target += positives.multiply(1 / positives.sum(axis=0)[None]).multiply(cosine).sum()
 
-    # Relative to cosine 1, so that exp does not overflow. Scales of at most 100 do not underflow
-    # either, since doubles reach down to exp(-700).
+    # Relative to cosine 1, so that exp does not overflow.
     cosine -= 1
     odds = np.empty_like(cosine)
 
     def loss(log_scale: float) -> float:
         scale = math.exp(log_scale)
-        np.exp(np.multiply(cosine, scale, out=odds), out=odds)
-        normalizer = np.log(odds.sum(axis=0)).sum() + np.log(odds.sum(axis=1)).sum()
+        logits = np.multiply(cosine, scale, out=odds)
+        if scale > _MAX_EXP_SCALE:
+            normalizer = sum(logsumexp(logits, axis=axis).sum() for axis in (0, 1))
+        else:  # faster
+            np.exp(logits, out=odds)
+            normalizer = np.log(odds.sum(axis=0)).sum() + np.log(odds.sum(axis=1)).sum()
         return float(normalizer + scale * (2 * len(pairs) - target))
 
     if max_scale <= 1:

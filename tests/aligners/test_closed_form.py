@@ -74,6 +74,17 @@ class TestLogitScale:
         for max_scale in (0.5, 1.0):
             assert fit_logit_scale(image, image, pairs, max_scale) == max_scale
 
+    def test_large_bound_does_not_change_the_scale(self):
+        """With a scale of 1e4, exp(scale * (cosine - 1)) is zero for all texts of an image."""
+        rng = np.random.default_rng(0)
+        image = random_units(rng, 200)
+        text = random_units(rng, 200, 0.3, image)
+        pairs = np.column_stack([np.arange(200)] * 2)
+        expected = fit_logit_scale(image, text, pairs)
+        with np.errstate(divide="raise"):
+            scale = fit_logit_scale(image, text, pairs, max_scale=1e6)
+        assert scale == pytest.approx(expected, rel=1e-3)
+
     def test_evenly_spaced_pairs_represent_many(self, monkeypatch):
         """The matrix of cosines is in memory, so the number of its rows is limited."""
         monkeypatch.setattr(_closed_form, "_MAX_SCALE_PAIRS", 50)
