@@ -386,7 +386,7 @@ def get_fitted_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raise TypeError unless ``callbacks`` is None or a list of callbacks of skorch."""
+    """Raise TypeError unless ``callbacks`` is None or a list of skorch callbacks to be copied."""
     if callbacks is not None and not isinstance(callbacks, list | tuple):
         raise TypeError(f"callbacks must be None or a list, not {callbacks!r}.")
     for item in callbacks or []:
@@ -397,3 +397,10 @@ def check_callbacks(callbacks: Any) -> None:
                 f"callbacks contains {item!r}, which is not a callback of skorch. Callbacks of "
                 "scikit-learn are set by set_callbacks."
             )
+        try:
+            deepcopy(callback)
+        except Exception as error:  # copying may raise anything
+            raise TypeError(
+                f"callbacks contains {item!r}, which cannot be copied ({error}). Open files and "
+                "connections in its method on_train_begin, because fit calls a copy of it."
+            ) from error

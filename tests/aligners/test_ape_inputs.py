@@ -13,7 +13,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, PrintLog
 
 from sklearn_ape import APEAligner, KernelAligner
 
@@ -185,6 +185,21 @@ class TestInvalidInput:
         aligner = small(image_encoder=MustNotRun(), text_encoder=text_encoder, callbacks=callbacks)
         with pytest.raises(TypeError, match="callbacks "):
             aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
+
+    def test_callback_that_cannot_be_copied_raises_before_images_are_encoded(
+        self, captioned_images, text_encoder, tmp_path
+    ):
+        """skorch's callbacks for loggers have files and connections as parameters."""
+        with open(tmp_path / "log.txt", "w") as file:
+            aligner = small(
+                image_encoder=MustNotRun(),
+                text_encoder=text_encoder,
+                callbacks=[PrintLog(sink=file)],
+            )
+            with pytest.raises(
+                TypeError, match=r"cannot be copied .*TextIOWrapper.*on_train_begin"
+            ):
+                aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
 
     @pytest.mark.parametrize(
         "callback",
