@@ -251,9 +251,12 @@ def _holds_features(X: Any) -> bool:
     if issparse(X):
         return True
     if isinstance(X, list | tuple):
-        return len(X) > 0 and isinstance(X[0], list | tuple | np.ndarray) and np.ndim(X[0]) == 1
+        is_sequence = len(X) > 0 and isinstance(X[0], list | tuple | np.ndarray | torch.Tensor)
+        return is_sequence and np.ndim(X[0]) == 1
     if len(getattr(X, "shape", ())) != 2:
         return False
+    if isinstance(X, torch.Tensor):  # np.asarray does not convert those with gradients or bfloat16
+        return True
     values = np.asarray(X)
     if values.dtype.kind != "O":
         return values.dtype.kind in "fiubcmM"

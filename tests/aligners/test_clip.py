@@ -49,6 +49,10 @@ def test_features_are_accepted_instead_of_images(folder):
     expected = aligner.transform(IMAGES)
     for X in (features, features.tolist(), list(features)):
         np.testing.assert_allclose(aligner.transform(X), expected, atol=1e-6)
+    tensor = torch.tensor(features, requires_grad=True)
+    for X in (tensor, list(tensor)):
+        np.testing.assert_allclose(aligner.transform(X), expected, atol=1e-6)
+    np.testing.assert_allclose(aligner.transform(tensor.bfloat16()), expected, atol=0.01)
     piped = make_pipeline(encoder, aligner).transform(IMAGES)
     np.testing.assert_array_equal(piped, expected)
     texts = aligner.text_encoder.transform(TEXTS)
