@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import _num_samples
 
 from ..encoders.items import EncodingFailedWarning, digest_images
@@ -317,10 +317,11 @@ def resolve_bank(standardize: Any, aligner: Any, estimator: Any) -> Bank | None:
     fitted_bank = getattr(aligner, "bank_", None)
     if isinstance(standardize, bool | np.bool_):
         if standardize and fitted_bank is None:
+            advice = ", or fit the aligner again" if get_tags(aligner).requires_fit else ""
             raise ValueError(
                 f"standardize=True needs the training images and captions, and this {name} has "
                 "not stored any. Pass a collection of images (or their features) like those to be "
-                "compared, standardize=images, or fit the aligner again."
+                f"compared, standardize=images{advice}."
             )
         return fitted_bank if standardize else None
     check_standardize(standardize)
