@@ -152,9 +152,6 @@ _MAX_ASPECT_RATIO = 100
 # Number of pixels scaled at a time, which bounds memory.
 _PIXELS_AT_ONCE = 2**20
 
-# First bytes of drawings that Pillow cannot render.
-_SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
-
 # The stamp and the digest of a file by its absolute path.
 _file_digests: LRUCache[str, tuple[tuple[int, ...], bytes]] = LRUCache(max_entries=1_000_000)
 
@@ -208,7 +205,7 @@ def read_image(
         return _to_rgb(Image.fromarray(_to_pixels(item)), {})
     _check_pixels(item)
     try:
-        with _correct_tiff(item):
+        with _correct_pixels(item):
             copy = item.copy()
         return _to_rgb(copy, getattr(item, "tag_v2", {}))  # a copy has no tags
     except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
@@ -226,7 +223,7 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
                 side = max(image.size) if use_longer_side else min(image.size)
                 width, height = (math.ceil(n * min_side / side) for n in image.size)
                 draft = image.draft(None, (width, height))  # None for formats except JPEG
-            with _correct_tiff(image):
+            with _correct_pixels(image):
                 image.load()
             if draft is not None and draft[1][2:] != image.size:  # the last pixels are partial
                 image = image.resize(image.size, Image.Resampling.BILINEAR, draft[1])
@@ -242,17 +239,23 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
 
 
 @contextmanager
-def _correct_tiff(image: Image.Image) -> Iterator[None]:
-    """Correct how Pillow reads the pixels of a TIFF file while they are loaded.
+def _correct_pixels(image: Image.Image) -> Iterator[None]:
+    """Correct how Pillow reads the pixels of a TIFF or PNG file while they are loaded.
 
-    Workarounds: Pillow maps an uncompressed file with its size after rotation by EXIF if the image
-    has a file name. It swaps the bytes of compressed big-endian numbers, which libtiff has swapped
-    already. It cannot read numbers of several bytes if a single channel is a separate plane.
+    Workarounds: Pillow maps an uncompressed TIFF file with its size after rotation by EXIF if the
+    image has a file name. It swaps the bytes of compressed big-endian numbers, which libtiff has
+    swapped already. It cannot read numbers of several bytes if a single channel is a separate
+    plane. It scales the pixels of a PNG file to 8 bits, but not the value that is transparent.
     """
+    opened: Any = image
+    tile = getattr(image, "tile", None)
+    if image.format == "PNG" and tile and (step := {"L;2": 85, "L;4": 17}.get(tile[0][3])):
+        scaled = step * image.info.get("transparency", 256)
+        if scaled <= 255:  # otherwise it was scaled before
+            image.info["transparency"] = scaled
     if not hasattr(image, "tag_v2"):  # a converted image may have been given the format as well
         yield
         return
-    opened: Any = image
     if opened.tile and opened.tag_v2.get(_PLANES) == _SEPARATE and len(image.getbands()) == 1:
         opened.tag_v2[_PLANES] = 1
         opened._setup()
@@ -329,22 +332,21 @@ def _open(item: Any) -> Image.Image:
         raise ItemError(
             f"cannot be opened as an image ({_describe_error(error)}). Replace the file."
         ) from None
-    if image.format == "EPS":  # a program: Pillow would run Ghostscript on it
-        image.close()
-        raise ItemError("is a PostScript drawing. Render it to PNG first.")
     try:
+        if image.format == "EPS":  # a program: Pillow would run Ghostscript on it
+            raise ItemError("is a PostScript drawing. Render it to PNG first.")
         _check_pixels(image)
+        limit = Image.MAX_IMAGE_PIXELS
+        width, height = image.size
+        if limit is not None and width * height > limit:
+            raise ItemError(
+                f"is rejected: {width} x {height} pixels are more than {limit:,} and may be a "
+                "decompression bomb. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust "
+                "it."
+            )
     except ItemError:
         image.close()
         raise
-    limit = Image.MAX_IMAGE_PIXELS
-    width, height = image.size
-    if limit is not None and width * height > limit:
-        image.close()
-        raise ItemError(
-            f"is rejected: {width} x {height} pixels are more than {limit:,} and may be a "
-            "decompression bomb. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
-        )
     return image
 
 
@@ -365,7 +367,7 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _describe_unknown_format(start: bytes) -> str:
-    if start.lstrip().startswith(_SVG_STARTS):
+    if start.lstrip().startswith((b"<svg", b"<?xml", b"<!DOCTYPE svg")):
         return "is a vector drawing (SVG or XML). Render it to PNG first."
     if start.isascii() and b"\0" not in start:
         return (
@@ -428,8 +430,6 @@ def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-# Values of white in grey images of 8, 10, 12 and 16 bits.
-_WHITE_VALUES = (255, 1023, 4095, 65535)
 # Largest value of a floating point image whose white is 1.
 _MAX_FRACTION = 1.5
 # Tags of TIFF files.
@@ -455,7 +455,7 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if image.mode == "F" and high <= _MAX_FRACTION:
         white = 1.0
     else:
-        white_values = (*_WHITE_VALUES[:-1], 32767) if is_int16 else _WHITE_VALUES
+        white_values = 255, 1023, 4095, 32767 if is_int16 else 65535
         white = next((float(value) for value in white_values if high <= value), high)
     grey = np.empty(values.shape, np.uint8)
     for block in gen_batches(values.size, _PIXELS_AT_ONCE):  # bounds memory of float64 copies

@@ -119,6 +119,19 @@ def test_transparent_colour_of_a_png_is_white(mode):
     assert tuple(actual[0, 0]) == {"P": (200, 100, 50), "L": (1,) * 3, "RGB": (200, 100, 50)}[mode]
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("clear", [0, 1])
+def test_transparent_grey_of_few_bits_is_white(bits, clear):
+    """Pillow scales the pixels of such a PNG file to 8 bits, but not the transparent value."""
+    row = {1: b"\x40", 2: b"\x1b", 4: b"\x01\x23", 8: bytes(range(4))}[bits]  # pixels 0, 1, ...
+    expected = np.arange(min(4, 2**bits)) * (255 // (2**bits - 1))
+    content = png(len(expected), 1, bits, 0, b"\0" + row, (b"tRNS", bytes([0, clear])))
+    expected[clear] = 255
+    opened = Image.open(io.BytesIO(content))
+    for item in (content, opened, opened):  # reading an image again does not change it
+        np.testing.assert_array_equal(pixels(item)[0, :, 0], expected)
+
+
 def test_fits_of_more_than_8_bits_raises():
     """Pillow reads the numbers, which are big-endian, as if they were little-endian."""
     values = np.array([[0, 60], [100, 255]], np.uint8)
