@@ -209,9 +209,8 @@ def read_image(
             copy = item.copy()
         return _to_rgb(copy, getattr(item, "tag_v2", {}))  # a copy has no tags
     except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
-        raise ItemError(
-            f"cannot be read ({_describe_error(error)}). Replace the image."
-        ) from error
+        reason = _describe_error(error)
+        raise ItemError(f"cannot be read ({reason}). Replace the image.") from error
 
 
 def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) -> Image.Image:
@@ -233,13 +232,12 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
             f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
         ) from None
     except Exception as error:  # plugins raise many exception types for damaged files
-        raise ItemError(
-            f"is damaged or cut short ({_describe_error(error)}). Replace the file."
-        ) from error
+        reason = _describe_error(error)
+        raise ItemError(f"is damaged or cut short ({reason}). Replace the file.") from error
 
 
 @contextmanager
-def _correct_pixels(image: Image.Image) -> Iterator[None]:
+def _correct_pixels(image: Any) -> Iterator[None]:
     """Correct how Pillow reads the pixels of a TIFF or PNG file while they are loaded.
 
     Workarounds: Pillow maps an uncompressed TIFF file with its size after rotation by EXIF if the
@@ -247,7 +245,6 @@ def _correct_pixels(image: Image.Image) -> Iterator[None]:
     swapped already. It cannot read numbers of several bytes if a single channel is a separate
     plane. It scales the pixels of a PNG file to 8 bits, but not the value that is transparent.
     """
-    opened: Any = image
     tile = getattr(image, "tile", None)
     if image.format == "PNG" and tile and (step := {"L;2": 85, "L;4": 17}.get(tile[0][3])):
         scaled = step * image.info.get("transparency", 256)
@@ -256,17 +253,17 @@ def _correct_pixels(image: Image.Image) -> Iterator[None]:
     if not hasattr(image, "tag_v2"):  # a converted image may have been given the format as well
         yield
         return
-    if opened.tile and opened.tag_v2.get(_PLANES) == _SEPARATE and len(image.getbands()) == 1:
-        opened.tag_v2[_PLANES] = 1
-        opened._setup()
-    for index, (decoder, box, offset, args) in enumerate(opened.tile):
+    if image.tile and image.tag_v2.get(_PLANES) == _SEPARATE and len(image.getbands()) == 1:
+        image.tag_v2[_PLANES] = 1
+        image._setup()
+    for index, (decoder, box, offset, args) in enumerate(image.tile):
         if decoder == "libtiff" and args[0] in _NATIVE_MODES:
-            opened.tile[index] = decoder, box, offset, (_NATIVE_MODES[args[0]], *args[1:])
-    name, opened.filename = getattr(opened, "filename", ""), ""
+            image.tile[index] = decoder, box, offset, (_NATIVE_MODES[args[0]], *args[1:])
+    name, image.filename = getattr(image, "filename", ""), ""
     try:
         yield
     finally:
-        opened.filename = name
+        image.filename = name
 
 
 def _stat_file(path: str) -> os.stat_result:
@@ -295,8 +292,7 @@ def _digest_file(path: str) -> bytes:
     status = _stat_file(path)
     stamp = read_stamp(status)
     key = os.path.abspath(path)
-    cached = _file_digests.get(key)
-    if cached is not None and cached[0] == stamp:
+    if (cached := _file_digests.get(key)) and cached[0] == stamp:
         return cached[1]
     if status.st_size > _LARGE_FILE:
         check_image(path)
@@ -335,7 +331,6 @@ def _open(item: Any) -> Image.Image:
     try:
         if image.format == "EPS":  # a program: Pillow would run Ghostscript on it
             raise ItemError("is a PostScript drawing. Render it to PNG first.")
-        _check_pixels(image)
         limit = Image.MAX_IMAGE_PIXELS
         width, height = image.size
         if limit is not None and width * height > limit:
@@ -344,6 +339,7 @@ def _open(item: Any) -> Image.Image:
                 "decompression bomb. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust "
                 "it."
             )
+        _check_pixels(image)
     except ItemError:
         image.close()
         raise
@@ -351,9 +347,11 @@ def _open(item: Any) -> Image.Image:
 
 
 def _check_pixels(image: Image.Image) -> None:
-    """Raise ItemError for a file whose pixels Pillow reads incorrectly."""
+    """Raise ItemError for a file whose pixels Pillow reads incorrectly or in too much memory."""
     tags = getattr(image, "tag_v2", {})
     is_raw = image.info.get("compression") == "raw"
+    tile = [tags.get(tag, 1) for tag in _TILE_SIZE]  # decoded as a whole, even outside the image
+    is_valid = all(isinstance(side, int) for side in tile)
     has_planes = tags.get(_PLANES) == _SEPARATE and len(image.getbands()) > 1
     kind = ""
     if is_raw and tags.get(_PHOTOMETRIC) == _YCBCR:
@@ -362,6 +360,8 @@ def _check_pixels(image: Image.Image) -> None:
         kind = "a TIFF file with uncompressed colors of 16 bits in separate planes"
     elif image.format == "FITS" and image.mode != "L":
         kind = "a FITS file of more than 8 bits"
+    elif not is_valid or math.prod(tile) > (Image.MAX_IMAGE_PIXELS or math.inf):
+        kind = "a TIFF file with tiles of too many pixels"
     if kind:
         raise ItemError(f"is {kind}, which Pillow cannot read. Save it as PNG.")
 
@@ -433,7 +433,7 @@ def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 # Largest value of a floating point image whose white is 1.
 _MAX_FRACTION = 1.5
 # Tags of TIFF files.
-_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT, _TILE_SIZE = 258, 262, 284, 339, (322, 323)
 _YCBCR, _SEPARATE = 6, 2
 # Pillow's names of big-endian numbers, and of numbers in the byte order of the processor.
 _NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}

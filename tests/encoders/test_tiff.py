@@ -99,6 +99,32 @@ def test_uncompressed_16_bit_planes_raise(tmp_path):
         assert (pixels(file) == 60).all()
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tile_of_many_pixels_raises(compression, tmp_path, monkeypatch):
+    """The whole tile would be decoded, of a small image as well."""
+    tifffile = pytest.importorskip("tifffile")
+    file, values = tmp_path / "image.tif", np.full((16, 16), 60, np.uint8)
+    tifffile.imwrite(file, values, tile=(128, 128), compression=compression)
+    assert (pixels(file) == 60).all()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 128**2 - 1)
+    with Image.open(file) as image:
+        for item in (file, file.read_bytes(), image):
+            with pytest.raises(ItemError, match="a TIFF file with tiles of too many pixels"):
+                read_image(item)
+
+
+def test_tile_size_of_another_type_raises(tmp_path):
+    """Pillow returns the bytes of such a number, and libtiff the number."""
+    tifffile = pytest.importorskip("tifffile")
+    file = tmp_path / "image.tif"
+    tifffile.imwrite(file, np.zeros((16, 16), np.uint8), tile=(128, 128), compression="zlib")
+    content = bytearray(file.read_bytes())
+    start = content.index(struct.pack("<H", 322))  # tag, type, count, value
+    content[start + 2 : start + 4] = struct.pack("<H", 1)
+    with pytest.raises(ItemError, match="a TIFF file with tiles of too many pixels"):
+        read_image(bytes(content))
+
+
 @pytest.mark.parametrize(("dtype", "tags"), [("<u2", {}), (">u2", {}), ("<u2", {339: 2})])
 def test_single_plane_of_a_tiff_is_read(dtype, tags, tmp_path):
     """Pillow calls such files truncated."""
