@@ -132,8 +132,17 @@ def _add_image_input(elem_id: str) -> Any:
     # Gradio opens the file even for type="filepath" and fails without a reason if it is not an
     # image. It has no option against this, and a subclass would make it write a .pyi file next
     # to this module.
-    field.preprocess = lambda payload: None if payload is None else payload.path
+    field.preprocess = _get_uploaded_path
     return field
+
+
+def _get_uploaded_path(payload: Any) -> Any:
+    """Return the path of an uploaded image; raise `gr.Error` for other files of the server."""
+    if payload is None:
+        return None
+    # Gradio itself checks only requests that give the type of the file.
+    gr.processing_utils.check_all_files_in_cache(payload.model_dump())
+    return payload.path
 
 
 def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> None:

@@ -144,11 +144,16 @@ class TestLimits:
         assert response.status_code == 400
         assert "URL" in response.json()["detail"]
 
-    def test_server_files_are_not_accessible(self, visitor, captioned_images):
+    @pytest.mark.parametrize(
+        "more", [{"meta": {"_type": "gradio.FileData"}}, {"meta": {"_type": "file"}}, {}]
+    )
+    def test_server_files_are_not_accessible(self, more, visitor, captioned_images):
         for path in ("/etc/passwd", captioned_images.images[0], __file__):
-            image = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            kind, _ = visitor.answer("classify", image, "cat, dog", "simple", 0)
+            image = {"path": path, **more}
+            kind, error = visitor.answer("classify", image, "cat, dog", "simple", 0)
             assert kind == "error"
+            assert "starts with" not in json.dumps(error)  # nothing of the content
+            assert visitor.answer("search", "", image, 3)[0] == "error"
             assert visitor.http.get(f"{API}/file={path}").status_code in (403, 404)
 
     def test_invalid_request_is_4xx(self, visitor):
