@@ -30,7 +30,7 @@ from ..heads import TwoTower
 from ..inspection import compute_similarity_maps
 from ..persistence import load_pretrained
 from ..persistence.files import TENSORS, read_model
-from ..persistence.serialize import Serializer, iter_encoder_records
+from ..persistence.serialize import Serializer, iter_records
 from ..prompts import resolve_class_names
 from ..training import split_pairs
 from ..utils.messages import escape_markdown
@@ -469,8 +469,9 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
             )
         served = get_encoders(served_aligner)
         allowed = [Serializer().encode_estimator(encoder, "encoder") for encoder in served]
-        encoders = list(iter_encoder_records(record))
-        if not encoders or any(encoder not in allowed for encoder in encoders):
+        # Other classes, such as CLIPAligner, load encoders that have no records of their own.
+        classes = (*_METHOD_BY_CLASS, "HeadPairs")
+        if any(r not in allowed and r["$class"] not in classes for r in iter_records(record)):
             raise UserError(
                 "The aligner in the zip uses other encoders than this page. Ask the person who "
                 "runs the page to start it with this aligner."

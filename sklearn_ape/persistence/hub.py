@@ -16,7 +16,7 @@ from typing import Any
 from ..utils.files import expand_user
 from ..utils.messages import escape_controls, escape_markdown, import_optional
 from .files import FILES, read_model
-from .serialize import Deserializer, Serializer, iter_encoder_records
+from .serialize import Deserializer, Serializer, iter_records
 
 _MAX_CHARACTERS = 120
 
@@ -69,9 +69,10 @@ def write_card(
     """Return the text of a model card."""
     name = model["$class"]
     n_bytes = sum(array.nbytes for array in serializer.tensors.values())
+    encoders = [record for record in iter_records(model) if record["$class"].endswith("Encoder")]
     rows = {
         **facts.facts,
-        "encoders": ", ".join(dict.fromkeys(map(_describe_encoder, iter_encoder_records(model))))
+        "encoders": ", ".join(dict.fromkeys(map(_describe_encoder, encoders)))
         or facts.facts.get("encoders", "none (input is features)"),
         "size": f"{n_bytes / 1e6:.3g} MB",
         "created with": f"sklearn-ape {version}",

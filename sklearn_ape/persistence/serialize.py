@@ -50,15 +50,15 @@ def get_class(name: object) -> type:
     return getattr(import_module(CLASSES[name]), name)
 
 
-def iter_encoder_records(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the records of encoders at any depth of the record of a model."""
+def iter_records(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the records of estimators at any depth of the record of a model, itself first."""
     if isinstance(value, dict):
-        if str(value.get("$class", "")).endswith("Encoder"):
+        if "$class" in value:
             yield value
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            yield from iter_encoder_records(item)
+            yield from iter_records(item)
 
 
 def is_serializable(value: object) -> bool:

@@ -104,6 +104,20 @@ class TestHostileZips:
         assert "/tmp" not in str(caught.value)
         return str(caught.value)
 
+    def change(self, aligned, folder, change):
+        """Return a copy of a downloaded zip file whose config was changed by a function."""
+        with zipfile.ZipFile(aligned.download.path) as file:
+            file.extractall(folder)
+        saved = folder / "aligner"
+        with safe_open(saved / "model.safetensors", framework="np") as file:
+            config = json.loads(file.metadata()["sklearn_ape"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        change(config)
+        text = json.dumps(config)
+        (saved / "config.json").write_text(text)
+        save_file(tensors, saved / "model.safetensors", metadata={"sklearn_ape": text})
+        return packed(saved, folder / "changed.zip")
+
     def test_pickle_is_not_unpacked(self, service, tmp_path):
         class Bomb:
             def __reduce__(self):
@@ -120,13 +134,6 @@ class TestHostileZips:
     def test_other_encoders_are_not_loaded(
         self, service, aligned, tmp_path, model_name, monkeypatch
     ):
-        with zipfile.ZipFile(aligned.download.path) as file:
-            file.extractall(tmp_path)
-        folder = tmp_path / "aligner"
-        with safe_open(folder / "model.safetensors", framework="np") as file:
-            config = json.loads(file.metadata()["sklearn_ape"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
         def changed(value):
             if isinstance(value, dict):
                 if value.get("$class") == "TransformersTextEncoder":
@@ -135,19 +142,26 @@ class TestHostileZips:
             elif isinstance(value, list):
                 list(map(changed, value))
 
-        changed(config)
-        text = json.dumps(config)
-        (folder / "config.json").write_text(text)
-        save_file(tensors, folder / "model.safetensors", metadata={"sklearn_ape": text})
         loaded_names = []
         monkeypatch.setattr(
             TransformersTextEncoder,
             "_load_network",
             lambda self, device: loaded_names.append(self.model_name),
         )
-        archive = packed(folder, tmp_path / "changed.zip")
+        archive = self.change(aligned, tmp_path, changed)
         assert "other encoders" in self.refusal(service, archive)
         assert loaded_names == []
+
+    def test_class_that_loads_other_encoders_is_not_loaded(self, service, aligned, tmp_path):
+        """The record of a CLIPAligner contains no records of its encoders."""
+        clip = {"$class": "CLIPAligner", "params": {"model": "ViT-B-32", "pretrained": "openai"}}
+        clip["state"] = {"weights": "ViT-B-32/openai"}
+
+        def changed(config):
+            config["model"]["state"]["image_encoder"] = clip
+
+        archive = self.change(aligned, tmp_path, changed)
+        assert "other encoders" in self.refusal(service, archive)
 
     def test_other_classes_than_aligners_raise(self, service, served, tmp_path):
         classifier = ZeroShotClassifier(["cat", "dog"], aligner=served)
