@@ -260,7 +260,7 @@ class WebDatasetPairs:
         try:
             text = sample[extension].decode("utf-8-sig")
             caption = json.loads(text)[field] if field else text
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"The caption in .{extension}{':' * bool(field)}{field} of {description} cannot "

@@ -130,6 +130,7 @@ def test_length_reads_only_headers(folder, monkeypatch):
             r"caption of the sample 'k1' .* is 3",
         ),
         ([("k1.jpg", b"x"), ("k1.json", b"[]")], r"sample 'k1' .*TypeError"),
+        ([("k1.jpg", b"x"), ("k1.json", b"[" * 100_000)], r"sample 'k1' .*RecursionError"),
         ([("k1.jpg", b"x"), ("k1.txt", b"x"), ("k1.txt", b"y")], "after the sample|at its start"),
         ([("README", b"x")], "has no samples"),
         ([], "has no samples"),
