@@ -6,6 +6,7 @@ import functools
 import glob
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -163,7 +164,7 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
     indexed_at = _read_time(folder)
     changed = _find_changed(indexed.intersection(paths), indexed_at)
     removed = indexed.difference(paths)
-    existing = sorted(filter(os.path.isfile, removed))
+    existing = sorted(filter(_may_exist, removed))
     if existing:  # unless an image was indexed by a link, and is passed by another path
         real_paths = set(map(os.path.realpath, paths))
         existing = [path for path in existing if os.path.realpath(path) not in real_paths]
@@ -189,6 +190,16 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             retriever.add(added)
     print_message(f"Images embedded: {len(added):,}, removed: {len(removed):,}.", options.quiet)
     return retriever
+
+
+def _may_exist(path: str) -> bool:
+    """Return whether a path is a file, or in a folder that cannot be read now."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # a missing file, or a text that is not a path
+        return False
 
 
 def _read_time(folder: Path) -> int:

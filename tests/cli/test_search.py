@@ -1,5 +1,6 @@
 """The commands `search` and `index`."""
 
+import errno
 import os
 import shutil
 import time
@@ -243,6 +244,22 @@ class TestUpdate:
         error = run(*arguments, code=1).stderr
         assert f"IMAGES lacks {n_food} indexed images that still exist" in error
         assert (tmp_path / "index" / "config.json").stat().st_mtime_ns == before
+
+    def test_images_in_an_unreadable_folder_are_not_dropped(
+        self, photos, run, tmp_path, monkeypatch
+    ):
+        """They counted as gone, because `os.path.isfile` returns False without permission."""
+        run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
+        stat = os.stat
+
+        def deny(path, *args, **kwargs):
+            if str(photos / "food") in str(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return stat(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "stat", deny)
+        arguments = ("index", photos / "animal", "-o", tmp_path / "index", "--update")
+        assert "indexed images that still exist" in run(*arguments, code=1).stderr
 
     def test_update_without_index_creates_it(self, photos, run, tmp_path):
         run("index", photos / "food", "-o", tmp_path / "index", "--update", "--quiet")
