@@ -17,6 +17,7 @@ from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ._closed_form import BLOCK_SIZE, Maps, Targets, TextFit
 from ._kernel_ridge import (
     choose_anchors,
+    get_lower_rows,
     kernel,
     measure_available_memory,
     solve_kernel_ridge,
@@ -181,19 +182,19 @@ class _Regression(NamedTuple):
                 rows_kernel = kernel(texts, landmarks, self.gamma)
                 yield part, rows_kernel, (rows_kernel * counts[rows, None]).T
 
-        def make_matrix() -> torch.Tensor:
+        def make_rows() -> list[torch.Tensor]:
             matrix = kernel(landmarks, landmarks, self.gamma).mul_(self.ridge)
             for block in targets.blocks:
                 for _, rows_kernel, weighted in iter_kernels(block):
                     matrix.addmm_(weighted, rows_kernel)
             # Anchors that are nearly equal would make the matrix singular in single precision.
             matrix.diagonal().add_(1e-5 * float(matrix.diagonal().max()))
-            return matrix
+            return get_lower_rows(matrix)
 
         for block, block_targets in targets:
             for part, _, weighted in iter_kernels(block):
                 right += weighted @ torch.as_tensor(block_targets[part]).to(device)
-        coefficients = solve_positive_definite(make_matrix, right, self.verbose).coefficients
+        coefficients = solve_positive_definite(make_rows, right, self.verbose).coefficients
         return Maps(targets.image, KernelMap(anchors, coefficients, self.gamma))
 
     def _predict(

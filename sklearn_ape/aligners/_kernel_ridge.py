@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +13,17 @@ from sklearn.utils import gen_batches
 from ..utils.messages import make_progress_bar
 
 # Shares of the available memory that a kernel matrix may take: of a number of anchors chosen from
-# the memory, and of one that the user has chosen.
-_AUTO_SHARE = 0.5
+# the memory, and of one that the user has chosen. The first is smaller, since the time grows with
+# the cube of the number.
+_AUTO_SHARE = 0.3
 _MAX_SHARE = 0.8
 
-# A matrix of up to this many rows takes 17 MB, so that its memory need not be checked.
+# A matrix of up to this many rows takes 8 MB, so that its memory need not be checked.
 _MIN_ANCHORS = 2048
 
-# Size of the blocks of the decomposition. The library is called for single blocks only, because
-# LAPACK counts elements in 32 bits and crashes beyond some 46,000 rows.
+# Number of rows of a block. The lower triangle of a matrix is stored as blocks, which take half of
+# its memory. LAPACK counts elements in 32 bits and crashes beyond some 46,000 rows, so that it is
+# called for single blocks only.
 _BLOCK_SIZE = 2048
 
 # Number of elements of a block of rows, 256 MiB in single precision.
@@ -63,7 +65,7 @@ def measure_available_memory(device: torch.device) -> int:
 def count_fitting_anchors(device: torch.device, share: float = _AUTO_SHARE) -> int:
     """Return the number of anchors whose kernel matrix takes a share of the available memory."""
     n_elements = share * measure_available_memory(device) / 4
-    return max(_MIN_ANCHORS, int(n_elements**0.5))
+    return max(_MIN_ANCHORS, int((2 * n_elements) ** 0.5))
 
 
 def solve_kernel_ridge(
@@ -86,38 +88,46 @@ def solve_kernel_ridge(
         solution = _solve_iteratively(rows, diagonal, right, gamma, verbose)
         return Solution(solution.cpu().numpy(), None)
     return solve_positive_definite(
-        lambda: _make_matrix(rows, diagonal, gamma), right, verbose, n_held_out
+        lambda: _make_rows(rows, diagonal, gamma), right, verbose, n_held_out
     )
 
 
 def solve_positive_definite(
-    make_matrix: Callable[[], torch.Tensor],
+    make_rows: Callable[[], list[torch.Tensor]],
     right: torch.Tensor,
     verbose: int | None = 0,
     n_held_out: int = 0,
 ) -> Solution:
     """Solve a system whose matrix is positive definite up to rounding in single precision.
 
-    The lower triangle of the matrix is used, and replaced by its factor. So `make_matrix` is
-    called again if the decomposition fails.
+    `make_rows` returns the lower triangle of the matrix like `get_lower_rows`. It is replaced by
+    its factor, so the function is called again if the decomposition fails.
     """
     for jitter in _JITTERS:
-        matrix = make_matrix()
-        matrix.diagonal().add_(jitter * float(matrix.diagonal().max()))
+        rows = make_rows()
+        diagonals = [block[:, -len(block) :].diagonal() for block in rows]
+        increase = jitter * max(float(diagonal.max()) for diagonal in diagonals)
+        for diagonal in diagonals:
+            diagonal.add_(increase)
         try:
-            _decompose(matrix, verbose)
+            _decompose(rows, verbose)
         except torch.linalg.LinAlgError:
-            del matrix
+            del rows, diagonals
             continue
-        coefficients = _substitute(matrix, right.clone())
+        coefficients = _substitute(rows, right.clone())
         # With M = L L' and the held-out rows H at the end, the solution of the other rows misses
         # the targets of H by inv(inv(M)[H, H]) @ coefficients[H], and inv(M)[H, H] is
         # inv(L[H, H] L[H, H]').
-        held_out = slice(len(right) - n_held_out, None)
-        corner = matrix[held_out, held_out].tril()
-        residuals = corner @ (corner.T @ coefficients[held_out])
+        start = len(right) - n_held_out
+        corner = _take_corner(rows, start)
+        residuals = corner @ (corner.T @ coefficients[start:])
         return Solution(coefficients.cpu().numpy(), residuals.cpu().numpy())
     raise ValueError("ridge is too small for these captions in single precision. Raise ridge.")
+
+
+def get_lower_rows(matrix: torch.Tensor) -> list[torch.Tensor]:
+    """Return views of blocks of rows, each up to its last column on the diagonal."""
+    return [matrix[block, : block.stop] for block in gen_batches(len(matrix), _BLOCK_SIZE)]
 
 
 def choose_anchors(counts: np.ndarray, n_anchors: int, rng: np.random.RandomState) -> np.ndarray:
@@ -130,58 +140,60 @@ def choose_anchors(counts: np.ndarray, n_anchors: int, rng: np.random.RandomStat
     return np.sort(order[:n_anchors])
 
 
-def _make_matrix(rows: torch.Tensor, diagonal: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Return the lower triangle of the kernel matrix plus its diagonal; the rest is undefined."""
-    n_rows = len(rows)
-    matrix = torch.empty(n_rows, n_rows, device=rows.device)
-    for block in gen_batches(n_rows, _BLOCK_SIZE):
-        part = matrix[block, : block.stop]
-        torch.matmul(rows[block], rows[: block.stop].T, out=part)
-        part.sub_(1).mul_(gamma).exp_()
-    matrix.diagonal().add_(diagonal)
-    return matrix
+def _make_rows(anchors: torch.Tensor, diagonal: torch.Tensor, gamma: float) -> list[torch.Tensor]:
+    """Return the rows of `get_lower_rows` for the kernel matrix plus a diagonal."""
+    rows = []
+    for block in gen_batches(len(anchors), _BLOCK_SIZE):
+        rows.append(kernel(anchors[block], anchors[: block.stop], gamma))
+        rows[-1][:, block].diagonal().add_(diagonal[block])
+    return rows
 
 
-def _decompose(matrix: torch.Tensor, verbose: int | None) -> None:
+def _decompose(rows: list[torch.Tensor], verbose: int | None) -> None:
     """Replace the lower triangle of a matrix by its Cholesky factor."""
-    n_rows = len(matrix)
+    n_rows = rows[-1].shape[1]
     with make_progress_bar(n_rows, verbose, desc="Solving", unit="anchor") as bar:
-        for block in gen_batches(n_rows, _BLOCK_SIZE):
-            head = matrix[block, : block.start]
-            for part in _iter_row_blocks(block.start, n_rows):
+        for i, block in enumerate(gen_batches(n_rows, _BLOCK_SIZE)):
+            head = rows[i][:, : block.start]
+            for part in rows[i:]:
                 if block.start:
-                    matrix[part, block].addmm_(matrix[part, : block.start], head.T, alpha=-1)
-            factor = torch.linalg.cholesky(matrix[block, block])
-            matrix[block, block] = factor
-            if block.stop < n_rows:
-                below = matrix[block.stop :, block]
+                    part[:, block].addmm_(part[:, : block.start], head.T, alpha=-1)
+            factor = torch.linalg.cholesky(rows[i][:, block])
+            rows[i][:, block] = factor
+            for part in rows[i + 1 :]:
+                below = part[:, block]
                 below.copy_(
                     torch.linalg.solve_triangular(factor.mT, below, upper=True, left=False)
                 )
             bar.update(block.stop - block.start)
 
 
-def _substitute(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _substitute(rows: list[torch.Tensor], right: torch.Tensor) -> torch.Tensor:
     """Solve by forward and backward substitution, in place."""
-    blocks = list(gen_batches(len(matrix), _BLOCK_SIZE))
-    for block in blocks:
-        right[block] -= matrix[block, : block.start] @ right[: block.start]
+    blocks = list(gen_batches(len(right), _BLOCK_SIZE))
+    for row, block in zip(rows, blocks, strict=True):
+        right[block] -= row[:, : block.start] @ right[: block.start]
         right[block] = torch.linalg.solve_triangular(
-            matrix[block, block].tril(), right[block], upper=False
+            row[:, block].tril(), right[block], upper=False
         )
-    for block in reversed(blocks):
-        for part in _iter_row_blocks(block.stop, len(matrix)):
-            right[block] -= matrix[part, block].T @ right[part]
+    for row, block in reversed(list(zip(rows, blocks, strict=True))):
         right[block] = torch.linalg.solve_triangular(
-            matrix[block, block].tril().mT, right[block], upper=True
+            row[:, block].tril().mT, right[block], upper=True
         )
+        right[: block.start] -= row[:, : block.start].T @ right[block]
     return right
 
 
-def _iter_row_blocks(start: int, n_rows: int) -> Iterator[slice]:
-    """Return slices of rows of at most 2**30 elements, within the limits of BLAS."""
-    size = max(1, 2**30 // n_rows)
-    return (slice(i, min(i + size, n_rows)) for i in range(start, n_rows, size))
+def _take_corner(rows: list[torch.Tensor], start: int) -> torch.Tensor:
+    """Return the lower triangle of the rows and columns from `start` on."""
+    n_rows = rows[-1].shape[1]
+    corner = rows[-1].new_zeros(n_rows - start, n_rows - start)
+    for row, block in zip(rows, gen_batches(n_rows, _BLOCK_SIZE), strict=True):
+        first = max(start, block.start)
+        if first < block.stop:
+            part = slice(first - start, block.stop - start)
+            corner[part, : part.stop] = row[first - block.start :, start:]
+    return corner.tril_()
 
 
 def _solve_iteratively(

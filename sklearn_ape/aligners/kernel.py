@@ -80,8 +80,8 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     max_anchors : int or "auto", default="auto"
         Largest number of distinct captions that are anchors of the kernel. If there are more, the
         captions of the most images are the anchors, and all captions are fitted (Nyström
-        approximation [2]_). With ``"auto"``, there are as many anchors as fit in half of the
-        available memory (4 bytes times the square of the number, 14 GB for 60,000 captions), and
+        approximation [2]_). With ``"auto"``, there are as many anchors as fit in 30 % of the
+        available memory (2 bytes times the square of the number, 7 GB for 60,000 captions), and
         each other caption is fitted like a copy of the most similar anchor, with less weight. A
         larger number is possible: if the matrix does not fit in memory, conjugate gradients are
         used, which take longer.
