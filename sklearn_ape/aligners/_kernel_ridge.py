@@ -105,14 +105,11 @@ def solve_positive_definite(
     """
     for jitter in _JITTERS:
         rows = make_rows()
-        diagonals = [block[:, -len(block) :].diagonal() for block in rows]
-        increase = jitter * max(float(diagonal.max()) for diagonal in diagonals)
-        for diagonal in diagonals:
-            diagonal.add_(increase)
+        _increase_diagonal(rows, jitter)
         try:
             _decompose(rows, verbose)
         except torch.linalg.LinAlgError:
-            del rows, diagonals
+            del rows  # two matrices may not fit in memory
             continue
         coefficients = _substitute(rows, right.clone())
         # With M = L L' and the held-out rows H at the end, the solution of the other rows misses
@@ -147,6 +144,14 @@ def _make_rows(anchors: torch.Tensor, diagonal: torch.Tensor, gamma: float) -> l
         rows.append(kernel(anchors[block], anchors[: block.stop], gamma))
         rows[-1][:, block].diagonal().add_(diagonal[block])
     return rows
+
+
+def _increase_diagonal(rows: list[torch.Tensor], share: float) -> None:
+    """Add a share of the largest element of the diagonal to the diagonal."""
+    diagonals = [block[:, -len(block) :].diagonal() for block in rows]
+    increase = share * max(float(diagonal.max()) for diagonal in diagonals)
+    for diagonal in diagonals:
+        diagonal.add_(increase)
 
 
 def _decompose(rows: list[torch.Tensor], verbose: int | None) -> None:

@@ -1,5 +1,7 @@
 """Solvers of kernel ridge regression against scikit-learn and each other."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,12 @@ from sklearn.preprocessing import normalize
 
 from sklearn_ape import KernelAligner
 from sklearn_ape.aligners import _kernel_ridge
-from sklearn_ape.aligners._kernel_ridge import choose_anchors, solve_kernel_ridge
+from sklearn_ape.aligners._kernel_ridge import (
+    choose_anchors,
+    get_lower_rows,
+    solve_kernel_ridge,
+    solve_positive_definite,
+)
 
 CPU = torch.device("cpu")
 GAMMA = 8.0
@@ -76,6 +83,19 @@ def test_iterations_that_do_not_converge_raise(monkeypatch):
     monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 100)
     with pytest.raises(ValueError, match="ridge is too small: conjugate gradients"):
         solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+
+
+def test_singular_matrix_is_freed_before_the_next_is_made():
+    arrays = []
+
+    def make_rows():
+        assert all(array() is None for array in arrays)
+        matrix = np.ones((4, 4), np.float32)
+        arrays.append(weakref.ref(matrix))
+        return get_lower_rows(torch.from_numpy(matrix))
+
+    solve_positive_definite(make_rows, torch.ones(4, 1))
+    assert len(arrays) > 1
 
 
 def test_number_of_anchors_follows_from_the_memory(monkeypatch):
