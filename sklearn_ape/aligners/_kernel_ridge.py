@@ -18,7 +18,7 @@ from ..utils.messages import make_progress_bar
 _AUTO_SHARE = 0.3
 _MAX_SHARE = 0.8
 
-# A matrix of up to this many rows takes 8 MB, so that its memory need not be checked.
+# A matrix of up to this many rows is one block of 17 MB, whose memory need not be checked.
 _MIN_ANCHORS = 2048
 
 # Number of rows of a block. The lower triangle of a matrix is stored as blocks, which take half of

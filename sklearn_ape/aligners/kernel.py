@@ -80,10 +80,11 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     max_anchors : int or "auto", default="auto"
         Largest number of distinct captions that are anchors of the kernel. If there are more, the
         captions of the most images are the anchors, and all captions are fitted (Nyström
-        approximation [2]_). With ``"auto"``, there are as many anchors as fit in 30 % of the
-        available memory (2 bytes times the square of the number, 7 GB for 60,000 captions), and
-        each other caption is fitted like a copy of the most similar anchor, with less weight. A
-        larger number is possible: if the matrix does not fit in memory, conjugate gradients are
+        approximation [2]_). It takes 4 bytes of memory times the square of the number. With
+        ``"auto"``, there are as many anchors as fit in 30 % of the available memory (2 bytes times
+        the square of the number, 7 GB for 60,000 captions), and each other caption is fitted like
+        a copy of the most similar anchor, with less weight. To use all captions as anchors if
+        their matrix does not fit in memory, pass at least their number: conjugate gradients are
         used, which take longer.
     device : {"auto"}, str or torch.device, default="auto"
         Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if available.
