@@ -303,8 +303,8 @@ def train_blend(
     image_map = full_map if has_stable_whitening(data) else head_config.whiten(train)
     items = valid.expand_items()
     # The machines of the ranks may have different amounts of memory.
-    max_texts = broadcast(run.ranks, count_predicted_texts(image_map.n_out))
-    maps = solve(train, image_map, max_predicted_texts=max_texts)
+    n_predicted = broadcast(run.ranks, count_predicted_texts(image_map.n_out))
+    maps = solve(train, image_map, max_predicted_texts=n_predicted)
     correction = train_correction(maps, train, run)
     n_valid = len(valid.pairs)
     closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, n_valid, run)
