@@ -248,12 +248,11 @@ class Targets:
         self.counts = counts.astype(np.float32)
         self._images, self._row = _sort_by_text(pairs, row)
         self._n_pairs = len(pairs)
-        # Only `merge` sets them: weights of the images in sums, and factors of the mean.
-        self._weights: np.ndarray | None = None
-        self._mean_factors: np.ndarray | None = None
+        self._weights = np.ones(len(pairs))  # of the images in sums; `merge` changes them
         self._set_blocks()
 
     def _set_blocks(self) -> None:
+        self._mean_factors = np.bincount(self._row, self._weights) / self.counts
         self.blocks = list(gen_batches(len(self.texts), _TEXT_BLOCK_SIZE))
         is_single = len(self.blocks) == 1
         self._cached_sums = [self._sum_images(self.blocks[0])] if is_single else None
@@ -267,10 +266,7 @@ class Targets:
         for block, sums in zip(self.blocks, self._iter_sums(), strict=True):
             # In double precision, so that the target of a single text is exactly 0.
             targets = sums / self.counts[block, None]
-            if self._mean_factors is None:
-                targets -= self.mean
-            else:
-                targets -= self._mean_factors[block, None] * self.mean
+            targets -= self._mean_factors[block, None] * self.mean
             yield block, targets.astype(np.float32)
 
     def merge(self, kept: np.ndarray, nearest: np.ndarray, factors: np.ndarray) -> Targets:
@@ -290,7 +286,6 @@ class Targets:
         merged._images, merged._row = self._images[order], row[order]
         merged._weights = factors[self._row[order]]
         merged.counts = np.bincount(merged._row, merged._weights**2).astype(np.float32)
-        merged._mean_factors = np.bincount(merged._row, merged._weights) / merged.counts
         merged._set_blocks()
         return merged
 
@@ -328,7 +323,10 @@ class Targets:
         return self._sum_by_text(embed, block, directions.shape[1])
 
     def _sum_by_text(self, embed: Callable, block: slice, width: int) -> np.ndarray:
-        return _sum_by_text(embed, self._images, self._row, block, width, self._weights)
+        def embed_weighted(part: slice) -> np.ndarray:
+            return embed(self._images[part]) * self._weights[part, None]
+
+        return _sum_by_text(embed_weighted, self._row, block, width)
 
 
 def _select_rows_with_texts(data: PairDataset) -> np.ndarray:
@@ -395,7 +393,7 @@ def _compute_style_covariance(
     n_features = len(total)
     for block in gen_batches(len(counts), _TEXT_BLOCK_SIZE):
         sums = _sum_by_text(
-            lambda rows: features[rows] - image_mean, images, row, block, n_features
+            lambda part: features[images[part]] - image_mean, row, block, n_features
         )
         style -= (sums / counts[block, None]).T @ sums
     style /= n_samples
@@ -407,23 +405,18 @@ def _compute_style_covariance(
 
 
 def _sum_by_text(
-    embed: Callable[[np.ndarray], np.ndarray],
-    images: np.ndarray,
-    row: np.ndarray,
-    block: slice,
-    width: int,
-    weights: np.ndarray | None = None,
+    embed: Callable[[slice], np.ndarray], row: np.ndarray, block: slice, width: int
 ) -> np.ndarray:
-    """Return the weighted sum of the embeddings of the images of each text in a block."""
+    """Return the sum of the embeddings of the images of each text in a block.
+
+    `embed` returns the embeddings of a slice of the pairs, and `row` is the sorted text of each.
+    """
     sums = np.zeros((block.stop - block.start, width))
     first, end = np.searchsorted(row, [block.start, block.stop])
     for start in range(first, end, BLOCK_SIZE):
         part = slice(start, min(start + BLOCK_SIZE, end))
         texts = slice(row[start] - block.start, row[part.stop - 1] - block.start + 1)
-        embeddings = embed(images[part])
-        if weights is not None:
-            embeddings = embeddings * weights[part, None]
-        sums[texts] += sum_by_group(embeddings, row[part] - row[start])
+        sums[texts] += sum_by_group(embed(part), row[part] - row[start])
     return sums
 
 
