@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import glob
 import math
@@ -30,6 +31,10 @@ from ._output import (
 # File in the folder of an index with the time of `_read_time`. The times of the other files are
 # not suitable, because copying the folder changes them.
 _TIME = "indexed_at"
+
+# Errors for paths of files that do not exist. Others, such as those of a share that is not
+# connected, say nothing about the file.
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 def search(
@@ -170,9 +175,9 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
         existing = [path for path in existing if os.path.realpath(path) not in real_paths]
     if existing:
         raise ValueError(
-            f"IMAGES lacks {len(existing):,} indexed images that still exist, such as "
-            f"{existing[0]!r}. Pass all folders of the collection, or create the index again "
-            "without --update to drop these images."
+            f"IMAGES does not include {len(existing):,} indexed images that exist or cannot be "
+            f"read now, such as {existing[0]!r}. Pass all folders of the collection, or create "
+            "the index again without --update to drop these images."
         )
     unchanged = indexed - removed - changed
     added = [path for path in paths if path not in unchanged]
@@ -193,13 +198,13 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
 
 
 def _may_exist(path: str) -> bool:
-    """Return whether a path is a file, or in a folder that cannot be read now."""
+    """Return whether a path is a file, or in a folder or share that cannot be read now."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
-    except PermissionError:
-        return True
-    except (OSError, ValueError):  # a missing file, or a text that is not a path
+    except ValueError:  # a text that is not a path
         return False
+    except OSError as error:
+        return error.errno not in _MISSING
 
 
 def _read_time(folder: Path) -> int:

@@ -242,24 +242,25 @@ class TestUpdate:
         n_food = len(list((photos / "food").iterdir()))
         arguments = ("index", photos / "animal", "-o", tmp_path / "index", "--update")
         error = run(*arguments, code=1).stderr
-        assert f"IMAGES lacks {n_food} indexed images that still exist" in error
+        assert f"IMAGES does not include {n_food} indexed images that exist" in error
         assert (tmp_path / "index" / "config.json").stat().st_mtime_ns == before
 
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
     def test_images_in_an_unreadable_folder_are_not_dropped(
-        self, photos, run, tmp_path, monkeypatch
+        self, photos, run, tmp_path, monkeypatch, number
     ):
-        """They counted as gone, because `os.path.isfile` returns False without permission."""
+        """Without permission or connection, `os.path.isfile` returns False."""
         run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
         stat = os.stat
 
         def deny(path, *args, **kwargs):
             if str(photos / "food") in str(path):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+                raise OSError(number, os.strerror(number), path)
             return stat(path, *args, **kwargs)
 
         monkeypatch.setattr(os, "stat", deny)
         arguments = ("index", photos / "animal", "-o", tmp_path / "index", "--update")
-        assert "indexed images that still exist" in run(*arguments, code=1).stderr
+        assert "that exist or cannot be read now" in run(*arguments, code=1).stderr
 
     def test_update_without_index_creates_it(self, photos, run, tmp_path):
         run("index", photos / "food", "-o", tmp_path / "index", "--update", "--quiet")
