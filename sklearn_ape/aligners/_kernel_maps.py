@@ -201,12 +201,11 @@ class _Regression(NamedTuple):
         self, texts: np.ndarray, anchors: np.ndarray, coefficients: np.ndarray
     ) -> np.ndarray:
         """Return the predictions for rows of texts of the dataset."""
-        landmarks, columns = (torch.as_tensor(a).to(self.device) for a in (anchors, coefficients))
+        kernel_map = KernelMap(anchors, coefficients, self.gamma).to(self.device)
         predictions = np.empty((len(texts), coefficients.shape[1]), dtype=np.float32)
         for part in gen_batches(len(texts), BLOCK_SIZE):
-            features = normalize_rows(self.targets.data.text[texts[part]])
-            rows = torch.as_tensor(features).to(self.device)
-            predictions[part] = (kernel(rows, landmarks, self.gamma) @ columns).cpu().numpy()
+            features = torch.as_tensor(self.targets.data.text[texts[part]]).to(self.device)
+            predictions[part] = kernel_map(features).cpu().numpy()
         return predictions
 
 
