@@ -4,6 +4,7 @@ Fixtures import the package, because pytest-xdist reads this file also in the pr
 distributes the tests, before it starts the others.
 """
 
+import gc
 import sys
 from collections import Counter
 from pathlib import Path
@@ -33,6 +34,20 @@ LABELS = {
     "animal": ["an animal", "a bird", "a plant"],
     "food": ["food", "a fruit", "a meal"],
 }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect tests without garbage collection, which takes seconds with so many modules.
+
+    Their objects stay in memory, and later garbage collections ignore them.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
