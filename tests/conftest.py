@@ -5,6 +5,7 @@ distributes the tests, before it starts the others.
 """
 
 import gc
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -68,7 +69,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def feature_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("features")
+    """Return the folder of a cache that the processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "shared" / "features"
 
 
 @pytest.fixture(scope="session")
