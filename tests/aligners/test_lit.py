@@ -89,6 +89,18 @@ def small(encoder, **parameters):
     return LiTAligner(text_encoder=encoder, **(defaults | parameters))
 
 
+@pytest.fixture(scope="module")
+def fitted(encoder, pairs):
+    """Return an aligner with the parameters of `small`, which tests do not change."""
+    return small(encoder).fit(*pairs)
+
+
+@pytest.fixture(scope="module")
+def briefly_fitted(encoder, pairs):
+    """Return an aligner fitted in one epoch, which tests do not change."""
+    return small(encoder, max_epochs=1).fit(*pairs)
+
+
 def weights(module):
     return {name: p.detach().clone() for name, p in module.state_dict().items()}
 
@@ -114,14 +126,13 @@ class TestWhatIsTrained:
         np.testing.assert_array_equal(before, after)
         assert len(find_changed(encoder, aligner)) > 10
 
-    def test_unlocked_layers_none_trains_all_used_weights(self, encoder, pairs):
+    def test_unlocked_layers_none_trains_all_used_weights(self, encoder, fitted):
         """The pooler is not trained, because features do not depend on it."""
-        aligner = small(encoder).fit(*pairs)
-        tower = aligner.module_.text_head.tower
+        tower = fitted.module_.text_head.tower
         names = {name for name, _ in tower.named_parameters() if not name.startswith("pooler")}
-        assert find_changed(encoder, aligner) == names
+        assert find_changed(encoder, fitted) == names
         n_tower = sum(p.numel() for n, p in tower.named_parameters() if n in names)
-        assert aligner.n_parameters_ == n_tower + 16 * 24 + 24
+        assert fitted.n_parameters_ == n_tower + 16 * 24 + 24
 
     @pytest.mark.parametrize("n_layers", [0, 1, 2])
     def test_only_unlocked_layers_are_trained(self, encoder, pairs, n_layers):
@@ -145,9 +156,9 @@ class TestWhatIsTrained:
             features = tower.features(torch.from_numpy(tower.tokenize(texts)))
         np.testing.assert_allclose(features, encoder.transform(texts), atol=1e-5)
 
-    def test_all_features_of_the_tower_have_one_scale(self, encoder, pairs):
+    def test_all_features_of_the_tower_have_one_scale(self, briefly_fitted):
         """Some features of MiniLM hardly vary; with a scale per feature training fails."""
-        projection = small(encoder, max_epochs=1).fit(*pairs).module_.text_head.projection
+        projection = briefly_fitted.module_.text_head.projection
         assert len(projection.standardize.scale.unique()) == 1
 
     @pytest.mark.parametrize("kind", ["clip", "siglip", "t5"])
@@ -188,23 +199,21 @@ class TestFit:
         best = aligner.history_[aligner.best_epoch_ - 1]
         assert aligner.logit_scale_ == pytest.approx(best["logit_scale"], rel=1e-5)
 
-    def test_same_seed_gives_bitwise_identical_fits(self, encoder, pairs):
+    def test_same_seed_gives_bitwise_identical_fits(self, encoder, pairs, fitted):
         """Dropout of the tower does not depend on the global generator either."""
         before = copy.deepcopy(np.random.get_state())  # noqa: NPY002
-        first = small(encoder).fit(*pairs)
         torch.rand(7)
         state = torch.get_rng_state()
         second = small(encoder).fit(*pairs)
         assert torch.equal(state, torch.get_rng_state())
         assert before[1].tolist() == np.random.get_state()[1].tolist()  # noqa: NPY002
-        assert first.fingerprint_ == second.fingerprint_
-        assert small(encoder, random_state=1).fit(*pairs).fingerprint_ != first.fingerprint_
+        assert second.fingerprint_ == fitted.fingerprint_
+        assert small(encoder, random_state=1).fit(*pairs).fingerprint_ != fitted.fingerprint_
 
     @pytest.mark.exhaustive
-    def test_gradient_checkpointing_does_not_change_the_fit(self, encoder, pairs):
-        plain = small(encoder).fit(*pairs)
+    def test_gradient_checkpointing_does_not_change_the_fit(self, encoder, pairs, fitted):
         checkpointed = small(encoder, gradient_checkpointing=True).fit(*pairs)
-        assert checkpointed.fingerprint_ == plain.fingerprint_
+        assert checkpointed.fingerprint_ == fitted.fingerprint_
         pickle.dumps(checkpointed)
 
     def test_autocast_of_the_caller_does_not_change_a_fit_with_checkpointing(self, encoder, pairs):
@@ -256,15 +265,14 @@ class TestFit:
 
 
 class TestScikitLearn:
-    def test_equal_texts_are_encoded_once(self, encoder, pairs, monkeypatch):
-        aligner = small(encoder, max_epochs=1).fit(*pairs)
+    def test_equal_texts_are_encoded_once(self, briefly_fitted, monkeypatch):
         batch_sizes = []
-        tower = type(aligner.module_.text_head)
+        tower = type(briefly_fitted.module_.text_head)
         features = tower.features
         monkeypatch.setattr(
             tower, "features", lambda self, t: batch_sizes.append(len(t)) or features(self, t)
         )
-        embeddings = aligner.transform_text(["a", "a kind1", "a", "a"])
+        embeddings = briefly_fitted.transform_text(["a", "a kind1", "a", "a"])
         assert batch_sizes == [2]
         np.testing.assert_array_equal(embeddings[0], embeddings[3])
         assert not np.allclose(embeddings[0], embeddings[1])
@@ -288,13 +296,13 @@ class TestScikitLearn:
     def test_pipeline_and_classifier_predict(self, encoder, pairs):
         image, captions = pairs
         truth = [caption.split()[-1] for caption in captions]
-        model = make_pipeline("passthrough", small(encoder, max_epochs=15))
+        model = make_pipeline("passthrough", small(encoder, max_epochs=8))
         model.fit(image, [[caption, f"a {caption.split()[-1]}"] for caption in captions])
         classifier = ZeroShotClassifier(NOUNS, aligner=model, templates=["a {}"])
         assert classifier.score(image, truth) > 0.3  # chance is 1 / 20
 
-    def test_name_and_frozen_encoder_give_equal_fits(self, encoder, pairs):
-        expected = small(encoder, max_epochs=1).fit(*pairs).fingerprint_
+    def test_name_and_frozen_encoder_give_equal_fits(self, encoder, pairs, briefly_fitted):
+        expected = briefly_fitted.fingerprint_
         for text_encoder in (encoder.model_name, FrozenEstimator(encoder)):
             assert small(text_encoder, max_epochs=1).fit(*pairs).fingerprint_ == expected
 
@@ -335,16 +343,15 @@ class CaptionedLiTAligner(LiTAligner):
 
 
 class TestInvalidInput:
-    def test_features_as_captions_raise(self, encoder, pairs):
-        image, captions = pairs
+    def test_features_as_captions_raise(self, encoder, pairs, briefly_fitted):
+        image, _ = pairs
         for aligner in (small(encoder), small(None)):
             with pytest.raises(ValueError, match="y contains features, and LiTAligner"):
                 aligner.fit(image, np.zeros((240, 4)))
         with pytest.raises(ValueError, match="y holds values that are not texts"):
             small(encoder).fit(image, np.arange(240))
-        fitted = small(encoder, max_epochs=1).fit(image, captions)
         with pytest.raises(ValueError, match="y contains features, and LiTAligner"):
-            fitted.transform_text(np.zeros((3, 4)))
+            briefly_fitted.transform_text(np.zeros((3, 4)))
 
     def test_encoders_that_cannot_be_trained_raise(self, pairs):
         for encoder in (TfidfVectorizer(), OpenCLIPTextEncoder()):
