@@ -130,6 +130,7 @@ class TestSameFeatures:
         found = encoder.transform([items[2], items[0], items[2]])
         np.testing.assert_allclose(found, features[[2, 0, 2]], **CLOSE)
 
+    @pytest.mark.sampled(3)
     def test_every_container_gives_equal_features(self, encoder, items, features):
         pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
         datasets = pytest.importorskip("datasets")
@@ -153,6 +154,7 @@ class TestSameFeatures:
         assert len(content) < 10_000
         np.testing.assert_array_equal(pickle.loads(content).transform(items), features)
 
+    @pytest.mark.sampled(3)
     def test_cache_gives_equal_features(self, encoder, items, features, tmp_path):
         encoder.set_params(cache=tmp_path)
         for _ in range(2):

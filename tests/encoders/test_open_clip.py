@@ -76,6 +76,7 @@ def test_preprocessing_equals_library(mode, tmp_path):
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_text_tower_is_exported(engine, tmp_path):
     """All texts have the same number of tokens, which is fixed in the network."""
