@@ -4,10 +4,11 @@
 
 FOLDER holds unpacked packages that contain photographs: `dpkg -x` of the Debian packages
 budgie-backgrounds, cinnamon-common, gnome-control-center-data, libreoffice-common,
-lomiri-wallpapers-16.04, mate-backgrounds and opencv-doc (`apt-get download`), and the wheels of
-foolbox and ultralytics (`pip download --no-deps`). The words were chosen by looking at the
-photographs. Prints the accuracy with 95 % confidence intervals, of the model and without the names
-of ImageNet's classes that it adds to the embeddings of images, and the wrong predictions.
+lomiri-wallpapers-16.04, mate-backgrounds, mate-screensaver-common and opencv-doc (`apt-get
+download`), and the wheels of foolbox and ultralytics (`pip download --no-deps`). The words were
+chosen by looking at the photographs. Prints the accuracy with 95 % confidence intervals, of the
+model and without the names of ImageNet's classes that it adds to the embeddings of images, and the
+wrong predictions.
 """
 
 from __future__ import annotations
