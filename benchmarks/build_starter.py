@@ -3,11 +3,11 @@
     python -m benchmarks.build_starter PACKAGE [--cache FOLDER] [--check]
 
 PACKAGE is the folder of the unpacked npm package @iconify/json. The model is trained on Open Clip
-Art, emoji in nine styles, icons of one color, and the classification head of EfficientNet-Lite0,
-and tested on the Tux Paint stamps, which are never used for training. OpenMoji is left out, so
-that the demo and the examples show images that the model has not seen. Icons are rendered and
-encoded once. ``--check`` compares a build with the model that ships, which was built before images
-were whitened by the variance within captions.
+Art, emoji in nine styles, icons, and the classification head of EfficientNet-Lite0, and tested on
+the Tux Paint stamps, which are never used for training. OpenMoji is left out, so that the demo and
+the examples show images that the model has not seen, and so are the icon sets that
+`benchmarks.scale` tests on. Icons are rendered and encoded once. ``--check`` compares a build with
+the model that ships.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import sys
 import tempfile
 from collections import Counter
@@ -27,6 +28,8 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from PIL import Image, ImageOps
+from torch.nn.functional import cosine_similarity, normalize
+from tqdm import tqdm
 
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners._closed_form import Targets
@@ -49,31 +52,47 @@ from sklearn_ape.datasets import (
 )
 from sklearn_ape.datasets.base import write_bytes_atomically
 from sklearn_ape.encoders import classifier_head_pairs
-from sklearn_ape.heads import BlendedHead, ClosedFormHead, ConSEMap, ExtendedHead, TwoTower
+from sklearn_ape.heads import (
+    BlendedHead,
+    ClosedFormHead,
+    ConSEMap,
+    ExtendedHead,
+    Head,
+    TwoTower,
+    make_head,
+)
 from sklearn_ape.metrics import bootstrap_interval, rank_report, retrieval_ranks
 from sklearn_ape.persistence.files import dump_json, write_tensors
 from sklearn_ape.persistence.serialize import Serializer
+from sklearn_ape.prompts import fill
 
 from .accuracy.data import MAX_PER_CAPTION, choose_rows
+from .scale import RELATED_SETS, TEST_SETS
 from .studies.broad_words import find_broad_words, make_captions
 
-DEPTH, N_COMPONENTS = 3, 640
-HEAD_WEIGHT = 0.3
+DEPTH, WIDTH, N_COMPONENTS = 3, 1792, 640
+
+# Weight of the MLP in the blend with the kernel.
+HEAD_WEIGHT = 0.4
+
+# Training of the MLP on the embeddings of texts by another head: epochs, texts per step, learning
+# rate, and the number of captions that are also used in the default templates.
+N_EPOCHS, BATCH_SIZE, LEARNING_RATE, N_TEMPLATED = 12, 512, 1e-3, 15_000
 
 # ConSE: factor of the logits of the classification head, logit of images that show none of its
 # classes, and weight of the names of the classes. Chosen on photographs of other packages.
 LOGIT_SCALE, MIN_LOGIT, CLASS_WEIGHT = 0.5, 20.0, 0.6
-# Number of images, and of captions, by which cosines are standardized. More would not fit into
-# a file of 24 MB.
+# Number of images, and of captions, by which cosines are standardized. More, or a wider MLP, would
+# not fit into a file of 24 MB.
 N_BANK = 600
 
 EMOJI_SETS = (
     *("emojione", "emojione-v1", "fluent-emoji", "fluent-emoji-flat", "fxemoji", "noto-v1"),
     *("streamline-emojis", "twemoji"),
 )
-# Icons of one color: captions that occur in most sets, and the number of icons of each.
-N_ICON_CAPTIONS = 7000
-MAX_PER_ICON_CAPTION = 3
+# Categories of icons that are emoji, or whose captions are names of countries and companies.
+EXCLUDED_CATEGORIES = ("Emoji", "Flags / Maps", "Logos", "Programming")
+MAX_PER_ICON_CAPTION = 4
 
 # Twice the input size of the encoder.
 _MAX_MIRRORED_SIDE = 448
@@ -102,19 +121,23 @@ def load_training_pairs(package: str) -> tuple[list, list, list[Icons], tuple[li
     rows = choose_rows(clip_art.captions, MAX_PER_CAPTION)
     images = [*noto.images, *(clip_art.images[row] for row in rows)]
     names = [*noto.captions, *(clip_art.captions[row] for row in rows)]
+    emoji = load_icons(package, sets=EMOJI_SETS)
+    icons = choose_icons(load_icons(package, EXCLUDED_CATEGORIES))
     captions = [
         [name, *make_captions(broad_words.get(image, ()))]
         for image, name in zip(images, names, strict=True)
     ]
-    icons = [
-        load_icons(package, sets=EMOJI_SETS),
-        choose_icons(load_icons(package, ("Emoji", "Flags / Maps"), palette=False)),
+    # Images and emoji of other styles have the broad words of images with the same name:
+    # otherwise broad words are mapped to few images, and fewer are recognized.
+    texts_by_name = {texts[0]: texts for texts in reversed(captions) if len(texts) > 1}
+    captions = [
+        texts if len(texts) > 1 else texts_by_name.get(texts[0], texts)
+        for texts in [*captions, *([name] for name in emoji.names)]
     ]
-    mirrored = mirror_images(images), captions.copy()
-    for part in icons:
-        images += part.images.tolist()
-        captions += [[name] for name in part.names]
-    return images, captions, icons, mirrored
+    mirrored = mirror_images(images), captions[: len(images)]
+    images += [*emoji.images, *icons.images]
+    captions += [[name] for name in icons.names]
+    return images, captions, [emoji, icons], mirrored
 
 
 def mirror_images(images: Sequence[str]) -> list[str]:
@@ -148,14 +171,50 @@ def load_icons(package: str, excluded_categories: Sequence[str] = (), **options:
 
 
 def choose_icons(icons: Icons) -> Icons:
-    """Return a few icons of each of the captions that occur in most sets."""
-    counts = Counter(icons.names).most_common(N_ICON_CAPTIONS)
-    frequent = {name for name, count in counts if count > 1}
+    """Return a few icons of each caption, without those of the sets that benchmarks test on."""
     # In random order, so that the icons of a caption are of different sets.
     order = np.random.RandomState(0).permutation(len(icons.names))
-    order = order[[name in frequent for name in icons.names[order]]]
+    order = order[~np.isin(icons.sets[order], (*TEST_SETS, *RELATED_SETS))]
     rows = choose_rows(icons.names[order], MAX_PER_ICON_CAPTION)
     return icons.select(np.sort(order[rows]))
+
+
+def add_templates(texts: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return different texts, and some words also in the default templates."""
+    return list(
+        dict.fromkeys([*texts, *(text for word in words for text in fill("simple", word))])
+    )
+
+
+def list_texts(captions: Sequence[Sequence[str]]) -> list[str]:
+    """Return the different captions, and some of them in the default templates."""
+    texts = list(dict.fromkeys(text for texts in captions for text in texts))
+    rows = np.random.RandomState(0).permutation(len(texts))[:N_TEMPLATED]
+    return add_templates(texts, [texts[row] for row in rows])
+
+
+def distill(teacher: Head, texts: torch.Tensor) -> Head:
+    """Return an MLP that maps features of texts to nearly the same directions as another head.
+
+    A kernel with tens of thousands of anchors would not fit into the file.
+    """
+    student = make_head("mlp", texts.shape[1], N_COMPONENTS, depth=DEPTH, width=WIDTH, dropout=0.0)
+    student.set_statistics(texts)
+    with torch.inference_mode():
+        targets = torch.cat([normalize(teacher(part)) for part in texts.split(8192)])
+    n_steps = N_EPOCHS * math.ceil(len(texts) / BATCH_SIZE)
+    optimizer = torch.optim.AdamW(student.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, n_steps)
+    for _ in tqdm(range(N_EPOCHS), desc="distill", unit="epoch"):
+        for rows in torch.randperm(len(texts)).split(BATCH_SIZE):
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                embeddings = student(texts[rows])
+            loss = 1 - cosine_similarity(embeddings.float(), targets[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return student.eval()
 
 
 def add_classes(aligner: APEAligner) -> None:
@@ -248,9 +307,9 @@ CARD = """\
 
 - **Model:** an `APEAligner` between EfficientNet-Lite0 (`pooling="gem"`, `crop="pad"`) and
   all-MiniLM-L6-v2. Its embeddings of texts are a blend of a kernel ridge regression with
-  {n_anchors:,} anchor texts and, with a weight of {weight}, an MLP with {depth} layers, which was
-  trained contrastively. They have {n_components} dimensions. Matrices are 8-bit integers with one
-  scale per row. The file is `model.safetensors`, {megabytes:.1f} MB, sha256
+  {n_anchors:,} anchor texts and, with a weight of {weight}, an MLP with {depth} layers. They have
+  {n_components} dimensions. Matrices are 8-bit integers with one scale per row. The file is
+  `model.safetensors`, {megabytes:.1f} MB, sha256
   `{digest}`.
 - **Photographs:** the embedding of an image is that of its whitened features plus, with a weight
   of {class_weight}, those of the names of the ImageNet classes that EfficientNet-Lite0's
@@ -260,25 +319,26 @@ CARD = """\
   the 1,000 ImageNet classes with the weight vectors of EfficientNet-Lite0's classification head
   (Apache-2.0). Images are of Open Clip Art 0.18 (public domain; at most {most} per caption), Noto
   Color Emoji (SIL OFL 1.1), and icon sets of the npm package @iconify/json
-  {version}: {n_emoji:,} emoji of other styles, and {n_icons:,} icons of one color for
-  {n_icon_captions:,} captions, of the {n_sets} sets listed below. The file contains no images or
-  captions, only their features and digests of the images. With the digests,
-  `sklearn-ape evaluate` detects which images of a test set were used for training.
+  {version}: {n_emoji:,} emoji of other styles, and {n_icons:,} icons for {n_icon_captions:,}
+  captions, of the {n_sets} sets listed below. The file contains no images or captions, only
+  features of captions and digests of the images. With the digests, `sklearn-ape evaluate` detects
+  which images of a test set were used for training.
 - **Not used:** OpenMoji, so that the demo and the examples of the documentation show images that
-  the model has not seen, and the Tux Paint stamps. Many of the concepts of OpenMoji were seen in
-  other styles.
+  the model has not seen, the Tux Paint stamps, and {n_test_sets} icon sets on which aligners are
+  tested (`benchmarks/scale.py`). Many of the concepts of OpenMoji were seen in other styles.
 - **Broad terms:** images of clip art and emoji have {n_broad} everyday terms, such as "animal",
   "a bird" and "food", as additional captions. The terms come from subcategories of emoji and from
   keywords of clip art (`benchmarks/studies/broad_words.py`).
-- **Recipe:** `APEAligner(head_pairs=image_encoder, depth={depth}, n_components={n_components},
-  early_stopping=False)`, and default values for all other parameters. Images of clip art and of
-  Noto are used with their mirror images. The closed form is replaced by one without the icons of
-  one color, in which emoji of all styles have broad terms. The sets of images, the mirror images,
-  the depth and the share of the head were chosen on held-out captions of clip art, OpenMoji,
-  color icon sets and images of GCompris, and, for the broad terms and the share of the head, on
-  the folders of the stamps. The weight of the names of classes, the logit and the scale of the
-  logits were chosen on 78 photographs (`benchmarks/studies/photographs.py`), with a look at all of
-  these collections and at the recall below.
+- **Recipe:** an `APEAligner(head_pairs=image_encoder, depth={depth}, n_components={n_components},
+  early_stopping=False)` is fitted to all of these pairs, with the mirror images of clip art and
+  Noto. The MLP of the model is trained to embed {n_texts:,} texts as this aligner does: the
+  captions, and some of them in the default templates. The kernel ridge regression is that of a
+  `KernelAligner(gamma="scale")` without icons, in which broad terms are also in the default
+  templates. The choices, such as the weight of the MLP, were made on OpenMoji, icon sets, images
+  of GCompris and, for broad and everyday terms, the folders of the stamps. The weight of the
+  names of classes, the logit and the scale of the logits were chosen on 78 photographs
+  (`benchmarks/studies/photographs.py`), with a look at all of these collections and at the
+  recall below.
 - **Recall** on the 951 Tux Paint stamps, which were not used for training, among their
   {n_names} captions, in % (95 % confidence interval):
 
@@ -308,7 +368,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the model that ships")
     options = parser.parse_args()
     images, captions, icons, mirrored = load_training_pairs(options.package)
-    image_encoder, text_encoder = make_starter_encoders(cache=options.cache, verbose=1)
+    image_encoder, text_encoder = make_starter_encoders(
+        cache=options.cache, dtype="auto", verbose=1
+    )
     names = [texts[0] for texts in captions]
     aligner = APEAligner(
         image_encoder=image_encoder,
@@ -323,17 +385,13 @@ def main() -> int:
     # Mirrored copies keep the head from learning these images by heart, and give them more weight
     # beside the many icons.
     aligner.fit([*images, *mirrored[0]], [*captions, *mirrored[1]])
-    # Icons of one color are left out of the closed form. Among photographs and other drawings,
-    # it is better without them, and they would be most of its anchors.
+    torch.manual_seed(0)
+    texts = list_texts([*captions, *aligner.head_pairs.texts])
+    student = distill(aligner.module_.text_head, torch.as_tensor(text_encoder.transform(texts)))
+    # Icons are left out of the closed form. Among photographs and other drawings, it is better
+    # without them, and they would be most of its anchors.
     n_kernel = len(images) - len(icons[1].names)
-    # Emoji of all styles have the broad words of images with the same name here: otherwise broad
-    # words are mapped to few images, and fewer are recognized.
-    texts_by_name = {texts[0]: texts for texts in reversed(captions) if len(texts) > 1}
-    kernel_captions = [
-        texts if len(texts) > 1 else texts_by_name.get(texts[0], texts)
-        for texts in captions[:n_kernel]
-    ]
-    # A wide kernel increases the recall of captions, and recognizes fewer broad words.
+    kernel_captions = [add_templates(texts, texts[1::2]) for texts in captions[:n_kernel]]
     kernel = KernelAligner(
         image_encoder=image_encoder,
         text_encoder=text_encoder,
@@ -343,7 +401,7 @@ def main() -> int:
     )
     aligner.module_.text_head = BlendedHead(
         solve_closed_form(kernel, images[:n_kernel], kernel_captions, aligner),
-        aligner.module_.text_head.second,
+        student,
         HEAD_WEIGHT,
     )
     # Broad words are captions of so many images that few pairs could be held out to estimate the
@@ -361,7 +419,8 @@ def main() -> int:
     pack_starter(aligner, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     shipped = unpack_starter(path)
-    shipped.image_encoder_, shipped.text_encoder_ = image_encoder, text_encoder
+    # Encoders with the default data type, as users have them.
+    shipped.image_encoder_, shipped.text_encoder_ = make_starter_encoders()
     stamps = load_tuxpaint_stamps()
     rows = measure_starter(shipped, stamps.images, stamps.captions)
     version = json.loads((Path(options.package) / "package.json").read_text())["version"]
@@ -381,6 +440,8 @@ def main() -> int:
         n_sets=len({name for part in icons for name in part.sets}),
         version=version,
         n_broad=len({text for _, *broad in captions for text in broad}) // 2,
+        n_texts=len(texts),
+        n_test_sets=len(TEST_SETS) - len(set(TEST_SETS) & set(EMOJI_SETS)),
         most=MAX_PER_CAPTION,
         n_names=len(set(stamps.captions)),
         rows="\n".join(f"| {direction} | {cells} |" for direction, cells in rows.items()),

@@ -34,7 +34,7 @@ TEST_SETS = (
     "streamline-freehand-color",
 )
 # Sets by the same authors as a test set, or copies of it.
-_RELATED_SETS = ("streamline-freehand", "streamline-kameleon-color")
+RELATED_SETS = ("streamline-freehand", "streamline-kameleon-color")
 _MAX_TEST_PAIRS = 1000
 # Tests beside the sets: another kind of images, and pairs that were trained on.
 STAMPS, TRAINING = "stamps", "training pairs"
@@ -225,7 +225,7 @@ def main() -> None:
     results = Results(args.output / ("scale_all.csv" if args.all else "scale.csv"), COLUMNS)
     done = {(row["method"], row["n_pairs"], row["seed"]) for row in results.rows}
     icons, sets, stamps = load_features(args.package, args.cache, args.all)
-    candidates = np.flatnonzero(~np.isin(sets, (*TEST_SETS, *_RELATED_SETS)))
+    candidates = np.flatnonzero(~np.isin(sets, (*TEST_SETS, *RELATED_SETS)))
     tests = {
         name: icons.take(np.flatnonzero(sets == name)[:_MAX_TEST_PAIRS]) for name in TEST_SETS
     }

@@ -21,7 +21,7 @@ photos += [data.camera(), data.brick(), data.retina()]
 # Name them
 # ---------
 # Names are ordinary phrases, and one of them is predicted for each photograph. The photographs
-# were not selected by the result: the last one shows the back of an eye and gets a wrong name.
+# were not selected by the result: the wall and the back of an eye get wrong names.
 from matplotlib import pyplot as plt
 
 from sklearn_ape import ZeroShotClassifier

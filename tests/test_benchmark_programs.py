@@ -4,6 +4,7 @@ import importlib
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_sample_images
 from sklearn.utils import Bunch
 
@@ -145,10 +146,14 @@ def test_parts_of_the_starter_model_can_be_built(aligner, emoji, tmp_path, monke
     captions = [[name] for name in emoji.captions]
     small = APEAligner(depth=1, early_stopping=False, max_epochs=1, random_state=0, **encoders)
     small.fit(emoji.images, captions)
+    texts = torch.as_tensor(aligner.text_encoder_.transform(build_starter.list_texts(captions)))
+    student = build_starter.distill(small.module_.text_head, texts)
+    embeddings = [head(texts).detach() for head in (student, small.module_.text_head)]
+    assert torch.cosine_similarity(*embeddings).mean() > 0.8
     kernel = KernelAligner(gamma="scale", **encoders)
     small.module_.text_head = build_starter.BlendedHead(
         build_starter.solve_closed_form(kernel, emoji.images, captions, small),
-        small.module_.text_head.second,
+        student,
         build_starter.HEAD_WEIGHT,
     )
     build_starter.add_classes(small)

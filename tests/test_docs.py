@@ -271,7 +271,7 @@ def test_names_in_steps_of_contributing_exist():
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
 EXPECTED_OUTPUT = {
-    "plot_01_photographs": ["11 of 12 photographs", "is photograph 3", "a building', 'a plant"],
+    "plot_01_photographs": ["10 of 12 photographs", "is photograph 3", "a building', 'a plant"],
     "plot_02_few_labels": ["364 images of 10 classes", "after the correction: ", "together: "],
     "plot_03_search_in_both_directions": ["of the first five", "after adding 100"],
     "plot_04_without_pairs": [
