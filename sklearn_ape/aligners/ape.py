@@ -75,7 +75,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     init_params : dict or None, default=None
         Parameters of the extension of an aligner. Missing keys have the following defaults:
 
-        - ``"weight"``: weight of a pair; the larger it is, the closer the pairs are fitted, 4.0;
+        - ``"weight"``: weight of a pair; the larger it is, the closer the pairs are fitted, 0.1;
         - ``"center"``: whether the mean of the image embeddings is subtracted, True.
     head : str, default="mlp"
         Kind of head, one of `sklearn_ape.heads.HEAD_KINDS`. `sklearn_ape.heads.make_head`
@@ -300,7 +300,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     _dict_defaults: ClassVar = {
         "loss_params": {**LOSS_DEFAULTS, "tile_size": "auto", "structure_weight": 0.0},
-        "init_params": {"weight": 4.0, "center": True},
+        # On emoji, stamps and icons, weights of 0.03 to 0.3 gave a higher recall than 4, for other
+        # images of the same captions, and for most other captions.
+        "init_params": {"weight": 0.1, "center": True},
         "optimizer_params": {"warmup": 0.05, "clip_norm": None, "dtype": "auto"},
     }
 

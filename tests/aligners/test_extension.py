@@ -19,7 +19,7 @@ from sklearn_ape.aligners._extension import choose_encoder
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 # Weight and ridge of a pair with the default parameters.
-WEIGHT, RIDGE = 4.0, 0.3
+WEIGHT, RIDGE = 0.1, 0.3
 
 
 class Column:
