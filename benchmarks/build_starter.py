@@ -5,9 +5,9 @@
 PACKAGE is the folder of the unpacked npm package @iconify/json. The model is trained on Open Clip
 Art, emoji in nine styles, icons, and the classification head of EfficientNet-Lite0, and tested on
 the Tux Paint stamps, which are never used for training. OpenMoji is left out, so that the demo and
-the examples show images that the model has not seen, and so are the icon sets that
-`benchmarks.scale` tests on. Icons are rendered and encoded once. ``--check`` compares a build with
-the model that ships.
+the examples show images that the model has not seen, and so are the sets that `benchmarks.scale`
+tests on, apart from Twemoji. Icons are rendered and encoded once. ``--check`` compares a build
+with the model that ships.
 """
 
 from __future__ import annotations
