@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks import gpu
 from benchmarks.speed import encode, indexes, libraries, precision, trainers
-from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder, _engine
 
 
 def test_errors_are_one_minus_cosine():
@@ -38,6 +38,8 @@ def test_contenders_give_the_same_features(contender, tmp_path, monkeypatch):
     ):
         if name in contender:
             pytest.importorskip(module)
+    if not encode.is_supported(contender):
+        pytest.skip("OpenVINO does not compute in bfloat16 on this processor")
     monkeypatch.setenv("SKLEARN_APE_DATA", str(tmp_path))
     encoder = TimmImageEncoder(engine="torch", cache=None)
     items = load_sample_images().filenames
@@ -50,6 +52,18 @@ def test_contenders_give_the_same_features(contender, tmp_path, monkeypatch):
     features = encode.CONTENDERS[contender](tmp_path)(items)
     limit = 2e-2 if "bf16" in contender else 1e-4
     assert encode.compute_errors(features, encoder.transform(items)).max() < limit
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_only_precisions_of_the_processor_are_measured(is_there, monkeypatch):
+    """Without bfloat16, both parts of the benchmark stopped with an error."""
+    pytest.importorskip("openvino")
+    precisions = ("float32", "bfloat16")[: 1 + is_there]
+    monkeypatch.setattr(_engine, "_list_precisions", lambda engine: precisions)
+    lacking = [name for name in encode.CONTENDERS if not encode.is_supported(name)]
+    lacking += [key for key in precision.CONFIGURATIONS if not encode.is_supported(" ".join(key))]
+    expected = [encode.APE_BF16, "texts openvino bf16", ("openvino", "bfloat16")]
+    assert lacking == ([] if is_there else expected)
 
 
 @pytest.mark.exhaustive

@@ -49,6 +49,7 @@ def _measure_images(kind: str, paths: Path, folder: Path, rounds: int) -> list[C
         else {}
     )
     engines = (APE_F32, APE_ONNX, APE_BF16, APE_TORCH, APE_TORCH_BF16)[: 5 if is_small else 1]
+    engines = tuple(engine for engine in engines if is_supported(engine))
     rates = _measure_rates(("plain", *engines, "embetter"), paths, folder, rounds)
     rows = []
     peer = "plain torch loop"
@@ -69,6 +70,7 @@ def _measure_texts(texts: Path, folder: Path, rounds: int) -> list[Comparison]:
         "texts openvino bf16": "at least 3.5",
         "texts torch": "",
     }
+    targets = {engine: target for engine, target in targets.items() if is_supported(engine)}
     rates = _measure_rates((peer, *targets), texts, folder, rounds)
     rows = []
     for engine, target in targets.items():
@@ -76,6 +78,19 @@ def _measure_texts(texts: Path, folder: Path, rounds: int) -> list[Comparison]:
         rows.append(Comparison(name, rates[engine], "texts/s", peer, rates[peer], target))
         rows.append(_compare_features(name, folder, engine, peer))
     return rows
+
+
+def is_supported(contender: str) -> bool:
+    """Return False for a contender in bfloat16 if OpenVINO lacks it on this processor."""
+    from sklearn_ape.encoders import TransformersTextEncoder
+
+    if not ("openvino" in contender and contender.endswith(("bf16", "bfloat16"))):
+        return True
+    try:
+        TransformersTextEncoder(engine="openvino", dtype="bfloat16").fit(["a text"])
+    except ValueError:
+        return False
+    return True
 
 
 def _compare_features(name: str, folder: Path, contender: str, reference: str) -> Comparison:

@@ -22,7 +22,7 @@ import numpy as np
 
 from .._process import run_for_numbers, run_module
 from .._results import Comparison
-from .encode import compute_errors
+from .encode import compute_errors, is_supported
 
 N_EMOJI = 1200
 N_ROUNDS = 3
@@ -67,15 +67,16 @@ def measure(quick: bool) -> list[Comparison]:
 
 def measure_encoder(name: str, folder: Path, n_emoji: int, rounds: int) -> list[Comparison]:
     """Return the rate, the largest and mean error, and the recall of each configuration."""
-    rates: dict[tuple[str, str], list[float]] = {key: [] for key in CONFIGURATIONS}
+    configurations = [key for key in CONFIGURATIONS if is_supported(" ".join(key))]
+    rates: dict[tuple[str, str], list[float]] = {key: [] for key in configurations}
     for _ in range(rounds):
-        for engine, dtype in CONFIGURATIONS:
+        for engine, dtype in configurations:
             rates[engine, dtype] += run_for_numbers(__name__, name, engine, dtype, folder)
     medians = {key: statistics.median(values) for key, values in rates.items()}
     reference = _load_features(name, *REFERENCE, folder)
     peer, unit = " ".join(REFERENCE), ENCODERS[name][0]
     rows = []
-    for engine, dtype in CONFIGURATIONS:
+    for engine, dtype in configurations:
         label = f"{name}, {engine} {dtype}"
         rows.append(Comparison(label, medians[engine, dtype], unit, peer, medians[REFERENCE]))
         features = _load_features(name, engine, dtype, folder)
