@@ -16,7 +16,7 @@ from sklearn_ape import APEAligner, ZeroShotClassifier
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders.weights import load_from_source
-from sklearn_ape.features.memmap import TILE_BYTES
+from sklearn_ape.features.matrix import TILE_BYTES
 from sklearn_ape.metrics import retrieval_report
 
 from .._results import Comparison

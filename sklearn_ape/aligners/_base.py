@@ -14,8 +14,16 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 
 from ..encoders.items import digest_images
 from ..encoders.resolve import encode_items, resolve_encoder
-from ..features.memmap import find_missing_rows, row_blocks, select, stays_stored
-from ..features.validation import as_float32, check_stored_features, check_text_columns, embed_rows
+from ..features.matrix import (
+    as_float32,
+    check_stored_features,
+    check_text_columns,
+    embed_rows,
+    find_missing_rows,
+    row_blocks,
+    select,
+    stays_stored,
+)
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
 from ..persistence.mixins import FittedState

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..devices import has_fast_bfloat16
-from ..features.memmap import StoredRows
+from ..features.matrix import StoredRows
 from ..heads import ClosedFormHead, Head, KernelMap, TwoTower
 from ..training.callbacks import BlendRecall, EpochProgress, make_standard_callbacks, mean_recall
 from ..training.data import PairDataset, as_tensor, n_batches

@@ -13,7 +13,7 @@ from scipy.sparse import issparse
 from sklearn.utils import Tags
 
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
-from ..features.validation import as_float32
+from ..features.matrix import as_float32
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
 from ..utils.linalg import normalize_rows

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches, get_tags
 
-from ..features.memmap import find_missing_rows
+from ..features.matrix import find_missing_rows
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import ForkSafeLock
 from ..utils.linalg import choose_evenly_spaced, find_largest_columns, fingerprint

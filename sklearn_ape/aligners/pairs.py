@@ -17,7 +17,7 @@ from sklearn.utils.validation import _num_samples
 from ..encoders.head_pairs import HeadPairs, classifier_head_pairs
 from ..encoders.items import EncodingError, summarize_errors
 from ..encoders.resolve import encode_items, resolve_encoder
-from ..features.memmap import StoredRows, find_missing_rows, row_blocks, select
+from ..features.matrix import StoredRows, find_missing_rows, row_blocks, select
 from ..training.data import PairDataset, drop_repeated_pairs
 from ..utils.linalg import compute_covariance, compute_mean, iter_centered
 from ..utils.messages import warn

@@ -12,7 +12,7 @@ from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import _num_samples
 
 from ..encoders.items import EncodingFailedWarning, digest_images
-from ..features.memmap import is_table, iter_feature_tiles, iter_row_tiles
+from ..features.matrix import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import LRUCache
 from ..utils.linalg import choose_evenly_spaced

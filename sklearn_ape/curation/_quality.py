@@ -20,8 +20,7 @@ from ..aligners.pairs import (
 )
 from ..encoders.items import EncodingError
 from ..encoders.resolve import encode_items
-from ..features.memmap import iter_row_tiles
-from ..features.validation import as_float32
+from ..features.matrix import as_float32, iter_row_tiles
 from ..training.data import group_pairs
 from ..utils.linalg import merge_groups, normalize_rows
 from ..utils.validation import (

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from sklearn.utils import gen_batches
 
 from ..encoders.resolve import encode_items, resolve_encoder
-from ..features.memmap import iter_row_tiles
+from ..features.matrix import iter_row_tiles
 from ..prompts import prompts_of, resolve_class_names, resolve_templates
 from ..utils.messages import warn
 from ..utils.validation import (

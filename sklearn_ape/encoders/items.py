@@ -18,7 +18,7 @@ import torch.utils.data
 from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.utils import gen_batches
 
-from ..features.memmap import is_table
+from ..features.matrix import is_table
 from ..utils.concurrency import LRUCache
 from ..utils.files import describe_missing_image, has_reliable_stamp, read_stamp
 from ..utils.messages import suggest_image_conversion, suggest_uint8_cast

@@ -24,7 +24,7 @@ from ..aligners.similarity import (
     warn_unreadable,
 )
 from ..aligners.wrapper import unwrap_aligner
-from ..features.memmap import is_table, iter_feature_tiles, iter_row_tiles
+from ..features.matrix import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial import KDTree
 from sklearn.utils import gen_batches
 
-from ..features.memmap import is_table, iter_row_tiles
+from ..features.matrix import is_table, iter_row_tiles
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.linalg import find_largest_columns
 from ..utils.messages import import_optional, warn

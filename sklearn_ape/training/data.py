@@ -14,7 +14,7 @@ import torch
 from scipy.sparse import csr_array
 from torch.utils.data import Dataset
 
-from ..features.memmap import StoredRows, select
+from ..features.matrix import StoredRows, select
 from ..utils.concurrency import map_threaded
 from ..utils.linalg import merge_groups
 from ..utils.validation import check_number

@@ -11,7 +11,7 @@ import numpy as np
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import LogitTiles, warn_unreadable
 from ..aligners.wrapper import unwrap_aligner
-from ..features.memmap import is_table
+from ..features.matrix import is_table
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
 from ..prompts import (

@@ -63,9 +63,9 @@ def fit_all(folder):
     """
     from accelerate import Accelerator
 
-    from sklearn_ape.features import memmap
+    from sklearn_ape.features import matrix
 
-    memmap._MIN_STORED_BYTES = 0
+    matrix._MIN_STORED_BYTES = 0
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     results = {}

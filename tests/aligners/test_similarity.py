@@ -26,7 +26,7 @@ from sklearn_ape.aligners.similarity import (
     to_probabilities,
 )
 from sklearn_ape.encoders import HeadPairs
-from sklearn_ape.features import memmap
+from sklearn_ape.features import matrix
 from sklearn_ape.utils.linalg import choose_evenly_spaced
 
 
@@ -113,7 +113,7 @@ class TestStandardized:
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
         expected = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
-        monkeypatch.setattr(memmap, "TILE_BYTES", 17 * 4 * 20)
+        monkeypatch.setattr(matrix, "TILE_BYTES", 17 * 4 * 20)
         tiled = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
         np.testing.assert_allclose(tiled, expected, atol=1e-6)
 
@@ -314,7 +314,7 @@ def aligner(concepts):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(memmap, "TILE_BYTES", 17 * 4 * 100)
+    monkeypatch.setattr(matrix, "TILE_BYTES", 17 * 4 * 100)
 
 
 @pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist])

@@ -9,8 +9,8 @@ import pytest
 from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
 from sklearn_ape.aligners import kernel
 from sklearn_ape.encoders import HeadPairs
-from sklearn_ape.features import memmap
-from sklearn_ape.features.memmap import StoredRows
+from sklearn_ape.features import matrix
+from sklearn_ape.features.matrix import StoredRows
 
 SMALL = {"width": 64, "max_epochs": 6, "random_state": 0, "batch_size": 64}
 ALIGNERS = {
@@ -30,8 +30,8 @@ ALIGNERS = {
 @pytest.fixture
 def mapped(tmp_path, monkeypatch):
     """Return a function that writes an array and maps it; maps of any size are streamed."""
-    monkeypatch.setattr(memmap, "_MIN_STORED_BYTES", 0)
-    monkeypatch.setattr(memmap, "_BLOCK_SIZE", 64)
+    monkeypatch.setattr(matrix, "_MIN_STORED_BYTES", 0)
+    monkeypatch.setattr(matrix, "_BLOCK_SIZE", 64)
 
     def save(array):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npy"

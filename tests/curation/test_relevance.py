@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_ape.curation import _relevance, select_relevant
 from sklearn_ape.curation._relevance import compute_name_shares
 from sklearn_ape.encoders.items import EncodingError
-from sklearn_ape.features import memmap
+from sklearn_ape.features import matrix
 
 CAPTIONS = [
     "a black cat, animal",
@@ -132,7 +132,7 @@ def test_tile_size_and_depth_do_not_change_selection(monkeypatch, balance):
     }
     expected = select_relevant(captions, range(5), **args)
     monkeypatch.setattr(_relevance, "_EXTRA_CANDIDATES", -58)  # depth 2
-    monkeypatch.setattr(memmap, "TILE_BYTES", 500)
+    monkeypatch.setattr(matrix, "TILE_BYTES", 500)
     tiled = select_relevant(captions, range(5), **args)
     assert expected.indices.tolist() == tiled.indices.tolist()
     assert expected.labels.tolist() == tiled.labels.tolist()

@@ -10,9 +10,8 @@ import pytest
 import torch
 from scipy.sparse import coo_array, csr_array
 
-from sklearn_ape.features import memmap as _feature_tiles
-from sklearn_ape.features import memmap as _stored
-from sklearn_ape.features.memmap import (
+from sklearn_ape.features import matrix
+from sklearn_ape.features.matrix import (
     StoredRows,
     find_memmap,
     is_table,
@@ -22,7 +21,7 @@ from sklearn_ape.features.memmap import (
     row_blocks,
     stays_stored,
 )
-from sklearn_ape.features.memmap import select as select_rows
+from sklearn_ape.features.matrix import select as select_rows
 from sklearn_ape.training import PairBatches, PairDataset
 
 
@@ -126,7 +125,7 @@ def test_release_pages_without_madvise_does_nothing(memmap, monkeypatch):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(_feature_tiles, "TILE_BYTES", 20 * 4 * 8)
+    monkeypatch.setattr(matrix, "TILE_BYTES", 20 * 4 * 8)
 
 
 def test_tiles_cover_all_rows_in_order_and_are_small(small_tiles):
@@ -228,14 +227,14 @@ class TestStoredRows:
         np.testing.assert_array_equal(longer.missing, np.arange(54) == 9)
         assert longer.missing.dtype == bool
         assert longer.more.dtype == np.float32
-        monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
+        monkeypatch.setattr(matrix, "_MIN_STORED_BYTES", 0)
         np.testing.assert_array_equal(longer.select(rows)[:], expected[rows])
 
     def test_few_selected_rows_are_loaded_and_many_stay_stored(self, features, monkeypatch):
         stored = StoredRows(features, missing=np.arange(50) == 9)
         assert isinstance(select_rows(stored, np.arange(5)), np.ndarray)
         np.testing.assert_array_equal(select_rows(features, np.array([7, 2])), features[[7, 2]])
-        monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
+        monkeypatch.setattr(matrix, "_MIN_STORED_BYTES", 0)
         rows = np.array([9, 30, 2])
         selected = select_rows(stored, rows)
         assert isinstance(selected, StoredRows)
@@ -247,7 +246,7 @@ class TestStoredRows:
 
 def test_only_stored_rows_are_divided_into_blocks(features, monkeypatch):
     """Reading all of them would fill the memory; arrays are in memory already."""
-    monkeypatch.setattr(_stored, "_BLOCK_SIZE", 20)
+    monkeypatch.setattr(matrix, "_BLOCK_SIZE", 20)
     blocks = [(0, 20), (20, 40), (40, 50)]
     assert [(rows.start, rows.stop) for rows in row_blocks(StoredRows(features))] == blocks
     for n_rows in (1, 50):
@@ -271,7 +270,7 @@ def test_only_large_memmaps_and_large_half_precision_stay_stored(
     single = make_memmap(features.astype(np.float32))
     assert not stays_stored(single)
     assert not stays_stored(features)
-    monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 4 * features.size - 1)
+    monkeypatch.setattr(matrix, "_MIN_STORED_BYTES", 4 * features.size - 1)
     assert stays_stored(single)
     assert stays_stored(np.asarray(single))  # a view of a map
     assert stays_stored(features)

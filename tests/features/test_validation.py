@@ -9,13 +9,14 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from sklearn_ape.features import validation as _validation
-from sklearn_ape.features.memmap import StoredRows, find_missing_rows
-from sklearn_ape.features.validation import (
+from sklearn_ape.features import matrix
+from sklearn_ape.features.matrix import (
+    StoredRows,
     as_float32,
     check_stored_features,
     check_text_columns,
     embed_rows,
+    find_missing_rows,
 )
 
 
@@ -49,7 +50,7 @@ class TestConversion:
     @pytest.mark.parametrize("value", [np.inf, -np.inf, 1e39, -1e39])
     def test_too_large_values_raise_with_their_rows(self, monkeypatch, value):
         """Rows are checked in blocks."""
-        monkeypatch.setattr(_validation, "_BLOCK_SIZE", 7)
+        monkeypatch.setattr(matrix, "_BLOCK_SIZE", 7)
         features = make_features()
         features[3, 1] = features[20, 0] = value
         with pytest.raises(
@@ -208,7 +209,7 @@ class TestTextColumns:
 class TestStoredFeatures:
     @pytest.fixture(autouse=True)
     def small_blocks(self, monkeypatch):
-        monkeypatch.setattr("sklearn_ape.features.memmap._BLOCK_SIZE", 7)
+        monkeypatch.setattr("sklearn_ape.features.matrix._BLOCK_SIZE", 7)
 
     def test_rows_of_nan_are_missing(self):
         features = make_features()
@@ -249,7 +250,7 @@ class TestStoredFeatures:
 class TestEmbedRows:
     @pytest.mark.parametrize("is_stored", [False, True])
     def test_missing_rows_become_nan(self, monkeypatch, is_stored):
-        monkeypatch.setattr("sklearn_ape.features.memmap._BLOCK_SIZE", 7)
+        monkeypatch.setattr("sklearn_ape.features.matrix._BLOCK_SIZE", 7)
         array = make_features().astype(np.float32)
         array[[3, *range(7, 14)]] = np.nan
         features = check_stored_features(array, "X") if is_stored else array
@@ -272,7 +273,7 @@ class TestEmbedRows:
 
     def test_stored_rows_are_embedded_in_blocks(self, monkeypatch):
         """The features are larger than the memory."""
-        monkeypatch.setattr("sklearn_ape.features.memmap._BLOCK_SIZE", 7)
+        monkeypatch.setattr("sklearn_ape.features.matrix._BLOCK_SIZE", 7)
         sizes = []
 
         def embed(rows):

@@ -204,7 +204,7 @@ class TestUnreadableImages:
 
 class TestInput:
     def test_memory_map_is_read_in_blocks(self, aligner, concepts, tmp_path, monkeypatch):
-        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", 4 * 32 * 40)
+        monkeypatch.setattr("sklearn_ape.features.matrix.TILE_BYTES", 4 * 32 * 40)
         np.save(tmp_path / "X.npy", concepts.image)
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
         sizes = []

@@ -77,7 +77,7 @@ class TestFeatures:
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
     def test_tiled_search_is_exact(self, aligner, concepts, monkeypatch, tile, dtype):
-        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
+        monkeypatch.setattr("sklearn_ape.features.matrix.TILE_BYTES", tile)
         monkeypatch.setattr(_index, "_BLOCK_SIZE", 7)
         retriever = CrossModalRetriever(aligner, dtype=dtype).fit(concepts.image)
         stored = aligner.transform(concepts.image).astype(dtype).astype(np.float64)
@@ -98,7 +98,7 @@ class TestFeatures:
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
     def test_many_ties_are_in_order_of_rows(self, monkeypatch, tile, merge_ratio):
         """Small integers give many equal products, of which the first rows must be returned."""
-        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
+        monkeypatch.setattr("sklearn_ape.features.matrix.TILE_BYTES", tile)
         monkeypatch.setattr(_index, "_MERGE_RATIO", merge_ratio)
         rng = np.random.default_rng(0)
         embeddings, queries = (
@@ -125,7 +125,7 @@ class TestStandardize:
     def test_scores_are_standardized_by_the_collection(self, aligner, concepts, monkeypatch, tile):
         X, y = concepts.image, concepts.text[:20]
         scores, order = best_rows(aligner.similarity(X, y, standardize=X).T, 8)
-        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
+        monkeypatch.setattr("sklearn_ape.features.matrix.TILE_BYTES", tile)
         monkeypatch.setattr(_index, "_BLOCK_SIZE", 7)
         retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
         for _ in range(2):  # the second search uses cached values

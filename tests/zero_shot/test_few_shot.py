@@ -26,7 +26,7 @@ from sklearn_ape import (
 )
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.features import memmap
+from sklearn_ape.features import matrix
 from sklearn_ape.zero_shot import _probe
 from tests.conftest import LABELS
 
@@ -288,7 +288,7 @@ class TestInput:
         np.save(tmp_path / "X.npy", X)
         in_memory = FewShotClassifier(LABELS, aligner=aligner).fit(X[:60], y[:60])
         expected = in_memory.predict_proba_together(X)
-        monkeypatch.setattr(memmap, "_MIN_STORED_BYTES", 0)
+        monkeypatch.setattr(matrix, "_MIN_STORED_BYTES", 0)
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
         classifier = FewShotClassifier(LABELS, aligner=aligner).fit(mapped[:60], y[:60])
         assert classifier.was_fitted_on(mapped).tolist() == in_memory.was_fitted_on(X).tolist()

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.aligners.similarity import Standardizer
-from sklearn_ape.features import memmap
+from sklearn_ape.features import matrix
 
 NAMES = [f"thing {number:03d}" for number in range(300)]
 
@@ -36,7 +36,7 @@ def aligner(concepts):
 @pytest.fixture(params=["one tile", "many tiles"])
 def tiles(request, monkeypatch):
     if request.param == "many tiles":
-        monkeypatch.setattr(memmap, "TILE_BYTES", 17 * 4 * 300)
+        monkeypatch.setattr(matrix, "TILE_BYTES", 17 * 4 * 300)
 
 
 def classifier_of(aligner, **options):
