@@ -25,7 +25,7 @@ from sklearn.utils import Bunch
 from .aligners import APEAligner, KernelAligner
 from .aligners.starter import load_starter, make_starter_encoders
 from .datasets import get_data_home, load_openmoji
-from .encoders.items import group_images
+from .encoders.images import group_images
 from .features import open_cache
 from .retrieval import CrossModalRetriever
 from .zero_shot import ZeroShotClassifier

@@ -227,7 +227,7 @@ def _write_reference(model: Any, transform: Any, folder: Path) -> None:
     """Write the features of timm for images that are upright and on a white background."""
     import torch
 
-    from sklearn_ape.encoders.items import read_image
+    from sklearn_ape.encoders.images import read_image
 
     paths = Path(sys.argv[2]).read_text().splitlines()[:N_COMPARED]
     with torch.inference_mode():

@@ -23,7 +23,7 @@ from sklearn_ape.encoders import (
     SentenceTransformerImageEncoder,
     TransformersTextEncoder,
 )
-from sklearn_ape.encoders.items import read_image
+from sklearn_ape.encoders.images import read_image
 
 from .._process import run_for_numbers
 from .._results import Comparison

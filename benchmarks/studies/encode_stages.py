@@ -20,7 +20,7 @@ from typing import Any
 
 from sklearn_ape.devices import default_state
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.encoders.items import digest_image, read_image
+from sklearn_ape.encoders.images import digest_image, read_image
 from sklearn_ape.utils.concurrency import map_threaded
 
 from ..speed.encode import write_sets

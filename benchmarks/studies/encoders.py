@@ -23,7 +23,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     classifier_head_pairs,
 )
-from sklearn_ape.encoders.items import group_images
+from sklearn_ape.encoders.images import group_images
 
 from ..accuracy.data import draw_rows
 

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from ..encoders.items import digest_images
+from ..encoders.images import digest_images
 from ..encoders.resolve import encode_items, resolve_encoder
 from ..features.matrix import (
     as_float32,

@@ -11,7 +11,8 @@ from scipy.sparse import csr_array, issparse
 from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import _num_samples
 
-from ..encoders.items import EncodingFailedWarning, digest_images
+from ..encoders.images import digest_images
+from ..encoders.items import EncodingFailedWarning
 from ..features.matrix import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import LRUCache

@@ -24,7 +24,7 @@ from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import get_wrapped_aligner, resolve_aligner, unwrap, unwrap_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
-from ..encoders.items import group_images
+from ..encoders.images import group_images
 from ..features import MemoryFeatureCache
 from ..heads import TwoTower
 from ..inspection import compute_similarity_maps

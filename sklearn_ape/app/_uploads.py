@@ -28,7 +28,8 @@ from ..datasets.base import (
     split_words,
 )
 from ..datasets.table import get_column, get_text_column, is_blank, parse_captions, read_table
-from ..encoders.items import ItemError, check_proportions, read_image
+from ..encoders.images import check_proportions, read_image
+from ..encoders.items import ItemError
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.validation import format_list
 from ._limits import Limits, Progress, UserError, check_text, format_size, hide_folder, quote
@@ -266,8 +267,7 @@ def check_image(path: str | os.PathLike[str] | None, limits: Limits) -> str:
     """Return the path of an image; raise `UserError` if it is missing or cannot be decoded."""
     if path is None:
         raise UserError("There is no image yet. Drop one, or click an example.")
-    problem = _find_problem(path, limits)
-    if problem:
+    if problem := _find_problem(path, limits):
         raise UserError(f"The image cannot be used: it {problem}")
     return os.fspath(path)
 
@@ -280,8 +280,7 @@ def check_images(
     for row, path in enumerate(paths):
         if row % 16 == 0:
             progress(row / len(paths), f"Checking image {row + 1} of {len(paths)}")
-        problem = _find_problem(path, limits)
-        if problem:
+        if problem := _find_problem(path, limits):
             problems[os.path.relpath(path, folder)] = problem
         else:
             rows.append(row)

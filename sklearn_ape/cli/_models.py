@@ -25,7 +25,7 @@ from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
 from ..encoders.base import FrozenEncoder
 from ..encoders.image_encoder import ImageEncoder
-from ..encoders.items import group_images
+from ..encoders.images import group_images
 from ..encoders.resolve import split_class_and_model
 from ..encoders.text_encoder import TextEncoder
 from ..features import DiskFeatureCache

@@ -60,7 +60,7 @@ def evaluate(
     labels_true = bunch.get("labels")
 
     from ..aligners.wrapper import unwrap
-    from ..encoders.items import group_images
+    from ..encoders.images import group_images
     from ..prompts import is_hierarchy
     from ..zero_shot import ZeroShotClassifier
     from . import _models
@@ -234,7 +234,7 @@ def _draw(
 ) -> None:
     from matplotlib.figure import Figure
 
-    from ..encoders.items import group_images
+    from ..encoders.images import group_images
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (y_true is not None) + (texts is not None)

@@ -286,7 +286,8 @@ def _suggest_query(images: Sequence[str]) -> str:
 
 def _check_query_image(path: str) -> None:
     """Raise an error unless a path is an image, before the collection is read."""
-    from ..encoders.items import ItemError, check_proportions, read_image
+    from ..encoders.images import check_proportions, read_image
+    from ..encoders.items import ItemError
 
     try:
         check_proportions(read_image(path))

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from ..utils.validation import check_choice, format_list
 from .base import FrozenEncoder
-from .items import check_image, check_proportions, digest_image, read_image, unwrap_image
+from .images import check_image, check_proportions, digest_image, read_image, unwrap_image
 from .weights import Network
 
 # Magnification of the largest view.

@@ -12,7 +12,8 @@ from PIL import ImageOps
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
-from ..encoders.items import ItemError, read_image
+from ..encoders.images import read_image
+from ..encoders.items import ItemError
 from ..metrics import retrieval
 from ..utils.messages import import_optional
 from ..utils.validation import check_sequence, is_row, to_list

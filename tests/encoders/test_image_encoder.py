@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersImageEncoder
 from sklearn_ape.encoders.image_encoder import OnPixels, Preprocessing, _reduce
-from sklearn_ape.encoders.items import read_image
+from sklearn_ape.encoders.images import read_image
 
 SIZES = [(300, 200), (200, 300), (224, 224), (50, 40), (256, 256), (1000, 999), (7, 300), (91, 90)]
 

@@ -12,13 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sklearn_ape.encoders.items import (
-    ItemError,
-    _to_pixels,
-    check_image,
-    digest_image,
-    read_image,
-)
+from sklearn_ape.encoders.images import _to_pixels, check_image, digest_image, read_image
+from sklearn_ape.encoders.items import ItemError
 
 RGB = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
 
@@ -289,7 +284,7 @@ def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"aaaa")
     before = os.stat(path)
-    monkeypatch.setattr("sklearn_ape.encoders.items._stat_file", lambda path: before)
+    monkeypatch.setattr("sklearn_ape.encoders.images._stat_file", lambda path: before)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10)
     first = digest_image(path)

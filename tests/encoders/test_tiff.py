@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sklearn_ape.encoders.items import ItemError, read_image
+from sklearn_ape.encoders.images import read_image
+from sklearn_ape.encoders.items import ItemError
 
 RGB = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from PIL import Image
 
 from sklearn_ape.encoders import weights as _registry
-from sklearn_ape.encoders.items import digest_image
+from sklearn_ape.encoders.images import digest_image
 from tests.robustness.child_processes import expect, judge_in_child
 from tests.robustness.faults.kill_injection import ignore_report
 from tests.robustness.faults.workloads import EncodeTo, Images, RawWrites, Saves

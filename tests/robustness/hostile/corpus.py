@@ -10,13 +10,8 @@ from contextlib import suppress
 import numpy as np
 
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.encoders.items import (
-    ItemError,
-    check_image,
-    describe_item,
-    digest_image,
-    read_image,
-)
+from sklearn_ape.encoders.images import check_image, digest_image, read_image
+from sklearn_ape.encoders.items import ItemError, describe_item
 from tests.robustness.child_processes import Outcome, judge_one_by_one
 from tests.robustness.hostile.cases import decode_with_pillow
 from tests.robustness.hostile.damaged_files import cut_files, flipped_files

@@ -10,9 +10,10 @@ from PIL import Image
 
 from sklearn_ape.datasets import load_pairs
 from sklearn_ape.encoders import TransformersTextEncoder
-from sklearn_ape.encoders import items as _items
+from sklearn_ape.encoders import images as _images
 from sklearn_ape.encoders.image_encoder import _pad_to_square
-from sklearn_ape.encoders.items import ItemError, digest_image, read_image
+from sklearn_ape.encoders.images import digest_image, read_image
+from sklearn_ape.encoders.items import ItemError
 from sklearn_ape.prompts import prompts_of, resolve_flat_names
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
@@ -88,7 +89,7 @@ class TestFiles:
         data = as_bytes(base_image(600, 500), "BMP")
         path = tmp_path / "a.bmp"
         path.write_bytes(data)
-        monkeypatch.setattr(_items, "_LARGE_FILE", 100)
+        monkeypatch.setattr(_images, "_LARGE_FILE", 100)
         assert digest_image(path) == digest_image(data)
 
     def test_postscript_is_not_run(self, tmp_path, monkeypatch):
@@ -129,7 +130,7 @@ class TestPixels:
         def fails(image, tags):
             raise MemoryError
 
-        monkeypatch.setattr(_items, "_to_rgb", fails)
+        monkeypatch.setattr(_images, "_to_rgb", fails)
         with pytest.raises(ItemError, match=r"does not fit into memory .40 x 30 pixels"):
             read_image(as_bytes(base_image(), "PNG"))
 

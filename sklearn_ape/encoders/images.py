@@ -1,0 +1,380 @@
+"""Images: loading of files, arrays and PIL images as 8-bit RGB, and digests of their content."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.utils import gen_batches
+
+from ..features.matrix import is_table
+from ..utils.concurrency import LRUCache
+from ..utils.files import describe_missing_image, has_reliable_stamp, read_stamp
+from ..utils.messages import suggest_image_conversion, suggest_uint8_cast
+from .items import BYTES, ItemError, as_items
+
+# The header of larger files is checked before the whole file is read for its digest, because a
+# sparse file may pretend to be of any size.
+_LARGE_FILE = 2**26
+
+# Resizing the shorter side of a narrower image would make the longer one fill the memory.
+_MAX_ASPECT_RATIO = 100
+
+# Number of pixels scaled at a time, which bounds memory.
+_PIXELS_AT_ONCE = 2**20
+
+# The stamp and the digest of a file by its absolute path.
+_file_digests: LRUCache[str, tuple[tuple[int, ...], bytes]] = LRUCache(max_entries=1_000_000)
+
+
+def unwrap_image(item: Any) -> Any:
+    """Return the bytes or the path in a dict of a Hugging Face dataset, or the item unchanged."""
+    if not isinstance(item, Mapping):
+        return item
+    values = (item.get("bytes"), item.get("path"))
+    return next((value for value in values if value is not None), item)
+
+
+def digest_image(item: Any) -> bytes:
+    """Return the sha256 of an image's content: bytes of a file, or pixels."""
+    if isinstance(item, str | os.PathLike):
+        return _digest_file(os.fsdecode(item))
+    if isinstance(item, BYTES):
+        if not len(item):
+            raise ItemError("is empty (0 bytes). Pass the content of an image file.")
+        content = bytes(item)  # a memoryview may have strides
+        return hashlib.sha256(b"file" + content).digest()
+    pixels = _to_pixels(item)
+    header = f"pixels {pixels.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+def check_image(item: Any) -> None:
+    """Raise ItemError for an item whose header shows that it is not an image."""
+    if isinstance(item, str | os.PathLike | BYTES):
+        _open(item).close()
+
+
+def check_proportions(image: Image.Image) -> None:
+    """Raise ItemError for an image that is too narrow for the networks of encoders."""
+    if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+        raise ItemError(f"is too narrow ({image.width} x {image.height} pixels). Crop it.")
+
+
+def read_image(
+    item: Any, min_side: int | None = None, use_longer_side: bool = False
+) -> Image.Image:
+    """Return an upright RGB image, with transparent pixels blended with white.
+
+    The first frame of an animation is used. A larger JPEG file is decoded at 1/2, 1/4 or 1/8 of
+    its size, which is faster, if the shorter (or longer) side then has at least `min_side` pixels.
+    """
+    item = unwrap_image(item)
+    if isinstance(item, str | os.PathLike | BYTES):
+        return _read_file(_open(item), min_side, use_longer_side)
+    if not isinstance(item, Image.Image):
+        return _to_rgb(Image.fromarray(_to_pixels(item)), {})
+    _check_pixels(item)
+    try:
+        with _correct_pixels(item):
+            copy = item.copy()
+        return _to_rgb(copy, getattr(item, "tag_v2", {}))  # a copy has no tags
+    except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
+        reason = _describe_error(error)
+        raise ItemError(f"cannot be read ({reason}). Replace the image.") from error
+
+
+def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) -> Image.Image:
+    """Return the RGB image of an open file, and close the file."""
+    try:
+        with image:
+            draft = None
+            if min_side is not None:
+                side = max(image.size) if use_longer_side else min(image.size)
+                width, height = (math.ceil(n * min_side / side) for n in image.size)
+                draft = image.draft(None, (width, height))  # None for formats except JPEG
+            with _correct_pixels(image):
+                image.load()
+            if draft is not None and draft[1][2:] != image.size:  # the last pixels are partial
+                image = image.resize(image.size, Image.Resampling.BILINEAR, draft[1])
+            return _to_rgb(image, getattr(image, "tag_v2", {}))
+    except MemoryError:
+        raise ItemError(
+            f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
+        ) from None
+    except Exception as error:  # plugins raise many exception types for damaged files
+        reason = _describe_error(error)
+        raise ItemError(f"is damaged or cut short ({reason}). Replace the file.") from error
+
+
+@contextmanager
+def _correct_pixels(image: Any) -> Iterator[None]:
+    """Correct how Pillow reads the pixels of a TIFF or PNG file while they are loaded.
+
+    Workarounds: Pillow maps an uncompressed TIFF file with its size after rotation by EXIF if the
+    image has a file name. It swaps the bytes of compressed big-endian numbers, which libtiff has
+    swapped already. It cannot read numbers of several bytes if a single channel is a separate
+    plane. It scales the pixels of a PNG file to 8 bits, but not the value that is transparent.
+    """
+    tile = getattr(image, "tile", None)
+    if image.format == "PNG" and tile and (step := {"L;2": 85, "L;4": 17}.get(tile[0][3])):
+        scaled = step * image.info.get("transparency", 256)
+        if scaled <= 255:  # otherwise it was scaled before
+            image.info["transparency"] = scaled
+    if not hasattr(image, "tag_v2"):  # a converted image may have been given the format as well
+        yield
+        return
+    if image.tile and image.tag_v2.get(_PLANES) == _SEPARATE and len(image.getbands()) == 1:
+        image.tag_v2[_PLANES] = 1
+        image._setup()
+    for index, (decoder, box, offset, args) in enumerate(image.tile):
+        if decoder == "libtiff" and args[0] in _NATIVE_MODES:
+            image.tile[index] = decoder, box, offset, (_NATIVE_MODES[args[0]], *args[1:])
+    name, image.filename = getattr(image, "filename", ""), ""
+    try:
+        yield
+    finally:
+        image.filename = name
+
+
+def _stat_file(path: str) -> os.stat_result:
+    """Return the status of a regular file that is not empty. Opening a pipe could block."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # for instance a NUL in the name, or no permission
+        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise ItemError(describe_missing_image(path)) from None
+        raise ItemError(
+            f"cannot be opened ({error}). Check the path and its permissions."
+        ) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ItemError(
+            "is a folder, not an image. List its files, for instance with "
+            "sklearn_ape.datasets.load_image_folder."
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise ItemError("is a pipe, a socket or a device, not a file. Pass its bytes.")
+    if status.st_size == 0:
+        raise ItemError("is an empty file (0 bytes). Replace the file.")
+    return status
+
+
+def _digest_file(path: str) -> bytes:
+    status = _stat_file(path)
+    stamp = read_stamp(status)
+    key = os.path.abspath(path)
+    if (cached := _file_digests.get(key)) and cached[0] == stamp:
+        return cached[1]
+    if status.st_size > _LARGE_FILE:
+        check_image(path)
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.sha256(b"file")).digest()
+    except OSError as error:
+        raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
+    if has_reliable_stamp(status):
+        _file_digests.put(key, (stamp, digest))
+    return digest
+
+
+def _describe_error(error: Exception) -> str:
+    """Return the message of an error in one line, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _open(item: Any) -> Image.Image:
+    """Open a file or its bytes, reading only the header."""
+    is_path = isinstance(item, str | os.PathLike)
+    if is_path:
+        item = os.fsdecode(item)
+        _stat_file(item)
+    try:
+        image = Image.open(item if is_path else io.BytesIO(item))
+    except UnidentifiedImageError:
+        with open(item, "rb") if is_path else io.BytesIO(item) as file:
+            raise ItemError(_describe_unknown_format(file.read(64))) from None
+    except Image.DecompressionBombError as error:
+        raise ItemError(f"is rejected: {error} Shrink it.") from None
+    except Exception as error:  # plugins raise many exception types for damaged files
+        raise ItemError(
+            f"cannot be opened as an image ({_describe_error(error)}). Replace the file."
+        ) from None
+    try:
+        if image.format == "EPS":  # a program: Pillow would run Ghostscript on it
+            raise ItemError("is a PostScript drawing. Render it to PNG first.")
+        limit = Image.MAX_IMAGE_PIXELS
+        width, height = image.size
+        if limit is not None and width * height > limit:
+            raise ItemError(
+                f"is rejected: {width} x {height} pixels are more than {limit:,} and may be a "
+                "decompression bomb. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust "
+                "it."
+            )
+        _check_pixels(image)
+    except ItemError:
+        image.close()
+        raise
+    return image
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Raise ItemError for a file whose pixels Pillow reads incorrectly or in too much memory."""
+    tags = getattr(image, "tag_v2", {})
+    is_raw = image.info.get("compression") == "raw"
+    tile = [tags.get(tag, 1) for tag in _TILE_SIZE]  # decoded as a whole, even outside the image
+    is_valid = all(isinstance(side, int) for side in tile)
+    has_planes = tags.get(_PLANES) == _SEPARATE and len(image.getbands()) > 1
+    kind = ""
+    if is_raw and tags.get(_PHOTOMETRIC) == _YCBCR:
+        kind = "a TIFF file with uncompressed YCbCr colors"
+    elif is_raw and has_planes and max(tags.get(_BITS, (1,))) > 8:
+        kind = "a TIFF file with uncompressed colors of 16 bits in separate planes"
+    elif image.format == "FITS" and image.mode != "L":
+        kind = "a FITS file of more than 8 bits"
+    elif not is_valid or math.prod(tile) > (Image.MAX_IMAGE_PIXELS or math.inf):
+        kind = "a TIFF file with tiles of too many pixels"
+    if kind:
+        raise ItemError(f"is {kind}, which Pillow cannot read. Save it as PNG.")
+
+
+def _describe_unknown_format(start: bytes) -> str:
+    if start.lstrip().startswith((b"<svg", b"<?xml", b"<!DOCTYPE svg")):
+        return "is a vector drawing (SVG or XML). Render it to PNG first."
+    if start.isascii() and b"\0" not in start:
+        return (
+            f"is a text file, not an image (it starts with {start[:20].decode()!r}). Replace it."
+        )
+    return "is damaged or not an image in a format that can be read. Convert it to PNG or JPEG."
+
+
+def _to_pixels(item: Any) -> np.ndarray:
+    """Return uint8 pixels, (H, W) or (H, W, channels), of a PIL image or an array."""
+    if isinstance(item, Image.Image):
+        return np.asarray(read_image(item))
+    if not isinstance(item, np.ndarray):
+        raise ItemError(
+            f"is of type {type(item).__name__}. Pass a path, bytes, a PIL image or a uint8 "
+            f"array of shape (H, W, 3).{suggest_image_conversion(item)}"
+        )
+    if item.dtype != np.uint8:
+        raise ItemError(
+            f"is an array of {item.dtype}, not uint8 from 0 to 255. "
+            f"{suggest_uint8_cast(item.dtype)}"
+        )
+    if np.ma.is_masked(item):
+        raise ItemError(
+            "is an array with masked pixels. Pass array.filled(255) to make them white."
+        )
+    pixels = item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item
+    if (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) and pixels.size:
+        return pixels
+    hint = ""
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4):
+        hint = " Channels must be last: use array.transpose(1, 2, 0)."
+    raise ItemError(
+        f"is an array of shape {item.shape}. Pass an array of shape (H, W, 3), (H, W, 4) or "
+        f"(H, W).{hint}"
+    )
+
+
+def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Return an image of any mode as upright RGB on white; may change the image in place.
+
+    `tags` are those of a TIFF file, or empty.
+    """
+    image.load()
+    # Damaged EXIF tags raise many exception types; the image is read without rotation then.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    if not all(image.size):
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    if image.mode == "La":  # Pillow converts it only to LA
+        image = image.convert("LA")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scale_to_bytes(image, tags).convert("RGB")
+    # Avoid copies: `convert` copies an image that already has the mode.
+    if image.has_transparency_data:
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        background = Image.new("RGB", rgba.size, "white")
+        background.paste(rgba, mask=rgba)
+        return background
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+# Largest value of a floating point image whose white is 1.
+_MAX_FRACTION = 1.5
+# Tags of TIFF files.
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT, _TILE_SIZE = 258, 262, 284, 339, (322, 323)
+_YCBCR, _SEPARATE = 6, 2
+# Pillow's names of big-endian numbers, and of numbers in the byte order of the processor.
+_NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+
+
+def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
+    values = np.asarray(image)
+    # Pillow reads both of these kinds as signed 32-bit integers. Sample format 2 is signed.
+    kind = image.mode, tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))
+    is_uint32, is_int16 = kind == ("I", (32,), (1,)), kind == ("I", (16,), (2,))
+    if is_uint32:
+        values = values.view(np.uint32)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("it has pixels that are NaN or infinite")
+    # The mode does not tell which value is white, so the largest value decides: cameras and
+    # scanners store 10 or 12 bits in 16. Interpolation may give values slightly above 1.
+    if image.mode == "F" and high <= _MAX_FRACTION:
+        white = 1.0
+    else:
+        white_values = 255, 1023, 4095, 32767 if is_int16 else 65535
+        white = next((float(value) for value in white_values if high <= value), high)
+    grey = np.empty(values.shape, np.uint8)
+    for block in gen_batches(values.size, _PIXELS_AT_ONCE):  # bounds memory of float64 copies
+        scaled = values.reshape(-1)[block].astype(np.float64) * (255.0 / white)
+        grey.reshape(-1)[block] = np.clip(scaled, 0, 255).round()
+    # White is 0. Pillow inverts such images of 8 bits only.
+    if tags.get(_PHOTOMETRIC) == 0:
+        grey = 255 - grey
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def digest_images(X: Any) -> np.ndarray | None:
+    """Return 16 bytes per image, equal for images with the same content, or None for a table.
+
+    An item that is not an image, or cannot be read, has a unique digest.
+    """
+    if is_table(X):
+        return None
+    try:
+        items = as_items(X, "image")
+    except ValueError:
+        return None
+    if isinstance(items[0], list | tuple) or getattr(items[0], "ndim", 3) < 2:
+        return None  # rows of numbers
+    digests = np.empty(len(items), dtype="V16")
+    for row, item in enumerate(items):
+        try:
+            digest = digest_image(unwrap_image(item))
+        except ItemError:
+            digest = hashlib.sha256(f"row {row}".encode()).digest()
+        digests[row] = np.void(digest[:16])
+    return digests
+
+
+def group_images(images: Any) -> np.ndarray:
+    """Return group numbers of images, which are equal for images with the same content."""
+    digests = digest_images(images)
+    if digests is None:
+        raise ValueError(f"images must be a sequence of images, not {type(images).__name__}.")
+    return np.unique(digests, return_inverse=True)[1]
