@@ -26,6 +26,10 @@ from .items import BYTES, ItemError, as_items
 # sparse file may pretend to be of any size.
 _LARGE_FILE = 2**26
 
+# First bytes of JPEG, PNG, GIF and WebP files.
+_COMMON_STARTS = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")
+_N_START_BYTES = max(map(len, _COMMON_STARTS))
+
 # Resizing the shorter side of a narrower image would make the longer one fill the memory.
 _MAX_ASPECT_RATIO = 100
 
@@ -52,7 +56,9 @@ def digest_image(item: Any) -> bytes:
         if not len(item):
             raise ItemError("is empty (0 bytes). Pass the content of an image file.")
         content = bytes(item)  # a memoryview may have strides
-        return hashlib.sha256(b"file" + content).digest()
+        digest = _start_digest(content[:_N_START_BYTES])
+        digest.update(content)
+        return digest.digest()
     pixels = _to_pixels(item)
     header = f"pixels {pixels.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).digest()
@@ -82,12 +88,15 @@ def read_image(
     if isinstance(item, str | os.PathLike | BYTES):
         return _read_file(_open(item), min_side, use_longer_side)
     if not isinstance(item, Image.Image):
-        return _to_rgb(Image.fromarray(_to_pixels(item)), {})
+        image = Image.fromarray(_to_pixels(item))
+        return _to_rgb(image, image)
     _check_pixels(item)
     try:
         with _correct_pixels(item):
             copy = item.copy()
-        return _to_rgb(copy, getattr(item, "tag_v2", {}))  # a copy has no tags
+        return _to_rgb(copy, item)
+    except ItemError:
+        raise
     except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
         reason = _describe_error(error)
         raise ItemError(f"cannot be read ({reason}). Replace the image.") from error
@@ -106,7 +115,9 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
                 image.load()
             if draft is not None and draft[1][2:] != image.size:  # the last pixels are partial
                 image = image.resize(image.size, Image.Resampling.BILINEAR, draft[1])
-            return _to_rgb(image, getattr(image, "tag_v2", {}))
+            return _to_rgb(image, image)
+    except ItemError:
+        raise
     except MemoryError:
         raise ItemError(
             f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
@@ -178,12 +189,24 @@ def _digest_file(path: str) -> bytes:
         check_image(path)
     try:
         with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.sha256(b"file")).digest()
+            sha256 = _start_digest(file.read(_N_START_BYTES))
+            file.seek(0)
+            digest = hashlib.file_digest(file, lambda: sha256).digest()
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
     if has_reliable_stamp(status):
         _file_digests.put(key, (stamp, digest))
     return digest
+
+
+def _start_digest(start: bytes) -> Any:
+    """Return a digest object for a file that starts with some bytes.
+
+    Earlier versions read some BMP, TGA and TIFF files differently, and TGA files have no first
+    bytes of their own. Files of all but the most common formats have another prefix, so that
+    cached features of these pixels are not used.
+    """
+    return hashlib.sha256(b"file" if start.startswith(_COMMON_STARTS) else b"file 2")
 
 
 def _describe_error(error: Exception) -> str:
@@ -286,10 +309,10 @@ def _to_pixels(item: Any) -> np.ndarray:
     )
 
 
-def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+def _to_rgb(image: Image.Image, source: Image.Image) -> Image.Image:
     """Return an image of any mode as upright RGB on white; may change the image in place.
 
-    `tags` are those of a TIFF file, or empty.
+    `source` is the image that was opened. A copy of it has neither its format nor its tags.
     """
     image.load()
     # Damaged EXIF tags raise many exception types; the image is read without rotation then.
@@ -300,18 +323,25 @@ def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if image.mode == "La":  # Pillow converts it only to LA
         image = image.convert("LA")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scale_to_bytes(image, tags).convert("RGB")
+        return _scale_to_bytes(image, getattr(source, "tag_v2", {})).convert("RGB")
     # Avoid copies: `convert` copies an image that already has the mode.
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        if source.format in _OPTIONAL_ALPHA and not rgba.getchannel("A").getextrema()[1]:
+            return rgba.convert("RGB")
         background = Image.new("RGB", rgba.size, "white")
         background.paste(rgba, mask=rgba)
         return background
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-# Largest value of a floating point image whose white is 1.
-_MAX_FRACTION = 1.5
+# Formats of many files whose alpha channel is not used: it is 0, and programs show the colors.
+_OPTIONAL_ALPHA = frozenset({"BMP", "CUR", "DIB", "ICO", "TGA"})
+# Largest value of a floating point image, relative to its white.
+_OVERSHOOT = 1.5
+# Smallest maximum of a floating point image whose white is 255. Smaller values are more probably
+# standardized, or fractions with highlights, than an image that is almost black.
+_MIN_RANGE = 16
 # Tags of TIFF files.
 _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT, _TILE_SIZE = 258, 262, 284, 339, (322, 323)
 _YCBCR, _SEPARATE = 6, 2
@@ -329,11 +359,19 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         values = values.view(np.uint32)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("it has pixels that are NaN or infinite")
+        raise ItemError(
+            "has pixels that are NaN or infinite. Replace them, for example by 0 (black)."
+        )
     # The mode does not tell which value is white, so the largest value decides: cameras and
-    # scanners store 10 or 12 bits in 16. Interpolation may give values slightly above 1.
-    if image.mode == "F" and high <= _MAX_FRACTION:
-        white = 1.0
+    # scanners store 10 or 12 bits in 16. Interpolation gives floating point values beyond white.
+    if image.mode == "F" and high <= 255 * _OVERSHOOT:
+        is_fraction = low >= 1 - _OVERSHOOT and high <= _OVERSHOOT
+        if not is_fraction and high < _MIN_RANGE:
+            raise ItemError(
+                f"has floating point values from {low:.3g} to {high:.3g}, of which none is known "
+                "to be white. Scale them, so that black is 0 and white is 1 or 255."
+            )
+        white = 1.0 if is_fraction else 255.0
     else:
         white_values = 255, 1023, 4095, 32767 if is_int16 else 65535
         white = next((float(value) for value in white_values if high <= value), high)

@@ -75,6 +75,9 @@ def test_rare_pil_modes_are_read_or_raise(mode):
         ("F", [0.0, 0.5, 1.0], [0, 128, 255]),
         ("F", [-0.02, 0.5, 1.02], [0, 128, 255]),
         ("F", [0.0, 100.0, 255.0], [0, 100, 255]),
+        ("F", [-20.0, 100.0, 290.0], [0, 100, 255]),  # the result of a bicubic interpolation
+        ("F", [0.0, 0.0, 0.0], [0, 0, 0]),
+        ("F", [0.0, 8.0, 16.0], [0, 8, 16]),
         ("F", [0.0, 32768.0, 65535.0], [0, 128, 255]),
     ],
 )
@@ -86,9 +89,27 @@ def test_deep_grey_is_scaled_not_clipped(mode, values, expected):
     np.testing.assert_array_equal(pixels(image)[0, :, 0], expected)
 
 
-def test_float_image_with_nan_raises():
-    with pytest.raises(ItemError, match="NaN or infinite"):
-        read_image(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 0.5, 2.5], "values from 0 to 2.5, of which none is known to be white. Scale them"),
+        ([-1, 0, 1], "values from -1 to 1, of which none is known to be white. Scale them"),
+        ([-3, -2, -1], "values from -3 to -1, of which none"),
+        (
+            [0, 0.5, np.nan],
+            r"pixels that are NaN or infinite\. Replace them, for example by 0",
+        ),
+        ([0, 0.5, np.inf], "has pixels that are NaN or infinite"),
+    ],
+)
+def test_float_image_of_unknown_range_raises(values, message, tmp_path):
+    """Most values would become black, or white would be chosen at random."""
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    image.save(tmp_path / "image.tif")
+    for item in (image, tmp_path / "image.tif"):
+        with pytest.raises(ItemError, match=message) as caught:
+            read_image(item)
+        assert "Replace the file" not in str(caught.value)  # which is not damaged
 
 
 def test_transparency_is_blended_with_white():
