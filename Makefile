@@ -9,8 +9,8 @@ LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 	$(addprefix tests/common/test_,aligners.py aligners_on_raw_inputs.py callbacks.py encoders.py html_representation.py \
 	metadata_routing.py sklearn_tools.py) \
 	tests/aligners/test_lit.py::TestWhatIsTrained tests/aligners/test_clip.py \
-	$(addprefix tests/encoders/test_,bitmaps.py engines.py head_pairs.py images.py open_clip.py sentence_transformers.py tiff.py timm.py \
-	text_encoder.py transformers.py unreachable_hub.py weights.py) \
+	$(addprefix tests/encoders/test_,bitmaps.py engines.py head_pairs.py images.py jpeg.py open_clip.py \
+	sentence_transformers.py tiff.py timm.py text_encoder.py transformers.py unreachable_hub.py weights.py) \
 	$(addprefix tests/persistence/test_,formats.py round_trip.py) tests/retrieval/test_index.py tests/utils/test_files.py \
 	tests/cli/test_fit.py tests/cli/test_classify.py
 # Tests that fail with the lowest versions: the exporter of torch 2.6 does not work with the packages that

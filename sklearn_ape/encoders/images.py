@@ -93,7 +93,8 @@ def read_image(
     _check_pixels(item)
     try:
         with _correct_pixels(item):
-            copy = item.copy()
+            _load(item)
+        copy = item.copy()
         return _to_rgb(copy, item)
     except ItemError:
         raise
@@ -112,7 +113,7 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
                 width, height = (math.ceil(n * min_side / side) for n in image.size)
                 draft = image.draft(None, (width, height))  # None for formats except JPEG
             with _correct_pixels(image):
-                image.load()
+                _load(image)
             if draft is not None and draft[1][2:] != image.size:  # the last pixels are partial
                 image = image.resize(image.size, Image.Resampling.BILINEAR, draft[1])
             return _to_rgb(image, image)
@@ -127,6 +128,42 @@ def _read_file(image: Image.Image, min_side: int | None, use_longer_side: bool) 
         raise ItemError(f"is damaged or cut short ({reason}). Replace the file.") from error
 
 
+# The last marker of a JPEG file, and bytes with all markers at which its pixels may continue. A
+# decoder would read these bytes as pixels if some are missing, and skips them otherwise.
+_JPEG_END = b"\xff\xd9"
+_JPEG_NOISE = b"".join(bytes(range(254, 0, -1)) + bytes((255, 208 + i)) for i in range(8))
+
+
+def _load(image: Any) -> None:
+    """Load the pixels of an image, also those of a JPEG file that lacks only its last marker."""
+    try:
+        image.load()
+    except OSError:
+        file = getattr(image, "fp", None)
+        if image.format != "JPEG" or "progressive" in image.info or file is None:
+            raise
+        file.seek(0)
+        content = file.read().removesuffix(_JPEG_END[:1])
+        if not _has_all_pixels(content):
+            raise
+        image.fp = io.BytesIO(content + _JPEG_END)
+        image.load()
+        image.fp = file  # to be closed
+
+
+def _has_all_pixels(jpeg: bytes) -> bool:
+    """Return whether a JPEG file without its last marker has all pixels.
+
+    Zeros at the end are the missing part of an interrupted download. Progressive files would need
+    another check, as all pixels are stored several times.
+    """
+    if jpeg.endswith(bytes(16)):
+        return False
+    files = [io.BytesIO(jpeg + more + _JPEG_END) for more in (b"", _JPEG_NOISE)]
+    first, second = (Image.open(file).tobytes() for file in files)
+    return first == second
+
+
 @contextmanager
 def _correct_pixels(image: Any) -> Iterator[None]:
     """Correct how Pillow reads the pixels of a TIFF or PNG file while they are loaded.
@@ -136,9 +173,9 @@ def _correct_pixels(image: Any) -> Iterator[None]:
     swapped already. It cannot read numbers of several bytes if a single channel is a separate
     plane. It scales the pixels of a PNG file to 8 bits, but not the value that is transparent.
     """
-    tile = getattr(image, "tile", None)
-    if image.format == "PNG" and tile and (step := {"L;2": 85, "L;4": 17}.get(tile[0][3])):
-        scaled = step * image.info.get("transparency", 256)
+    transparent = image.info.get("transparency")
+    if image.format == "PNG" and image.mode == "L" and isinstance(transparent, int):
+        scaled = transparent * _find_png_step(image, transparent)
         if scaled <= 255:  # otherwise it was scaled before
             image.info["transparency"] = scaled
     if not hasattr(image, "tag_v2"):  # a converted image may have been given the format as well
@@ -155,6 +192,17 @@ def _correct_pixels(image: Any) -> Iterator[None]:
         yield
     finally:
         image.filename = name
+
+
+def _find_png_step(image: Any, transparent: int) -> int:
+    """Return the difference of neighbouring grey values of a PNG file, scaled to 8 bits."""
+    if tile := getattr(image, "tile", None):
+        return {"L;2": 85, "L;4": 17}.get(tile[0][3], 1)
+    # The pixels are loaded, and the number of bits is no longer known. If they have the values of
+    # a step, and the transparent value is below the number of these, it has not been scaled.
+    values = np.flatnonzero(image.histogram())
+    steps = (step for step in (85, 17) if transparent <= 255 // step and not (values % step).any())
+    return next(steps, 1)
 
 
 def _stat_file(path: str) -> os.stat_result:

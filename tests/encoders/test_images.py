@@ -143,8 +143,10 @@ def test_transparent_grey_of_few_bits_is_white(bits, clear):
     expected = np.arange(min(4, 2**bits)) * (255 // (2**bits - 1))
     content = png(len(expected), 1, bits, 0, b"\0" + row, (b"tRNS", bytes([0, clear])))
     expected[clear] = 255
-    opened = Image.open(io.BytesIO(content))
-    for item in (content, opened, opened):  # reading an image again does not change it
+    opened, loaded = (Image.open(io.BytesIO(content)) for _ in range(2))
+    loaded.load()
+    # Reading an image again does not change it.
+    for item in (content, opened, opened, loaded, loaded):
         np.testing.assert_array_equal(pixels(item)[0, :, 0], expected)
 
 
