@@ -320,6 +320,8 @@ def _check_pixels(image: Image.Image) -> None:
 def _describe_unknown_format(start: bytes) -> str:
     if start.lstrip().startswith((b"<svg", b"<?xml", b"<!DOCTYPE svg")):
         return "is a vector drawing (SVG or XML). Render it to PNG first."
+    if start[4:8] == b"ftyp" and b"heic" in start:
+        return "is a HEIC image, which Pillow cannot read. Convert it to JPEG."
     if start.isascii() and b"\0" not in start:
         return (
             f"is a text file, not an image (it starts with {start[:20].decode()!r}). Replace it."
