@@ -81,8 +81,9 @@ def read_image(
 ) -> Image.Image:
     """Return an upright RGB image, with transparent pixels blended with white.
 
-    The first frame of an animation is used. A larger JPEG file is decoded at 1/2, 1/4 or 1/8 of
-    its size, which is faster, if the shorter (or longer) side then has at least `min_side` pixels.
+    The first frame of an animated file is used, and the current frame of a PIL image. A larger
+    JPEG file is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, if the shorter (or
+    longer) side then has at least `min_side` pixels.
     """
     item = unwrap_image(item)
     if isinstance(item, str | os.PathLike | BYTES):

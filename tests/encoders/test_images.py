@@ -236,10 +236,13 @@ def test_masked_array_raises():
 
 
 def test_animation_gives_first_frame():
-    """The first frame is used, whatever the current frame of the object."""
+    """The first frame of a file is used, and the current frame of a PIL image."""
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     content = encoded(frames[0], "gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(pixels(content)[0, 0], [255, 0, 0])
+    with Image.open(io.BytesIO(content)) as image:
+        image.seek(2)
+        np.testing.assert_array_equal(pixels(image)[0, 0], [0, 0, 255])
 
 
 @pytest.mark.parametrize("shape", [(24, 32), (24, 32, 1), (24, 32, 3), (24, 32, 4)])
