@@ -78,6 +78,8 @@ def test_zeros_instead_of_the_last_pixels_raise():
     buffer = io.BytesIO()
     image = Image.fromarray(IMAGES["photograph"][:128])
     image.save(buffer, "jpeg", restart_marker_rows=1, quality=95)
+    if b"\xff\xdd" not in buffer.getvalue():
+        pytest.skip("Pillow 10.1 does not write restart markers")
     for n_missing in range(1900, 5000, 100):
         with pytest.raises(ItemError, match="is damaged or cut short"):
             read_image(buffer.getvalue()[:-n_missing] + bytes(5000))
