@@ -22,6 +22,7 @@ from ..training.data import PairDataset, drop_repeated_pairs
 from ..utils.linalg import compute_covariance, compute_mean, iter_centered
 from ..utils.messages import warn
 from ..utils.validation import (
+    check_not_masked,
     check_sequence,
     format_list,
     get_first,
@@ -44,6 +45,7 @@ def as_sequence(y: Any, name: str = "y") -> Any:
     is a table with more columns than the captions.
     """
     check_sequence(y, name, "text", "captions or features")
+    check_not_masked(y, name)
     if getattr(y, "ndim", 1) == 1 and hasattr(y, "__len__") and len(y) == 0:
         raise ValueError(f"{name} is empty. Pass a list with at least one text, ['a cat'].")
     if hasattr(y, "columns"):

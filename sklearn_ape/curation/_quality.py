@@ -26,6 +26,7 @@ from ..utils.linalg import merge_groups, normalize_rows
 from ..utils.validation import (
     as_floats,
     check_integer,
+    check_not_masked,
     check_number,
     check_sequence,
     number_distinct,
@@ -196,6 +197,7 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     n_rows = len(groups)
     numbers = number_groups(groups, n_rows)
     scores = scores.score if isinstance(scores, PairQuality) else scores
+    check_not_masked(scores, "scores")
     values = np.zeros(n_rows) if scores is None else np.asarray(scores, dtype=float)
     if values.shape != (n_rows,):
         raise ValueError(

@@ -28,7 +28,14 @@ from ..features.matrix import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn
-from ..utils.validation import check_sequence, format_list, is_missing, to_builtin, to_list
+from ..utils.validation import (
+    check_not_masked,
+    check_sequence,
+    format_list,
+    is_missing,
+    to_builtin,
+    to_list,
+)
 from ._index import Index, compute_pair_products, find_copies, find_nearest, make_index
 
 if TYPE_CHECKING:
@@ -354,6 +361,7 @@ def resolve_mask(where: Any, collection: Collection) -> np.ndarray | None:
                 error.add_note(f"`where` was called with item {row}, {reprlib.repr(item)}.")
                 raise
     else:
+        check_not_masked(where, "where")
         mask = np.asarray(where)
         if mask.dtype != bool or mask.shape != (collection.n_rows,):
             is_object = mask.dtype == object and mask.ndim  # pandas may keep it after fillna

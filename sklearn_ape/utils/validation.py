@@ -221,8 +221,8 @@ def is_row(item: Any) -> bool:
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a value is None, NaN, NaT or the NA of pandas."""
-    if value is None or type(value).__name__ == "NAType":
+    """Return whether a value is None, NaN, NaT, the NA of pandas or masked."""
+    if value is None or value is np.ma.masked or type(value).__name__ == "NAType":
         return True
     differs_from_itself = value != value
     return isinstance(differs_from_itself, bool | np.bool_) and bool(differs_from_itself)
@@ -239,6 +239,17 @@ def to_builtin(value: Any) -> Any:
     if isinstance(value, int) and type(value) not in (int, bool):
         return int(value)
     return value
+
+
+def check_not_masked(values: Any, name: str) -> None:
+    """Raise ValueError with the rows of masked values, whose mask `np.asarray` would ignore."""
+    if np.ma.is_masked(values):
+        masked = np.ma.getmaskarray(values).reshape(len(values), -1)
+        rows = np.flatnonzero(masked.any(axis=1))
+        raise ValueError(
+            f"{name} has masked values in {rows.size} rows (rows {format_list(rows, str)}). "
+            "Fill them in, or remove these rows."
+        )
 
 
 def as_numeric(features: Any, name: str) -> Any:
@@ -261,14 +272,8 @@ def as_numeric(features: Any, name: str) -> Any:
             "of shape (n_samples, n_features)."
         )
     features = _stack_cells(features, name)
+    check_not_masked(features, name)
     if isinstance(features, np.ma.MaskedArray):
-        if np.ma.is_masked(features):
-            masked = np.ma.getmaskarray(features).reshape(len(features), -1)
-            rows = np.flatnonzero(masked.any(axis=1))
-            raise ValueError(
-                f"{name} has masked values in {rows.size} rows (rows {format_list(rows, str)}). "
-                "Fill them in, or remove these rows."
-            )
         return np.asarray(features.data)
     dtype = getattr(features, "dtype", None)
     if getattr(dtype, "kind", "") in ("m", "M"):
@@ -344,9 +349,11 @@ def as_label_array(y: Any) -> np.ndarray:
     In a list, NumPy would convert numbers to texts if there are also texts, and a member of an
     Enum of texts to its name, cut off to the length of the longest value.
     """
+    # As an array, a dictionary column of pyarrow would have another label in place of null.
+    if hasattr(y, "itercolumns"):  # a table of pyarrow
+        return np.column_stack([as_label_array(column) for column in y.itercolumns()])
     if np.ma.is_masked(y):
         y = y.tolist()
-    # As an array, a dictionary column of pyarrow would have another label in place of null.
     elif not hasattr(y, "__array__") or hasattr(y, "num_chunks"):
         y = to_list(y)
     if isinstance(y, list):
@@ -438,6 +445,7 @@ def validate_weights(sample_weight: Any, n_samples: int) -> np.ndarray:
     if sample_weight is None:
         return np.ones(n_samples)
     check_sequence(sample_weight, "sample_weight", "number")
+    check_not_masked(sample_weight, "sample_weight")
     weights = np.asarray(sample_weight)
     if weights.dtype.kind == "O":  # such as pandas columns with missing values
         with suppress(TypeError, ValueError):

@@ -16,7 +16,7 @@ from sklearn.utils import gen_batches
 from ..prompts import describe_similar_label
 from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar
-from ..utils.validation import format_list, ignores_underflow, to_list
+from ..utils.validation import check_not_masked, format_list, ignores_underflow, to_list
 
 # Number of most similar images that are the neighbours of an image.
 _N_NEIGHBORS = 5
@@ -71,6 +71,7 @@ _MAX_STEPS = 50
 
 def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray:
     """Return the shares of a ``class_prior`` parameter other than None, in the classes' order."""
+    check_not_masked(class_prior, "class_prior")
     labels = classes.tolist()
     values = _list_shares(class_prior, labels)
     try:

@@ -352,3 +352,38 @@ def test_file_with_an_asterisk_is_not_a_pattern(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="X is a single image"):
         check_sequence(str(path), "X", "image")
+
+
+MASKED_TEXTS = np.ma.masked_array(TEXTS, mask=[0, 0, 1, 0, 0, 0])
+MASKED_NUMBERS = np.ma.masked_array(np.full(6, 1 / 6), mask=[0, 0, 1, 0, 0, 0])
+MASKED = {
+    "transform_text": lambda: fitted_aligner().transform_text(MASKED_TEXTS),
+    "fit": lambda: CCAAligner(text_encoder=TfidfVectorizer()).fit(FEATURES, MASKED_TEXTS),
+    "score": lambda: fitted_aligner().score(FEATURES, MASKED_TEXTS),
+    "captions": lambda: select_relevant(MASKED_TEXTS, ["cat"], n_pairs=1),
+    "scores": lambda: drop_near_duplicates([0, 1, 0, 1, 0, 1], scores=MASKED_NUMBERS),
+    "queries": lambda: indexed_features().search(MASKED_TEXTS),
+    "where": lambda: indexed_features().search(TEXTS, where=MASKED_NUMBERS > 0),
+    "labels": lambda: classifier(MASKED_TEXTS).predict(FEATURES),
+    "class_prior": lambda: classifier(TEXTS, class_prior=MASKED_NUMBERS).predict(FEATURES),
+    "sample_weight": lambda: classifier(TEXTS).score(FEATURES, TEXTS, MASKED_NUMBERS),
+}
+
+
+def fitted_aligner():
+    return CCAAligner(text_encoder=TfidfVectorizer(), n_components=2).fit(FEATURES, TEXTS)
+
+
+def indexed_features():
+    return CrossModalRetriever(aligner=fitted_aligner()).fit(FEATURES)
+
+
+def classifier(labels, **params):
+    return ZeroShotClassifier(labels, aligner=fitted_aligner(), templates="none", **params)
+
+
+@pytest.mark.parametrize("call", MASKED.values(), ids=MASKED)
+def test_masked_values_are_missing(call):
+    """Masks of numbers were ignored, and those of texts raised errors about other causes."""
+    with pytest.raises(ValueError, match=r"has masked values in 1 row|a missing"):
+        call()

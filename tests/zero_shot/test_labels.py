@@ -43,11 +43,13 @@ def test_missing_values_of_y_raise_with_count_and_row(missing):
 
 def test_missing_value_of_a_dictionary_column_of_pyarrow_raises():
     """pyarrow's own conversion to an array replaces it by another label."""
-    column = pa.chunked_array([pa.array(["cat", None, "dog"]).dictionary_encode()])
-    with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 1\)"):
-        validate_y(column)
-    with pytest.raises(ValueError, match=r"y_true has 1 missing values \(rows 1\)"):
-        per_class_accuracy(column, column)
+    array = pa.array(["cat", None, "dog"]).dictionary_encode()
+    columns = [pa.chunked_array([array]), pa.table({"y": array}), pa.record_batch({"y": array})]
+    for column in columns:
+        with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 1\)"):
+            validate_y(column)
+        with pytest.raises(ValueError, match=r"y_true has 1 missing values \(rows 1\)"):
+            per_class_accuracy(column, column)
 
 
 def test_texts_like_missing_values_are_labels():
