@@ -309,6 +309,10 @@ def select_relevant(
     it contains the name as whole words [2]_. Pairs are selected in rounds, in each of which every
     label gets its best pair that is not yet selected, so that rare labels are represented.
 
+    If neither `n_pairs` nor `per_label` is below the number of pairs, all matching pairs are
+    selected (of each group the one with the highest score), each for its best label. The rounds
+    then determine only their order.
+
     Parameters
     ----------
     captions : sequence of str or of list of str, or array-like of shape (n_pairs, n_features)

@@ -8,6 +8,7 @@ import pytest
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import normalize
 
 from sklearn_ape.curation import _relevance, select_relevant
 from sklearn_ape.curation._relevance import compute_name_shares
@@ -115,6 +116,29 @@ def test_min_similarity_alone_keeps_labels_in_turns():
         captions, ["a", "b"], label_features=labels, min_similarity=0.5, random_state=0
     )
     assert chosen.indices.tolist() == [0, 3, 1, 2]
+
+
+def test_without_limits_every_group_has_its_best_pair_and_label():
+    """Rounds would assign pairs to other labels than the most similar one."""
+    rng = np.random.default_rng(0)
+    captions, labels = (normalize(rng.standard_normal((n, 4))) for n in (40, 3))
+    groups = rng.integers(0, 15, 40)
+    scores = captions @ labels.T
+    expected = {}
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        row = int(rows[scores[rows].max(axis=1).argmax()])
+        expected[row] = int(scores[row].argmax())
+    chosen = select_relevant(
+        captions, range(3), label_features=labels, groups=groups, min_similarity=-1
+    )
+    assert dict(zip(chosen.indices.tolist(), chosen.labels.tolist(), strict=True)) == expected
+    with pytest.warns(UserWarning, match=f"n_pairs=40, but only {len(expected)} pairs"):
+        limited = select_relevant(
+            captions, range(3), label_features=labels, groups=groups, n_pairs=40
+        )
+    assert limited.indices.tolist() == chosen.indices.tolist()
+    assert limited.labels.tolist() == chosen.labels.tolist()
 
 
 @pytest.mark.parametrize("balance", [True, False])
