@@ -13,12 +13,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.similarity import UNKNOWN, LogitTiles, check_standardize, resolve_bank
+from ..aligners.similarity import UNKNOWN, Bank, LogitTiles, check_standardize, resolve_bank
 from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap, unwrap_aligner
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
 from ..prompts import (
     flatten_labels,
+    prompts_of,
     resolve_class_names,
     resolve_flat_names,
     resolve_templates,
@@ -128,9 +129,40 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         assert names is not None
         if self.labels is not None:
             warn_about_numbers("labels", names)
-        bank = resolve_bank(self.standardize, text_aligner, aligner)
+        bank = self._resolve_bank(self.standardize, aligner)
         embeddings = embed_labels(text_aligner, names, self.templates)
         return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank)
+
+    def _set_reference(self, X: Any) -> None:
+        """Keep embeddings of labelled images in place of those of training images if needed."""
+        self.__dict__.pop("_reference", None)
+        aligner = self._get_aligner_in_use()
+        if self._lacks_bank(aligner):
+            bank = resolve_bank(X, unwrap_aligner(aligner), aligner)
+            assert bank is not None
+            self._reference = bank.image
+
+    def _lacks_bank(self, aligner: BaseEstimator) -> bool:
+        """Return whether there are no images that cosines could be standardized by."""
+        is_boolean = isinstance(self.standardize, bool | np.bool_)
+        has_bank = getattr(unwrap_aligner(aligner), "bank_", None) is not None
+        return is_boolean and not (has_bank or hasattr(self, "_reference"))
+
+    def _check_has_bank(self, aligner: BaseEstimator) -> None:
+        """Raise ValueError if there are no images from which thresholds could be computed."""
+        if self._lacks_bank(aligner):
+            raise ValueError(
+                f"aligner is a {type(unwrap_aligner(aligner)).__name__} without training images, "
+                "from which thresholds that are not fitted are computed. Call fit or "
+                "fit_thresholds with labelled images, or pass a collection of some hundreds of "
+                "images like those to be labelled, standardize=images."
+            )
+
+    def _resolve_bank(self, standardize: Any, aligner: BaseEstimator) -> Bank | None:
+        """Return the bank that cosines are standardized by, or None for False."""
+        if hasattr(self, "_reference"):
+            return Bank.from_embeddings(self._reference, None) if standardize else None
+        return resolve_bank(standardize, unwrap_aligner(aligner), aligner)
 
     def _resolve_scale(self, aligner: BaseEstimator) -> float:
         """Return the parameter, or else the scale that the aligner learned."""
@@ -143,6 +175,11 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         if self.labels is not None:
             return resolve_flat_names(self.labels)
         return getattr(self, "_names", None)
+
+    def _make_prompts(self) -> dict[Any, list[str]]:
+        """Return the texts that are embedded for each class."""
+        names, templates = self._resolve_names() or {}, resolve_templates(self.templates)
+        return {label: prompts_of(label, names[label], templates) for label in names}
 
     def _check_parameters(self) -> None:
         """Raise an error for an invalid parameter other than the aligner."""

@@ -15,11 +15,10 @@ from sklearn.utils import Tags, _safe_indexing, indexable
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.pairs import as_sequence, flatten_captions, holds_texts, renumber_errors
-from ..aligners.similarity import LogitTiles, resolve_bank, warn_unreadable
-from ..aligners.wrapper import unwrap_aligner
+from ..aligners.similarity import LogitTiles, warn_unreadable
 from ..encoders.items import EncodingError
 from ..persistence.mixins import FittedState
-from ..prompts import prompts_of, resolve_flat_names, resolve_templates, to_class_array
+from ..prompts import resolve_flat_names, to_class_array
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
 from ..utils.validation import (
@@ -35,10 +34,10 @@ from ._multilabel_targets import (
     as_table_or_rows,
     check_prevalence,
     collect_labels,
+    find_default_thresholds,
     find_f1_thresholds,
-    get_column_names,
-    resolve_prevalence,
     to_indicator,
+    warn_about_order,
 )
 
 
@@ -78,7 +77,9 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     standardize : bool or collection of images or features, default=True
         Whether cosines are standardized by the cosines of a bank of images and captions; see
         `ZeroShotClassifier`. Thresholds that are not fitted also come from these images; pass
-        some of the images to label, if possible. Call `fit` again if it was set after `fit`.
+        some of the images to label, if possible. Call `fit` again if it was set after `fit`. With
+        an aligner without training images (`CLIPAligner`), True stands for the images passed to
+        `fit` or `fit_thresholds`, at most 1,000 of them.
 
     Attributes
     ----------
@@ -203,9 +204,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self._check_ready(allow_changes=True)
         table = to_indicator(Y, self._list_labels())
         check_same_length(X=X, Y=table)
-        margins = self._compute_margins(self._get_aligner_in_use(), X)
-        self._fit_label_thresholds(table, margins)
-        self._note_fit()
+        with restored_on_failure(self):
+            self._set_reference(X)
+            margins = self._compute_margins(self._get_aligner_in_use(), X)
+            self._fit_label_thresholds(table, margins)
+            self._note_fit()
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -336,10 +339,12 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             if holds_texts(captions):
                 flatten_captions(captions)  # an error names the row of a missing or empty caption
         self._names = names
-        self.__dict__.pop("_thresholds", None)
+        for name in ("_reference", "_thresholds"):
+            self.__dict__.pop(name, None)
         if self._keeps_aligner():
             context = FitContext(self, 0, X, Y)
             self.aligner_ = self._get_kept_aligner(captions)
+            self._set_reference(X)
             margins = self._compute_margins(self.aligner_, X)
         else:
             context = FitContext(self, self.cv + 1, X, Y)
@@ -367,12 +372,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if self.labels is None:
             warn_about_numbers("Y", names)
         table = to_indicator(Y, list(names))
-        columns = None if isinstance(Y, list) else get_column_names(Y)
-        if columns is not None and columns != list(names):
-            warn(
-                "Y has the columns in another order than labels. They are matched by name here, "
-                "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
-            )
+        warn_about_order(Y, list(names))
         return names, table
 
     def _list_labels(self) -> list[Any]:
@@ -385,6 +385,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self, aligner: BaseEstimator, X: Any, thresholds: np.ndarray | None = None
     ) -> np.ndarray:
         """Return standardized cosines minus thresholds; None stands for the default ones."""
+        if thresholds is None:
+            self._check_has_bank(aligner)
         logits = self._make_logits(aligner, scale=1.0)
         margins = logits.collect(X)
         margins -= self._compute_default_thresholds(logits) if thresholds is None else thresholds
@@ -425,10 +427,6 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         logits = self._make_logits(self._get_aligner_in_use(), scale=1.0)
         self._set_thresholds(self._compute_default_thresholds(logits) + offsets)
 
-    def _make_prompts(self) -> dict[Any, list[str]]:
-        names, templates = self._resolve_names() or {}, resolve_templates(self.templates)
-        return {label: prompts_of(label, names[label], templates) for label in names}
-
     def _set_thresholds(self, thresholds: np.ndarray) -> None:
         self._prompts_of_thresholds = self._make_prompts()
         self._thresholds = dict(zip(self._list_labels(), thresholds.tolist(), strict=True))
@@ -455,22 +453,23 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
 
     def _compute_default_thresholds(self, logits: LogitTiles) -> np.ndarray:
         """Return for each label the score that a fraction `prevalence` of the bank exceeds."""
-        aligner = logits.aligner
         if logits.standardizer is None:  # thresholds need a bank also without standardization
-            bank = resolve_bank(True, unwrap_aligner(aligner), aligner)
+            bank = self._resolve_bank(True, logits.aligner)
         else:
             bank = logits.standardizer.bank
         assert bank is not None
-        fractions = resolve_prevalence(self.prevalence, logits.classes.tolist())
-        scores = logits.compute(bank.image).T
-        pairs = zip(scores, fractions, strict=True)
-        return np.array([np.quantile(row, 1 - fraction) for row, fraction in pairs])
+        scores = logits.compute(bank.image)
+        return find_default_thresholds(scores, self.prevalence, logits.classes.tolist())
 
     def _get_state(self) -> dict[str, Any]:
-        return {**super()._get_state(), "thresholds": self._get_thresholds()}
+        reference = getattr(self, "_reference", None)
+        own = {"reference": reference, "thresholds": self._get_thresholds()}
+        return super()._get_state() | own
 
     def _set_state(self, state: FittedState) -> None:
         super()._set_state(state)
+        if "reference" in state:
+            self._reference = state.array("reference", (None, None))
         if "thresholds" in state:
             self._set_thresholds(state.array("thresholds", (len(self._list_labels()),)))
 

@@ -11,6 +11,7 @@ from scipy.sparse import issparse
 from sklearn.metrics import precision_recall_curve
 
 from ..prompts import describe_similar_label
+from ..utils.messages import warn
 from ..utils.validation import (
     as_numeric,
     check_number,
@@ -92,6 +93,16 @@ def to_indicator(Y: Any, labels: Sequence[Any]) -> np.ndarray:
                 raise ValueError(_describe_unknown_label(label, index, rows, first_set, labels))
             table[index, column_of[label]] = 1
     return table
+
+
+def warn_about_order(Y: Any, labels: Sequence[Any]) -> None:
+    """Warn if the columns of a table with names are in another order than the labels."""
+    columns = None if isinstance(Y, list) else get_column_names(Y)
+    if columns is not None and columns != labels:
+        warn(
+            "Y has the columns in another order than labels. They are matched by name here, "
+            "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
+        )
 
 
 def _read_row(row: Any, index: int) -> Any:
@@ -305,3 +316,15 @@ def resolve_prevalence(
             f"prevalence has no fraction for the labels {format_list(missing)}. Add them."
         )
     return [prevalence[label] for label in labels]
+
+
+def find_default_thresholds(
+    scores: np.ndarray, prevalence: float | Mapping[Any, float], labels: Sequence[Any]
+) -> np.ndarray:
+    """Return for each label the score that its fraction of the rows of `scores` exceeds.
+
+    >>> find_default_thresholds(np.arange(5.0)[:, None], 0.25, ["cat"])
+    array([3.])
+    """
+    pairs = zip(scores.T, resolve_prevalence(prevalence, labels), strict=True)
+    return np.array([np.quantile(column, 1 - fraction) for column, fraction in pairs])

@@ -11,7 +11,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
-from sklearn_ape import CLIPAligner, ZeroShotClassifier
+from sklearn_ape import (
+    CLIPAligner,
+    MultiLabelZeroShotClassifier,
+    ZeroShotClassifier,
+    load_pretrained,
+)
 from sklearn_ape.encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from tests.encoders.test_open_clip import open_clip, save_model
 
@@ -195,3 +200,44 @@ def test_embedding_features_does_not_compute_the_network(folder, monkeypatch):
     CLIPAligner(folder).transform(features)
     monkeypatch.setattr(OpenCLIPTextEncoder, "_forward", None)
     np.testing.assert_array_equal(CLIPAligner(folder).transform(features), features)
+
+
+class TestSeveralLabels:
+    """`MultiLabelZeroShotClassifier` with an aligner that has no training images."""
+
+    Y = np.array([[1, 0], [0, 1], [1, 1], [0, 0]])
+
+    @pytest.mark.parametrize("standardize", [True, False, np.False_])
+    def test_labelled_images_replace_training_images(self, folder, standardize, tmp_path):
+        """fit raised an error that advises to fit, and with False it named standardize=True."""
+        aligner = CLIPAligner(folder)
+        model = MultiLabelZeroShotClassifier(
+            ["a cat", "a dog"], aligner=aligner, standardize=standardize
+        )
+        scores = model.fit(IMAGES, self.Y).decision_function(IMAGES)
+        if standardize:
+            given = clone(model).set_params(standardize=IMAGES).fit(IMAGES, self.Y)
+            np.testing.assert_array_equal(scores, given.decision_function(IMAGES))
+        else:
+            plain = ZeroShotClassifier(["a cat", "a dog"], aligner=aligner)
+            cosines = np.log(plain.predict_proba(IMAGES)) / aligner.logit_scale_
+            margins = scores / aligner.logit_scale_ + model.thresholds_
+            np.testing.assert_allclose(np.diff(margins), np.diff(cosines), atol=1e-5)
+        thresholds = clone(model).fit_thresholds(IMAGES, self.Y).thresholds_
+        np.testing.assert_array_equal(thresholds, model.thresholds_)
+        model.save_pretrained(tmp_path / "model")
+        for copy in (load_pretrained(tmp_path / "model"), pickle.loads(pickle.dumps(model))):
+            np.testing.assert_array_equal(copy.decision_function(IMAGES[:2]), scores[:2])
+
+    def test_without_labelled_images_raises(self, folder):
+        model = MultiLabelZeroShotClassifier(["a cat", "a dog"], aligner=CLIPAligner(folder))
+        with pytest.raises(ValueError, match=r"aligner is a CLIPAligner .* Call fit or .* images"):
+            model.predict(IMAGES)
+
+    def test_failed_fit_keeps_the_images_of_the_last_fit(self, folder):
+        model = MultiLabelZeroShotClassifier(["a cat", "a dog"], aligner=CLIPAligner(folder))
+        scores = model.fit(IMAGES, self.Y).decision_function(IMAGES)
+        for fit in (model.fit, model.fit_thresholds):
+            with pytest.raises(ValueError, match="at least 2 are needed"):
+                fit(IMAGES[:1], self.Y[:1])
+            np.testing.assert_array_equal(model.decision_function(IMAGES), scores)
