@@ -24,6 +24,7 @@ from ..utils.messages import warn
 from ..utils.validation import (
     check_not_masked,
     check_sequence,
+    describe_rows,
     format_list,
     get_first,
     is_row,
@@ -260,10 +261,7 @@ def _drop_missing(encoded: EncodedPairs) -> EncodedPairs:
     if not is_missing.any():
         return encoded
     missing = np.unique(encoded.image_rows[is_missing])
-    warn(
-        f"{len(missing)} rows are left out, because they could not be encoded: "
-        f"{format_list(missing, str)}.",
-    )
+    warn(f"X and y have {describe_rows(missing)} that could not be encoded. The others are used.")
     if is_missing.all():
         raise ValueError("X and y have no pair that could be encoded. Check the files in X.")
     return encoded._replace(

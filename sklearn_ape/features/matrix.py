@@ -14,7 +14,7 @@ from sklearn.utils import gen_batches
 
 from ..utils.linalg import choose_evenly_spaced
 from ..utils.messages import warn
-from ..utils.validation import format_list, ignores_underflow
+from ..utils.validation import describe_rows, format_list, ignores_underflow
 
 # Smaller arrays are copied to memory, which is faster than reading the file repeatedly.
 _MIN_STORED_BYTES = 2**27
@@ -286,16 +286,15 @@ def _check_range(largest: np.ndarray, dtype: np.dtype, name: str) -> None:
     too_large = np.flatnonzero(largest > _FLOAT32.max)
     if too_large.size:
         raise ValueError(
-            f"Input {name} contains infinity or a value too large for float32 in {too_large.size} "
-            f"rows (rows {format_list(too_large, str)}). Remove these rows, or multiply all "
-            "features by a small number."
+            f"Input {name} contains infinity or a value too large for float32 in "
+            f"{describe_rows(too_large)}. Remove such rows, or multiply all features by a small "
+            "number."
         )
     too_small = np.flatnonzero((largest > 0) & (largest < _FLOAT32.tiny))
     if too_small.size and dtype == np.float64:
         raise ValueError(
-            f"Input {name} has {too_small.size} rows with only values below 1e-38, which are too "
-            f"small for float32 (rows {format_list(too_small, str)}). Multiply all features by a "
-            "large number."
+            f"Input {name} has {describe_rows(too_small)} with only values below 1e-38, which are "
+            "too small for float32. Multiply all features by a large number."
         )
 
 
@@ -308,9 +307,9 @@ def _check_conditioning(features: np.ndarray, largest: np.ndarray, name: str) ->
     outliers = np.flatnonzero(largest > _OUTLIER_RATIO * median)
     if outliers.size:
         warn(
-            f"Input {name} has values up to {nonzero.max():.0e} in {outliers.size} rows (rows "
-            f"{format_list(outliers, str)}), and up to {median:.0e} in most rows. These rows will "
-            "dominate all means and variances. Remove them, or L2-normalize all rows."
+            f"Input {name} has values up to {nonzero.max():.0e} in {describe_rows(outliers)}, and "
+            f"up to {median:.0e} in most rows. Such rows will dominate all means and variances. "
+            "Remove them, or L2-normalize all rows."
         )
     sample = features[choose_evenly_spaced(len(features))].astype(np.float64)
     sample = sample[~np.isnan(sample).any(axis=1)]
@@ -408,7 +407,4 @@ def _is_partially_nan(features: np.ndarray) -> np.ndarray:
 
 
 def _format_nan_error(name: str, rows: np.ndarray) -> str:
-    return (
-        f"Input {name} contains NaN in {rows.size} rows (rows {format_list(rows, str)}). "
-        "Remove these rows."
-    )
+    return f"Input {name} contains NaN in {describe_rows(rows)}. Remove such rows."

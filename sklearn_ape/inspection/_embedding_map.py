@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from sklearn.utils import check_array
 
 from ..utils.messages import warn
-from ..utils.validation import format_list, is_missing, to_builtin
+from ..utils.validation import describe_rows, is_missing, to_builtin
 from ._plotting import (
     check_items,
     format_text,
@@ -344,8 +344,8 @@ def _project(
     if not is_finite.all():
         rows = np.flatnonzero(~is_finite)
         warn(
-            f"{len(rows)} rows are not finite and are left out of the map: rows "
-            f"{format_list(rows, str)} of the images followed by the texts."
+            f"The map leaves out {describe_rows(rows)} with NaN or infinity, counted from the "
+            "first image to the last text."
         )
     n_points = int(is_finite.sum())
     if n_points < 3:

@@ -17,7 +17,7 @@ from ..utils.validation import (
     as_numeric,
     check_integer,
     check_sequence,
-    format_list,
+    describe_rows,
 )
 
 # A tile of scores fits into the processor's cache.
@@ -452,8 +452,8 @@ def _check_side(embeddings: Any, name: str) -> np.ndarray:
     if not np.isfinite(largest):
         invalid = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         raise ValueError(
-            f"{name} must be finite, but has NaN or infinity in {invalid.size} rows (rows "
-            f"{format_list(invalid, str)}). Remove these rows."
+            f"{name} must be finite, but has NaN or infinity in {describe_rows(invalid)}. Remove "
+            "such rows."
         )
     if _LOW < largest < _HIGH:
         return rows

@@ -36,6 +36,16 @@ def format_list(
     return ", ".join(texts[:limit]) + (", ..." if len(texts) > limit else "")
 
 
+def describe_rows(rows: Sequence[int] | np.ndarray, noun: str = "row") -> str:
+    """Return the number of rows, or of another noun, and the first row numbers.
+
+    >>> describe_rows([3]), describe_rows([0, 2], "missing value")
+    ('1 row (row 3)', '2 missing values (rows 0, 2)')
+    """
+    plural = "" if len(rows) == 1 else "s"
+    return f"{len(rows)} {noun}{plural} (row{plural} {format_list(rows, str)})"
+
+
 def find_repeated(values: Iterable[T]) -> list[T]:
     """Return the values that occur more than once, in the order of their first occurrence."""
     return [value for value, count in Counter(values).items() if count > 1]
@@ -247,8 +257,8 @@ def check_not_masked(values: Any, name: str) -> None:
         masked = np.ma.getmaskarray(values).reshape(len(values), -1)
         rows = np.flatnonzero(masked.any(axis=1))
         raise ValueError(
-            f"{name} has masked values in {rows.size} rows (rows {format_list(rows, str)}). "
-            "Fill them in, or remove these rows."
+            f"{name} has masked values in {describe_rows(rows)}. Fill them in, or remove such "
+            "rows."
         )
 
 
@@ -378,8 +388,7 @@ def check_not_missing(values: Iterable[Any], name: str) -> None:
     missing = [row for row, value in enumerate(values) if is_missing(value)]
     if missing:
         raise ValueError(
-            f"{name} has {len(missing)} missing values (rows {format_list(missing, str)}). "
-            "Remove these rows."
+            f"{name} has {describe_rows(missing, 'missing value')}. Remove such rows."
         )
 
 

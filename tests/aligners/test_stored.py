@@ -124,13 +124,13 @@ class TestInvalidRows:
         with pytest.raises(ValueError, match=r"contains infinity .*first in row 290"):
             CCAAligner().fit(mapped(image), concepts.text)
         image[290] = 0
-        with pytest.raises(ValueError, match=r"Input X contains NaN in 1 rows .rows 280."):
+        with pytest.raises(ValueError, match=r"Input X contains NaN in 1 row .row 280."):
             CCAAligner().fit(mapped(image), concepts.text)
 
     def test_rows_that_failed_to_encode_are_left_out_and_nan(self, concepts, mapped):
         image = concepts.image.copy()
         image[[7, 200]] = np.nan
-        with pytest.warns(UserWarning, match=r"2 rows are left out.*: 7, 200\."):
+        with pytest.warns(UserWarning, match=r"2 rows \(rows 7, 200\) that could not be encoded"):
             aligner = CCAAligner().fit(mapped(image), mapped(concepts.text))
         embeddings = aligner.transform(mapped(image))
         assert np.flatnonzero(np.isnan(embeddings).any(axis=1)).tolist() == [7, 200]

@@ -69,7 +69,7 @@ class TestConversion:
         """They would become zeros. Rows of zeros, and the smallest normal number, are valid."""
         features = make_features(6)
         features[1], features[2], features[4] = 1e-39, 0, np.finfo(np.float32).tiny
-        with pytest.raises(ValueError, match=r"^Input X has 1 rows with only .* \(rows 1\)\. Mul"):
+        with pytest.raises(ValueError, match=r"^Input X has 1 row \(row 1\) with only .*\. Mul"):
             as_float32(features, "X", check_conditioning=False)
         as_float32(features[2:], "X", check_conditioning=False)
         as_float32(features.astype(np.float32), "X", check_conditioning=False)
@@ -86,7 +86,7 @@ class TestConversion:
             converted = as_float32(features, "X", check_conditioning=True)
         np.testing.assert_array_equal(converted, features.astype(np.float32))
         features[7, 0] = features[9, 1:] = np.nan
-        message = "Input X contains NaN in 2 rows (rows 7, 9). Remove these rows."
+        message = "Input X contains NaN in 2 rows (rows 7, 9). Remove such rows."
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             as_float32(features, "X", check_conditioning=False)
         converted = as_float32(features, "X", check_conditioning=False, allow_nan=True)
@@ -95,7 +95,7 @@ class TestConversion:
     def test_nan_in_the_only_column_raises(self):
         """It cannot be told from a missing value."""
         for check in (partial(as_float32, check_conditioning=False), check_stored_features):
-            with pytest.raises(ValueError, match=r"contains NaN in 1 rows \(rows 2\)"):
+            with pytest.raises(ValueError, match=r"contains NaN in 1 row \(row 2\)"):
                 check(np.array([[1.0], [2], [np.nan]]), "X")
             check(np.array([[1.0, 2], [2, 1], [np.nan, np.nan]]), "X")
 

@@ -57,7 +57,7 @@ class TestEmbeddingMapDisplay:
         image = np.random.default_rng(0).normal(size=(6, 4))
         broken = image.copy()
         broken[2] = np.nan
-        with pytest.warns(UserWarning, match="1 rows are not finite"):
+        with pytest.warns(UserWarning, match=r"leaves out 1 row \(row 2\)"):
             display = EmbeddingMapDisplay.from_predictions(broken, image, images=[None] * 6)
         assert np.isnan(display.image_points[2]).all()
         assert len(display.lines_.get_segments()) == 5

@@ -125,7 +125,7 @@ class TestZeroShotConfusionDisplay:
             ((["a"], ["a", "b"]), "inconsistent"),
             (([], []), "y_true is empty"),
             ((["a", np.nan, None], ["a"] * 3), r"y_true has 2 missing values \(rows 1, 2\)"),
-            (([1, 2], [1.0, np.nan]), r"y_pred has 1 missing values \(rows 1\)"),
+            (([1, 2], [1.0, np.nan]), r"y_pred has 1 missing value \(row 1\)"),
             ((["a"], ["a"], {"images": []}), "images has 0 items for 1 samples"),
             ((["a"], ["a"], {"max_classes": 1}), "max_classes must be an integer >= 2, not 1"),
             ((["a"], ["a"], {"max_classes": np.nan}), "max_classes must be an integer >= 2"),

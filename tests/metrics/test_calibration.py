@@ -77,7 +77,7 @@ class TestExpectedCalibrationError:
                 expected_calibration_error(y, proba, 1, labels)
         with pytest.raises(ValueError, match="y mixes types that cannot be sorted"):
             expected_calibration_error([1, "x"], proba)
-        with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 1\)"):
+        with pytest.raises(ValueError, match=r"y has 1 missing value \(row 1\)"):
             expected_calibration_error(["a", None], proba)
 
 

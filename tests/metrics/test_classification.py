@@ -75,9 +75,9 @@ def test_error_names_the_parameter(name, labels):
     ("y_true", "message"),
     [
         ([1, "a"], "y_true mixes types that cannot be sorted"),
-        (["a", None], r"y_true has 1 missing values \(rows 1\)"),
-        (pd.Series(["a", None], dtype="string"), r"y_true has 1 missing values \(rows 1\)"),
-        ([np.nan, 1.0], r"y_true has 1 missing values \(rows 0\)"),
+        (["a", None], r"y_true has 1 missing value \(row 1\)"),
+        (pd.Series(["a", None], dtype="string"), r"y_true has 1 missing value \(row 1\)"),
+        ([np.nan, 1.0], r"y_true has 1 missing value \(row 0\)"),
         ([1, 2, 3], "inconsistent numbers of samples"),
     ],
 )

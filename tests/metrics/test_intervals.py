@@ -181,7 +181,7 @@ class TestPairedDifference:
         (
             np.ma.masked_array([0, 1, 1], mask=[0, 1, 0]),
             {},
-            r"^(values|first) has masked values in 1 rows",
+            r"^(values|first) has masked values in 1 row ",
         ),
         (np.zeros((3, 2)), {}, r"(values|first) must have one dimension, not the shape \(3, 2\)"),
     ],

@@ -56,7 +56,7 @@ def test_nan_raises():
     broken = embeddings.copy()
     broken[1, 1] = np.nan
     pairs = np.column_stack([np.arange(3), np.arange(3)])
-    with pytest.raises(ValueError, match=r"queries must be finite, .* in 1 rows \(rows 1\)"):
+    with pytest.raises(ValueError, match=r"queries must be finite, .* in 1 row \(row 1\)"):
         retrieval_ranks(broken, embeddings, pairs)
     with pytest.raises(ValueError, match="Embeddings must be finite"):
         compute_both_ranks(broken, embeddings, pairs)

@@ -37,7 +37,7 @@ def test_missing_values_of_y_raise_with_count_and_row(missing):
         validate_y(["cat", missing, "dog", missing])
     labels = ["cat", missing]
     for y in (np.array(labels, object), pd.Series(labels, dtype=object), UserList(labels)):
-        with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 1\)"):
+        with pytest.raises(ValueError, match=r"y has 1 missing value \(row 1\)"):
             validate_y(y)
 
 
@@ -46,9 +46,9 @@ def test_missing_value_of_a_dictionary_column_of_pyarrow_raises():
     array = pa.array(["cat", None, "dog"]).dictionary_encode()
     columns = [pa.chunked_array([array]), pa.table({"y": array}), pa.record_batch({"y": array})]
     for column in columns:
-        with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 1\)"):
+        with pytest.raises(ValueError, match=r"y has 1 missing value \(row 1\)"):
             validate_y(column)
-        with pytest.raises(ValueError, match=r"y_true has 1 missing values \(rows 1\)"):
+        with pytest.raises(ValueError, match=r"y_true has 1 missing value \(row 1\)"):
             per_class_accuracy(column, column)
 
 
@@ -107,7 +107,7 @@ def test_missing_y_raises_with_hint():
         "The classifier requires y to be passed, but the target y is None. Pass the label of "
         "every image as y."
     )
-    with pytest.raises(ValueError, match=r"\(rows 0\)\. Remove these rows\.$"):
+    with pytest.raises(ValueError, match=r"\(row 0\)\. Remove such rows\.$"):
         validate_y([None])
 
 
@@ -279,9 +279,9 @@ def test_unknown_label_of_an_enum_is_its_value(aligner, features, tmp_path):
 def test_masked_labels_are_missing():
     """The mask was ignored."""
     y = np.ma.masked_array(["cat", "dog", "dog"], mask=[1, 0, 0])
-    with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 0\)"):
+    with pytest.raises(ValueError, match=r"y has 1 missing value \(row 0\)"):
         validate_y(y)
-    with pytest.raises(ValueError, match=r"y_true has 1 missing values \(rows 0\)"):
+    with pytest.raises(ValueError, match=r"y_true has 1 missing value \(row 0\)"):
         per_class_accuracy(y, ["cat", "dog", "dog"])
     accuracy = per_class_accuracy(["cat", "dog", "dog"], y).accuracy
     assert accuracy.tolist() == [0, 1]
@@ -290,7 +290,7 @@ def test_masked_labels_are_missing():
 @pytest.mark.filterwarnings("error")  # such as NumPy's warning about a cast
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [(np.nan, r"1 missing values \(rows 1\)"), (np.inf, "Input y contains infinity")],
+    [(np.nan, r"1 missing value \(row 1\)"), (np.inf, "Input y contains infinity")],
 )
 def test_nan_and_infinity_in_y_raise(bad, message):
     with pytest.raises(ValueError, match=message):

@@ -234,7 +234,7 @@ class TestTables:
             with pytest.raises(ValueError, match="in column 'a', row 1"):
                 to_indicator(Y, ["a", "b"])
         masked = np.ma.masked_array(np.eye(2), mask=[[0, 1], [0, 0]])
-        with pytest.raises(ValueError, match="masked values in 1 rows"):
+        with pytest.raises(ValueError, match="masked values in 1 row "):
             to_indicator(masked, ["a", "b"])
 
     @pytest.mark.parametrize("Y", [np.zeros((2, 3)), csr_array((2, 3), dtype=int)])

@@ -186,7 +186,7 @@ def make_pair_cells() -> list[Cell]:
          "each image counts once, with both captions as positives"),
         ("a row of zeros", _ALL, _zero_row, "right", (), _WELL_FORMED),
         ("a row of NaN (an item that failed to encode)", _ALL, _nan_row, "warning",
-         ("1 rows are left out", "3"),
+         ("could not be encoded", "3"),
          "bitwise identical to the fit without the row, whose embedding is NaN"),
         ("another number of features than in fit", _ALL, _other_width, "error", ("11", "12"), ""),
         ("fewer captions than images", _ALL, _other_lengths, "error",
