@@ -352,7 +352,7 @@ def _warn_about_paths(texts: list[str]) -> None:
     ]
     if paths:
         warn(
-            f"{len(paths)} of the queries look like paths and are searched as text: "
-            f"{format_list(paths)}. Pass modality='image' to search by these images, or "
-            "modality='text' to hide this warning."
+            f"queries has texts that look like paths: {format_list(paths)}. They are searched as "
+            "text. Pass modality='image' to search by images, or modality='text' to hide this "
+            "warning."
         )

@@ -209,7 +209,9 @@ def to_list(values: Iterable[Any]) -> list[Any]:
         # Iterating over a dataset of torch ends only if the dataset raises IndexError.
         dataset: Any = values
         return [dataset[row] for row in range(len(dataset))]
-    # Iterating over a pyarrow column yields pyarrow's scalars.
+    # Iterating over an array of texts or a pyarrow column yields scalars of NumPy or pyarrow.
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U" and values.ndim == 1:
+        return values.tolist()
     return list(values.to_pylist() if hasattr(values, "to_pylist") else values)
 
 

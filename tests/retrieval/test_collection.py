@@ -203,6 +203,14 @@ class TestUnreadableImages:
 
 
 class TestInput:
+    def test_items_of_an_array_of_paths_are_plain_texts(self, real_aligner, captioned_images):
+        """They were np.str_, which results and messages showed as np.str_('cat.png')."""
+        paths = [str(path) for path in captioned_images.images[:3]]
+        retriever = CrossModalRetriever(real_aligner).fit(np.array(paths))
+        assert repr(retriever.items_) == repr(paths)
+        with pytest.warns(UserWarning, match=r"paths: 'no\.png'\. They"):
+            retriever.search(np.array(["no.png", "a cat"]), k=1)
+
     def test_memory_map_is_read_in_blocks(self, aligner, concepts, tmp_path, monkeypatch):
         monkeypatch.setattr("sklearn_ape.features.matrix.TILE_BYTES", 4 * 32 * 40)
         np.save(tmp_path / "X.npy", concepts.image)
