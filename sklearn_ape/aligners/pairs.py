@@ -24,7 +24,6 @@ from ..utils.messages import warn
 from ..utils.validation import (
     check_not_masked,
     check_sequence,
-    describe_rows,
     format_list,
     get_first,
     is_row,
@@ -261,7 +260,10 @@ def _drop_missing(encoded: EncodedPairs) -> EncodedPairs:
     if not is_missing.any():
         return encoded
     missing = np.unique(encoded.image_rows[is_missing])
-    warn(f"X and y have {describe_rows(missing)} that could not be encoded. The others are used.")
+    warn(
+        f"Rows of X and y are left out ({len(missing)} of {len(encoded.image)}), because they "
+        f"could not be encoded: {format_list(missing, str)}."
+    )
     if is_missing.all():
         raise ValueError("X and y have no pair that could be encoded. Check the files in X.")
     return encoded._replace(
