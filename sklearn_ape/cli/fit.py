@@ -288,6 +288,7 @@ def _make_few_shot_task(
     rows = list(first_rows.values())
     images, y = [bunch.images[row] for row in rows], [y[row] for row in rows]
     features = encoded.features[rows]
+    _check_labels_agree(features, images, rows, y)
     encoder.set_params(verbose=0)  # the features of all readable images are cached now
     classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
 
@@ -308,3 +309,28 @@ def _make_few_shot_task(
         ]
 
     return _Task(classifier, images, features, y, y, score)
+
+
+def _check_labels_agree(features: Any, images: list[Any], rows: list[int], y: list[str]) -> None:
+    """Raise an error if an image has different labels.
+
+    The classifier would check the training part only, and name rows of this part.
+    """
+    from ..aligners.fitted_images import group_equal_images
+
+    names = [
+        f"{label!r} in row {row}" + (f" ({image!r})" if isinstance(image, str) else "")
+        for label, row, image in zip(y, rows, images, strict=True)
+    ]
+    first_positions: dict[int, int] = {}
+    conflicts: dict[int, str] = {}
+    for position, group in enumerate(group_equal_images(features).tolist()):
+        first = first_positions.setdefault(group, position)
+        if y[first] != y[position]:
+            conflicts.setdefault(group, f"{names[first]} and {names[position]}")
+    if conflicts:
+        subject = "An image has" if len(conflicts) == 1 else f"{len(conflicts):,} images have"
+        raise ValueError(
+            f"{subject} different labels: {next(iter(conflicts.values()))}. The first row is 0. "
+            "Correct the labels, or remove one of the two."
+        )
