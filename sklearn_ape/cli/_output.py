@@ -24,6 +24,7 @@ from ..utils.files import check_writable, expand_user, write_file_atomically
 from ..utils.messages import escape_controls, escape_formula, escape_formula_path
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # typer does not export the base class of its errors about options.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -177,6 +178,8 @@ def _describe(error: Exception) -> str:
         return "Out of memory. Pass fewer images at a time."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename!r}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _FULL_DISK:  # such as of standard output
+        return f"{error.strerror}. Free some disk space, and run the command again."
     if isinstance(error, _USER_ERRORS):
         return _name_options(str(error))
     # torch is slow to import, and if it was not imported, it did not raise the error.
@@ -316,7 +319,7 @@ def write_atomically(output: Path) -> Iterator[Path]:
         with nullcontext(path) if is_device else write_file_atomically(path) as temporary:
             yield temporary
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _FULL_DISK:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(output)) from error
 

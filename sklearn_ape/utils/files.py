@@ -60,14 +60,18 @@ def describe_missing_image(path: str) -> str:
             "are relative to the current folder."
         )
     advice = describe_similar_file(path) or "Check the path."
-    return f"does not exist (looked for {os.path.abspath(path)[:500]!r}). {advice}"
+    absolute = "" if os.path.isabs(path) else f" (looked for {os.path.abspath(path)[:500]!r})"
+    return f"does not exist{absolute}. {advice}"
 
 
 def describe_similar_file(path: str) -> str:
     """Return a hint if a missing file exists under an almost equal name, else an empty text.
 
-    Extensions differ in case, and accents may be decomposed, as in archives of macOS.
+    Extensions differ in case, accents may be decomposed, as in archives of macOS, and a table that
+    was written on Windows has backslashes.
     """
+    if "\\" in path and os.path.isfile(path.replace("\\", "/")) and not os.path.isfile(path):
+        return "The file exists if the backslashes of Windows are replaced by '/'. Replace them."
     found = ""
     for part in Path(os.path.abspath(path)).parts:
         stem, suffix = os.path.splitext(part)

@@ -69,7 +69,15 @@ def test_file_with_almost_equal_name_is_named(tmp_path, name, given):
     file_name = str(tmp_path / name) if "/" in name else name
     assert f"A file {file_name!r} exists, whose name differs in case or in the form" in message
     message = describe_missing_image(str(tmp_path / "other.jpg"))
-    assert message.endswith("Check the path.")
+    assert message == "does not exist. Check the path."
+
+
+def test_backslashes_of_windows_are_named(tmp_path):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "a.jpg").write_bytes(b"")
+    message = describe_missing_image(f"{tmp_path}/cats\\a.jpg")
+    assert message.startswith("does not exist. The file exists if the backslashes of Windows")
+    assert "backslashes" not in describe_missing_image(f"{tmp_path}/cats\\b.jpg")
 
 
 @pytest.mark.parametrize("given", ["folder", "folder/", "link.png", "drawing.svg", "FOLDER.d"])
