@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from ..datasets import get_data_home, load_image_folder, load_openmoji
-from ..datasets.base import split_words
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
 from ..prompts import TEMPLATES, prompts_of, resolve_templates
@@ -115,7 +114,7 @@ def _load_folder_collection(folder: str | os.PathLike[str], cache: Path) -> Imag
     names = [text if isinstance(text, str) else text[0] for text in data.captions or []]
     names = names or get_file_names(data.images)
     title = f"images of {Path(folder).name!r}"
-    # Numbers at the end are kept, unlike in file names: they can distinguish classes.
+    # Numbers at the end are kept, unlike in captions: they can distinguish classes.
     names_of_labels = map(escape_controls, data.get("labels", ()))
     folders = sorted({label.replace("_", " ").strip() for label in names_of_labels} - {""})
     labels = folders if len(folders) > 1 else None
@@ -123,9 +122,9 @@ def _load_folder_collection(folder: str | os.PathLike[str], cache: Path) -> Imag
 
 
 def get_file_names(paths: Sequence[str]) -> list[str]:
-    """Return names for images without captions, from the file names."""
+    """Return names for images without captions, by which a visitor finds the files."""
     # Gradio cannot send undecodable bytes of file names.
-    return [escape_controls(split_words(Path(path).stem) or Path(path).stem) for path in paths]
+    return [escape_controls(Path(path).stem) for path in paths]
 
 
 def make_examples(collection: ImageCollection) -> list[tuple[Any, str]]:

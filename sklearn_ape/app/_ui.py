@@ -151,10 +151,12 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
     with gr.Row():
         with gr.Column(min_width=300):
             image = _add_image_input("classify-image")
-            gr.Markdown("Examples: click an image to classify it.")
+            has_examples = bool(service.examples)  # not if none of the images can be read
+            gr.Markdown("Examples: click an image to classify it.", visible=has_examples)
             examples = gr.Gallery(
                 service.examples[:_N_EXAMPLES],
                 label="Examples",
+                visible=has_examples,
                 columns=_N_EXAMPLES,
                 allow_preview=False,
                 elem_id="classify-examples",

@@ -244,7 +244,8 @@ class TestSearch:
         for row in range(2):
             shutil.copy(captioned_images.images[row], tmp_path / f"image {row}.png")
         (tmp_path / "image 0.txt").write_text("a caption")
-        assert load_collection(tmp_path).names == ["image", "image"]
+        # The names of the files, with the numbers by which the images of a camera differ.
+        assert load_collection(tmp_path).names == ["image 0", "image 1"]
 
     def test_missing_query_raises(self, service):
         with pytest.raises(UserError, match="There is no query"):

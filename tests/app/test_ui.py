@@ -197,3 +197,14 @@ def test_undecodable_file_names_are_escaped(fast_aligner, captioned_images, tmp_
     assert service.images.names == [r"\xe9"] * 2
     config = build_page(service, None).get_config_file()
     assert json.dumps(config, default=str, ensure_ascii=False).encode()
+
+
+def test_examples_are_hidden_if_no_image_can_be_read(fast_aligner, captioned_images, tmp_path):
+    """There was a heading above an empty gallery."""
+    (tmp_path / "broken.png").write_bytes(b"")
+    for images, is_shown in ((tmp_path, False), (captioned_images.images[:2], True)):
+        page = build_page(AppService(Model(fast_aligner), images, Limits()), None)
+        elements = [component["props"] for component in page.get_config_file()["components"]]
+        gallery = next(e for e in elements if e.get("elem_id") == "classify-examples")
+        heading = next(e for e in elements if "Examples: click" in str(e.get("value")))
+        assert gallery["visible"] is heading["visible"] is is_shown
