@@ -122,6 +122,7 @@ class TestParseLabels:
         [
             ("cat,dog,cat", ValueError, "repeat: 'cat'"),
             ("cat", typer.BadParameter, "'cat' is the only label"),
+            ("cat; dog", typer.BadParameter, "Separate labels by commas, for instance"),
             (" , ", typer.BadParameter, "contains no names"),
         ],
     )
