@@ -43,6 +43,7 @@ _REPLACEMENTS: tuple[tuple[str, Any], ...] = (
         "leave out --strict",
     ),
     (r", or pass on_error='nan' to \w+ to skip them", ""),  # no option skips texts
+    (r"Their features are NaN; `errors_` lists all of them", "They are skipped"),
     (r"\b(captions|device|templates)=(['\"])(\S+?)\2", r"--\1 \3"),
     (
         # Other messages that begin with "captions" are about the texts, not about --captions.

@@ -103,6 +103,7 @@ def serve(
     names = parse_labels(labels, labels_file)
     if images is not None and not expand_user(images).is_dir():
         raise NotADirectoryError(f"--images {str(images)!r} is not a folder. Pass a folder.")
+    print_message("Starting the page ...", quiet)  # imports take several seconds
     from .. import app
     from ..prompts import resolve_class_names
 

@@ -117,12 +117,13 @@ def served(monkeypatch):
 
 class TestServe:
     def test_default_host_is_loopback(self, run, served):
-        run("serve", "--quiet")
+        assert not run("serve", "--quiet").stderr
         expected = (None, None, "127.0.0.1", 7860, False), {"labels": None, "verbose": 0}
         assert served == [expected]
 
     def test_options_are_passed_to_serve(self, run, served, small_folder):
-        run("serve", "--images", small_folder, "--labels", "a cat,a dog", "--port", "0", "--open")
+        options = ("--labels", "a cat,a dog", "--port", "0", "--open")
+        assert run("serve", "--images", small_folder, *options).stderr == "Starting the page ...\n"
         (arguments, options) = served[0]
         assert arguments == (None, small_folder, "127.0.0.1", None, True)
         assert options == {"labels": ["a cat", "a dog"], "verbose": 1}
@@ -212,6 +213,7 @@ def failing(small_folder, run, monkeypatch):
         (ValueError("not in list_encoders()"), "not in 'sklearn-ape models'"),
         (ValueError("Pass labels={'a': 'b'}."), 'Pass --labels-file labels.json with {"a": "b"}.'),
         (OSError(28, "No space left on device", "a\x1b.npy"), r"'a\x1b.npy': No space left"),
+        (ValueError("Their features are NaN; `errors_` lists all of them."), "They are skipped."),
         (OSError(28, "No space left on device"), "ape: No space left on device. Free some disk"),
         (torch.OutOfMemoryError("CUDA out of memory"), "Out of device memory"),
         (ValueError("red\x1b[31m\rback\u202e"), r"red\x1b[31m\rback\u202e"),
@@ -224,6 +226,7 @@ def failing(small_folder, run, monkeypatch):
         "encoders",
         "labels",
         "system",
+        "skipped",
         "full disk",
         "device",
         "controls",
