@@ -93,6 +93,7 @@ ImageEncoder = Annotated[
     ),
 ]
 TextEncoder = Annotated[str, typer.Option(help="Text encoder, named like an image encoder.")]
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl")
 DEFAULT_IMAGE_ENCODER, DEFAULT_TEXT_ENCODER = "efficientnet_lite0", "all-MiniLM-L6-v2"
 Cache = Annotated[
     str | None,
@@ -336,7 +337,7 @@ def _split_labels(labels: str) -> list[str]:
 
 def _read_labels(file: Path) -> Any:
     suffix = file.suffix.lower()
-    if suffix in (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl", ".yaml", ".yml"):
+    if suffix in (*TABLE_SUFFIXES, ".yaml", ".yml"):
         raise typer.BadParameter(
             f"{str(file)!r} is a {suffix} file. Write one name per line in a .txt file, or a "
             ".json file.",

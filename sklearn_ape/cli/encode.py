@@ -56,6 +56,12 @@ def encode(
     """
     if not images and texts is None:
         raise typer.BadParameter("Nothing to encode. Pass images, or set --texts captions.txt.")
+    if texts is not None and texts.suffix.lower() in option.TABLE_SUFFIXES:
+        raise typer.BadParameter(
+            f"{str(texts)!r} is a table, whose lines are not texts. Write one text per line in a "
+            ".txt file.",
+            param_hint="--texts",
+        )
     if output.suffix.lower() != ".npy":
         raise typer.BadParameter(
             f"{str(output)!r} does not have the suffix .npy.", param_hint="--output"

@@ -70,6 +70,12 @@ class TestEncode:
         assert "contains no text" in result.stderr
         assert ".npy" in run("encode", tmp_path, "-o", "features.csv", code=2).stderr
 
+    def test_table_of_texts_raises(self, run, tmp_path):
+        """Its lines, with the header and all columns, were encoded as texts."""
+        (tmp_path / "captions.csv").write_text("file_name,caption\na.jpg,a cat\n")
+        result = run("encode", "--texts", tmp_path / "captions.csv", code=2)
+        assert "is a table, whose lines are not texts" in " ".join(result.stderr.split())
+
 
 class TestMakeEncoders:
     def test_names_select_encoders_of_all_libraries(self):
