@@ -249,11 +249,10 @@ def parse_labels(
     from ..prompts import resolve_class_names
 
     if len(resolve_class_names(names)) < least:
-        name = next(iter(names))
-        hint = "Separate labels by commas" if ";" in name else "Pass at least two labels"
         raise typer.BadParameter(
-            f"{name!r} is the only label, so every image would be classified as it. {hint}, for "
-            "instance --labels 'cat,something else'."
+            f"{next(iter(names))!r} is the only label, so every image would be classified as it. "
+            "Pass at least two labels, separated by commas and in quotes, for instance --labels "
+            "'a cat,something else'."
         )
     return names
 

@@ -122,7 +122,7 @@ class TestParseLabels:
         [
             ("cat,dog,cat", ValueError, "repeat: 'cat'"),
             ("cat", typer.BadParameter, "'cat' is the only label"),
-            ("cat; dog", typer.BadParameter, "Separate labels by commas, for instance"),
+            ("cat; dog", typer.BadParameter, "labels, separated by commas and in quotes"),
             (" , ", typer.BadParameter, "contains no names"),
         ],
     )
