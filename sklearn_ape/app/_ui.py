@@ -238,9 +238,9 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
             session = service.undo_correction(session)
         return session, *classify(session, image, names, templates, threshold)
 
-    def reset_map(session: Session, answer: Any) -> tuple[Any, str]:
+    def update_where(session: Session, answer: Any) -> Any:
         is_shown = answer is not None and may_have_maps(service.get_aligner(session))
-        return gr.Accordion(open=False, visible=is_shown), ""
+        return gr.Accordion(visible=is_shown)
 
     def locate(session: Session, image: Any, names: str, templates: str) -> str:
         with show_errors():
@@ -278,7 +278,10 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
     for event in (classified, corrected, undone):
         event.success(update_correction, *shown, **options)
     names.blur(update_correction, *shown, **options)
-    probabilities.change(reset_map, [session, probabilities], [where, similarity_map], **options)
+    # In the browser: a late response would close the section that a visitor has opened by then.
+    close = "() => [{open: false, __type__: 'update'}, '']"
+    probabilities.change(None, None, [where, similarity_map], js=close)
+    probabilities.change(update_where, [session, probabilities], where, **options)
     options["show_progress_on"] = similarity_map
     where.expand(locate, [session, image, names, templates], similarity_map, **options)
     # For the keyboard: the dropdown drops the focus when a label is chosen, and the button to undo

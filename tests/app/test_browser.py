@@ -280,6 +280,27 @@ class TestFirstVisit:
         time.sleep(2)  # until the result has arrived
         browser.wait(lambda: browser.text("classify-verdict") == "image 2")
 
+    def test_opened_map_stays_open(self, browser, monkeypatch):
+        """A response that was sent before it was opened, and arrives later, closed it."""
+        responses = []
+
+        def have_maps(aligner):
+            time.sleep(3)
+            responses.append(aligner)
+            return True
+
+        browser.click("#classify-examples img")
+        browser.wait(lambda: browser.all("#classify-where button"))
+        monkeypatch.setattr("sklearn_ape.app._ui.may_have_maps", have_maps)
+        browser.write("classify-names", "submarine, tuba")
+        browser.click("#classify-button")
+        browser.wait(lambda: "among 2 labels" in browser.text("classify-verdict"))
+        browser.click("#classify-where button")
+        browser.wait(lambda: responses)
+        browser.wait(lambda: browser.all("#classify-map img"))
+        time.sleep(2)  # until the response has arrived
+        assert browser.all("#classify-map img")[0].is_displayed()
+
 
 class TestErrors:
     def test_errors_are_shown_as_messages(self, browser, tmp_path, captioned_images):
