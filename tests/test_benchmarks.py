@@ -203,6 +203,7 @@ def test_memory_is_sorted_by_size_and_converted_to_megabytes():
     assert megabytes == pytest.approx([7, 104.8576])
 
 
+@pytest.mark.exhaustive
 def test_figures_of_published_results_can_be_drawn(tmp_path):
     """All names in the published results are known, and no curve is empty."""
     pytest.importorskip("matplotlib")

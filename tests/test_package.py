@@ -44,6 +44,7 @@ def test_version_is_that_of_the_metadata():
     assert sklearn_ape.__version__ == version("sklearn-ape")
 
 
+@pytest.mark.exhaustive
 def test_every_public_submodule_is_an_attribute():
     """Public modules can be used without a separate import, and `app` without gradio."""
     names = {module.split(".")[1] for module in MODULES}

@@ -130,6 +130,7 @@ class TestFit:
         assert without.history_[0]["train_loss"] == refitted.history_[0]["train_loss"]
         assert without.fingerprint_ != refitted.fingerprint_
 
+    @pytest.mark.exhaustive
     def test_interrupted_refit_warns_and_keeps_the_heads_of_the_search(
         self, concepts, monkeypatch
     ):
@@ -260,6 +261,7 @@ class TestPrecision:
         aligner = small(optimizer_params={"dtype": dtype}, max_epochs=8, **params)
         return aligner.fit(concepts.image, concepts.text)
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("init", ["auto", None])
     def test_bfloat16_is_nearly_as_accurate_as_float32(self, concepts, init):
         exact = self.fit(concepts, "float32", init=init)
@@ -274,6 +276,7 @@ class TestPrecision:
         scores = [aligner.score(concepts.image, concepts.text) for aligner in (exact, rounded)]
         assert scores[1] > scores[0] - 0.03
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("init", ["auto", None])
     def test_autocast_of_the_caller_does_not_change_the_fit(self, concepts, init):
         expected = self.fit(concepts, "bfloat16", init=init)
@@ -285,6 +288,7 @@ class TestPrecision:
         ]
         assert losses[0] == losses[1]
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize(
         ("is_fast", "min_pairs", "expected"),
         [(True, 10, "bfloat16"), (True, 10**6, "float32"), (False, 10, "float32")],
@@ -300,6 +304,7 @@ class TestPrecision:
         assert automatic.fingerprint_ == explicit.fingerprint_
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("init", ["auto", "kernel", "extension"])
 def test_fitted_logit_scales_have_the_bound_of_the_parameter(concepts, init):
     """Most scales are fitted on held-out pairs after training; the loss has the bound before."""

@@ -141,6 +141,7 @@ class TestTraining:
             fitted = embed(training.module, side, features, "cpu")
             np.testing.assert_allclose(trained, fitted, atol=1e-6)
 
+    @pytest.mark.exhaustive
     def test_best_epoch_has_the_recall_in_the_history(self, nonlinear):
         aligner = small(max_epochs=30, refit=False)
         recalls = []
@@ -166,6 +167,7 @@ class TestHeadPairs:
         texts = rng.standard_normal((200, 16)).astype(np.float32)
         return HeadPairs(rng.standard_normal((200, 32)), texts)
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("init", ["auto", "linear", None])
     def test_head_pairs_change_the_fit(self, concepts, head, init):
         without = small(init=init, early_stopping=False).fit(concepts.image, concepts.text)
@@ -202,6 +204,7 @@ class TestOptions:
 
         return fit
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("init", ["linear", None])
     @pytest.mark.parametrize(
         "option",

@@ -69,6 +69,7 @@ class TestCaptions:
         for table in (pd.DataFrame(features.text), pl.DataFrame(features.text)):
             assert small(max_epochs=4).fit(X, table).fingerprint_ == by_feature.fingerprint_
 
+    @pytest.mark.exhaustive
     def test_several_captions_per_image_are_positives(
         self, captioned_images, features, text_encoder
     ):

@@ -93,6 +93,7 @@ def test_sparse_and_dense_scores_are_equal(concepts, monkeypatch):
     )
 
 
+@pytest.mark.exhaustive
 def test_score_memory_is_less_than_dense_embeddings(monkeypatch):
     """1,500 images and captions on 8,000 anchors would take 96 MB."""
     monkeypatch.setattr(asif, "_TILE_BYTES", 2**22)

@@ -55,14 +55,17 @@ class TestResume:
         assert_same(trained, whole(case))
         assert files(tmp_path) == ["trained.safetensors"]
 
-    def test_fit_after_finished_training_returns_its_result(self, whole, steps, tmp_path):
-        for case in ("plain", "auto", "auto, closed form kept", "residual", "norms"):
-            aligner = cases.aligner(case, checkpoint=tmp_path / case)
-            first = clone(aligner).fit(X, Y)
-            counted = steps(None)
-            assert_same(clone(aligner).fit(X, Y), first)
-            assert counted.n_done == 0
-            assert_same(first, whole(case))
+    @pytest.mark.sampled(5)
+    @pytest.mark.parametrize(
+        "case", ["auto", "plain", "auto, closed form kept", "residual", "norms"]
+    )
+    def test_fit_after_finished_training_returns_its_result(self, case, whole, steps, tmp_path):
+        aligner = cases.aligner(case, checkpoint=tmp_path)
+        first = clone(aligner).fit(X, Y)
+        counted = steps(None)
+        assert_same(clone(aligner).fit(X, Y), first)
+        assert counted.n_done == 0
+        assert_same(first, whole(case))
 
     def test_kill_during_refit_repeats_at_most_one_epoch(self, steps, whole, tmp_path):
         aligner = cases.aligner("plain", checkpoint=tmp_path)
@@ -114,6 +117,7 @@ class TestFolder:
         assert_same(resumed.best_estimator_, reference.best_estimator_)
         assert files(tmp_path) == ["trained.safetensors"] * 13
 
+    @pytest.mark.exhaustive
     def test_random_state_none_resumes_with_the_stored_seed(self, steps, tmp_path):
         aligner = cases.aligner("plain", checkpoint=tmp_path, random_state=None)
         kill(aligner, steps, 30)
@@ -155,6 +159,7 @@ class TestFolder:
             assert_same(clone(aligner).fit(X, Y), whole("plain"))
         assert files(tmp_path) == []
 
+    @pytest.mark.exhaustive
     def test_interruption_of_a_resumed_refit_raises(self, steps, whole, monkeypatch, tmp_path):
         """The checkpoint has the state of the refit, and not the heads of the search."""
         aligner = cases.aligner("plain", checkpoint=tmp_path)
@@ -262,6 +267,7 @@ class RecordTensor(Callback):
 
 @pytest.mark.usefixtures("every_epoch")
 class TestCallbacks:
+    @pytest.mark.exhaustive
     def test_callbacks_run_again_after_finished_training(self, tmp_path):
         plain = cases.aligner("plain", early_stopping=False, checkpoint=tmp_path)
         before = clone(plain).fit(X, Y)
@@ -275,7 +281,7 @@ class TestCallbacks:
         assert files(tmp_path) == ["trained.safetensors"]
         assert_same(clone(plain).fit(X, Y), before)
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize(
         "callbacks",
         [None, [Scale(0.9)], [Scale(), Scale()], [Callback()]],
@@ -294,6 +300,7 @@ class TestCallbacks:
         assert_same(clone(aligner).fit(X, Y), expected)
         assert 0 < Scale.calls < 8
 
+    @pytest.mark.exhaustive
     def test_callbacks_that_cannot_be_pickled_are_compared_by_type(self, steps, tmp_path):
         def aligner(scoring):
             callback = EpochScoring(scoring, name="own score", on_train=True)
@@ -310,6 +317,7 @@ class TestCallbacks:
         cases.aligner("plain").fit(X, Y)
         assert resumed < counted.n_done
 
+    @pytest.mark.exhaustive
     def test_tensors_that_callbacks_record_do_not_end_training(self, steps, whole, tmp_path):
         aligner = cases.aligner("plain", callbacks=[RecordTensor()], checkpoint=tmp_path)
         counted = kill(aligner, steps, 30)
@@ -317,6 +325,7 @@ class TestCallbacks:
         assert counted.n_done < 30
         assert_same(resumed, whole("plain"))
 
+    @pytest.mark.exhaustive
     def test_scikit_learn_callbacks_are_called_after_finished_training(self, whole, tmp_path):
         callback = pytest.importorskip("sklearn.callback", reason="scikit-learn >= 1.9")
         aligner = cases.aligner("plain", checkpoint=tmp_path)
@@ -419,6 +428,7 @@ class TestRejectedFiles:
             clone(aligner).set_params(random_state=1).fit(X, Y)
         assert file.read_bytes() == before
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("position", [3, 5000, -100])
     def test_damaged_file_raises_and_is_kept(self, position, unfinished):
         aligner, file = unfinished

@@ -30,7 +30,7 @@ def onnxruntime():
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "name",
-    ["ape-blend", "cca", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"],
+    ["cca", "ape-blend", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"],
 )
 def test_onnxruntime_gives_equal_embeddings(name, onnxruntime, concepts, tmp_path):
     aligner = clone(ALIGNERS[name]).fit(concepts.image, concepts.text)

@@ -237,6 +237,7 @@ class TestStarter:
         similarity = extended.similarity(images, captions)
         assert np.diag(similarity).mean() > similarity.mean() + 0.1
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("to_column", [Column, pa.array, np.array, pd.Series, tuple])
     def test_captions_in_any_sequence_are_encoded(self, extended, images, captions, to_column):
         aligner = APEAligner(init="starter").fit(images, to_column(captions))
@@ -251,6 +252,7 @@ class TestStarter:
         )
         np.testing.assert_array_equal(one.transform_text(captions), two.transform_text(captions))
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("to_column", [Column, pd.Series])
     def test_images_in_any_sequence_are_encoded(self, extended, images, captions, to_column):
         """Pixels of an image in another sequence than a list were taken as features."""
@@ -259,6 +261,7 @@ class TestStarter:
             aligner.transform(images), extended.transform(images), atol=1e-5
         )
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("to_sequence", [list, np.stack])
     def test_grey_images_are_encoded(self, images, captions, to_sequence):
         """Arrays of two dimensions were taken as features."""

@@ -108,6 +108,7 @@ def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encod
     assert 300 + 340 in data.pairs[data.pairs[:, 1] == rows[0], 0]
 
 
+@pytest.mark.exhaustive
 def test_user_defined_texts(features, captioned_images, text_encoder):
     head = make_head_pairs(1280, texts=[["hen"], ["duck", "drake"], "cock", ["hen"], ["goose"]])
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)

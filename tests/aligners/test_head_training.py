@@ -260,6 +260,7 @@ class TestFit:
         assert isinstance(base, KernelMap)
         assert len(base.anchors) == 1500
 
+    @pytest.mark.exhaustive
     def test_kernel_is_kept_if_the_gain_is_small(self, pairs, monkeypatch):
         monkeypatch.setattr(_ape_trainer, "_compute_min_recall", lambda baseline, n_valid: 1.0)
         fitted = small().fit(pairs.image, pairs.text)
@@ -330,6 +331,7 @@ class TestFit:
             restored.transform_text(pairs.text), tuned.transform_text(pairs.text)
         )
 
+    @pytest.mark.exhaustive
     def test_interrupt_raises_and_keeps_the_fitted_aligner(self, tuned, pairs, monkeypatch):
         """There is no result yet, so that nothing is kept in its place."""
 
@@ -344,6 +346,7 @@ class TestFit:
             fitted.fit(pairs.image, pairs.text)
         assert fitted.fingerprint_ == fingerprint
 
+    @pytest.mark.exhaustive
     def test_tuning_ignores_the_parameters_of_the_head(self, tuned, pairs):
         other = clone(tuned).set_params(learning_rate=1e-9, optimizer="lion", mixup=1.0)
         other.fit(pairs.image, pairs.text)

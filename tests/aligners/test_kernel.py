@@ -255,6 +255,7 @@ def test_logit_scale_is_that_of_a_solution_without_the_held_out_pairs(concepts, 
     assert scale == pytest.approx(iterative.logit_scale_, rel=1e-3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cls", [KernelAligner, APEAligner])
 def test_logit_scale_of_few_images_suits_new_images(features, cls):
     """Images that the whitening is computed from seem less similar to each other than new ones.

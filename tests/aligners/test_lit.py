@@ -178,6 +178,7 @@ class TestWhatIsTrained:
 
 
 class TestFit:
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
     def test_fit_learns_concepts(self, encoder, pairs, loss):
         image, captions = pairs
@@ -216,6 +217,7 @@ class TestFit:
         assert checkpointed.fingerprint_ == fitted.fingerprint_
         pickle.dumps(checkpointed)
 
+    @pytest.mark.exhaustive
     def test_autocast_of_the_caller_does_not_change_a_fit_with_checkpointing(self, encoder, pairs):
         """The backward pass computes activations again, from copies of the weights."""
         aligner = small(encoder, gradient_checkpointing=True, dtype="bfloat16", max_epochs=2)
@@ -293,6 +295,7 @@ class TestScikitLearn:
         assert not hasattr(cloned, "module_")
         assert len(pickle.dumps(cloned)) < len(stored) / 4
 
+    @pytest.mark.exhaustive
     def test_pipeline_and_classifier_predict(self, encoder, pairs):
         image, captions = pairs
         truth = [caption.split()[-1] for caption in captions]

@@ -42,6 +42,7 @@ def test_wide_kernel_is_chosen_for_a_smooth_relation(smooth):
     )
 
 
+@pytest.mark.exhaustive
 def test_wide_kernel_is_better_where_it_is_chosen(smooth):
     train = tuple(features[:5500] for features in smooth)
     test = tuple(features[5500:] for features in smooth)
@@ -57,6 +58,7 @@ def test_few_pairs_are_not_compared(smooth):
     assert fit(few).fingerprint_ == fit(few, gamma="scale").fingerprint_
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("init", ["kernel", "auto"])
 def test_training_starts_from_the_chosen_kernel(init, clustered, monkeypatch):
     monkeypatch.setattr(_kernel_maps, "_MIN_RELATIVE_GAIN", -1.0)  # the wide kernel is chosen

@@ -101,6 +101,7 @@ class TestResults:
         expected = aligner.fit(concepts.image, concepts.text).transform(concepts.image[:9])
         np.testing.assert_allclose(embeddings, expected, atol=1e-4)
 
+    @pytest.mark.exhaustive
     def test_lit_accepts_stored_images(self, features, captioned_images, mapped):
         lit = LiTAligner(
             text_encoder="all-MiniLM-L6-v2",

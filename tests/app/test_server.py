@@ -370,6 +370,7 @@ class TestSeveralPages:
 
             yield start
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("first", [0, 1])
     def test_pages_of_a_process_are_independent(
         self, start, first, temporary_folder, captioned_images
@@ -403,6 +404,7 @@ class TestSeveralPages:
         assert os.listdir(temporary_folder) == []
         assert os.environ["GRADIO_TEMP_DIR"] == "former"
 
+    @pytest.mark.exhaustive
     def test_visitors_get_initial_images_and_downloads(self, start, captioned_images):
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as file:
@@ -427,6 +429,7 @@ class TestSeveralPages:
         running.close()
         assert not os.path.exists(path)
 
+    @pytest.mark.exhaustive
     def test_discarded_page_keeps_its_private_folder(
         self, fast_aligner, captioned_images, temporary_folder, monkeypatch
     ):

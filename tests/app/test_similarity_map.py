@@ -53,6 +53,7 @@ def compare_halves(image):
 
 
 class TestLocate:
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("templates", ["none", "simple"])
     def test_label_is_located(self, make_service, collage, templates):
         service = make_service(None)
@@ -72,6 +73,7 @@ class TestLocate:
         assert result.label == "first"
         assert compare_halves(result.image) > 5
 
+    @pytest.mark.exhaustive
     def test_extension_of_a_visitor_has_maps(self, make_service, collage, captioned_zip):
         service = make_service(None)
         archive = captioned_zip(0, 9)

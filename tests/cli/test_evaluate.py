@@ -125,6 +125,7 @@ class TestImagesUsedForFitting:
         result = run("evaluate", tmp_path / "new", "--aligner", model)
         assert "used to fit" not in result.stderr
 
+    @pytest.mark.exhaustive
     @pytest.mark.skipif(
         not Path("/usr/share/openclipart").is_dir(),
         reason="the Debian package openclipart-png is not installed",

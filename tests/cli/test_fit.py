@@ -187,6 +187,7 @@ class TestFewShot:
         assert "Column 'label' is not used. Set --method few-shot" in result.stderr
         assert "images with captions are few for a new aligner, and" in result.stderr
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["few-shot", "kernel"])
     def test_reason_is_named_if_no_images_are_held_out(self, small_folder, run, tmp_path, method):
         fit = ("fit", small_folder, "-o", tmp_path / "model", "--method", method)
@@ -203,6 +204,7 @@ class TestFewShot:
         table_rows = rows("fit", table, "--label", "label", "-o", tmp_path / "model")
         assert {row["n"] for row in table_rows} == {"12"}
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["few-shot", "kernel"])
     def test_image_of_several_rows_is_used_once(self, small_folder, run, tmp_path, method):
         """Images with many captions would have a larger weight, and be counted several times."""
@@ -260,6 +262,7 @@ class TestFewShot:
 
 
 class TestNamesOfFolders:
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["kernel", "few-shot"])
     def test_accuracy_is_that_of_the_saved_classifier(self, photos, run, tmp_path, method):
         """Folders have codes, and the names are in a file."""

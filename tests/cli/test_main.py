@@ -140,7 +140,8 @@ class TestServe:
         assert "'gone' is not a folder" in run("serve", "--images", "gone", code=1).stderr
         assert not served
 
-    @pytest.mark.parametrize("options", [(), ("--quiet",)])
+    @pytest.mark.sampled(2)
+    @pytest.mark.parametrize("options", [("--quiet",), ()])
     def test_page_responds_and_stops_at_ctrl_c(self, small_folder, options):
         """The address is the result of the command, which is printed in any case."""
         command = [sys.executable, "-u", "-m", "sklearn_ape", "serve", "--port", "0", *options]
@@ -233,8 +234,9 @@ def failing(small_folder, run, monkeypatch):
     ],
 )
 def test_user_errors_are_messages(failing, error, message):
-    assert failing(error).stderr.splitlines()[-1].startswith("sklearn-ape: ")
-    assert message in failing(error).stderr
+    stderr = failing(error).stderr
+    assert stderr.splitlines()[-1].startswith("sklearn-ape: ")
+    assert message in stderr
 
 
 def test_bug_prints_escaped_traceback(monkeypatch):

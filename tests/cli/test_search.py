@@ -107,6 +107,7 @@ class TestUpdate:
             again = run("index", folder, "-o", tmp_path / "index", "--update").stderr
             assert f"Images embedded: {n_embedded}, removed: 0." in again
 
+    @pytest.mark.exhaustive
     def test_all_images_replaced(self, photos, run, tmp_path):
         shutil.copytree(photos / "food", tmp_path / "food")
         run("index", tmp_path / "food", "-o", tmp_path / "index", "--quiet")
@@ -116,6 +117,7 @@ class TestUpdate:
         assert len(items) == len(list((photos / "animal").iterdir()))
         assert all("animal" in item for item in items)
 
+    @pytest.mark.exhaustive
     def test_images_of_a_link_may_be_passed_by_another_path(self, photos, run, tmp_path):
         folder, link = tmp_path / "food", tmp_path / "link"
         shutil.copytree(photos / "food", folder)
@@ -125,6 +127,7 @@ class TestUpdate:
         items = load_pretrained(tmp_path / "index").items_
         assert sorted(items) == sorted(map(str, folder.iterdir()))
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("kind", ["image", "folder"])
     def test_link_to_another_image(self, photos, run, tmp_path, kind):
         """The image was older than the index, and the index kept the embedding of the former."""
@@ -143,6 +146,7 @@ class TestUpdate:
         assert "Images embedded: 1, removed: 0." in result.stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
 
+    @pytest.mark.exhaustive
     def test_image_that_is_added_behind_a_link(self, photos, run, tmp_path):
         """The time of the folder to which the link leads says nothing about the other images."""
         shutil.copytree(photos / "food", tmp_path / "food")
@@ -165,6 +169,7 @@ class TestUpdate:
         expected = [str(tmp_path / "a" / "one.png"), str(tmp_path / "one.png")]
         assert load_pretrained("index").items_ == expected
 
+    @pytest.mark.exhaustive
     def test_link_to_missing_image_is_dropped(self, photos, run, tmp_path):
         """The update failed with "No such file or directory"."""
         shutil.copytree(photos / "food", tmp_path / "food")
@@ -197,6 +202,7 @@ class TestUpdate:
         assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
 
+    @pytest.mark.exhaustive
     def test_copied_index(self, photos, run, tmp_path):
         """Images that had changed between the index and its copy counted as unchanged."""
         shutil.copytree(photos / "food", tmp_path / "food")
@@ -208,6 +214,7 @@ class TestUpdate:
         assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("is_damaged", [False, True])
     def test_index_without_valid_time_is_embedded_again(self, photos, run, tmp_path, is_damaged):
         """An index saved in Python does not say when its images were read."""
@@ -222,6 +229,7 @@ class TestUpdate:
         assert f"Images embedded: {n_images}, removed: 0." in run(*arguments).stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
 
+    @pytest.mark.exhaustive
     def test_clock_that_differs_from_that_of_the_file_system(
         self, photos, run, tmp_path, monkeypatch
     ):

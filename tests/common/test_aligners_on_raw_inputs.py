@@ -92,7 +92,7 @@ def test_pickle_keeps_embeddings_and_column_names(aligner):
     np.testing.assert_allclose(frame.to_numpy(), expected, **CLOSE)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_containers_of_images_and_captions_give_equal_fits(name, unfitted, aligner):
     expected = aligner.similarity(IMAGES, CAPTIONS)
     images = [tuple(IMAGES), np.stack(IMAGES), pd.Series(IMAGES, index=[5] * 12)]
@@ -106,7 +106,7 @@ def test_containers_of_images_and_captions_give_equal_fits(name, unfitted, align
     np.testing.assert_allclose(other.similarity(IMAGES, CAPTIONS), expected, **CLOSE)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_threads_give_equal_predictions(aligner):
     """A fitted aligner and a classifier can be used from several threads."""
     expected = aligner.similarity(IMAGES, CAPTIONS)

@@ -105,6 +105,7 @@ def lit(tmp_path_factory):
 
 
 class TestEpochs:
+    @pytest.mark.exhaustive
     def test_epochs_within_search_over_classifier_are_reported(self, concepts, names):
         seen = RecordPaths()
         search = GridSearchCV(make_classifier(), {"aligner__apealigner__depth": [1, 2]}, cv=2)

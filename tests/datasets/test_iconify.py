@@ -178,6 +178,7 @@ def test_changed_drawing_is_rendered_again(tmp_path, home):
         assert image.convert("RGB").getpixel((112, 112)) == (0, 0, 255)
 
 
+@pytest.mark.exhaustive
 def test_processes_render_the_same_images(package, tmp_path):
     one = load_iconify(package, data_home=tmp_path / "a")
     two = load_iconify(package, data_home=tmp_path / "b", n_jobs=2)
@@ -331,6 +332,7 @@ def test_invalid_description_of_a_set_raises(tmp_path, home, other):
         load_iconify(write_package(tmp_path / "package", sets), data_home=home)
 
 
+@pytest.mark.exhaustive
 def test_killed_rendering_is_continued(package, home):
     """Images that were rendered before a kill are complete and are not rendered again."""
     script = (

@@ -52,6 +52,7 @@ def test_clones_share_one_network(paths):
     assert clone(first)._get_network().model is first._get_network().model
 
 
+@pytest.mark.exhaustive
 def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
     """Pickles contain no weights, and the encoder gives equal features in a new process.
 

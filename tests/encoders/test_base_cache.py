@@ -157,6 +157,7 @@ def test_runtime_parameters_keep_cache_key(encoder, paths, other):
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (1, 0)
 
 
+@pytest.mark.exhaustive
 def test_killed_run_resumes(tmp_path, paths, truth):
     """Batches that were written before SIGKILL are not computed again."""
     if not hasattr(signal, "SIGKILL"):
@@ -185,6 +186,7 @@ def test_killed_run_resumes(tmp_path, paths, truth):
     assert (after.hits - before.hits, after.misses - before.misses) == (6, 6)
 
 
+@pytest.mark.exhaustive
 def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
     encoder.transform(paths)
     file = encoder.cache / "features.sqlite"
@@ -215,6 +217,7 @@ def test_threads_encode_each_image_once(encoder, paths, truth):
         np.testing.assert_allclose(features, truth, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_threads_share_a_tokenizer():
     """Encoders with different parameters can use one tokenizer in threads."""
     lengths = [3, 8, None]

@@ -41,7 +41,7 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = timm.create_model("resnet10t", pretrained=False, num_classes=3)
+        model = timm.create_model("test_resnet", pretrained=False, num_classes=3)
         timm.models.save_for_hf(model.eval(), str(folder), safe_serialization=True)
     return str(folder)
 

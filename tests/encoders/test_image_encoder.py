@@ -98,6 +98,7 @@ def as_jpeg(image, **options):
 class TestLargeImages:
     """Reduction of large images before resizing."""
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("crop", ["center", "pad"])
     def test_reduced_image_has_nearly_equal_features(self, crop):
         """The cosine distance is below 3e-4 for drawings and noise."""

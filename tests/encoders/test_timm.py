@@ -395,6 +395,7 @@ def test_replaced_model_folder_is_reloaded(tmp_path, paths):
     assert np.abs(first - second).max() > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_features_of_several_scales_are_pooled_by_the_network(tmp_path, paths):
     with torch.random.fork_rng():
         model = save_model(tmp_path, "crossvit_tiny_240", num_classes=5)

@@ -58,7 +58,7 @@ def test_use_outside_with_block_raises(tmp_path):
         DiskFeatureCache(tmp_path).get_many([b"a"])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("part", ["header", "schema", "pages", "anywhere"])
 @pytest.mark.filterwarnings("ignore:The feature cache")
 def test_flipped_bytes_never_give_a_wrong_feature(folder, part):

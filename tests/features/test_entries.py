@@ -63,7 +63,7 @@ class TestDamage:
     def test_every_flipped_bit_of_the_key_is_detected(self, value):
         assert all(is_detected(value, flip(KEY, bit)) for bit in range(8 * len(KEY)))
 
-    @pytest.mark.sampled(4)
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("bit", [0, 15, 22, 31])
     def test_same_bit_of_two_numbers_is_detected(self, bit):
         """Flips of the sign are lost in sums whose words are as long as the sum."""

@@ -114,6 +114,7 @@ class TestMaps:
             expected = estimator.transform(images[:4]) @ aligner.transform_text(texts).T
             np.testing.assert_allclose(maps.mean(axis=(2, 3)), expected, atol=2e-3)
 
+    @pytest.mark.exhaustive
     def test_peak_is_where_the_object_was_pasted(self):
         """An emoji is pasted into a quadrant of a drawing of another kind, 100 times."""
         data = load_openmoji()

@@ -80,6 +80,7 @@ def hub():
         server.shutdown()
 
 
+@pytest.mark.exhaustive
 def test_pushed_model_can_be_loaded_and_errors_are_informative(hub, tmp_path):
     hub.repos["me/bert"] = [{"config.json": b'{"model_type": "bert"}', "evil.pkl": b"\x80"}]
     commit_1 = "356a192b7913b04c54574d18c28d46e6395428ab"  # sha1 of "1"

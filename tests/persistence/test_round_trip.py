@@ -204,6 +204,7 @@ class TestEncoders:
 
 
 class TestTowers:
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("unlocked", [1, None])
     def test_lit_saves_its_trained_text_tower(
         self, unlocked, captioned_images, features, tmp_path

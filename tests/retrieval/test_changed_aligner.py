@@ -368,4 +368,4 @@ Sequences.TestCase.settings = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-TestSequences = Sequences.TestCase
+TestSequences = pytest.mark.exhaustive(Sequences.TestCase)

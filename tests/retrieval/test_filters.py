@@ -69,7 +69,7 @@ class CollectionMachine(RuleBasedStateMachine):
         assert_equal(actual, expected)
 
 
-TestCollectionMachine = CollectionMachine.TestCase
+TestCollectionMachine = pytest.mark.exhaustive(CollectionMachine.TestCase)
 TestCollectionMachine.settings = settings(max_examples=15, stateful_step_count=8, deadline=None)
 
 

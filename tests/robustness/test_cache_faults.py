@@ -254,6 +254,7 @@ def test_threads_that_share_memory_cache_read_correct_entries():
     assert len(cache) == 50
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.parametrize("pause", [0, 0.05])
 def test_killed_writer_keeps_finished_batches(tmp_path, pause):

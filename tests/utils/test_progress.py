@@ -76,6 +76,7 @@ for seconds, name in ((0.1, "short"), (2.2, "long")):
 """
 
 
+@pytest.mark.exhaustive
 def test_long_work_shows_a_bar_in_a_terminal():
     parent, child = pty.openpty()
     termios.tcsetwinsize(child, (24, 80))

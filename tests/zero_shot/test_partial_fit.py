@@ -48,6 +48,7 @@ class TestPartialFit:
             corrected.predict_proba(X), expected.predict_proba(X), atol=5e-3
         )
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("n_pairs", [30, 150])
     def test_new_labels_replace_old_ones_one_by_one(
         self, features, captioned_images, text_encoder, n_pairs

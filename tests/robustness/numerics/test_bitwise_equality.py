@@ -28,6 +28,7 @@ from tests.robustness.numerics.text_cases import RandomTextEncoder
 CAPTIONS = [f"a photo of {number} cats and {'many ' * (number % 7)}dogs" for number in range(16)]
 # Bounds of changes by the batch: relative to the largest feature, and of 1 - cosine.
 BATCH_BOUND, COSINE_BOUND = 5e-6, 1e-10
+ENGINES = ["torch", "openvino", pytest.param("onnx", marks=pytest.mark.exhaustive)]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ class TestFeatures:
             np.testing.assert_array_equal(cached.transform(CAPTIONS), expected)
             np.testing.assert_array_equal(cached.transform(CAPTIONS[::-1])[::-1], expected)
 
-    @pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
+    @pytest.mark.parametrize("engine", ENGINES)
     def test_partly_filled_cache_and_other_items_change_only_rounding(self, engine, tmp_path):
         pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
         encoder = TransformersTextEncoder(engine=engine, cache=None)
@@ -165,7 +166,7 @@ class TestFeatures:
         assert_close(partly_cached.transform(CAPTIONS), expected)
         assert_close(encoder.transform(CAPTIONS[5:]), expected[5:])
 
-    @pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
+    @pytest.mark.parametrize("engine", ENGINES)
     def test_features_in_batches_of_one_do_not_depend_on_other_items(
         self, engine, tmp_path, paths
     ):
