@@ -156,6 +156,7 @@ class TestFewShot:
         assert "without the labelled images" not in answers.stderr
         assert "without the labelled images" in run(*classify, "--labels", "food,cars").stderr
 
+    @pytest.mark.exhaustive
     def test_captions_of_some_images_can_be_left_out(self, photos, run, tmp_path):
         """Half of the images have text files, which are incomplete as captions."""
         folder = tmp_path / "photos"
@@ -167,6 +168,7 @@ class TestFewShot:
         run(*options, "--captions", "none")
         assert type(load_pretrained(tmp_path / "m")) is FewShotClassifier
 
+    @pytest.mark.exhaustive
     def test_labels_may_have_other_names_and_more_classes(self, photos, run, tmp_path):
         labels = tmp_path / "labels.json"
         labels.write_text(

@@ -305,6 +305,7 @@ class TestTable:
         with pytest.raises(typer.BadParameter, match="Set --output"):
             resolve_format(None, "parquet")
 
+    @pytest.mark.exhaustive
     @given(
         st.lists(
             st.tuples(

@@ -253,6 +253,7 @@ class TestUpdate:
         assert f"IMAGES does not include {n_food} indexed images that exist" in error
         assert (tmp_path / "index" / "config.json").stat().st_mtime_ns == before
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
     def test_images_in_an_unreadable_folder_are_not_dropped(
         self, photos, run, tmp_path, monkeypatch, number
@@ -347,6 +348,7 @@ def test_text_instead_of_image_suggests_query(photos, run):
     assert "'a cat' is not a file. Did you mean --query" in message
 
 
+@pytest.mark.exhaustive
 def test_model_is_another_name_of_aligner(photos, run, tmp_path):
     run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
     options = ("--query", "a tomato", "-k", "1")

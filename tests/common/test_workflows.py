@@ -294,6 +294,7 @@ def test_retriever_finds_what_sorted_cosines_give(name, seed, x_kind, k, by_text
     )
 
 
+@pytest.mark.exhaustive
 @CASES
 @given(aligners, seeds, x_kinds, st.integers(1, 3), st.booleans())
 def test_score_of_aligner_equals_recall_of_cosines(name, seed, x_kind, per_image, in_pipeline):
@@ -322,6 +323,7 @@ def test_score_of_aligner_equals_recall_of_cosines(name, seed, x_kind, per_image
     assert low - 1e-9 <= model.score(X_CONTAINERS[x_kind](X), captions) <= high + 1e-9
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", sorted(ALIGNERS))
 def test_cross_val_predict_equals_loop_over_folds(name):
     """cross_val_predict with numbered labels is equal to a loop over the folds."""
