@@ -83,7 +83,7 @@ class TestRoundTrip:
         assert answers[0] == pytest.approx(answers[1])
 
     def test_extended_aligner_can_be_downloaded_and_loaded(self, service, captioned_zip):
-        archive = captioned_zip(0, 60)
+        archive = captioned_zip(0, 12)
         session = service.align(Session(), archive, "extend", False, ignore_progress)[0]
         back = service.load_aligner(Session(), session.download.path)
         texts = ["a cat", "a red fruit"]

@@ -277,6 +277,7 @@ class TestServe:
         signal.signal(signal.SIGTERM, before)
         assert os.listdir(temporary_folder) == []
 
+    @pytest.mark.exhaustive
     def test_starts_with_the_lowest_version_of_gradio(
         self, fast_aligner, captioned_images, monkeypatch
     ):
@@ -307,6 +308,7 @@ class TestServe:
         with pytest.raises(httpx.ConnectError):
             httpx.get(running.url)
 
+    @pytest.mark.exhaustive
     def test_full_upload_storage_is_429(self, fast_aligner, captioned_images):
         limits = Limits(stored_bytes=2**20)
         running = serve(
@@ -342,6 +344,7 @@ class TestServe:
         with pytest.raises(OSError, match="Cannot assign requested address"):
             serve(fast_aligner, captioned_images.images[:5], "192.0.2.1", None, block=False)
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("host", ["::1", "[::1]"])
     def test_ipv6_host_has_a_valid_address(self, fast_aligner, captioned_images, host, capsys):
         try:

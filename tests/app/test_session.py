@@ -326,7 +326,9 @@ def progress():
 
 
 class TestAlign:
-    @pytest.mark.parametrize("method", ["extend", "kernel", "ape", "cca"])
+    @pytest.mark.parametrize(
+        "method", ["extend", "kernel", pytest.param("ape", marks=pytest.mark.exhaustive), "cca"]
+    )
     def test_aligner_is_evaluated_and_fitted_on_all_pairs(
         self, service, captioned_zip, captioned_images, method
     ):
