@@ -230,6 +230,7 @@ class TestMemory:
             loss_class(tile_size=64).share(*sides, None, rank_rows(4096, 1, 4)).backward()
         assert largest.n_elements <= 4096 * 4  # the size of the embeddings
 
+    @pytest.mark.exhaustive
     def test_full_batch_training_allocates_no_square_matrix(self):
         rng = np.random.default_rng(0)
         image, text = (rng.standard_normal((8192, 8), dtype=np.float32) for _ in range(2))

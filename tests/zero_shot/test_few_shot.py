@@ -338,6 +338,7 @@ class TestInput:
         assert np.abs(weighted - short).max() < 5e-3
         assert np.abs(every - short).max() > 0.1
 
+    @pytest.mark.exhaustive
     def test_unreadable_images_are_left_out(self, captioned_images, text_encoder, features):
         encoder = TimmImageEncoder("efficientnet_lite0", on_error="nan", cache="memory")
         aligner = KernelAligner(image_encoder=encoder, text_encoder=text_encoder)
@@ -359,7 +360,10 @@ class TestInput:
 class TestConventions:
     def test_passes_all_estimator_checks(self):
         texts = HashingVectorizer(n_features=64, analyzer="char")
-        estimator = FewShotClassifier(aligner=CCAAligner(text_encoder=texts), templates="none")
+        # With the default of alpha, the checks take twice as long.
+        estimator = FewShotClassifier(
+            aligner=CCAAligner(text_encoder=texts), templates="none", alpha=0.1
+        )
         reason = "the aligner is trained without weights, and folds of repeated images differ"
         results = check_estimator(
             estimator,

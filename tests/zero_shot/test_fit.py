@@ -51,7 +51,7 @@ CHECKED = {
 class TestFit:
     def test_aligner_is_trained_on_prompts(self, features, captioned_images, text_encoder):
         """An aligner that is trained on three names distinguishes them."""
-        aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=40, batch_size=64,
+        aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=10, batch_size=64,
                              random_state=0)  # fmt: skip
         classifier = ZeroShotClassifier(aligner=aligner)
         classifier.fit(features.image[:200], captioned_images.categories[:200])
@@ -126,6 +126,7 @@ class TestFit:
             clone(classifier).fit(images, y, captions)  # training is what captions are for
             clone(classifier.fit(images, y)).set_params(aligner=model).fit(images, y)
 
+    @pytest.mark.exhaustive
     def test_clone_of_the_starter_is_trained_with_a_warning(self, captioned_images):
         """As a step of a Pipeline within cross-validation, it would learn the class labels."""
         pipeline = make_pipeline(load_starter(), KNeighborsClassifier())
@@ -187,7 +188,7 @@ class TestFit:
         classifier = ZeroShotClassifier(LABELS, aligner=search)
         assert classifier.predict(features.image[:4, :64]).shape == (4,)
 
-    @pytest.mark.sampled(4)
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("name", CHECKED)
     def test_passes_all_estimator_checks(self, name):
         results = check_estimator(CHECKED[name], on_skip=None, on_fail="raise")
@@ -214,6 +215,7 @@ def aligner(features, captioned_images, text_encoder):
 class TestKeptAligner:
     """With an aligner that can embed already, `fit` only learns the classes."""
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("labels", [None, LABELS])
     def test_fitted_aligner_is_kept_and_a_clone_is_trained(
         self, aligner, labels, features, captioned_images

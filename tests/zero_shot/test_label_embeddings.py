@@ -305,6 +305,7 @@ class TestDiskCache:
         expected = embed_directly(aligner, names, PLAIN)
         np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("change", ["templates", "aligner", "encoder"])
     def test_changes_are_noticed(self, fit_aligner, embed_in_new_process, tmp_path, change):
         embed_in_new_process(fit_aligner(tmp_path), self.NAMES)
@@ -317,6 +318,7 @@ class TestDiskCache:
         expected = embed_directly(aligner, self.NAMES, templates)
         np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
+    @pytest.mark.exhaustive
     def test_is_not_used_for_wide_embeddings(
         self, fit_aligner, embed_in_new_process, tmp_path, monkeypatch
     ):

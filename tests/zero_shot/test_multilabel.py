@@ -365,6 +365,7 @@ class TestFit:
             assert [text for text in texts if "left out" in text] == [texts[1]]
             assert texts[1].endswith("could not be encoded: 20.")
 
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize("to_column", [pa.array, pl.Series])
     @pytest.mark.parametrize("n_captions", [1, 2])
     def test_captions_may_be_a_column_of_pyarrow_or_polars(

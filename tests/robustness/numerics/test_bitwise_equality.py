@@ -88,6 +88,7 @@ class TestFits:
             for fitted in pool.map(lambda _: clone(aligner).fit(IMAGE, TEXT), range(8)):
                 assert_same_fit(alone, fitted)
 
+    @pytest.mark.sampled(5)
     def test_number_of_torch_threads_changes_results_by_rounding(self, aligner):
         """The number of threads changes the order of sums."""
         n_threads = torch.get_num_threads()
