@@ -89,6 +89,7 @@ class TestParameters:
         with pytest.raises(ValueError, match="Invalid parameter"):
             encoder.set_params(no_such=1)
 
+    @pytest.mark.sampled(3)
     def test_fit_and_transform_keep_parameters(self, encoder, items):
         before = dict(encoder.get_params())
         assert encoder.fit(items) is encoder
@@ -103,6 +104,7 @@ class TestParameters:
 
 
 class TestSameFeatures:
+    @pytest.mark.sampled(3)
     def test_repeated_calls_fit_transform_and_clones_give_equal_features(
         self, encoder, items, features
     ):
@@ -113,16 +115,19 @@ class TestSameFeatures:
         np.testing.assert_array_equal(encoder.fit_transform(items), features)
         np.testing.assert_array_equal(clone(encoder).transform(items), features)
 
+    @pytest.mark.sampled(3)
     def test_order_of_items_does_not_change_features(self, encoder, items, features):
         order = np.array([3, 1, 4, 0, 2])
         found = encoder.transform([items[place] for place in order])
         np.testing.assert_allclose(found, features[order], **CLOSE)
 
+    @pytest.mark.sampled(5)
     @pytest.mark.parametrize("batch_size", [1, 2, 64])
     def test_batch_size_does_not_change_features(self, encoder, items, features, batch_size):
         found = encoder.set_params(batch_size=batch_size).transform(items)
         np.testing.assert_allclose(found, features, **CLOSE)
 
+    @pytest.mark.sampled(3)
     def test_features_do_not_depend_on_other_items(self, encoder, items, features):
         """The feature of an item is the same in any subset, also if the item is repeated."""
         alone = np.concatenate([encoder.transform([item]) for item in items])
@@ -149,6 +154,7 @@ class TestSameFeatures:
             found = encoder.transform(container)
             np.testing.assert_allclose(found, features, err_msg=name, **CLOSE)
 
+    @pytest.mark.sampled(3)
     def test_pickle_gives_equal_features(self, encoder, items, features):
         content = pickle.dumps(encoder)
         assert len(content) < 10_000
@@ -162,6 +168,7 @@ class TestSameFeatures:
 
 
 class TestOutput:
+    @pytest.mark.sampled(3)
     def test_set_output_names_columns(self, encoder, items, features):
         for library in ("pandas", "polars"):
             module = pytest.importorskip(library)
@@ -170,12 +177,14 @@ class TestOutput:
             assert list(found.columns) == encoder.get_feature_names_out().tolist()
             np.testing.assert_allclose(found.to_numpy(), features, **CLOSE)
 
+    @pytest.mark.sampled(3)
     def test_writing_into_features_does_not_change_later_ones(self, encoder, items, features):
         """The result is a copy, with and without a cache."""
         encoder.set_params(cache="memory")
         encoder.transform(items)[:] = 0
         np.testing.assert_allclose(encoder.transform(items), features, **CLOSE)
 
+    @pytest.mark.sampled(3)
     def test_invalid_items_raise_with_their_row_or_give_nan(self, encoder, items, features):
         bad = [items[0], None, items[1]]
         with pytest.raises(ValueError, match="row 1: None"):
@@ -193,6 +202,7 @@ class TestOutput:
 
 
 class TestConcurrency:
+    @pytest.mark.sampled(3)
     def test_threads_that_share_an_encoder_get_equal_features(self, encoder, items, features):
         """Four threads use one encoder and clones of it at the same time."""
         with ThreadPoolExecutor(4) as pool:

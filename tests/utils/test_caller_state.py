@@ -200,6 +200,7 @@ def lit(encoder, request):
 class TestLiT:
     """LiT trains a copy of the text network that `fit` loads."""
 
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize(
         "state", ["autocast bfloat16", "default float64", "inference", "meta", "everything"]
     )
@@ -243,7 +244,7 @@ def expected_features():
 
 @pytest.mark.usefixtures("empty_network_cache")
 class TestEncoders:
-    @pytest.mark.sampled(3)
+    @pytest.mark.sampled(7)
     @pytest.mark.parametrize("side", ENCODERS)
     @pytest.mark.parametrize("state", STATES)
     def test_features_and_cached_features_are_same_in_any_state(
@@ -320,6 +321,7 @@ def clip(tmp_path_factory):
     return aligner, compute_clip(aligner)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("state", STATES)
 def test_clip_and_its_open_clip_model_are_same_in_any_state(state, clip):
     """CLIP_benchmark runs models under autocast, which must not change the embeddings."""

@@ -6,7 +6,7 @@ from tests.robustness.numerics.case_table import BEGIN, CELLS, END, PAGE, tables
 from tests.robustness.numerics.cases import check
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("cell", CELLS, ids=[cell.name for cell in CELLS])
 def test_case_has_expected_outcome(cell):
     """The result is correct, or the expected warning or error is raised."""
