@@ -48,7 +48,7 @@ class TestScikitLearn:
 
 
 class TestFit:
-    @pytest.mark.sampled(5)
+    @pytest.mark.sampled(6)
     @pytest.mark.parametrize("head", ["mlp", "residual", "glu", "linear"])
     @pytest.mark.parametrize("side", ["text", "image", "both"])
     def test_heads_learn_common_concepts(self, concepts, head, side):
@@ -121,11 +121,11 @@ class TestFit:
 
     def test_refit_trains_on_the_held_out_pairs(self, concepts):
         """The refit uses all pairs and runs for the best number of epochs."""
-        refitted = small(max_epochs=40, batch_size=32).fit(concepts.image, concepts.text)
+        refitted = small(max_epochs=12, batch_size=32).fit(concepts.image, concepts.text)
         assert len(refitted.history_) == refitted.n_epochs_
         mean = refitted.module_.text_head.standardize.mean.numpy()
         np.testing.assert_allclose(mean, concepts.text.mean(axis=0), atol=1e-5)
-        without = small(max_epochs=40, batch_size=32, refit=False)
+        without = small(max_epochs=12, batch_size=32, refit=False)
         without.fit(concepts.image, concepts.text)
         assert without.history_[0]["train_loss"] == refitted.history_[0]["train_loss"]
         assert without.fingerprint_ != refitted.fingerprint_

@@ -219,6 +219,7 @@ class TestOptions:
         assert changed.fingerprint_ != plain.fingerprint_
         assert all(torch.isfinite(p).all() for p in changed.module_.parameters())
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
     def test_tile_size_does_not_change_the_fit(self, fitted, concepts, loss):
         tiled, dense = (fitted(loss=loss, loss_params={"tile_size": size}) for size in (7, None))

@@ -450,6 +450,7 @@ class TestRejectedFiles:
                 clone(aligner).fit(X, Y)
             assert file.read_bytes() == content
 
+    @pytest.mark.exhaustive
     def test_file_of_another_training_raises(self, unfinished, tmp_path):
         aligner, file = unfinished
         other = clone(aligner).set_params(depth=1)

@@ -27,7 +27,7 @@ def onnxruntime():
     return pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     ["cca", "ape-blend", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"],

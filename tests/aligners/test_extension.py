@@ -245,6 +245,7 @@ class TestStarter:
             aligner.transform_text(captions), extended.transform_text(captions), atol=1e-5
         )
 
+    @pytest.mark.exhaustive
     def test_table_of_captions_is_encoded(self, images, captions):
         several = [[caption, f"a {caption}"] for caption in captions]
         one, two = (

@@ -319,6 +319,7 @@ class TestFit:
         assert len(fits) == 1
         assert n_alive == [0, 0]
 
+    @pytest.mark.exhaustive
     def test_same_seed_gives_bitwise_identical_fits(self, tuned, pairs):
         again = clone(tuned).fit(pairs.image, pairs.text)
         assert again.fingerprint_ == tuned.fingerprint_

@@ -134,6 +134,7 @@ class TestWhatIsTrained:
         n_tower = sum(p.numel() for n, p in tower.named_parameters() if n in names)
         assert fitted.n_parameters_ == n_tower + 16 * 24 + 24
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("n_layers", [0, 1, 2])
     def test_only_unlocked_layers_are_trained(self, encoder, pairs, n_layers):
         aligner = small(encoder, unlocked_layers=n_layers, weight_decay=0.5).fit(*pairs)
@@ -279,6 +280,7 @@ class TestScikitLearn:
         np.testing.assert_array_equal(embeddings[0], embeddings[3])
         assert not np.allclose(embeddings[0], embeddings[1])
 
+    @pytest.mark.exhaustive
     def test_pickle_has_the_trained_weights_and_clone_has_not(self, tmp_path, pairs, monkeypatch):
         encoder = save_encoder(tmp_path)
         aligner = small(encoder).fit(*pairs)

@@ -74,6 +74,7 @@ class TestResults:
         if name == "plain":
             assert stored.fingerprint_ == in_memory.fingerprint_
 
+    @pytest.mark.exhaustive
     def test_half_precision_is_accepted(self, concepts, mapped, monkeypatch):
         image, text = concepts.image.astype(np.float16), concepts.text.astype(np.float16)
         stored = APEAligner(init=None, **SMALL).fit(mapped(image), text)

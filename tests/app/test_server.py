@@ -339,6 +339,7 @@ class TestServe:
         with pytest.raises(OSError, match=str(taken)):
             serve(fast_aligner, captioned_images.images[:5], port=taken, block=False, verbose=0)
 
+    @pytest.mark.exhaustive
     def test_host_of_another_computer_raises_at_once(self, fast_aligner, captioned_images):
         """Gradio would try a hundred ports, five seconds each."""
         with pytest.raises(OSError, match="Cannot assign requested address"):

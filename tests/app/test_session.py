@@ -464,6 +464,7 @@ class TestLoadModel:
         model = load_model(FrozenEstimator(fast_aligner))
         assert model.aligner.fingerprint_ == fast_aligner.fingerprint_
 
+    @pytest.mark.exhaustive
     def test_uploads_are_not_cached(self, captioned_images, image_encoder, text_encoder):
         caches = MemoryFeatureCache(), MemoryFeatureCache()
         image, text = (

@@ -239,6 +239,7 @@ def test_images_of_no_class_of_a_saved_classifier(small_folder, rows, tmp_path):
     assert (score_of["all"]["n"], score_of["level 2"]["n"]) == ("12", "8")
 
 
+@pytest.mark.exhaustive
 def test_few_shot_classifier_on_its_own_images_warns(photos, run, tmp_path):
     run("fit", photos, "-o", tmp_path / "model", "--quiet", "--test-size", "0")
     result = run("evaluate", photos, "--aligner", tmp_path / "model")

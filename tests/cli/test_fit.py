@@ -68,7 +68,7 @@ class TestFit:
         assert rows(*arguments, "-o", tmp_path / "b", "--test-size", "0") == []
 
     @pytest.mark.sampled(2)
-    @pytest.mark.parametrize("method", ["ape", "cca", "asif"])
+    @pytest.mark.parametrize("method", ["cca", "ape", "asif"])
     def test_each_method_is_saved(self, photos, run, tmp_path, method):
         depth = ("--depth", "3") if method == "ape" else ()
         run(
@@ -206,7 +206,7 @@ class TestFewShot:
         table_rows = rows("fit", table, "--label", "label", "-o", tmp_path / "model")
         assert {row["n"] for row in table_rows} == {"12"}
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("method", ["few-shot", "kernel"])
     def test_image_of_several_rows_is_used_once(self, small_folder, run, tmp_path, method):
         """Images with many captions would have a larger weight, and be counted several times."""

@@ -134,6 +134,7 @@ def test_encode_escapes_names(here, run, tmp_path):
     assert [row["text"] for row in rows] == ["'=1+1", "'-5 degrees", "-5", "a\x0cb\u2028c"]
 
 
+@pytest.mark.exhaustive
 def test_names_survive_curate_fit_and_evaluate(here, run, tmp_path):
     captions = [f"{'=+-@'[row % 4]}{row} things" for row in range(len(NAMES))]
     table = tmp_path / "pairs.jsonl"

@@ -314,7 +314,7 @@ def n_passed(estimator):
     return len(passed)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CHECKED_ALIGNERS)
 @pytest.mark.filterwarnings("ignore:y has one number per image")
 def test_aligners_pass_all_checks(name):

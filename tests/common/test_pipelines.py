@@ -42,7 +42,7 @@ def pipeline(captioned_images, image_encoder, text_encoder):
     pipeline = Pipeline(
         [
             ("encode", image_encoder),
-            ("align", APEAligner(text_encoder=text_encoder, max_epochs=30, random_state=0)),
+            ("align", APEAligner(text_encoder=text_encoder, max_epochs=5, random_state=0)),
         ]
     )
     return pipeline.fit(captioned_images.images[:200], captioned_images.captions[:200])

@@ -60,7 +60,7 @@ def cosine_distances(a, b):
     return 1 - (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", OTHERS)
 def test_engine_features_equal_torch(engine, paths, tmp_path):
     """Features of images and texts, in batches of different sizes, equal torch's."""
@@ -344,16 +344,20 @@ class TestPrecision:
         # A weight is at most as wrong as with nearest rounding of a number of the next power of 2.
         assert (np.abs(rounded - exact) <= 2.0**-7 * np.abs(exact).max()).all()
 
-    def test_refused_precision_falls_back_to_float32(self, tiny, paths, tmp_path, monkeypatch):
+    @pytest.mark.sampled(2)
+    @pytest.mark.parametrize("engine", ["openvino", "auto"])
+    def test_refused_precision_falls_back_to_float32(
+        self, engine, tiny, paths, tmp_path, monkeypatch
+    ):
         """The same engine computes in float32, in this process and in later ones."""
         pytest.importorskip("openvino")
         monkeypatch.setattr(_engine, "_list_precisions", lambda _: ("float32", "bfloat16"))
         exact = TimmImageEncoder(tiny, engine="openvino", cache=None)
         expected = exact.transform(paths)
         monkeypatch.setitem(_engine_factory._TOLERANCE, "bfloat16", -1)
-        for engine in ("openvino", "auto"):
-            encoder = clone(exact).set_params(dtype="bfloat16", engine=engine, cache=tmp_path)
-            encoder.set_params(device="cpu")
+        encoder = clone(exact).set_params(dtype="bfloat16", engine=engine, cache=tmp_path)
+        encoder.set_params(device="cpu")
+        for _ in range(2):  # the second engine is that of a later process
             weights.shared_networks.clear()
             (tmp_path / "features.sqlite").unlink(missing_ok=True)
             with pytest.warns(

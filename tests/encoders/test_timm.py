@@ -324,6 +324,7 @@ def asymmetric():
 
 
 class TestViews:
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("pooling", ["auto", "gem"])
     def test_views_equal_mean_of_edited_images(self, asymmetric, pooling):
         """Mirrored image, smaller copy on white, and enlarged center."""

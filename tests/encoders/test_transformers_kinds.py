@@ -104,11 +104,12 @@ def test_processor_that_keeps_proportions(tmp_path):
 SMALL_VIDEO = hf.VISION | {"num_frames": 2}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (hf.transformers.HGNetV2Config(), "HGNetV2Backbone returns no hidden states"),
         (hf.transformers.VideoMAEConfig(**SMALL_VIDEO), "VideoMAEModel encodes videos"),
+        (hf.transformers.HGNetV2Config(), "HGNetV2Backbone returns no hidden states"),
     ],
 )
 def test_network_without_features_of_images_raises(config, message, tmp_path):

@@ -316,6 +316,7 @@ class TestInvalidEncoders:
 
 
 class TestAlignersWithNames:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize(
         ("cls", "parameters"),
         [

@@ -168,6 +168,7 @@ class TestVerify:
         assert first == "database disk image is malformed"
         assert others
 
+    @pytest.mark.exhaustive
     def test_every_flipped_byte_that_loses_a_feature_is_reported(self, folder):
         path = folder / "features.sqlite"
         content = path.read_bytes()

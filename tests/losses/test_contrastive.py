@@ -49,7 +49,7 @@ class TestInfoNCE:
         loss = InfoNCELoss()
         assert loss(*embeddings, repeated) == loss(*embeddings, positive)
 
-    @pytest.mark.sampled(4)
+    @pytest.mark.sampled(6)
     @pytest.mark.parametrize("tile_size", [None, 64, 1024])
     @pytest.mark.parametrize("kind", [InfoNCELoss, SigmoidLoss])
     def test_large_batches_in_float16_are_accurate(self, kind, tile_size):

@@ -80,6 +80,7 @@ class TestFits:
         worker.join()
         assert_same_fit(one, aligner)
 
+    @pytest.mark.exhaustive
     def test_fits_in_concurrent_threads_are_bitwise_identical(self):
         """Initialization and dropout use the global generator of torch, so threads take turns."""
         aligner = APEAligner(init=None, width=16, max_epochs=5, random_state=0)
@@ -103,6 +104,7 @@ class TestFits:
         finally:
             torch.set_num_threads(n_threads)
 
+    @pytest.mark.exhaustive
     def test_search_in_threads_is_bitwise_identical(self):
         """Threads of joblib share the global generator, unlike its processes."""
         aligner = APEAligner(init=None, width=16, max_epochs=3, random_state=0)
@@ -115,6 +117,7 @@ class TestFits:
         )
         assert_same_fit(one.best_estimator_, two.best_estimator_)
 
+    @pytest.mark.exhaustive
     def test_refit_of_text_tower_is_bitwise_identical(self):
         encoder = TransformersTextEncoder(_tiny_text_folder(), cache=None, engine="torch")
         tower = LiTAligner(text_encoder=encoder, max_epochs=1, batch_size=20, random_state=0)
@@ -147,6 +150,7 @@ class TestFeatures:
     def caches(self, tmp_path):
         return [None, "memory", tmp_path / "folder", DiskFeatureCache(tmp_path / "other")]
 
+    @pytest.mark.exhaustive
     def test_features_with_empty_full_and_no_cache_are_bitwise_identical(self, tmp_path):
         """Cached features are returned bitwise identical."""
         encoder = TransformersTextEncoder(engine="torch", cache=None)
@@ -198,6 +202,7 @@ class TestFeatures:
         warm = clone(aligner).fit(IMAGE[:16], CAPTIONS)
         assert_same_fit(cold, warm)
 
+    @pytest.mark.exhaustive
     def test_fit_with_partly_filled_cache_gives_nearly_equal_similarities(self, tmp_path):
         encoder = TransformersTextEncoder(engine="torch", cache=tmp_path / "features")
         cold = KernelAligner(text_encoder=clone(encoder).set_params(cache=None))
