@@ -162,6 +162,7 @@ class TestWhatIsTrained:
         projection = briefly_fitted.module_.text_head.projection
         assert len(projection.standardize.scale.unique()) == 1
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("kind", ["clip", "siglip", "t5"])
     def test_towers_of_other_models_are_trained(self, tmp_path, pairs, kind):
         """Features equal the encoder's, and vision towers and decoders are not stored."""

@@ -42,7 +42,7 @@ def mapped(tmp_path, monkeypatch):
 
 
 class TestResults:
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(5)
     @pytest.mark.parametrize("name", ALIGNERS)
     def test_results_equal_those_in_memory(self, concepts, mapped, monkeypatch, name):
         image, text = concepts.image.copy(), concepts.text.copy()

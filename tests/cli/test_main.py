@@ -140,7 +140,7 @@ class TestServe:
         assert "'gone' is not a folder" in run("serve", "--images", "gone", code=1).stderr
         assert not served
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("options", [("--quiet",), ()])
     def test_page_responds_and_stops_at_ctrl_c(self, small_folder, options):
         """The address is the result of the command, which is printed in any case."""

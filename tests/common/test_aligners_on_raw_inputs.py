@@ -63,6 +63,7 @@ def aligner(name, fitted):
     return fitted[name]
 
 
+@pytest.mark.sampled(2)
 def test_fit_is_idempotent_and_keeps_parameters(name, unfitted, aligner):
     again = clone(unfitted[name])
     before = repr(again.get_params())

@@ -137,6 +137,7 @@ def gradients(loss, image, text, compute):
 
 
 class TestShares:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("loss_class", LOSSES)
     @pytest.mark.parametrize("tile_size", ["auto", None, 1, 5])
     @pytest.mark.parametrize("n_ranks", [1, 2, 5, 13])
