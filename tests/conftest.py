@@ -76,6 +76,12 @@ def feature_cache(tmp_path_factory):
     return folder / "shared" / "features"
 
 
+@pytest.fixture
+def shared_exports(feature_cache, monkeypatch):
+    """Keep networks that encoders without a cache export where all tests of the run use them."""
+    monkeypatch.setenv("SKLEARN_APE_DATA", str(feature_cache))
+
+
 @pytest.fixture(scope="session")
 def image_encoder(feature_cache):
     from sklearn_ape.encoders import TimmImageEncoder

@@ -31,7 +31,7 @@ from sklearn_ape.encoders import TransformersTextEncoder
 from tests.conftest import LABELS
 
 _TEXTS = HashingVectorizer(n_features=64, analyzer="char")
-_APE = APEAligner(text_encoder=_TEXTS, width=32, max_epochs=3, batch_size=64,
+_APE = APEAligner(text_encoder=_TEXTS, width=32, max_epochs=1, batch_size=64,
                   learning_rate=1e-2, random_state=0)  # fmt: skip
 CHECKED = {
     "kernel, threshold": ZeroShotClassifier(

@@ -144,6 +144,7 @@ class TestFits:
         assert_same_fit(one.best_estimator_, two.best_estimator_)
 
 
+@pytest.mark.usefixtures("shared_exports")
 class TestFeatures:
     """Features of encoders, whose batches depend on cached and other items."""
 
