@@ -278,7 +278,7 @@ class TestSearch:
         session = service.load_images(Session(), archive, ignore_progress)
         assert "broken.png" in session.images.title
         _, results = service.search(session, "a cat", None, 5, ignore_progress)
-        assert {f.name for f in results} == {"red cat", "dog"}
+        assert {f.name for f in results} == {"red_cat", "dog"}
 
     def test_narrow_image_is_skipped_or_raises(
         self, service, make_zip, captioned_images, tmp_path
