@@ -34,7 +34,7 @@ demo: $(VENV)/.starter
 # their order: those with the fewest tests, which pytest-xdist puts last, hold some of the longest.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The quick tests cover every module and every promise of the README in five to ten minutes.
+# The quick tests cover every module and every promise of the README in about six minutes on two cores.
 test: $(VENV)/.dev
 	$(PYTEST) -m "not exhaustive" tests sklearn_ape README.md
 
