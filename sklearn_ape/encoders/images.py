@@ -26,10 +26,6 @@ from .items import BYTES, ItemError, as_items
 # sparse file may pretend to be of any size.
 _LARGE_FILE = 2**26
 
-# First bytes of JPEG, PNG, GIF and WebP files.
-_COMMON_STARTS = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")
-_N_START_BYTES = max(map(len, _COMMON_STARTS))
-
 # Resizing the shorter side of a narrower image would make the longer one fill the memory.
 _MAX_ASPECT_RATIO = 100
 
@@ -56,9 +52,7 @@ def digest_image(item: Any) -> bytes:
         if not len(item):
             raise ItemError("is empty (0 bytes). Pass the content of an image file.")
         content = bytes(item)  # a memoryview may have strides
-        digest = _start_digest(content[:_N_START_BYTES])
-        digest.update(content)
-        return digest.digest()
+        return hashlib.sha256(b"file" + content).digest()
     pixels = _to_pixels(item)
     header = f"pixels {pixels.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).digest()
@@ -238,24 +232,12 @@ def _digest_file(path: str) -> bytes:
         check_image(path)
     try:
         with open(path, "rb") as file:
-            sha256 = _start_digest(file.read(_N_START_BYTES))
-            file.seek(0)
-            digest = hashlib.file_digest(file, lambda: sha256).digest()
+            digest = hashlib.file_digest(file, lambda: hashlib.sha256(b"file")).digest()
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
     if has_reliable_stamp(status):
         _file_digests.put(key, (stamp, digest))
     return digest
-
-
-def _start_digest(start: bytes) -> Any:
-    """Return a digest object for a file that starts with some bytes.
-
-    Earlier versions read some BMP, TGA and TIFF files differently, and TGA files have no first
-    bytes of their own. Files of all but the most common formats have another prefix, so that
-    cached features of these pixels are not used.
-    """
-    return hashlib.sha256(b"file" if start.startswith(_COMMON_STARTS) else b"file 2")
 
 
 def _describe_error(error: Exception) -> str:
