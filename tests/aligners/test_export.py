@@ -218,7 +218,8 @@ class TestOpenClip:
     )
     def test_pixels_and_embeddings_equal_encoder(self, options, captioned_images, text_encoder):
         encoder = TimmImageEncoder(engine="torch", cache=None, **options)
-        X, y = captioned_images.images[:9], captioned_images.captions[:9]
+        # Processors without instructions for bfloat16 need a second per image.
+        X, y = captioned_images.images[:4], captioned_images.captions[:4]
         aligner = KernelAligner(image_encoder=encoder, text_encoder=text_encoder).fit(X, y)
         exported = as_open_clip(aligner)
         pixels = [exported.transform(image) for image in X]
