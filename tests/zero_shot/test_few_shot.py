@@ -50,7 +50,6 @@ SUBCATEGORIES = (
 
 
 class TestAccuracy:
-    @pytest.mark.exhaustive
     def test_is_higher_than_names_alone_and_labels_alone(self):
         """The starter model with four of 20 images for each of ten subcategories of emoji."""
         data = load_openmoji()
