@@ -22,7 +22,7 @@ _METHODS_WITH_OPTION = {
     "--image-encoder": ("ape", *_CLOSED_FORM, "lit"),
     "--text-encoder": ("ape", *_CLOSED_FORM, "lit"),
 }
-# With 50 to 500 captioned stamps, the starter model was more accurate; see docs/own_images.md.
+# With 50 to 500 captioned stamps, the starter model was better (docs/benchmark_starter.md).
 _FEW_CAPTIONED = 1000
 
 
