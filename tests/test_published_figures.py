@@ -95,6 +95,37 @@ def test_accuracies_of_readme():
                 assert cell == f"{float(expected['stamps', method, case]):.0f} %"
 
 
+def test_accuracies_of_start_page():
+    text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    sentences = r"classes alone, (\d+) %.* from (\d+) to (\d+) %"
+    figures_of_page = re.search(sentences, text, re.DOTALL).groups()
+    expected = read_accuracies("few labels")
+    cases = (("names alone", "0"), ("names alone", "4"), ("FewShotClassifier", "4"))
+    assert list(figures_of_page) == [
+        f"{float(expected['stamps', method, case]):.0f}" for method, case in cases
+    ]
+
+
+def test_gains_for_whole_collections():
+    """The page has the range of the gains over three collections, and those for all digits."""
+    _, *rows = find_table("docs/collections.md", "images", "shares unknown")
+    accuracies = {key: float(accuracy) for key, accuracy in read_accuracies("collections").items()}
+    images = ("emoji", "stamps", "stamp folders")
+    sets = [(images, ["all"]), (images, ["100 images"])]
+    sets += [(images, ["5 classes", "10 classes"]), (["digits"], ["all"])]
+    together, informed = "predict_together", "predict_together, class_prior"
+    methods = ((together, "predict"), (informed, "predict, class_prior"), (informed, "predict"))
+    for (names, cases), (_, *cells) in zip(sets, rows, strict=True):
+        for (method, baseline), cell in zip(methods, cells, strict=True):
+            gains = [
+                accuracies[name, method, case] - accuracies[name, baseline, case]
+                for name in names
+                for case in cases
+            ]
+            low, _, high = cell.partition(" to ")
+            assert [round(min(gains)), round(max(gains))] == [int(low), int(high or low)]
+
+
 def test_recall_of_methods():
     """Deviations that are rounded to 0 are left out on the page."""
     _, *rows = find_table("docs/benchmark_aligners.md", "method", "stamps")
