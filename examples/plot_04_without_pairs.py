@@ -35,8 +35,8 @@ print(f"chance: {1 / len(names):.1%}")
 
 # %%
 # The starter model has not seen these images, but it was trained on emoji of other styles (see its
-# model card). For your own images, label about fifty by hand to estimate the accuracy. The
-# confusion matrix shows which classes are confused.
+# model card). For your own images, label about 200 by hand to estimate the accuracy. The confusion
+# matrix shows which classes are confused.
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
 
 ZeroShotConfusionDisplay.from_predictions(y, predicted, images=X)
