@@ -97,7 +97,7 @@ def test_accuracies_of_readme():
 
 def test_accuracies_of_start_page():
     text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    sentences = r"classes alone, (\d+) %.* from (\d+) to (\d+) %"
+    sentences = r"classes alone, (\d+) %.* from (\d+) to\s+(\d+) %"
     figures_of_page = re.search(sentences, text, re.DOTALL).groups()
     expected = read_accuracies("few labels")
     cases = (("names alone", "0"), ("names alone", "4"), ("FewShotClassifier", "4"))
