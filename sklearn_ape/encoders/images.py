@@ -32,6 +32,12 @@ _MAX_ASPECT_RATIO = 100
 # Number of pixels scaled at a time, which bounds memory.
 _PIXELS_AT_ONCE = 2**20
 
+# Tags of TIFF files.
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT, _TILE_SIZE = 258, 262, 284, 339, (322, 323)
+_YCBCR, _SEPARATE = 6, 2
+# Pillow's names of big-endian numbers, and of numbers in the byte order of the processor.
+_NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+
 # The stamp and the digest of a file by its absolute path.
 _file_digests: LRUCache[str, tuple[tuple[int, ...], bytes]] = LRUCache(max_entries=1_000_000)
 
@@ -342,6 +348,10 @@ def _to_pixels(item: Any) -> np.ndarray:
     )
 
 
+# Formats of many files whose alpha channel is not used: it is 0, and programs show the colors.
+_OPTIONAL_ALPHA = frozenset({"BMP", "CUR", "DIB", "ICO", "TGA"})
+
+
 def _to_rgb(image: Image.Image, source: Image.Image) -> Image.Image:
     """Return an image of any mode as upright RGB on white; may change the image in place.
 
@@ -368,18 +378,11 @@ def _to_rgb(image: Image.Image, source: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-# Formats of many files whose alpha channel is not used: it is 0, and programs show the colors.
-_OPTIONAL_ALPHA = frozenset({"BMP", "CUR", "DIB", "ICO", "TGA"})
 # Largest value of a floating point image, relative to its white.
 _OVERSHOOT = 1.5
 # Smallest maximum of a floating point image whose white is 255. Smaller values are more probably
 # standardized, or fractions with highlights, than an image that is almost black.
 _MIN_RANGE = 16
-# Tags of TIFF files.
-_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT, _TILE_SIZE = 258, 262, 284, 339, (322, 323)
-_YCBCR, _SEPARATE = 6, 2
-# Pillow's names of big-endian numbers, and of numbers in the byte order of the processor.
-_NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 
 def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
