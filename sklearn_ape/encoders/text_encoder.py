@@ -176,11 +176,9 @@ class TextEncoder(FrozenEncoder):
         return str.__str__(item)  # str() of a member of an Enum of texts is its name
 
     def _choose_batch_size(self, device: torch.device) -> int:
-        identity = self._digest_identity()
-        is_sensitive = _sensitive_to_padding.get(identity)
-        if is_sensitive is None:
-            is_sensitive = self._is_sensitive_to_padding(self._get_network())
-            _sensitive_to_padding.put(identity, is_sensitive)
+        is_sensitive = _sensitive_to_padding.get_or_create(
+            self._digest_identity(), lambda: self._is_sensitive_to_padding(self._get_network())
+        )
         return 1 if is_sensitive else super()._choose_batch_size(device)
 
     def _is_sensitive_to_padding(self, network: Network) -> bool:
