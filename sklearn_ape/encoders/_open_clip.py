@@ -58,14 +58,16 @@ class _OpenCLIPTower(FrozenEncoder):
         architecture = self.model_name.partition("/")[0]
         return not open_clip.list_pretrained_tags_by_model(architecture)
 
+    def _get_hub_id(self) -> str:
+        return self.model_name.removeprefix("hf-hub:")
+
     def _compute_weights_fingerprint(self) -> str | None:
         if os.path.isdir(self.model_name):
-            return digest_folder(Path(self.model_name))
+            return digest_folder(self.model_name)
         if not self._is_hub_name():
             return self.model_name
-        repo_id = self.model_name.removeprefix("hf-hub:")
-        commit = find_hub_commit(repo_id, self.revision, _CONFIG)
-        return f"{repo_id}@{commit}" if commit else None
+        commit = find_hub_commit(self._get_hub_id(), self.revision, _CONFIG)
+        return f"{self._get_hub_id()}@{commit}" if commit else None
 
     def _load_network(self, device: torch.device) -> Network:
         import open_clip
@@ -74,8 +76,7 @@ class _OpenCLIPTower(FrozenEncoder):
             if os.path.isdir(self.model_name):
                 name, weights = f"local-dir:{self.model_name}", None
             elif self._is_hub_name():
-                repo_id = self.model_name.removeprefix("hf-hub:")
-                name, weights = f"local-dir:{_download(repo_id, self.revision)}", None
+                name, weights = f"local-dir:{_download(self._get_hub_id(), self.revision)}", None
             else:
                 name, _, weights = self.model_name.partition("/")
             model, transform = open_clip.create_model_from_pretrained(name, pretrained=weights)

@@ -55,7 +55,7 @@ class _SentenceTransformerModel(SentenceFilesEncoder):
         if self.model_name in PACKAGED:
             find_packaged_file(self.model_name)
         elif not os.path.isfile(os.path.join(self.model_name, "modules.json")):
-            check_source(self.model_name, self)
+            check_source(self)
 
     def _load_network(self, device: torch.device) -> Network:
         name = "sentence-transformers"

@@ -269,7 +269,7 @@ class TimmImageEncoder(ImageEncoder):
         if self.views not in (1, 2, 4):
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
-            check_packaged(self.model_name, self)
+            check_packaged(self)
         elif not os.path.isdir(self.model_name) and "/" not in self.model_name:
             import timm
 

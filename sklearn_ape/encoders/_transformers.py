@@ -165,7 +165,7 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         if self.normalize not in ("auto", True, False):
             raise ValueError(f"normalize must be 'auto', True or False, not {self.normalize!r}.")
         check_integer(self.max_length, "max_length", 1, optional=True)
-        check_source(self.model_name, self)
+        check_source(self)
 
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoTokenizer
@@ -416,7 +416,7 @@ class TransformersImageEncoder(ImageEncoder):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
-        check_source(self.model_name, self)
+        check_source(self)
 
     def _load_network(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor

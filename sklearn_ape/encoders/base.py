@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -96,7 +95,7 @@ class FrozenEncoder(
         if self.model_name in PACKAGED:
             return PACKAGED[self.model_name].sha256
         if os.path.isdir(self.model_name):
-            return digest_folder(Path(self.model_name))
+            return digest_folder(self.model_name)
         commit = find_hub_commit(self._get_hub_id(), self.revision)
         return f"{self.model_name}@{commit}" if commit else None
 
@@ -367,7 +366,7 @@ class FrozenEncoder(
         device = self._resolve_device()
         weights = self._get_weights_key()
         if os.path.isdir(self.model_name):  # the files of the folder may have been replaced
-            weights += digest_folder(Path(self.model_name))
+            weights += digest_folder(self.model_name)
 
         def load() -> Network:
             # Libraries initialize weights at random before they read them. The fork keeps the
@@ -412,7 +411,7 @@ class FrozenEncoder(
             parts.pop(name, None)
         parts |= self._get_precision_parts()
         if os.path.isdir(self.model_name):
-            parts["weights"] = digest_folder(Path(self.model_name))
+            parts["weights"] = digest_folder(self.model_name)
         return parts
 
     def _get_precision_parts(self) -> dict[str, Any]:

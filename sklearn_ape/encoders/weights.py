@@ -156,8 +156,9 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
     ]
 
 
-def check_packaged(name: str, encoder: object) -> None:
+def check_packaged(encoder: Any) -> None:
     """Raise an error unless packaged weights are installed and are of the encoder's class."""
+    name = encoder.model_name
     if not any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__):
         raise ValueError(
             f"model_name={name!r} is for another encoder. Use {PACKAGED[name].encoder}."
@@ -205,9 +206,9 @@ def suggest_names(name: str, candidates: Iterable[str]) -> str:
 _folder_digests: dict[tuple[tuple[str, tuple[int, ...]], ...], str] = {}
 
 
-def digest_folder(folder: Path) -> str:
+def digest_folder(folder: str | os.PathLike[str]) -> str:
     """Return a digest of the names and contents of all files in a model folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     statuses = [path.stat() for path in files]
     stamps = tuple((str(path), read_stamp(s)) for path, s in zip(files, statuses, strict=True))
     if stamps in _folder_digests:
@@ -256,10 +257,11 @@ def find_source(model_name: str) -> str:
     return model_name
 
 
-def check_source(model_name: str, encoder: Any) -> None:
+def check_source(encoder: Any) -> None:
     """Raise ValueError for a ``model_name`` that is invalid, without asking the hub."""
+    model_name = encoder.model_name
     if model_name in PACKAGED:
-        check_packaged(model_name, encoder)
+        check_packaged(encoder)
     elif os.path.isdir(model_name):
         if not (Path(model_name) / "config.json").is_file():
             raise ValueError(
