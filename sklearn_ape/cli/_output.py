@@ -224,30 +224,32 @@ _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _MIN_FREE_BYTES = 2**20
 
 
-def _is_stdout(output: Path | None) -> bool:
-    return output is None or str(output) == "-"
+def _get_file(output: Path | None) -> Path | None:
+    """Return the file of an output, or None if it is the standard output."""
+    return None if str(output) == "-" else output
 
 
 def resolve_format(output: Path | None, file_format: str | None) -> str:
     """Return the format of an output, by --format or its suffix; check that it can be written."""
+    file = _get_file(output)
     if file_format is not None:
         resolved = file_format.lower()
         if resolved not in _FORMATS:
             raise typer.BadParameter(
                 f"{file_format!r} is not one of {', '.join(_FORMATS)}.", param_hint="--format"
             )
-    elif output is None or _is_stdout(output):
+    elif file is None:
         resolved = "table" if sys.stdout.isatty() else "csv"
     else:
-        resolved = _FORMAT_BY_SUFFIX.get(output.suffix.lower(), "")
+        resolved = _FORMAT_BY_SUFFIX.get(file.suffix.lower(), "")
         if not resolved:
             raise typer.BadParameter(
-                f"{str(output)!r} has no suffix of a known format. Use one of "
+                f"{str(file)!r} has no suffix of a known format. Use one of "
                 f"{', '.join(_FORMAT_BY_SUFFIX)}, or set --format.",
                 param_hint="--output",
             )
     if resolved == "parquet":
-        if _is_stdout(output) and sys.stdout.isatty():
+        if file is None and sys.stdout.isatty():
             raise typer.BadParameter(
                 "parquet cannot be shown on a terminal. Set --output names.parquet.",
                 param_hint="--format",
@@ -260,13 +262,14 @@ def resolve_format(output: Path | None, file_format: str | None) -> str:
 
 def check_output_file(output: Path | None, n_bytes: int = _MIN_FREE_BYTES) -> None:
     """Raise an error if a file cannot be written; create its folder if it is missing."""
-    if output is None or _is_stdout(output):
+    file = _get_file(output)
+    if file is None:
         return
-    path = expand_user(output)
+    path = expand_user(file)
     if path.is_dir():
-        raise IsADirectoryError(f"{str(output)!r} is a folder. Pass the name of a file.")
+        raise IsADirectoryError(f"{str(file)!r} is a folder. Pass the name of a file.")
     if path.is_file() or not path.exists():  # else a device such as /dev/null
-        _check_writable(output, n_bytes)
+        _check_writable(file, n_bytes)
 
 
 def check_output_folder(output: Path) -> None:
@@ -346,7 +349,7 @@ class Table:
         self, columns: Sequence[str], output: Path | None = None, file_format: str | None = None
     ) -> None:
         self.columns = list(columns)
-        self.output = None if _is_stdout(output) else output
+        self.output = _get_file(output)
         self.file_format = resolve_format(output, file_format)
         self._rows: list[Sequence[Any]] = []
         self._has_started = False
