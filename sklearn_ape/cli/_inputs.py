@@ -287,15 +287,14 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
         hint = describe_similar_label(
             missing[0], label_names, "--labels or the labels of the images"
         )
+        hint = hint or (
+            "Add them to --labels, or remove it to use the labels as names. To use other names "
+            "for a class, write a .json file of labels, "
+            f'{{"{missing[0]}": ["a name", "another name"]}}.'
+        )
         raise ValueError(
             "--labels or the model does not contain labels of the images: "
-            f"{format_list(missing)}. "
-            + (
-                hint
-                or "Add them to --labels, or remove it to use the labels as names. To use other "
-                "names for a class, write a .json file of labels, "
-                f'{{"{missing[0]}": ["a name", "another name"]}}.'
-            )
+            f"{format_list(missing)}. {hint}"
         )
     if not allow_groups and (groups := [x for x in classes if x not in set(map(str, leaves))]):
         raise ValueError(
