@@ -57,11 +57,9 @@ def evaluate(
     names = parse_labels(labels, labels_file)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     _check_has_truth(bunch, data)
-    labels_true = bunch.get("labels")
 
     from ..aligners.wrapper import unwrap
     from ..encoders.images import group_images
-    from ..prompts import is_hierarchy
     from ..zero_shot import ZeroShotClassifier
     from . import _models
 
@@ -69,15 +67,7 @@ def evaluate(
     saved = _models.load_model(aligner, options)
     model = _models.extract_aligner(saved, options)
     classifier = _models.select_classifier(saved, names, templates, aligner, quiet)
-    if classifier is not None:
-        names = classifier.labels if is_hierarchy(classifier.labels) else list(classifier.classes_)
-    if names is None and bunch.captions and labels_true is not None and len(set(labels_true)) == 1:
-        labels_true = None  # no accuracy can be computed, but recall
-    if labels_true is not None:
-        # Images of no class have the label that the classifier predicts below its threshold.
-        unknown_label = None if classifier is None else str(classifier.unknown_label)
-        known = [label for label in labels_true if str(label) != unknown_label]
-        names = resolve_label_names(names, known, allow_groups=True)
+    names = _resolve_names(classifier, names, bunch)
     encoder = _models.get_image_encoder(model)
     if strict:
         encoder.set_params(on_error="raise")
@@ -93,9 +83,9 @@ def evaluate(
     n_fitted = None if is_fitted is None else len({keys[row] for row in is_fitted.nonzero()[0]})
     scores: list[_models.Score] = []
     labelled = y_true = y_pred = texts = None
-    if labels_true is not None:
+    if names is not None:
         # In the accuracy, an image counts once per label.
-        pairs = zip(group_images(images), (str(labels_true[row]) for row in rows), strict=True)
+        pairs = zip(group_images(images), (str(bunch.labels[row]) for row in rows), strict=True)
         image_by_pair = dict(zip(pairs, images, strict=True))
         y_true, labelled = [label for _, label in image_by_pair], list(image_by_pair.values())
         if classifier is None:
@@ -135,6 +125,21 @@ def _check_has_truth(bunch: Any, data: Path) -> None:
             "in a subfolder whose name is its label, or write captions (photo.txt next to "
             "photo.jpg). For a table, set --label to its column of labels."
         )
+
+
+def _resolve_names(classifier: Any, names: Any, bunch: Any) -> Any:
+    """Return the names of the classes, or None if no accuracy can be computed, but recall."""
+    from ..prompts import is_hierarchy
+
+    if classifier is not None:
+        names = classifier.labels if is_hierarchy(classifier.labels) else list(classifier.classes_)
+    labels = bunch.get("labels")
+    if labels is None or (names is None and bunch.captions and len(set(labels)) == 1):
+        return None
+    # Images of no class have the label that the classifier predicts below its threshold.
+    unknown_label = None if classifier is None else str(classifier.unknown_label)
+    known = [label for label in labels if str(label) != unknown_label]
+    return resolve_label_names(names, known, allow_groups=True)
 
 
 def _find_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> Any:
