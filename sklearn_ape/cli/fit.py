@@ -124,7 +124,7 @@ def fit(
         unfitted = _make_aligner(method, encoder, text_encoder, options, params)
         task = _make_alignment_task(bunch, names, unfitted, templates, options)
     model, images, y = task.model, task.images, task.y
-    fitted = keys = _models.identify_images(images)
+    keys = _models.identify_images(images)
     scores = []
     split = _models.split_rows(task.features, y, test_size, random_state, task.classes, quiet)
     if split is not None:
