@@ -319,18 +319,14 @@ def align(
                 "method, or add images with other captions."
             ) from error
 
-    # The two parts have no image, nor a copy of one, and no caption in common.
-    text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
-    image_ids = number_distinct(group_images(data.images).tolist())
-    pairs = np.column_stack([image_ids[rows], text_ids])
-    split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(_SEED))
-    held_out = np.array([], int) if split.valid is None else np.unique(rows[split.valid])
+    held_out = _choose_held_out(data, texts, rows)
     recall, remark = [], ""
     if len(held_out):
         evaluated = fit(np.setdiff1d(rows, held_out), *_STEPS[1:3])
+        test_data = data.select(held_out)
         recall = [
-            _measure_recall("initial aligner", initial_aligner, data.select(held_out)),
-            _measure_recall("your aligner", evaluated, data.select(held_out)),
+            _measure_recall("initial aligner", initial_aligner, test_data),
+            _measure_recall("your aligner", evaluated, test_data),
         ]
     else:
         remark = (
@@ -347,6 +343,16 @@ def align(
         remark=remark,
         with_head=head_pairs is not None,
     )
+
+
+def _choose_held_out(data: CaptionedImages, texts: list[str], rows: np.ndarray) -> np.ndarray:
+    """Return rows of images to evaluate on, or none of them if there are too few pairs."""
+    # The two parts have no image, nor a copy of one, and no caption in common.
+    text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
+    image_ids = number_distinct(group_images(data.images).tolist())
+    pairs = np.column_stack([image_ids[rows], text_ids])
+    split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(_SEED))
+    return np.array([], int) if split.valid is None else np.unique(rows[split.valid])
 
 
 def _remove_training_objects(aligner: Any) -> Any:
