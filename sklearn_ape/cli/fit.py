@@ -123,19 +123,9 @@ def fit(
             params["head_pairs"] = encoder
         unfitted = _make_aligner(method, encoder, text_encoder, options, params)
         task = _make_alignment_task(bunch, names, unfitted, templates, options)
-    model, images, y = task.model, task.images, task.y
-    keys = _models.identify_images(images)
-    scores = []
-    split = _models.split_rows(task.features, y, test_size, random_state, task.classes, quiet)
-    if split is not None:
-        train, test = split
-        fitted = [keys[row] for row in train]
-        model.fit([images[row] for row in train], [y[row] for row in train])
-        scores = task.score(train, test)
-    if split is None or refit:
-        fitted = keys
-        model.fit(images, y)
-    card_scores = scores
+    split = _models.split_rows(task.features, task.y, test_size, random_state, task.classes, quiet)
+    scores, n_fitted = _fit_and_score(task, split, refit)
+    model, card_scores = task.model, scores
     if method == "few-shot":
         card_scores = scores[:1]  # the others are those of the methods that it is compared with
     elif names is not None:
@@ -144,7 +134,7 @@ def fit(
     model.save_pretrained(output, scores=card)
     if scores:
         _models.print_scores(scores, file_format)
-    print_message(f"Fitted on {len(set(fitted)):,} images. Saved in {str(output)!r}.", quiet)
+    print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
 
 
 def _check_options(method: str, options: list[str]) -> None:
@@ -179,6 +169,25 @@ class _Task(NamedTuple):
     y: list[Any]
     classes: list[str] | None
     score: Callable[[Any, Any], list[Any]]
+
+
+def _fit_and_score(
+    task: _Task, split: tuple[Any, Any] | None, refit: bool
+) -> tuple[list[Any], int]:
+    """Fit the model of a task; return its held-out scores, and the number of images fitted on."""
+    from ._models import identify_images
+
+    model, images, y = task.model, task.images, task.y
+    keys = identify_images(images)
+    scores = []
+    if split is not None:
+        train, test = split
+        model.fit([images[row] for row in train], [y[row] for row in train])
+        scores = task.score(train, test)
+        if not refit:
+            return scores, len({keys[row] for row in train})
+    model.fit(images, y)
+    return scores, len(set(keys))
 
 
 def _make_aligner(
