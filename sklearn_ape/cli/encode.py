@@ -68,15 +68,7 @@ def encode(
         )
     output = expand_user(output)
     paths = list_images(images, quiet) if images else []
-    lines = [] if texts is None else read_lines(texts)
-    if texts is not None and not lines:
-        raise ValueError(f"{str(texts)!r} contains no text. Write one text per line.")
-    if texts is not None and (n_blank := _count_inner_lines(texts) - len(lines)):
-        noun = "blank line" if n_blank == 1 else "blank lines"
-        print_message(
-            f"Skipped {n_blank:,} {noun} of {str(texts)!r}, so the numbers of rows differ from "
-            "those of lines."
-        )
+    lines = [] if texts is None else _read_texts(texts)
     check_output_file(output)
 
     from ._models import RuntimeOptions, make_image_encoder, make_text_encoder
@@ -91,11 +83,22 @@ def encode(
         _encode_to_file(line_encoder, lines, "text", target, dtype, overwrite, quiet)
 
 
-def _count_inner_lines(file: Path) -> int:
-    """Return the number of lines of a text file without the blank lines at its end."""
+def _read_texts(file: Path) -> list[str]:
+    """Return the lines of a text file that are not blank; print how many others it has."""
     from ..datasets.base import read_text
 
-    return read_text(expand_user(file)).rstrip().count("\n") + 1
+    lines = read_lines(file)
+    if not lines:
+        raise ValueError(f"{str(file)!r} contains no text. Write one text per line.")
+    # Blank lines at the end do not matter.
+    n_blank = read_text(expand_user(file)).rstrip().count("\n") + 1 - len(lines)
+    if n_blank:
+        noun = "blank line" if n_blank == 1 else "blank lines"
+        print_message(
+            f"Skipped {n_blank:,} {noun} of {str(file)!r}, so the numbers of rows differ from "
+            "those of lines."
+        )
+    return lines
 
 
 def _encode_to_file(
