@@ -360,10 +360,9 @@ def _project(
         estimator = PCA(2, random_state=random_state)
     elif reducer == "tsne":
         # The perplexity must be below the number of points; 30 is scikit-learn's default.
-        estimator = TSNE(
-            2, metric="cosine", init="random", perplexity=min(30.0, (n_points - 1) / 3),
-            random_state=random_state,
-        )  # fmt: skip
+        perplexity = min(30.0, (n_points - 1) / 3)
+        options: dict[str, Any] = {"perplexity": perplexity, "random_state": random_state}
+        estimator = TSNE(2, metric="cosine", init="random", **options)
     else:
         raise ValueError(f"reducer must be 'pca', 'tsne' or an estimator, not {reducer!r}.")
     reduced = np.asarray(estimator.fit_transform(embeddings[is_finite]))
