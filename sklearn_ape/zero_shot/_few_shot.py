@@ -258,9 +258,9 @@ class FewShotClassifier(ZeroShotClassifier):
         is_labelled = np.zeros(len(images.codes), bool)
         if hasattr(self, "coef_"):
             readable = np.flatnonzero(~np.isnan(images.embeddings[:, 0]))
-            groups = self._examples.extend(images.select(readable)).find_copies()
-            n_examples = len(self._examples.codes)
-            is_labelled[readable] = np.isin(groups[n_examples:], groups[:n_examples])
+            all_groups = self._examples.extend(images.select(readable)).find_copies()
+            groups, new_groups = np.split(all_groups, [len(self._examples.codes)])
+            is_labelled[readable] = np.isin(new_groups, groups)
         return is_labelled
 
     @property
@@ -274,11 +274,12 @@ class FewShotClassifier(ZeroShotClassifier):
         self, X: Any, y: Any, sample_weight: Any, *, captions: Any = None, classes: Any = None
     ) -> Self:
         self._check_fit_parameters()
-        context = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
+        keeps_aligner = self._keeps_aligner()
+        context = FitContext(self, 0 if keeps_aligner else 1, X, y)
         values = validate_y(y)
         weights = validate_weights(sample_weight, len(values))
         check_same_length(X=X, y=values, captions=captions, sample_weight=sample_weight)
-        if self.labels is not None and self._keeps_aligner():
+        if self.labels is not None and keeps_aligner:
             # Images of no class are for searches that choose the threshold. They are not learned.
             names = resolve_class_names(self.labels)
             for row, value in enumerate(values):
@@ -293,7 +294,7 @@ class FewShotClassifier(ZeroShotClassifier):
         if self.labels is not None:
             warn_about_numbers("labels", names)
         names = {label: names[label] for label in sorted(names)}
-        if captions is None and not self._keeps_aligner():
+        if captions is None and not keeps_aligner:
             warn(
                 f"aligner is not fitted, so it is trained on the {len(values)} labelled images "
                 "alone. Pass a fitted aligner; in cross-validation and searches, which clone "
@@ -460,9 +461,9 @@ def _name_file(images: Any, row: int) -> str:
 
 def _drop_replaced(examples: Examples, added: Examples) -> Examples:
     """Return the examples without images that are added with another label."""
-    groups = examples.extend(added).find_copies()
-    groups_before, groups_added = groups[: len(examples.codes)], groups[len(examples.codes) :]
-    new_codes = dict(zip(groups_added.tolist(), added.codes.tolist(), strict=True))
-    own_codes = zip(groups_before.tolist(), examples.codes, strict=True)
+    all_groups = examples.extend(added).find_copies()
+    groups, added_groups = np.split(all_groups, [len(examples.codes)])
+    new_codes = dict(zip(added_groups.tolist(), added.codes.tolist(), strict=True))
+    own_codes = zip(groups.tolist(), examples.codes, strict=True)
     is_kept = [new_codes.get(group, code) == code for group, code in own_codes]
     return examples.select(np.array(is_kept, dtype=bool))
