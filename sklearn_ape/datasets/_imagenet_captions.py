@@ -200,9 +200,10 @@ def _find_images(folder: Path, entries: list[dict[str, Any]]) -> list[str | None
     paths: list[str | None] = []
     for entry in entries:
         wnid, name = entry["wnid"], entry["filename"]
-        is_inside = name in inside.get(wnid, ())
-        path = folder / wnid / name if is_inside else folder / name
-        paths.append(str(path) if is_inside or name in flat else None)
+        if name in inside.get(wnid, ()):
+            paths.append(str(folder / wnid / name))
+        else:
+            paths.append(str(folder / name) if name in flat else None)
     return paths
 
 
