@@ -327,7 +327,7 @@ class FrozenEncoder(
             n_threads=self._count_threads(),
             folder=get_exports_folder(self.cache),
         )
-        name = choose_engine(self.engine, workload.device, workload.dtype)
+        name = self._resolve_engine_name()
         # The key has the process id, because an engine's threads do not exist in a forked process.
         key = (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
         is_automatic = self.engine == "auto"
