@@ -20,7 +20,6 @@ from ..persistence.mixins import FittedState
 from ..prompts import (
     flatten_labels,
     prompts_of,
-    resolve_class_names,
     resolve_flat_names,
     resolve_templates,
     to_class_array,
@@ -109,18 +108,6 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         check_is_fitted(self, msg=NOT_FITTED)
         if not allow_changes:
             self._check_current()
-
-    def _check_order_of_shares(self, class_prior: Any) -> None:
-        """Raise ValueError for shares in the order of classes that were changed after `fit`."""
-        names = getattr(self, "_names", None)
-        is_named = isinstance(convert_class_prior(class_prior), Mapping)
-        if class_prior is None or is_named or names is None or self.labels is None:
-            return
-        if resolve_class_names(self.labels).keys() != names.keys():
-            raise ValueError(
-                "class_prior is a sequence in the order of classes_, and labels was changed after "
-                "fit. Call fit again, or pass a mapping {label: share}."
-            )
 
     def _make_logits(self, aligner: BaseEstimator, scale: float) -> LogitTiles:
         """Embed the labels, and return an object that computes the logits of images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,12 @@ from ..utils.validation import (
     validate_weights,
 )
 from ._base import Hierarchy, ZeroShotBase
-from ._transduction import compute_log_prior, propagate_labels, resolve_class_prior
+from ._transduction import (
+    compute_log_prior,
+    convert_class_prior,
+    propagate_labels,
+    resolve_class_prior,
+)
 
 
 class SingleLabelClassifier(ZeroShotBase):
@@ -314,7 +319,7 @@ class SingleLabelClassifier(ZeroShotBase):
     def _prepare_logits(self, use_prior: bool = True) -> LogitTiles:
         """Check the parameters and the fitted state, and embed the labels."""
         self._check_ready()
-        self._check_order_of_shares(self.class_prior)
+        self._check_order_of_shares()
         logits = self._make_class_logits()
         if use_prior and self.class_prior is not None:
             shares = resolve_class_prior(self.class_prior, logits.classes)
@@ -327,6 +332,18 @@ class SingleLabelClassifier(ZeroShotBase):
                 "Pass at least two labels."
             )
         return logits
+
+    def _check_order_of_shares(self) -> None:
+        """Raise ValueError for shares in the order of classes that were changed after `fit`."""
+        names = getattr(self, "_names", None)
+        is_named = isinstance(convert_class_prior(self.class_prior), Mapping)
+        if self.class_prior is None or is_named or names is None or self.labels is None:
+            return
+        if resolve_class_names(self.labels).keys() != names.keys():
+            raise ValueError(
+                "class_prior is a sequence in the order of classes_, and labels was changed after "
+                "fit. Call fit again, or pass a mapping {label: share}."
+            )
 
     def _make_class_logits(self) -> LogitTiles:
         aligner = self._get_aligner_in_use()
