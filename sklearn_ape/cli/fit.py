@@ -102,8 +102,7 @@ def fit(
         prepare_folder(checkpoint)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     if method == "auto":
-        has_labels_only = bunch.captions is None and "labels" in bunch
-        method = "few-shot" if has_labels_only else "ape"
+        method = "few-shot" if bunch.captions is None and "labels" in bunch else "ape"
         _check_options(method, set_options)
     if method == "few-shot":
         _check_has_labels(bunch, data)

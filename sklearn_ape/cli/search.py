@@ -166,8 +166,7 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             "of images. Create it again without --update."
         )
     indexed = set(items)
-    indexed_at = _read_time(folder)
-    changed = _find_changed(indexed.intersection(paths), indexed_at)
+    changed = _find_changed(indexed.intersection(paths), _read_time(folder))
     removed = indexed.difference(paths)
     existing = sorted(filter(_may_exist, removed))
     if existing:  # unless an image was indexed by a link, and is passed by another path

@@ -59,8 +59,7 @@ class TextPreparation(NamedTuple):
 def read_preparation(model_name: str, revision: str | None, lower: bool) -> TextPreparation:
     """Return the preparation of texts that the files of a sentence-transformers model declare."""
     with explain_load_errors(model_name):
-        filename = "config_sentence_transformers.json"
-        sentence = read_side_file(model_name, revision, filename) or {}
+        sentence = read_side_file(model_name, revision, "config_sentence_transformers.json") or {}
         prompts = sentence.get("prompts") or {}
         default = sentence.get("default_prompt_name")
         if default is not None and default not in prompts:

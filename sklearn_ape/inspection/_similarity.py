@@ -244,8 +244,7 @@ class SimilarityMatrixDisplay:
         else:
             ax.set_xticks(range(n_texts), names, rotation=90, fontsize=min(10, 46 * cell))
         if colorbar:
-            bar = self.figure_.colorbar(self.im_, ax=ax, shrink=0.8)
-            bar.set_label("similarity")
+            self.figure_.colorbar(self.im_, ax=ax, shrink=0.8, label="similarity")
         return self
 
     def _write_values(self, values_format: str, cell_size: float) -> np.ndarray:

@@ -451,6 +451,5 @@ def _fit_temperature(
         prior = (log_temperature / stds[int(log_temperature > 0)]) ** 2 / 2
         return float(prior - np.sum(weights * log_proba[order, codes]))
 
-    bounds = (-4.0, 4.0)
-    result = minimize_scalar(loss, bounds=bounds, method="bounded")
+    result = minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded")
     return float(np.exp(result.x)), float(result.fun)
