@@ -214,7 +214,8 @@ def _may_be_image(path: str) -> bool:
 
 
 def _read_stdin_names() -> list[str]:
-    content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)  # which Windows writes
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read()  # None if it was closed
+    content = content.removeprefix(codecs.BOM_UTF8)  # which Windows writes
     # find -print0 separates names by zero bytes, since names may contain line feeds.
     names = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [os.fsdecode(name) for name in names if name.strip()]

@@ -88,6 +88,11 @@ class TestListImages:
         with pytest.raises(FileNotFoundError, match=message):
             list_images([argument])
 
+    def test_closed_standard_input_has_no_images(self, monkeypatch):
+        monkeypatch.setattr("sys.stdin", None)  # as Python sets it for <&-
+        with pytest.raises(ValueError, match="IMAGES contains no images"):
+            list_images(["-"])
+
     def test_empty_folder_raises(self, tmp_path):
         with pytest.raises(ValueError, match=r"no images .no files at all"):
             list_images([str(tmp_path)])
