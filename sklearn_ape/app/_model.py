@@ -115,8 +115,8 @@ def load_model(aligner: Any) -> Model:
         classes = getattr(estimator, "labels_", getattr(estimator, "classes_", []))
         labels = [str(label) for label in classes] or None
         if getattr(estimator, "labels", None) is not None:
-            texts = resolve_class_names(estimator.labels)
-            names = {str(label): of_label for label, of_label in texts.items()}
+            texts_by_label = resolve_class_names(estimator.labels)
+            names = {str(label): texts for label, texts in texts_by_label.items()}
     preprocessing, inner = unwrap(wrapped)
     fitted = inner if preprocessing is None else make_pipeline(preprocessing, inner)
     for modality, encoder in zip(("image", "text"), get_encoders(fitted), strict=True):

@@ -210,9 +210,10 @@ class AppService:
         self.initial_templates, self.initial_threshold = "simple", 0.0
         served = model.few_shot or model.zero_shot
         if served is not None:
-            own: Any = served.templates
-            self.initial_templates = own if isinstance(own, str) and own in TEMPLATES else "model"
-            self.templates[self.initial_templates] = own
+            templates: Any = served.templates
+            has_name = isinstance(templates, str) and templates in TEMPLATES
+            self.initial_templates = templates if has_name else "model"
+            self.templates[self.initial_templates] = templates
             self.initial_threshold = float(served.threshold or 0)
         # Values that are computed when they are needed. Concurrent requests wait for the result
         # instead of computing it again.

@@ -411,7 +411,7 @@ def _find_captions(folder: Path, images: list[str]) -> CaptionedImages:
     is_note = len(texts) < MIN_SIDECAR_SHARE * len(images)
     if not is_note and not all(map(holds_numbers, texts)):
         captions = [[] if file is None else read_sidecar(file) for file in files.values()]
-        without = [image for image, of_image in zip(images, captions, strict=True) if not of_image]
+        without = [image for image, lines in zip(images, captions, strict=True) if not lines]
         if without:
             raise UserError(
                 f"{len(without)} of {len(images)} images have no text file with a caption, or it "

@@ -138,8 +138,8 @@ def _resolve_names(classifier: Any, names: Any, bunch: Any) -> Any:
         return None
     # Images of no class have the label that the classifier predicts below its threshold.
     unknown_label = None if classifier is None else str(classifier.unknown_label)
-    known = [label for label in labels if str(label) != unknown_label]
-    return resolve_label_names(names, known, allow_groups=True)
+    labels_of_classes = [label for label in labels if str(label) != unknown_label]
+    return resolve_label_names(names, labels_of_classes, allow_groups=True)
 
 
 def _find_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> Any:
@@ -183,8 +183,8 @@ def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str])
     if not rows:
         return []
     images, y = [images[row] for row in rows], [label_of[y_true[row]] for row in rows]
-    hits = classifier._iter_hits_by_level(images, y)
-    return [make_score("accuracy", f"level {n}", of_level) for n, of_level in enumerate(hits, 1)]
+    hits_by_level = classifier._iter_hits_by_level(images, y)
+    return [make_score("accuracy", f"level {n}", hits) for n, hits in enumerate(hits_by_level, 1)]
 
 
 def _write_report(output: Path, facts: dict[str, Any], scores: list[Any]) -> None:

@@ -237,8 +237,8 @@ def _make_alignment_task(
         held_out = [images[row] for row in test]
         if classes is None:
             return _models.score_recall(aligner, held_out, [texts[row] for row in test], held_out)
-        of_classes = sorted(set(classes)) if names is None else names
-        classifier = ZeroShotClassifier(of_classes, aligner=aligner, templates=templates)
+        class_names = sorted(set(classes)) if names is None else names
+        classifier = ZeroShotClassifier(class_names, aligner=aligner, templates=templates)
         predicted = [str(label) for label in classifier.predict(held_out)]
         return _models.score_accuracy([classes[row] for row in test], predicted)
 
@@ -259,8 +259,8 @@ def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> 
             )
         bunch.captions = [name_label(label) for label in bunch.labels]
         if names is not None:
-            texts = resolve_class_names(resolve_label_names(names, bunch.labels))
-            first_name = {str(label): of_label[0] for label, of_label in texts.items()}
+            names_by_label = resolve_class_names(resolve_label_names(names, bunch.labels))
+            first_name = {str(label): texts[0] for label, texts in names_by_label.items()}
             bunch.captions = [first_name[str(label)] for label in bunch.labels]
         if len(set(bunch.captions)) < 2:
             raise ValueError(

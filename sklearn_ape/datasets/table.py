@@ -150,8 +150,8 @@ def _split_columns(frame: Any, where: str) -> Table:
     """Return the columns of a pandas, polars or pyarrow table, and named indexes of pandas."""
     if hasattr(frame, "reset_index"):
         # Not names that repeat, for which pandas raises an error.
-        others = (None, *find_repeated(frame.index.names), *frame.columns)
-        frame = frame.reset_index([name for name in frame.index.names if name not in others])
+        excluded = (None, *find_repeated(frame.index.names), *frame.columns)
+        frame = frame.reset_index([name for name in frame.index.names if name not in excluded])
     # Not `column_names` of any table: it may be a column of a data frame.
     names = list(frame.columns if hasattr(frame, "to_dict") else frame.column_names)
     _check_distinct(list(map(str, names)), where)

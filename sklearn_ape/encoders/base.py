@@ -109,9 +109,9 @@ class FrozenEncoder(
         if weights is None:
             self._get_network()  # downloads the weights
             weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
-        others = self._runtime_params | {"model_name", "revision", "dtype", "on_error"}
+        excluded = self._runtime_params | {"model_name", "revision", "dtype", "on_error"}
         # Not get_params, which takes longer than the rest of a key.
-        names = [field.name for field in fields(self) if field.name not in others]
+        names = [field.name for field in fields(self) if field.name not in excluded]
         params = {name: to_builtin(getattr(self, name)) for name in names}
         library = format_library_version(self._library)
         return {"encoder": type(self).__name__, "weights": weights, "library": library, **params}

@@ -481,10 +481,10 @@ def _map_cells(head: torch.nn.Module, cells: torch.Tensor) -> tuple[torch.Tensor
     outputs = head(features)
     if isinstance(head, ExtendedHead):
         base_cells, base = _map_cells(head.base, cells)
-        own = head.scale / base.norm(dim=1)[:, None, None] * base_cells
+        cell_outputs = head.scale / base.norm(dim=1)[:, None, None] * base_cells
         if head.correction is not None:
-            own += head.correction(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
-        return own + (outputs - own.mean(dim=1))[:, None], outputs
+            cell_outputs += head.correction(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
+        return cell_outputs + (outputs - cell_outputs.mean(dim=1))[:, None], outputs
     cell_outputs = head(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
     if (cell_outputs.mean(dim=1) - outputs).norm() <= _TOLERANCE * outputs.norm():
         return cell_outputs, outputs

@@ -436,10 +436,10 @@ def _pack_items(items: list[Any]) -> dict[str, Any] | None:
         with suppress(ValueError):  # an integer of thousands of digits
             return {"json": np.frombuffer(json.dumps(plain_items).encode(), dtype=np.uint8)}
     values = (v for item in plain_items for v in (item.values() if type(item) is dict else [item]))
-    others = {type(value).__name__: None for value in values if type(value) not in _JSON_TYPES}
+    types = {type(value).__name__: None for value in values if type(value) not in _JSON_TYPES}
     warn(
         "The items in results are not saved, because some are not a str, path, number, bool, "
-        f"None or record of these ({format_list(others, str) or 'unsupported values'}). After "
+        f"None or record of these ({format_list(types, str) or 'unsupported values'}). After "
         "loading the items are row numbers. Pass y to fit to give the images ids."
     )
     return None

@@ -238,11 +238,11 @@ def find_copies(
     If `compares_embeddings`, one of the embeddings with this key must be equal up to rounding.
     Rows of NaN are not returned.
     """
-    known, is_readable = set(keys), ~np.isnan(new_embeddings[:, 0])
-    copies = [row for row, key in enumerate(new_keys) if is_readable[row] and key in known]
+    key_set, is_readable = set(keys), ~np.isnan(new_embeddings[:, 0])
+    copies = [row for row, key in enumerate(new_keys) if is_readable[row] and key in key_set]
     if not (copies and compares_embeddings):
         return copies
-    codes = {key: code for code, key in enumerate(known)}
+    codes = {key: code for code, key in enumerate(key_set)}
 
     def make_points(rows: np.ndarray, keys: Sequence[Any]) -> np.ndarray:
         # A few components exclude most rows. Those of different keys are never near.

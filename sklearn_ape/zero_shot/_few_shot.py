@@ -463,6 +463,6 @@ def _drop_replaced(examples: Examples, added: Examples) -> Examples:
     """Return the examples without images that are added with another label."""
     groups, added_groups = np.split(examples.extend(added).find_copies(), [len(examples.codes)])
     new_codes = dict(zip(added_groups.tolist(), added.codes.tolist(), strict=True))
-    own_codes = zip(groups.tolist(), examples.codes, strict=True)
-    is_kept = [new_codes.get(group, code) == code for group, code in own_codes]
+    pairs = zip(groups.tolist(), examples.codes, strict=True)
+    is_kept = [new_codes.get(group, code) == code for group, code in pairs]
     return examples.select(np.array(is_kept, dtype=bool))

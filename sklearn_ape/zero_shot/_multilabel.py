@@ -462,9 +462,10 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         return find_default_thresholds(scores, self.prevalence, logits.classes.tolist())
 
     def _get_state(self) -> dict[str, Any]:
-        reference = getattr(self, "_reference", None)
-        own = {"reference": reference, "thresholds": self._get_thresholds()}
-        return super()._get_state() | own
+        return super()._get_state() | {
+            "reference": getattr(self, "_reference", None),
+            "thresholds": self._get_thresholds(),
+        }
 
     def _set_state(self, state: FittedState) -> None:
         super()._set_state(state)

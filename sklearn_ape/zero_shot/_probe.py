@@ -79,8 +79,8 @@ class Examples(NamedTuple):
     def extend(self, other: Examples) -> Examples:
         """Return these examples followed by others, with features if both have them."""
         return Examples._make(
-            None if own is None or added is None else np.concatenate([own, added])
-            for own, added in zip(self, other, strict=True)
+            None if part is None or added is None else np.concatenate([part, added])
+            for part, added in zip(self, other, strict=True)
         )
 
     def find_copies(self) -> np.ndarray:
