@@ -106,7 +106,6 @@ def curate(
     texts, rows = flatten_captions(bunch.captions)
     paths = [bunch.images[row] for row in rows]
     encoded = encode_images(encoder, bunch.images, options)
-    # The text before the first colon is the kind of reason.
     reasons = {
         pair: f"cannot be read: {encoded.errors[row]}"
         for pair, row in enumerate(rows.tolist())
@@ -154,13 +153,8 @@ def curate(
     with Table(["image", "caption", "label", "similarity"], output, file_format) as table:
         for pair, name, similarity in results:
             table.write([FileName(paths[pair]), texts[pair], name, round(similarity, 4)])
-    print_message(f"Selected {len(selected):,} of {len(texts):,} pairs. Dropped:", quiet)
-    kinds = Counter(reason.split(":")[0] for reason in reasons.values())
-    for kind, count in kinds.most_common():
-        print_message(f"  {count:,} {kind}", quiet)
-    counts = Counter(names_of_selected)
-    by_label = ", ".join(f"{count} {name!r}" for name, count in counts.items())
-    print_message(f"Selected pairs by label: {by_label}.", quiet)
+    if not quiet:
+        _print_summary(names_of_selected, list(reasons.values()))
 
 
 def _check_images_and_captions(bunch: Any, data: Path) -> None:
@@ -219,3 +213,15 @@ def _find_bad_pairs(
         if make_absolute(best_path) != make_absolute(paths[row]):
             reasons[row] = f"nearly the same image as another: {best_path!r}"
     return reasons
+
+
+def _print_summary(names: list[str], reasons: list[str]) -> None:
+    """Print numbers of pairs, given the labels of selected and the reasons of dropped pairs."""
+    n_pairs = len(names) + len(reasons)
+    print_message(f"Selected {len(names):,} of {n_pairs:,} pairs. Dropped:")
+    # The text before the first colon is the kind of reason.
+    kinds = Counter(reason.split(":")[0] for reason in reasons)
+    for kind, count in kinds.most_common():
+        print_message(f"  {count:,} {kind}")
+    by_label = ", ".join(f"{count} {name!r}" for name, count in Counter(names).items())
+    print_message(f"Selected pairs by label: {by_label}.")
