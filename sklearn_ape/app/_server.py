@@ -354,35 +354,8 @@ def _start(
         stack.callback(page.close, verbose=False)
         for element in page.blocks.values():
             element.GRADIO_CACHE = folder
-        options: dict[str, Any] = {}
-        if "run_history" in inspect.signature(page.launch).parameters:  # since Gradio 6.24
-            options["run_history"] = False
         try:
-            page.launch(
-                server_name=f"[{host}]" if ":" in host else host,
-                server_port=port or _find_free_port(host),
-                inbrowser=open_browser,
-                theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS).set(**_COLORS),
-                css_paths=_FOLDER / "page.css",
-                js=(_FOLDER / "page.js").read_text(encoding="utf-8"),
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                show_error=False,
-                enable_monitoring=False,
-                mcp_server=False,
-                ssr_mode=False,
-                pwa=False,
-                footer_links=[],
-                allowed_paths=[],
-                max_file_size=limits.upload_bytes,
-                state_session_capacity=limits.sessions,
-                app_kwargs={
-                    "middleware": _make_middleware(host, limits, folder),
-                    "docs_url": None,
-                },
-                **options,
-            )
+            _launch(page, host, port or _find_free_port(host), open_browser, limits, folder)
         except OSError as error:
             if port is None:
                 raise
@@ -393,6 +366,39 @@ def _start(
         page.app.uploaded_file_dir = folder
         stack.enter_context(_warm_up(service))
         return Running(str(page.local_url), stack.pop_all().close)
+
+
+def _launch(
+    page: gradio.Blocks, host: str, port: int, open_browser: bool, limits: Limits, folder: str
+) -> None:
+    """Start the server of a page in a thread, without functions that the page does not use."""
+    from ._ui import gr
+
+    options: dict[str, Any] = {}
+    if "run_history" in inspect.signature(page.launch).parameters:  # since Gradio 6.24
+        options["run_history"] = False
+    page.launch(
+        server_name=f"[{host}]" if ":" in host else host,
+        server_port=port,
+        inbrowser=open_browser,
+        theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS).set(**_COLORS),
+        css_paths=_FOLDER / "page.css",
+        js=(_FOLDER / "page.js").read_text(encoding="utf-8"),
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        show_error=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        footer_links=[],
+        allowed_paths=[],
+        max_file_size=limits.upload_bytes,
+        state_session_capacity=limits.sessions,
+        app_kwargs={"middleware": _make_middleware(host, limits, folder), "docs_url": None},
+        **options,
+    )
 
 
 @contextlib.contextmanager
