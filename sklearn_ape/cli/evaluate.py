@@ -79,8 +79,7 @@ def evaluate(
     inputs = images if preprocessing is None else preprocessing.transform(images)
     # A table has one row per caption, but images are counted once.
     keys = _models.identify_images(images)
-    is_fitted = _find_fitted(inner, inputs, classifier, images)
-    n_fitted = None if is_fitted is None else len({keys[row] for row in is_fitted.nonzero()[0]})
+    n_fitted = _count_fitted(inner, inputs, classifier, images, keys)
     scores: list[_models.Score] = []
     labelled = y_true = y_pred = texts = None
     if names is not None:
@@ -142,15 +141,17 @@ def _resolve_names(classifier: Any, names: Any, bunch: Any) -> Any:
     return resolve_label_names(names, labels_of_classes, allow_groups=True)
 
 
-def _find_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> Any:
-    """Return a mask of the images with which a model was fitted, or None if it is not known."""
+def _count_fitted(
+    aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any], keys: Sequence[Any]
+) -> int | None:
+    """Return the number of distinct images that a model was fitted on; None if it is unknown."""
     from ..zero_shot import FewShotClassifier
 
     is_fitted = aligner.was_fitted_on(inputs) if hasattr(aligner, "was_fitted_on") else None
     if isinstance(classifier, FewShotClassifier):
         is_example = classifier.was_fitted_on(images)
         is_fitted = is_example if is_fitted is None else is_fitted | is_example
-    return is_fitted
+    return None if is_fitted is None else len({keys[row] for row in is_fitted.nonzero()[0]})
 
 
 def _resolve_groups(labels: Any, y_true: Sequence[str], y_pred: Sequence[Any]) -> list[str]:
