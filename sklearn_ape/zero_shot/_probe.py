@@ -162,7 +162,7 @@ def fit_probe(
     temperature = validation.temperature / name_weight
     logits = (problem.base + problem.features @ residual) / temperature
     adjustments = _limit_adjustments(
-        problem.compute_adjustments(), logits, examples.codes, problem.weights
+        problem.compute_adjustments(), logits, problem.codes, problem.weights
     )
     intercept -= adjustments * temperature
     return Probe(
@@ -205,14 +205,15 @@ class _Problem:
         report_iteration: Callable[[], object] = lambda: None,
     ) -> None:
         self.examples, self.report_iteration = examples, report_iteration
-        n, self.n_classes = len(examples.codes), len(text)
+        self.codes, self.n_classes = examples.codes, len(text)
+        n = len(self.codes)
         # Only ratios of weights and alpha matter. With weights of mean 1, alpha determines how
         # precise and how well-conditioned the solution must be.
         mean_weight = examples.weights.mean() if n else 1.0
         self.weights, self.alpha = examples.weights / mean_weight, alpha / mean_weight
         tolerance = _TOLERANCE_PER_ALPHA * self.alpha * min(1, n / _MANY_EXAMPLES)
         self.tolerance = np.clip(tolerance, _MIN_TOLERANCE, _MAX_TOLERANCE)
-        self.has_all_classes = len(np.unique(examples.codes)) == self.n_classes
+        self.has_all_classes = len(np.unique(self.codes)) == self.n_classes
         constant = np.full((n, 1), _INTERCEPT_FEATURE if self.has_all_classes else 0, np.float32)
         self.center = self._find_shared_part(vectors, text.shape[1])
         embeddings = examples.embeddings - self.center[: text.shape[1]]
@@ -238,7 +239,7 @@ class _Problem:
         estimated share of that (James and Stein). The features have been centered before.
         """
         center = np.zeros(vectors.shape[1], dtype=np.float32)
-        classes, index = np.unique(self.examples.codes, return_inverse=True)
+        classes, index = np.unique(self.codes, return_inverse=True)
         if 1 < len(classes) < self.n_classes:
             members = np.eye(len(classes), dtype=np.float32)[index] * self.weights[:, None]
             means = members.T @ vectors[:, :n_components] / members.sum(axis=0)[:, None]
@@ -247,7 +248,7 @@ class _Problem:
         return center
 
     def find_share_without_examples(self, rows: Any = slice(None)) -> float:
-        return 1 - len(np.unique(self.examples.codes[rows])) / self.n_classes
+        return 1 - len(np.unique(self.codes[rows])) / self.n_classes
 
     def compute_adjustments(self, rows: Any = slice(None)) -> np.ndarray:
         """Return what the calibrated logit of each class is reduced by.
@@ -259,13 +260,13 @@ class _Problem:
         """
         if self.has_all_classes:
             return np.zeros(self.n_classes)
-        counts = np.bincount(self.examples.codes[rows], self.weights[rows], self.n_classes)
+        counts = np.bincount(self.codes[rows], self.weights[rows], self.n_classes)
         share = self.find_share_without_examples(rows)
         return np.log1p(counts * share * _DEFAULT_ALPHA / self.alpha)
 
     def solve(self, name_weight: float) -> np.ndarray:
         """Return the residual that is best for all examples, one column per class."""
-        every_row = np.arange(len(self.examples.codes))
+        every_row = np.arange(len(self.codes))
         coordinates = self.root[:, None] * self.solve_coordinates(every_row, name_weight)
         if not self.is_wide:
             return self.directions @ coordinates
@@ -274,7 +275,7 @@ class _Problem:
     def solve_coordinates(self, rows: np.ndarray, name_weight: float) -> np.ndarray:
         """Return the coordinates of the residual that is best for some of the examples."""
         inputs, base = self.inputs[rows], np.float32(name_weight) * self.base[rows]
-        codes, weights = self.examples.codes[rows], self.weights[rows]
+        codes, weights = self.codes[rows], self.weights[rows]
         order, shape = np.arange(len(rows)), (len(self.root), self.n_classes)
         if not len(self.root):  # all examples are equal, so that they distinguish no classes
             return np.zeros(shape)
@@ -336,7 +337,7 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
     examples best can be found without held-out ones. If a cross-validation is possible, a weight
     below 1 must be better in it. A weight above 1 would gain less than half a point there.
     """
-    codes, weights = problem.examples.codes, problem.examples.weights
+    codes, weights = problem.codes, problem.examples.weights
     # The temperature is the inverse of the weight: one above 1 is a weight below 1.
     weight = 1 / _fit_temperature(problem.base, codes, weights, _NAME_WEIGHT_STD[::-1])[0]
     if _MIN_TRUSTED_WEIGHT < weight < 1:
@@ -365,7 +366,7 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
 
 def _make_folds(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
     """Return the fold of each example, and a mask of the examples to measure."""
-    codes = problem.examples.codes
+    codes = problem.codes
     # Copies of an image are in the same fold, since they would be predicted from each other.
     _, first, copy_of = np.unique(
         problem.examples.find_copies(), return_index=True, return_inverse=True
@@ -389,7 +390,7 @@ def _cross_validate(
     problem: _Problem, name_weight: float, folds: np.ndarray, is_tested: np.ndarray
 ) -> _Validation:
     """Return the temperature, the accuracy and the calibration error of held-out examples."""
-    all_codes, all_weights = problem.examples.codes, problem.examples.weights
+    all_codes, all_weights = problem.codes, problem.examples.weights
     codes, weights = all_codes[is_tested], all_weights[is_tested]
     logits, adjustments = _predict_held_out(problem, name_weight, folds)
     logits, adjustments = logits[is_tested], adjustments[is_tested]
