@@ -117,6 +117,36 @@ def evaluate(
     _models.print_scores(scores, file_format)  # last, because the reader may stop reading
 
 
+def _check_report(output: Path | None) -> None:
+    check_output_file(output)
+    if str(output) == "-":
+        raise typer.BadParameter(
+            "The standard output has the scores. Choose a file for the report.",
+            param_hint="--output",
+        )
+    if output is not None and output.suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl"):
+        raise typer.BadParameter(
+            f"{str(output)!r}: the report is JSON. Choose the suffix .json. To save the scores as "
+            "a table, set --format, and redirect the standard output.",
+            param_hint="--output",
+        )
+
+
+def _check_figure(figure: Path | None) -> None:
+    from ..utils.messages import import_optional
+
+    check_output_file(figure)
+    if figure is None:
+        return
+    matplotlib = import_optional("matplotlib", extra="plots", purpose="--figure")
+    matplotlib.use("agg")
+    if figure.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
+        raise typer.BadParameter(
+            f"{str(figure)!r} does not have one of the suffixes .png, .pdf, .svg and .jpg.",
+            param_hint="--figure",
+        )
+
+
 def _check_has_truth(bunch: Any, data: Path) -> None:
     if bunch.get("labels") is None and bunch.captions is None:
         raise ValueError(
@@ -196,36 +226,6 @@ def _write_report(output: Path, facts: dict[str, Any], scores: list[Any]) -> Non
     report = facts | {"confidence": 0.95, "scores": values}
     with write_atomically(output) as path:
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def _check_report(output: Path | None) -> None:
-    check_output_file(output)
-    if str(output) == "-":
-        raise typer.BadParameter(
-            "The standard output has the scores. Choose a file for the report.",
-            param_hint="--output",
-        )
-    if output is not None and output.suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl"):
-        raise typer.BadParameter(
-            f"{str(output)!r}: the report is JSON. Choose the suffix .json. To save the scores as "
-            "a table, set --format, and redirect the standard output.",
-            param_hint="--output",
-        )
-
-
-def _check_figure(figure: Path | None) -> None:
-    from ..utils.messages import import_optional
-
-    check_output_file(figure)
-    if figure is None:
-        return
-    matplotlib = import_optional("matplotlib", extra="plots", purpose="--figure")
-    matplotlib.use("agg")
-    if figure.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
-        raise typer.BadParameter(
-            f"{str(figure)!r} does not have one of the suffixes .png, .pdf, .svg and .jpg.",
-            param_hint="--figure",
-        )
 
 
 def _draw(

@@ -170,109 +170,6 @@ class _Task(NamedTuple):
     score: Callable[[Any, Any], list[Any]]
 
 
-def _fit_and_score(
-    task: _Task, split: tuple[Any, Any] | None, refit: bool
-) -> tuple[list[Any], int]:
-    """Fit the model of a task; return its held-out scores, and the number of images fitted on."""
-    from ._models import identify_images
-
-    model, images, y = task.model, task.images, task.y
-    keys = identify_images(images)
-    scores = []
-    if split is not None:
-        train, test = split
-        model.fit([images[row] for row in train], [y[row] for row in train])
-        scores = task.score(train, test)
-        if not refit:
-            return scores, len({keys[row] for row in train})
-    model.fit(images, y)
-    return scores, len(set(keys))
-
-
-def _make_aligner(
-    method: str, image_encoder: Any, text_encoder: str, options: Any, params: dict[str, Any]
-) -> Any:
-    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
-    from ..encoders import TransformersTextEncoder
-    from ._models import make_text_encoder
-
-    texts = make_text_encoder(text_encoder, options)
-    if method == "lit" and not isinstance(texts, TransformersTextEncoder):
-        raise typer.BadParameter(
-            f"{text_encoder!r} cannot be trained. --method lit needs a text encoder of "
-            "transformers.",
-            param_hint="--text-encoder",
-        )
-    aligners: dict[str, Any] = {"ape": APEAligner, "kernel": KernelAligner, "cca": CCAAligner}
-    aligners |= {"asif": ASIFAligner, "lit": LiTAligner}
-    return aligners[method](image_encoder=image_encoder, text_encoder=texts, **params)
-
-
-def _make_alignment_task(
-    bunch: Any, names: Any, aligner: Any, templates: str, options: Any
-) -> _Task:
-    """Encode the images, and return the task to fit an aligner on them and their captions."""
-    from ..zero_shot import ZeroShotClassifier
-    from . import _models
-
-    encoded = _models.encode_images(aligner.image_encoder, bunch.images, options)
-    n_images = len(set(_models.identify_images(bunch.images)))
-    if not bunch.from_labels and n_images < _FEW_CAPTIONED:
-        print_message(
-            f"{n_images:,} images with captions are few for a new aligner, and the "
-            "starter model is probably more accurate. Compare both with 'sklearn-ape evaluate' on "
-            "other images, or extend the starter model in Python: APEAligner(init='starter').",
-            options.quiet,
-        )
-    rows = encoded.readable_rows
-    images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
-    classes = None
-    if bunch.from_labels:
-        # Without names, the captions that are made of the labels are the classes.
-        classes = texts if names is None else [str(bunch.labels[row]) for row in rows]
-    # The features of all readable images are cached now.
-    aligner.image_encoder.set_params(on_error="raise", verbose=0)
-
-    def score(train: Any, test: Any) -> list[Any]:
-        held_out = [images[row] for row in test]
-        if classes is None:
-            return _models.score_recall(aligner, held_out, [texts[row] for row in test], held_out)
-        class_names = sorted(set(classes)) if names is None else names
-        classifier = ZeroShotClassifier(class_names, aligner=aligner, templates=templates)
-        predicted = [str(label) for label in classifier.predict(held_out)]
-        return _models.score_accuracy([classes[row] for row in test], predicted)
-
-    return _Task(aligner, images, encoded.features[rows], texts, classes, score)
-
-
-def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> None:
-    """Set the names of classes as captions if there are no captions, and `from_labels`."""
-    from ..prompts import resolve_class_names
-
-    bunch.from_labels = bunch.captions is None
-    if bunch.from_labels:
-        if "labels" not in bunch:
-            raise ValueError(
-                f"{str(data)!r} has no captions. Write photo.txt next to photo.jpg, put every "
-                "image in a subfolder whose name describes it, or set --captions filename if "
-                "the file names describe the images."
-            )
-        bunch.captions = [name_label(label) for label in bunch.labels]
-        if names is not None:
-            names_by_label = resolve_class_names(resolve_label_names(names, bunch.labels))
-            first_name = {str(label): texts[0] for label, texts in names_by_label.items()}
-            bunch.captions = [first_name[str(label)] for label in bunch.labels]
-        if len(set(bunch.captions)) < 2:
-            raise ValueError(
-                f"{str(data)!r} has a single subfolder and no captions, so all captions would be "
-                "equal. Write captions, or add subfolders."
-            )
-        source = "subfolders" if names is None else "classes"
-        print_message(
-            f"There are no captions. The names of the {source} are used as captions.", quiet
-        )
-
-
 def _make_few_shot_task(
     bunch: Any, names: Any, source: str | None, templates: str, options: Any
 ) -> _Task:
@@ -342,3 +239,106 @@ def _check_labels_agree(features: Any, images: list[Any], rows: list[int], y: li
             f"{subject} different labels: {next(iter(conflicts.values()))}. The first row is 0. "
             "Correct the labels, or remove one of the two."
         )
+
+
+def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> None:
+    """Set the names of classes as captions if there are no captions, and `from_labels`."""
+    from ..prompts import resolve_class_names
+
+    bunch.from_labels = bunch.captions is None
+    if bunch.from_labels:
+        if "labels" not in bunch:
+            raise ValueError(
+                f"{str(data)!r} has no captions. Write photo.txt next to photo.jpg, put every "
+                "image in a subfolder whose name describes it, or set --captions filename if "
+                "the file names describe the images."
+            )
+        bunch.captions = [name_label(label) for label in bunch.labels]
+        if names is not None:
+            names_by_label = resolve_class_names(resolve_label_names(names, bunch.labels))
+            first_name = {str(label): texts[0] for label, texts in names_by_label.items()}
+            bunch.captions = [first_name[str(label)] for label in bunch.labels]
+        if len(set(bunch.captions)) < 2:
+            raise ValueError(
+                f"{str(data)!r} has a single subfolder and no captions, so all captions would be "
+                "equal. Write captions, or add subfolders."
+            )
+        source = "subfolders" if names is None else "classes"
+        print_message(
+            f"There are no captions. The names of the {source} are used as captions.", quiet
+        )
+
+
+def _make_aligner(
+    method: str, image_encoder: Any, text_encoder: str, options: Any, params: dict[str, Any]
+) -> Any:
+    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
+    from ..encoders import TransformersTextEncoder
+    from ._models import make_text_encoder
+
+    texts = make_text_encoder(text_encoder, options)
+    if method == "lit" and not isinstance(texts, TransformersTextEncoder):
+        raise typer.BadParameter(
+            f"{text_encoder!r} cannot be trained. --method lit needs a text encoder of "
+            "transformers.",
+            param_hint="--text-encoder",
+        )
+    aligners: dict[str, Any] = {"ape": APEAligner, "kernel": KernelAligner, "cca": CCAAligner}
+    aligners |= {"asif": ASIFAligner, "lit": LiTAligner}
+    return aligners[method](image_encoder=image_encoder, text_encoder=texts, **params)
+
+
+def _make_alignment_task(
+    bunch: Any, names: Any, aligner: Any, templates: str, options: Any
+) -> _Task:
+    """Encode the images, and return the task to fit an aligner on them and their captions."""
+    from ..zero_shot import ZeroShotClassifier
+    from . import _models
+
+    encoded = _models.encode_images(aligner.image_encoder, bunch.images, options)
+    n_images = len(set(_models.identify_images(bunch.images)))
+    if not bunch.from_labels and n_images < _FEW_CAPTIONED:
+        print_message(
+            f"{n_images:,} images with captions are few for a new aligner, and the "
+            "starter model is probably more accurate. Compare both with 'sklearn-ape evaluate' on "
+            "other images, or extend the starter model in Python: APEAligner(init='starter').",
+            options.quiet,
+        )
+    rows = encoded.readable_rows
+    images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
+    classes = None
+    if bunch.from_labels:
+        # Without names, the captions that are made of the labels are the classes.
+        classes = texts if names is None else [str(bunch.labels[row]) for row in rows]
+    # The features of all readable images are cached now.
+    aligner.image_encoder.set_params(on_error="raise", verbose=0)
+
+    def score(train: Any, test: Any) -> list[Any]:
+        held_out = [images[row] for row in test]
+        if classes is None:
+            return _models.score_recall(aligner, held_out, [texts[row] for row in test], held_out)
+        class_names = sorted(set(classes)) if names is None else names
+        classifier = ZeroShotClassifier(class_names, aligner=aligner, templates=templates)
+        predicted = [str(label) for label in classifier.predict(held_out)]
+        return _models.score_accuracy([classes[row] for row in test], predicted)
+
+    return _Task(aligner, images, encoded.features[rows], texts, classes, score)
+
+
+def _fit_and_score(
+    task: _Task, split: tuple[Any, Any] | None, refit: bool
+) -> tuple[list[Any], int]:
+    """Fit the model of a task; return its held-out scores, and the number of images fitted on."""
+    from ._models import identify_images
+
+    model, images, y = task.model, task.images, task.y
+    keys = identify_images(images)
+    scores = []
+    if split is not None:
+        train, test = split
+        model.fit([images[row] for row in train], [y[row] for row in train])
+        scores = task.score(train, test)
+        if not refit:
+            return scores, len({keys[row] for row in train})
+    model.fit(images, y)
+    return scores, len(set(keys))

@@ -95,6 +95,116 @@ def search(
         print_message(f"Nothing was found for {format_list(empty)}.{hint}", quiet)
 
 
+def _suggest_query(images: Sequence[str]) -> str:
+    """Return what to do without a query: a text may have been passed as an image."""
+    texts = [
+        argument
+        for argument in images
+        if argument != "-" and not glob.has_magic(argument) and not os.path.lexists(argument)
+    ]
+    if texts:
+        return f'{texts[0]!r} is not a file. Did you mean --query "{texts[0]}"?'
+    return 'Set --query "a red fruit" or --like cat.jpg.'
+
+
+def _check_query_image(path: str) -> None:
+    """Raise an error unless a path is an image, before the collection is read."""
+    from ..encoders.images import check_proportions, read_image
+    from ..encoders.items import ItemError
+
+    try:
+        check_proportions(read_image(path))
+    except ItemError as error:
+        raise ValueError(f"--like {path!r} cannot be read as an image: it {error}") from error
+
+
+def _parse_min_score(text: str | None) -> float | str | None:
+    if text is None or text == "auto":
+        return text
+    with suppress(ValueError):
+        score = float(text)
+        if score < math.inf:  # nor NaN
+            return score
+    raise typer.BadParameter(f"{text!r} is not a number or auto.", param_hint="--min-score")
+
+
+def _build_index(
+    paths: Sequence[str], aligner: str | None, options: Any, kind: str = "exact"
+) -> Any:
+    """Return a retriever fitted on the readable images."""
+    from ..retrieval import CrossModalRetriever
+    from ._models import encode_images, get_image_encoder, load_aligner
+
+    model = load_aligner(aligner, options)
+    retriever = CrossModalRetriever(model, index=kind)
+    retriever._check_parameters()
+    encoded = encode_images(get_image_encoder(model), paths, options)
+    return retriever.fit([paths[row] for row in encoded.readable_rows])
+
+
+def _load_index(folder: Path | None, options: Any) -> Any:
+    from ..retrieval import CrossModalRetriever
+    from ._models import load_model
+
+    retriever = load_model(str(folder), options)
+    if not isinstance(retriever, CrossModalRetriever):
+        raise ValueError(
+            f"{str(folder)!r} contains a {type(retriever).__name__}, not an index. Create one "
+            "with 'sklearn-ape index'."
+        )
+    return retriever
+
+
+def _write_results(
+    table: Table,
+    queries: list[str],
+    retriever: Any,
+    k: int,
+    modality: str,
+    min_score: float | str | None,
+) -> list[str]:
+    """Write the results of queries, and return the queries without results."""
+    if not queries:
+        return []
+    is_image = modality == "image"
+    n_read = retriever.n_samples_fit_ - retriever.n_unread_
+    # An image of the collection, and each link to it, is its own nearest neighbour. Search for as
+    # many more, and skip them.
+    n_same = int(is_image)
+    while True:
+        result = retriever.search(
+            queries, k=min(k + n_same, n_read), modality=modality, min_score=min_score
+        )
+        is_same = [
+            [is_image and _is_same_file(item, query) for item in items]
+            for query, items in zip(queries, result.items, strict=True)
+        ]
+        if (n_found := max(map(sum, is_same))) <= n_same:
+            break
+        n_same = n_found
+    # The items of an index created in Python may be ids instead of file names.
+    has_file_names = not retriever._has_y
+    empty = []
+    for query, scores, items, skips in zip(
+        queries, result.scores, result.items, is_same, strict=True
+    ):
+        results = [
+            (FileName(item) if has_file_names else str(item), round(score, 4))
+            for item, score, skip in zip(items, scores[: len(items)].tolist(), skips, strict=True)
+            if not skip
+        ]
+        if not results:
+            empty.append(query)
+        for rank, result_cells in enumerate(results[:k], start=1):
+            table.write([FileName(query) if is_image else query, rank, *result_cells])
+    table.flush()
+    return empty
+
+
+def _is_same_file(item: Any, path: str) -> bool:
+    return isinstance(item, str) and os.path.realpath(item) == os.path.realpath(path)
+
+
 def index(
     images: option.Images,
     output: Annotated[
@@ -238,113 +348,3 @@ def _find_changed(paths: Iterable[str], indexed_at: int) -> set[str]:
         for path in paths
         if is_in_new_link(os.path.dirname(path)) or may_be_newer(path, os.stat, os.lstat)
     }
-
-
-def _build_index(
-    paths: Sequence[str], aligner: str | None, options: Any, kind: str = "exact"
-) -> Any:
-    """Return a retriever fitted on the readable images."""
-    from ..retrieval import CrossModalRetriever
-    from ._models import encode_images, get_image_encoder, load_aligner
-
-    model = load_aligner(aligner, options)
-    retriever = CrossModalRetriever(model, index=kind)
-    retriever._check_parameters()
-    encoded = encode_images(get_image_encoder(model), paths, options)
-    return retriever.fit([paths[row] for row in encoded.readable_rows])
-
-
-def _is_same_file(item: Any, path: str) -> bool:
-    return isinstance(item, str) and os.path.realpath(item) == os.path.realpath(path)
-
-
-def _load_index(folder: Path | None, options: Any) -> Any:
-    from ..retrieval import CrossModalRetriever
-    from ._models import load_model
-
-    retriever = load_model(str(folder), options)
-    if not isinstance(retriever, CrossModalRetriever):
-        raise ValueError(
-            f"{str(folder)!r} contains a {type(retriever).__name__}, not an index. Create one "
-            "with 'sklearn-ape index'."
-        )
-    return retriever
-
-
-def _suggest_query(images: Sequence[str]) -> str:
-    """Return what to do without a query: a text may have been passed as an image."""
-    texts = [
-        argument
-        for argument in images
-        if argument != "-" and not glob.has_magic(argument) and not os.path.lexists(argument)
-    ]
-    if texts:
-        return f'{texts[0]!r} is not a file. Did you mean --query "{texts[0]}"?'
-    return 'Set --query "a red fruit" or --like cat.jpg.'
-
-
-def _check_query_image(path: str) -> None:
-    """Raise an error unless a path is an image, before the collection is read."""
-    from ..encoders.images import check_proportions, read_image
-    from ..encoders.items import ItemError
-
-    try:
-        check_proportions(read_image(path))
-    except ItemError as error:
-        raise ValueError(f"--like {path!r} cannot be read as an image: it {error}") from error
-
-
-def _parse_min_score(text: str | None) -> float | str | None:
-    if text is None or text == "auto":
-        return text
-    with suppress(ValueError):
-        score = float(text)
-        if score < math.inf:  # nor NaN
-            return score
-    raise typer.BadParameter(f"{text!r} is not a number or auto.", param_hint="--min-score")
-
-
-def _write_results(
-    table: Table,
-    queries: list[str],
-    retriever: Any,
-    k: int,
-    modality: str,
-    min_score: float | str | None,
-) -> list[str]:
-    """Write the results of queries, and return the queries without results."""
-    if not queries:
-        return []
-    is_image = modality == "image"
-    n_read = retriever.n_samples_fit_ - retriever.n_unread_
-    # An image of the collection, and each link to it, is its own nearest neighbour. Search for as
-    # many more, and skip them.
-    n_same = int(is_image)
-    while True:
-        result = retriever.search(
-            queries, k=min(k + n_same, n_read), modality=modality, min_score=min_score
-        )
-        is_same = [
-            [is_image and _is_same_file(item, query) for item in items]
-            for query, items in zip(queries, result.items, strict=True)
-        ]
-        if (n_found := max(map(sum, is_same))) <= n_same:
-            break
-        n_same = n_found
-    # The items of an index created in Python may be ids instead of file names.
-    has_file_names = not retriever._has_y
-    empty = []
-    for query, scores, items, skips in zip(
-        queries, result.scores, result.items, is_same, strict=True
-    ):
-        results = [
-            (FileName(item) if has_file_names else str(item), round(score, 4))
-            for item, score, skip in zip(items, scores[: len(items)].tolist(), skips, strict=True)
-            if not skip
-        ]
-        if not results:
-            empty.append(query)
-        for rank, result_cells in enumerate(results[:k], start=1):
-            table.write([FileName(query) if is_image else query, rank, *result_cells])
-    table.flush()
-    return empty
