@@ -157,7 +157,7 @@ def _check_has_truth(bunch: Any, data: Path) -> None:
 
 
 def _resolve_names(classifier: Any, names: Any, bunch: Any) -> Any:
-    """Return the names of the classes, or None if no accuracy can be computed, but recall."""
+    """Return the names of the classes, or None if recall can be computed, but no accuracy."""
     from ..prompts import is_hierarchy
 
     if classifier is not None:
