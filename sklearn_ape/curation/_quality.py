@@ -323,15 +323,15 @@ def pair_quality(
             f"cv={cv} needs at least {2 * cv} pairs with features that are not all 0 or NaN, got "
             f"{is_valid.sum()}. Pass more pairs, or a smaller cv."
         )
-    same_caption = _encode_captions(captions, text)[is_valid]
-    duplicates = (
+    caption_ids = _number_captions(captions, text)[is_valid]
+    image_ids = (
         find_near_duplicates(image) if groups is None else number_groups(groups, len(image))
     )[is_valid]
     features = image_features[is_valid], text_features[is_valid]
     rng = resolve_random_state(random_state)
-    agreement = _compute_agreement(*features, duplicates, same_caption, aligner, cv, rng)
+    agreement = _compute_agreement(*features, image_ids, caption_ids, aligner, cv, rng)
     signals = np.zeros((2, len(image)))
-    signals[:, is_valid] = agreement, _compute_specificity(same_caption, duplicates)
+    signals[:, is_valid] = agreement, _compute_specificity(caption_ids, image_ids)
     reason = np.array(["agreement", "specificity"], dtype="U11")[signals.argmin(axis=0)]
     reason[~is_valid] = "unreadable"
     return PairQuality(signals.prod(axis=0), signals[0], signals[1], reason)
@@ -389,7 +389,8 @@ def drop_noisy(
     return np.sort(np.argsort(quality.score, kind="stable")[n_dropped:])
 
 
-def _encode_captions(captions: Any, text: np.ndarray) -> np.ndarray:
+def _number_captions(captions: Any, text: np.ndarray) -> np.ndarray:
+    """Return a number for each pair, which is the same for pairs of the same caption."""
     if captions is None:
         return number_distinct(row.tobytes() for row in text)
     captions = check_captions(captions)
@@ -406,20 +407,20 @@ def _encode_captions(captions: Any, text: np.ndarray) -> np.ndarray:
 def _compute_agreement(
     image: np.ndarray,
     text: np.ndarray,
-    duplicates: np.ndarray,
-    same_caption: np.ndarray,
+    image_ids: np.ndarray,
+    caption_ids: np.ndarray,
     aligner: BaseEstimator | None,
     cv: int,
     rng: np.random.RandomState,
 ) -> np.ndarray:
     """Return the out-of-fold rank of each pair among rivals, as a fraction in [0, 1]."""
     # Join pairs that share an image or a caption.
-    groups = group_pairs(np.column_stack([duplicates, same_caption]))
+    groups = group_pairs(np.column_stack([image_ids, caption_ids]))
     groups = np.unique(groups, return_inverse=True)[1]
     counts = np.bincount(groups)
     # With few captions, or long chains of similar images, a group can have most of the pairs.
     if len(counts) < 2 * cv or counts.max() > len(image) / 2:
-        groups = np.unique(duplicates, return_inverse=True)[1]
+        groups = np.unique(image_ids, return_inverse=True)[1]
     n_groups = int(groups.max()) + 1
     if n_groups < cv:
         raise ValueError(
@@ -438,7 +439,7 @@ def _compute_agreement(
         captions = np.asarray(fitted.transform_text(text[test]))
         pair_similarity = np.einsum("ij,ij->i", images, captions)
         rivals = rng.permutation(len(test))[:_MAX_RIVALS]
-        data = rivals, same_caption[test], pair_similarity
+        data = rivals, caption_ids[test], pair_similarity
         by_image = _compute_fraction_below(images, captions, *data)
         by_caption = _compute_fraction_below(captions, images, *data)
         fractions[test] = (by_image + by_caption) / 2
@@ -449,7 +450,7 @@ def _compute_fraction_below(
     queries: np.ndarray,
     candidates: np.ndarray,
     rivals: np.ndarray,
-    same_caption: np.ndarray,
+    caption_ids: np.ndarray,
     pair_similarity: np.ndarray,
 ) -> np.ndarray:
     """Return the fraction of rival candidates that are less similar to a query than its own is.
@@ -460,7 +461,7 @@ def _compute_fraction_below(
     fractions = np.empty(len(queries))
     for tile in iter_row_tiles(len(queries), len(rivals)):
         difference = pair_similarity[tile, None] - queries[tile] @ candidates[rivals].T
-        is_rival = same_caption[rivals] != same_caption[tile, None]
+        is_rival = caption_ids[rivals] != caption_ids[tile, None]
         is_tie = (np.abs(difference) < 1e-6) & is_rival  # up to rounding
         is_below = (difference >= 1e-6) & is_rival
         n_rivals = is_rival.sum(axis=1)
@@ -469,8 +470,8 @@ def _compute_fraction_below(
     return fractions
 
 
-def _compute_specificity(same_caption: np.ndarray, duplicates: np.ndarray) -> np.ndarray:
+def _compute_specificity(caption_ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
     """Return 1 for captions of few distinct images, decreasing with their number."""
-    pairs = np.unique(np.column_stack([same_caption, duplicates]), axis=0)
+    pairs = np.unique(np.column_stack([caption_ids, image_ids]), axis=0)
     n_images = np.bincount(pairs[:, 0])
-    return np.minimum(1, _MAX_SHARED_IMAGES / np.maximum(n_images, 1))[same_caption]
+    return np.minimum(1, _MAX_SHARED_IMAGES / np.maximum(n_images, 1))[caption_ids]

@@ -103,18 +103,13 @@ def _compute_max_per_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 class _Relevance(NamedTuple):
     """Features and word matches from which rows are scored with all labels."""
 
-    texts: Captions
+    captions: Captions
     n_labels: int
     shares: csr_array | None
     caption_features: np.ndarray | None
     label_features: np.ndarray | None
     min_similarity: float
     word_bonus: float
-
-    @property
-    def n_pairs(self) -> int:
-        """Number of all pairs."""
-        return self.texts.n_rows
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """Return the scores of rows with all labels; -inf if they do not match."""
@@ -136,7 +131,7 @@ class _Relevance(NamedTuple):
         return similarity, match
 
     def _compute_similarity(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        flat, starts = self.texts.select_captions(rows)
+        flat, starts = self.captions.select_captions(rows)
         if self.shares is None:
             share = np.zeros((len(rows), 1), dtype=np.float32)
         else:
@@ -151,9 +146,9 @@ def choose_best_first(
     relevance: _Relevance, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
 ) -> list[tuple[int, int]]:
     """Return pairs in the order of their highest score, each with the label of that score."""
-    best = np.empty(relevance.n_pairs, dtype=np.intp)
-    value = np.empty(relevance.n_pairs, dtype=np.float32)
-    for tile in iter_row_tiles(relevance.n_pairs, relevance.n_labels):
+    best = np.empty(len(order), dtype=np.intp)
+    value = np.empty(len(order), dtype=np.float32)
+    for tile in iter_row_tiles(len(order), relevance.n_labels):
         tile_scores = relevance.scores(order[tile])
         best[tile] = tile_scores.argmax(axis=1)
         value[tile] = tile_scores.max(axis=1)
@@ -190,7 +185,7 @@ def choose_round_robin(
     while True:
         try:
             candidates = _find_candidates(relevance, order, depth)
-            return _take_turns(*candidates, relevance.n_pairs, groups, n_pairs, per_label)
+            return _take_turns(*candidates, len(order), groups, n_pairs, per_label)
         except _CandidatesExhaustedError:
             depth *= 4
 
@@ -205,7 +200,7 @@ def _find_candidates(
     """Return the best pairs of each label and their scores, in descending order."""
     positions = np.empty((relevance.n_labels, 0), dtype=np.intp)
     values = np.empty((relevance.n_labels, 0), dtype=np.float32)
-    for tile in iter_row_tiles(relevance.n_pairs, relevance.n_labels):
+    for tile in iter_row_tiles(len(order), relevance.n_labels):
         tile_values = relevance.scores(order[tile]).T
         tile_positions = np.broadcast_to(np.arange(tile.start, tile.stop), tile_values.shape)
         values = np.concatenate([values, tile_values], axis=1)
@@ -387,9 +382,9 @@ def select_relevant(
     check_number(word_bonus, "word_bonus", 0, 2, closed="both")
     names = resolve_class_names(labels)
     templates = resolve_templates(templates)
-    texts = check_captions(captions)
+    captions = check_captions(captions)
     relevance = _compute_relevance(
-        texts, names, templates, text_encoder, label_features, min_similarity, word_bonus
+        captions, names, templates, text_encoder, label_features, min_similarity, word_bonus
     )
     only_words = relevance.caption_features is None
     has_limit = any(limit is not None for limit in (n_pairs, per_label, min_similarity))
@@ -398,7 +393,7 @@ def select_relevant(
             "n_pairs, per_label and min_similarity are all None, so that every pair would be "
             "selected. Pass at least one of them."
         )
-    n_rows = relevance.n_pairs
+    n_rows = captions.n_rows
     numbers = np.arange(n_rows) if groups is None else number_groups(groups, n_rows)
     order = resolve_random_state(random_state).permutation(n_rows)
     limits = n_rows if n_pairs is None else n_pairs, n_rows if per_label is None else per_label
@@ -425,7 +420,7 @@ def select_relevant(
 
 
 def _compute_relevance(
-    texts: Captions,
+    captions: Captions,
     names: dict[Any, list[str]],
     templates: tuple[str, ...],
     text_encoder: Any,
@@ -434,19 +429,19 @@ def _compute_relevance(
     word_bonus: float,
 ) -> _Relevance:
     """Return the features and word matches that `select_relevant` compares."""
-    are_texts = texts.texts is not None
+    are_texts = captions.texts is not None
     _check_sources(are_texts, text_encoder, label_features, min_similarity)
-    shares = None if texts.texts is None else compute_name_shares(texts.texts, names)
-    caption_features = texts.features
+    shares = None if captions.texts is None else compute_name_shares(captions.texts, names)
+    caption_features = captions.features
     if text_encoder is not None:
         encoder = resolve_encoder(text_encoder, "text")
         if are_texts:
-            encoder.fit(texts.texts, None)
+            encoder.fit(captions.texts, None)
         elif not isinstance(text_encoder, str):
             encoder = text_encoder  # another fit would change the space of the given features
         label_features = _encode_labels(encoder, names, templates)
         if are_texts:
-            caption_features = texts.encode(encoder)
+            caption_features = captions.encode(encoder)
     if caption_features is not None:
         caption_features, is_valid = normalize_valid_rows(caption_features, "captions")
         caption_features[~is_valid] = np.nan  # never selected
@@ -465,7 +460,7 @@ def _compute_relevance(
             )
     threshold = -1.0 if min_similarity is None else min_similarity
     return _Relevance(
-        texts, len(names), shares, caption_features, label_features, threshold, word_bonus
+        captions, len(names), shares, caption_features, label_features, threshold, word_bonus
     )
 
 
