@@ -204,11 +204,8 @@ def _iter_batches(
     engine = encoder._get_engine(len(keys))
     n_threads = encoder._count_threads()
     size = encoder._choose_batch_size(network.device)
-    if encoder.batch_size == "auto":  # smaller batches for few items keep all threads busy
-        # torch's rounding depends on the batch size, which must not depend on n_threads.
-        n_torch_batches = _N_CPU_BATCHES if engine.concurrent else _N_GPU_BATCHES
-        n_batches = n_torch_batches if engine.name == "torch" else n_threads
-        size = max(1, min(size, -(-len(keys) // n_batches)))
+    if encoder.batch_size == "auto":
+        size = _reduce_batch_size(size, len(keys), engine, n_threads)
     starts = range(0, len(keys), size)
 
     def prepare(start: int) -> _Batch:
@@ -236,6 +233,14 @@ def _iter_batches(
         yield from map_threaded(lambda start: compute(prepare(start)), starts, n_threads)
     else:
         yield from map(compute, map_threaded(prepare, starts, n_threads))
+
+
+def _reduce_batch_size(size: int, n_items: int, engine: Engine, n_threads: int) -> int:
+    """Return a smaller batch size for few items, which keeps all threads busy."""
+    # torch's rounding depends on the batch size, which must not depend on n_threads.
+    n_torch_batches = _N_CPU_BATCHES if engine.concurrent else _N_GPU_BATCHES
+    n_batches = n_torch_batches if engine.name == "torch" else n_threads
+    return max(1, min(size, -(-n_items // n_batches)))
 
 
 def _check_weights(encoder: FrozenEncoder, network: Network, identity: bytes) -> None:
