@@ -166,6 +166,25 @@ def _write_results(
     """Write the results of queries, and return the queries without results."""
     if not queries:
         return []
+    # The items of an index created in Python may be ids instead of file names.
+    has_file_names = not retriever._has_y
+    empty = []
+    results = _search(retriever, queries, k, modality, min_score)
+    for query, pairs in zip(queries, results, strict=True):
+        if not pairs:
+            empty.append(query)
+        for rank, (item, score) in enumerate(pairs, start=1):
+            query_cell = FileName(query) if modality == "image" else query
+            item_cell = FileName(item) if has_file_names else str(item)
+            table.write([query_cell, rank, item_cell, round(score, 4)])
+    table.flush()
+    return empty
+
+
+def _search(
+    retriever: Any, queries: list[str], k: int, modality: str, min_score: float | str | None
+) -> list[list[tuple[Any, float]]]:
+    """Return up to k items and their scores for each query, without the image of the query."""
     is_image = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
     # An image of the collection, and each link to it, is its own nearest neighbour. Search for as
@@ -182,23 +201,11 @@ def _write_results(
         if (n_found := max(map(sum, is_same))) <= n_same:
             break
         n_same = n_found
-    # The items of an index created in Python may be ids instead of file names.
-    has_file_names = not retriever._has_y
-    empty = []
-    for query, scores, items, skips in zip(
-        queries, result.scores, result.items, is_same, strict=True
-    ):
-        results = [
-            (FileName(item) if has_file_names else str(item), round(score, 4))
-            for item, score, skip in zip(items, scores[: len(items)].tolist(), skips, strict=True)
-            if not skip
-        ]
-        if not results:
-            empty.append(query)
-        for rank, result_cells in enumerate(results[:k], start=1):
-            table.write([FileName(query) if is_image else query, rank, *result_cells])
-    table.flush()
-    return empty
+    results = []
+    for items, scores, skips in zip(result.items, result.scores, is_same, strict=True):
+        triples = zip(items, scores[: len(items)].tolist(), skips, strict=True)
+        results.append([(item, score) for item, score, skip in triples if not skip][:k])
+    return results
 
 
 def _is_same_file(item: Any, path: str) -> bool:
