@@ -34,11 +34,16 @@ _MIN_STD = 1e-6
 _banks: WeakKeyDictionary[Any, LRUCache[str, Bank]] = WeakKeyDictionary()
 
 
-def warn_unreadable(rows: np.ndarray, problem: str, advice: str = "") -> None:
+def warn_unreadable(
+    rows: np.ndarray, n_items: int, consequence: str, *, kind: str = "images", advice: str = ""
+) -> None:
     """Warn about the rows of items that could not be read, if there are any."""
     if rows.size:
-        message = f"{len(rows)} {problem}: rows {format_list(rows, str)}.{advice}"
-        warn(message, EncodingFailedWarning)
+        warn(
+            f"{len(rows)} of {n_items} {kind} could not be read and {consequence}: rows "
+            f"{format_list(rows, str)}.{advice}",
+            EncodingFailedWarning,
+        )
 
 
 class SparseRows:

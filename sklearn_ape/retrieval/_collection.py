@@ -424,7 +424,7 @@ def _drop_unreadable(
     """Return embeddings without rows of NaN, and their row numbers; warn about missing rows."""
     is_nan = np.isnan(embeddings[:, 0])
     missing, rows = (n_before + np.flatnonzero(mask) for mask in (is_nan, ~is_nan))
-    warn_unreadable(missing, f"of {len(embeddings)} images could not be read and cannot be found")
+    warn_unreadable(missing, len(embeddings), "cannot be found")
     readable = embeddings[~is_nan] if missing.size else embeddings
     return readable.astype(dtype, copy=False), rows
 

@@ -294,7 +294,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
                 best_scores[is_low], best_rows[is_low] = np.nan, -1
             scores[readable, :n_found], indices[readable, :n_found] = best_scores, best_rows
         unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
-        warn_unreadable(unreadable, "queries could not be read and have no results")
+        warn_unreadable(unreadable, len(embeddings), "have no results", kind="queries")
         items = [collection.get_items(row[row >= 0]) for row in indices]
         return SearchResult(scores, indices, items)
 

@@ -419,7 +419,7 @@ def _embed_examples(
             f"None of the {len(codes)} images could be read. Check the paths and files."
         )
     unreadable = np.flatnonzero(~is_readable)
-    warn_unreadable(unreadable, f"of {len(codes)} images could not be read and are left out")
+    warn_unreadable(unreadable, len(codes), "are left out")
     rows = np.flatnonzero(is_readable & (weights > 0))
     if not rows.size:
         raise ValueError(

@@ -262,7 +262,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """
         scores = self.decision_function(X)
         unreadable = np.flatnonzero(np.isnan(scores[:, 0]))
-        warn_unreadable(unreadable, "images could not be read and get no label")
+        warn_unreadable(unreadable, len(scores), "get no label")
         return (scores > 0).astype(int)
 
     def predict_sets(self, X: Any) -> list[tuple[Any, ...]]:

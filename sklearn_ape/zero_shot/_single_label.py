@@ -444,8 +444,8 @@ class SingleLabelClassifier(ZeroShotBase):
 
     def _warn_about_unknown(self, codes: np.ndarray) -> None:
         if self.threshold is None:
-            problem = f"images could not be read and are predicted as {self.unknown_label!r}"
-            warn_unreadable(np.flatnonzero(codes == UNREADABLE), problem)
+            unreadable = np.flatnonzero(codes == UNREADABLE)
+            warn_unreadable(unreadable, len(codes), f"are predicted as {self.unknown_label!r}")
 
     def _decode(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Return the labels of class indices, and `unknown_label` for negative ones."""
@@ -478,6 +478,7 @@ def _warn_if_unreadable(scores: np.ndarray) -> None:
     """Warn about rows of NaN, for which ``argmax`` returns the first class."""
     warn_unreadable(
         np.flatnonzero(np.isnan(scores[:, 0])),
-        "images could not be read, so their scores are NaN",
-        " Leave them out, or call predict, which returns unknown_label for them.",
+        len(scores),
+        "have scores of NaN",
+        advice=" Leave them out, or call predict, which returns unknown_label for them.",
     )

@@ -376,7 +376,7 @@ def test_unreadable_images_warn_within_soft_voting(aligners):
     voting = VotingClassifier([("names", classifier)], voting="soft").fit(X, y)
     X[3] = np.nan
     for predict in (voting.predict, voting.predict_proba, voting.estimators_[0].decision_function):
-        with pytest.warns(UserWarning, match="1 images could not be read.*: rows 3. Leave"):
+        with pytest.warns(UserWarning, match="1 of 20 images could not be read.*: rows 3. Leave"):
             predict(X)
 
 

@@ -158,10 +158,10 @@ class TestUnreadableImages:
             )
         assert retriever.n_unread_ == 1
         pairs = [(broken, "a cat"), (captioned_images.images[1], "a cat")]
-        with pytest.warns(UserWarning, match="1 queries could not be read .*: rows 0"):
+        with pytest.warns(UserWarning, match="1 of 2 queries could not be read .*: rows 0"):
             assert retriever.search(pairs, k=1).indices[0] == [-1]
         queries = [broken, captioned_images.images[1]]
-        with pytest.warns(UserWarning, match="1 queries could not be read .*: rows 0"):
+        with pytest.warns(UserWarning, match="1 of 2 queries could not be read .*: rows 0"):
             result = retriever.search(queries, k=2, modality="image")
         assert result.indices.tolist() == [[-1, -1], [2, 0]]
         assert np.isnan(result.scores[0]).all()

@@ -107,7 +107,7 @@ class TestWithoutFit:
     def test_unreadable_images_get_no_label(self, classifier, features):
         X = features.image[150:155].copy()
         X[3] = np.nan
-        with pytest.warns(UserWarning, match=r"1 images could not be read .*: rows 3\."):
+        with pytest.warns(UserWarning, match=r"1 of 5 images could not be read .*: rows 3\."):
             table = classifier.predict(X)
         assert not table[3].any()
         assert classifier.score(X[3:4], table[3:4]) == 0

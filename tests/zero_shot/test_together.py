@@ -341,7 +341,7 @@ class TestClassifiers:
         aligner.fit(captioned_images.images[:40], captioned_images.captions[:40])
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
         images = [*captioned_images.images[:30], "missing.png"]
-        with pytest.warns(UserWarning, match="1 images could not be read"):
+        with pytest.warns(UserWarning, match="1 of 31 images could not be read"):
             labels = classifier.predict_together(images)
         assert labels[-1] == "unknown"
         assert "unknown" not in labels[:-1]
