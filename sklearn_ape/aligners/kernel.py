@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from ..devices import resolve_device
-from ..heads import KernelMap, TwoTower
+from ..heads import KernelMap, TwoTower, WhitenedMap
 from ..training.data import PairDataset, subset
 from ..training.net import embed
 from ..utils.validation import check_integer, check_number, check_verbose, resolve_random_state
 from ._closed_form import (
     RIDGE,
     WHITENING,
+    Maps,
     Targets,
     choose_scale_pairs,
     fit_held_out_logit_scale,
@@ -170,23 +171,9 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     verbose: int | None = None
 
     def _fit_data(self, data: PairDataset) -> None:
-        seed = resolve_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         whiten = partial(whiten_images, whitening=self.whitening, n_components=self.n_components)
         image_map = whiten(data)
-        device = resolve_device(self.device)
-        is_auto = self.max_anchors == "auto"
-        solve = partial(
-            make_kernel_maps,
-            max_texts=count_fitting_anchors(device) if is_auto else None,
-            max_anchors=None if is_auto else int(self.max_anchors),
-            seed=seed,
-            device=device,
-            verbose=self.verbose,
-        )
-        smoothness = {"gamma": self.gamma, "ridge": self.ridge}
-        if self.gamma == "auto":
-            smoothness = choose_smoothness(data, image_map, self.ridge, seed, solve)
-        solve = partial(solve, **smoothness)
+        solve = self._make_solver(data, image_map)
         split, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
         if split.valid is not None and has_stable_whitening(data):
             held_out_texts = np.unique(data.pairs[split.valid, 1])
@@ -206,6 +193,24 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
             return make_embedders(maps.make_module())
 
         self._set_module(module, fit_held_out_logit_scale(data, fit))
+
+    def _make_solver(self, data: PairDataset, image_map: WhitenedMap) -> Callable[..., Maps]:
+        """Return `make_kernel_maps` with the parameters, in which "auto" is resolved."""
+        seed = resolve_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        device = resolve_device(self.device)
+        is_auto = self.max_anchors == "auto"
+        solve = partial(
+            make_kernel_maps,
+            max_texts=count_fitting_anchors(device) if is_auto else None,
+            max_anchors=None if is_auto else int(self.max_anchors),
+            seed=seed,
+            device=device,
+            verbose=self.verbose,
+        )
+        smoothness = {"gamma": self.gamma, "ridge": self.ridge}
+        if self.gamma == "auto":
+            smoothness = choose_smoothness(data, image_map, self.ridge, seed, solve)
+        return partial(solve, **smoothness)
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
         kernel_map = getattr(module.text_head, "base", None)
