@@ -172,7 +172,7 @@ class EncodedPairs(NamedTuple):
 
     `image` has one row per row of X. `text` has one row per distinct caption if `are_captions`,
     else one per row of y. `image_digests` are digests of the content of the images, or None if X
-    holds features. `groups` are the groups of the pairs, or None.
+    holds features.
     """
 
     image: Any
@@ -181,7 +181,6 @@ class EncodedPairs(NamedTuple):
     text_rows: np.ndarray
     image_digests: np.ndarray | None = None
     are_captions: bool = False
-    groups: np.ndarray | None = None
 
     @property
     def image_items(self) -> np.ndarray:
@@ -227,11 +226,9 @@ def make_item_pairs(encoded: EncodedPairs, groups: Any = None) -> PairDataset:
     captions of a group belong together, and rows of a group with equal features are one image or
     caption.
     """
-    if groups is not None:
-        group = number_groups(groups, len(encoded.image))[encoded.image_rows]
-        encoded = encoded._replace(groups=group)
+    group_of_row = None if groups is None else number_groups(groups, len(encoded.image))
     encoded = _drop_missing(encoded)
-    group = encoded.groups
+    group = None if group_of_row is None else group_of_row[encoded.image_rows]
     image_items, text_items = encoded.image_items, encoded.text_rows
     are_images = encoded.image_digests is not None
     if group is not None and not are_images:
@@ -269,7 +266,6 @@ def _drop_missing(encoded: EncodedPairs) -> EncodedPairs:
     return encoded._replace(
         image_rows=encoded.image_rows[~is_missing],
         text_rows=encoded.text_rows[~is_missing],
-        groups=None if encoded.groups is None else encoded.groups[~is_missing],
     )
 
 
