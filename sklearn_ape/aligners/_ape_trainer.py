@@ -385,8 +385,7 @@ def _train_text_head(
     )
     net = training.train(callbacks, run.config.max_epochs)
     result = collect_result(net, run.config.max_epochs)
-    if result.was_stopped:
-        run.checkpoint.stop()
+    run.checkpoint.note_result(result)
     return result
 
 
