@@ -57,8 +57,7 @@ class HeadTraining:
         """Train the module for some of the epochs for which the learning rate is scheduled."""
         config, seed, ranks = self.run.config, self.run.seed, self.run.ranks
         dataset = self.make_inputs(self.data).to(config.device)
-        is_low_precision = self._choose_dtype() == "bfloat16"
-        make_module = MixedPrecisionTower if is_low_precision else TwoTower
+        make_module = MixedPrecisionTower if self._uses_bfloat16() else TwoTower
         module = make_module(*self.make_trained_heads())
         callbacks = [*make_standard_callbacks(config, len(dataset)), *callbacks]
         net = make_net(config, module, seed, callbacks, ranks, max_epochs=n_epochs)
@@ -87,13 +86,12 @@ class HeadTraining:
         recall = mean_recall(*embed_pairs(self.module, data), data.pairs)
         return broadcast(self.run.ranks, recall)
 
-    def _choose_dtype(self) -> str:
+    def _uses_bfloat16(self) -> bool:
         config = self.run.config
         if config.dtype != "auto":
-            return config.dtype
-        is_fast = config.device.type == "cpu" and has_fast_bfloat16()
+            return config.dtype == "bfloat16"
         is_large = len(self.data.pairs) >= _MIN_PAIRS_IN_BFLOAT16
-        return "bfloat16" if is_fast and is_large else "float32"
+        return is_large and config.device.type == "cpu" and has_fast_bfloat16()
 
 
 class ResidualInputHead(Head):

@@ -49,7 +49,7 @@ class TextTower(nn.Module):
                 network = self.encoder._load_network(torch.device("cpu"))
             self.tower = network.model.float().eval()
             self.pipeline = network.prepare
-            self.precision = "float32"
+            self.uses_bfloat16 = False
             self._used_names = self._remove_unused_modules()
 
     def check(self) -> None:
@@ -206,7 +206,7 @@ class TextTower(nn.Module):
         # caller is in an autocast, those of the last step are stale. They may be from its backward
         # pass, which computes activations again with `checkpoint_gradients`.
         torch.clear_autocast_cache()
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.uses_bfloat16):
             features = self.encoder._forward(network, tokens)  # type: ignore[arg-type]
         return features.float()
 

@@ -211,27 +211,18 @@ class LiTAligner(TrainedAligner):
             self.__dict__.pop("_tower", None)  # which `_encode_texts` sets for `_train`
 
     def _train(self, data: PairDataset, run: TrainingRun) -> TrainedModule:
-        config, tower = replace(run.config, clip_norm=_CLIP_NORM), self._tower
         train, valid = run.split(data)
         train = _as_tensors(train)
         valid = None if valid is None else _as_tensors(valid.expand_items())
-        n_image = data.image.shape[1]
-        n_out = self.n_components or n_image
-        image_head = FrozenHead(n_image, n_out)
-        image_head.set_statistics(train.image)
-        tower.unlock(self.unlocked_layers)
-        tower.precision = self._choose_precision(self.device_)
-        sample = torch.randperm(len(train.text))[:_N_STATISTICS]
-        tower.to(self.device_).reset_projection(train.text[sample].to(self.device_), n_out)
-        module = TwoTower(image_head, tower)
         callbacks = run.make_callbacks(ValidationRecall(valid), lambda net: net.module_, "tune")
         rate = self.head_learning_rate
         # The parameters of the tower do not match a pattern. They have the learning rate of the
         # net, which error messages name.
         patterns = ("text_head.projection.*", "log_scale", "bias")
+        config, tower = replace(run.config, clip_norm=_CLIP_NORM), self._tower
         net = make_net(
             config,
-            module,
+            self._make_module(train),
             run.seed,
             [*make_standard_callbacks(config, len(train)), *callbacks],
             optimizer__param_groups=[(name, {"lr": rate}) for name in patterns],
@@ -246,6 +237,19 @@ class LiTAligner(TrainedAligner):
         result = collect_result(net, self.max_epochs)
         run.checkpoint.note_result(result)
         return net.module_, net.logit_scale, result
+
+    def _make_module(self, train: PairDataset) -> TwoTower:
+        """Return the image head and the tower, with a new projection, before they are trained."""
+        n_image = train.image.shape[1]
+        n_out = self.n_components or n_image
+        image_head = FrozenHead(n_image, n_out)
+        image_head.set_statistics(train.image)
+        tower = self._tower.to(self.device_)
+        tower.unlock(self.unlocked_layers)
+        tower.uses_bfloat16 = self._uses_bfloat16(self.device_)
+        sample = torch.randperm(len(train.text))[:_N_STATISTICS]
+        tower.reset_projection(train.text[sample].to(self.device_), n_out)
+        return TwoTower(image_head, tower)
 
     def _get_learned_state(self) -> dict[str, Any]:
         return {
@@ -294,14 +298,13 @@ class LiTAligner(TrainedAligner):
         tokens, rows = np.unique(features, axis=0, return_inverse=True)
         device = resolve_device(self.device)
         module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)
-        module.text_head.precision = self._choose_precision(device)
+        module.text_head.uses_bfloat16 = self._uses_bfloat16(device)
         return embed(module, "text", torch.from_numpy(tokens), device)[rows.ravel()]
 
-    def _choose_precision(self, device: torch.device) -> str:
+    def _uses_bfloat16(self, device: torch.device) -> bool:
         if self.dtype != "auto":
-            return self.dtype
-        is_supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return "bfloat16" if is_supported else "float32"
+            return self.dtype == "bfloat16"
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
