@@ -87,7 +87,7 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
         )
     check_is_fitted(aligner)
     for package in ("onnx", "onnxruntime", "onnxscript"):
-        import_optional(package, package=package, extra="onnx", purpose="export_onnx")
+        import_optional(package, extra="onnx", purpose="export_onnx")
     target = expand_user(folder)
     is_new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
