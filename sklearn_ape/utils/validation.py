@@ -166,22 +166,8 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
     kinds = kinds or f"{kind}s"
     is_image = hasattr(values, "getexif")
     if is_image or isinstance(values, str | bytes | bytearray | memoryview | PathLike):
-        item = reprlib.repr(str(values)) if isinstance(values, str) and kind != "image" else name
-        if kind == "image" and isinstance(values, str | PathLike) and os.path.isdir(values):
-            raise ValueError(
-                f"{name} is a folder, not a sequence of {kinds}. Pass the list of its images: "
-                f"sklearn_ape.datasets.load_image_folder({name}, captions=None).images."
-            )
-        is_pattern = isinstance(values, str) and "*" in values and not os.path.exists(values)
-        if kind == "image" and is_pattern:
-            raise ValueError(
-                f"{name} is a pattern, not a sequence of {kinds}. Pass a list of files: "
-                f"sorted(glob.glob({name}))."
-            )
-        noun = "image" if is_image else kind
-        raise ValueError(
-            f"{name} is a single {noun}, not a sequence of {kinds}. Pass a list: [{item}]."
-        )
+        noun, advice = _describe_single_item(values, name, "image" if is_image else kind)
+        raise ValueError(f"{name} is a {noun}, not a sequence of {kinds}. Pass {advice}.")
     if getattr(values, "ndim", 1) == 0:
         raise ValueError(
             f"{name} must be a sequence of {kinds}, not an array without dimensions. "
@@ -201,6 +187,17 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
             f"{name} must be a sequence of {kinds}, such as a list, an array or a column, not "
             f"{type(values).__name__}. Pass {advice}."
         )
+
+
+def _describe_single_item(value: Any, name: str, kind: str) -> tuple[str, str]:
+    """Return what was passed in place of a sequence, and what to pass."""
+    if kind == "image" and isinstance(value, str | PathLike) and os.path.isdir(value):
+        load = f"sklearn_ape.datasets.load_image_folder({name}, captions=None)"
+        return "folder", f"the list of its images: {load}.images"
+    if kind == "image" and isinstance(value, str) and "*" in value and not os.path.exists(value):
+        return "pattern", f"a list of files: sorted(glob.glob({name}))"
+    item = reprlib.repr(str(value)) if isinstance(value, str) and kind != "image" else name
+    return f"single {kind}", f"a list: [{item}]"
 
 
 def to_list(values: Iterable[Any]) -> list[Any]:
