@@ -218,29 +218,34 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"{_PICKLE_NOTE}"
         )
     tensors, embedded_text = read_tensors(folder / TENSORS)
-    config: dict[str, Any] | None = None
-    what = repr(str(folder / CONFIG))
-    if (folder / CONFIG).is_file():
-        config = _load_config(folder)
-        _check_format(config, what)
-    digest = compute_digest(tensors)
-    if config is None or config.get("digest") != digest:
-        # A save was interrupted between the two files, or one of them was changed.
-        embedded = load_json(embedded_text, f"The config in {TENSORS}")
-        _check_format(embedded, repr(str(folder)))
-        if embedded.get("digest") != digest:
-            raise ValueError(
-                f"{str(folder / TENSORS)!r} is damaged: its arrays differ from the saved ones."
-            )
-        if config is not None:
-            warn(
-                f"{what} does not belong to {TENSORS}, perhaps because saving was interrupted, "
-                f"so the copy in {TENSORS} is used. Save the model again to replace it."
-            )
-        config = embedded
+    config = _choose_config(folder, embedded_text, compute_digest(tensors))
     if config.get("tensors") != describe_tensors(tensors):
+        what = repr(str(folder / CONFIG))
         raise ValueError(f"{what} gives other shapes or types of arrays than {TENSORS}.")
     return config, tensors
+
+
+def _choose_config(folder: Path, embedded_text: str, digest: str) -> dict[str, Any]:
+    """Return the config of arrays with a digest: that of its own file, or the embedded one."""
+    is_file = (folder / CONFIG).is_file()
+    if is_file:
+        config = _load_config(folder)
+        _check_format(config, repr(str(folder / CONFIG)))
+        if config.get("digest") == digest:
+            return config
+    # A save was interrupted between the two files, or one of them was changed.
+    config = load_json(embedded_text, f"The config in {TENSORS}")
+    _check_format(config, repr(str(folder)))
+    if config.get("digest") != digest:
+        raise ValueError(
+            f"{str(folder / TENSORS)!r} is damaged: its arrays differ from the saved ones."
+        )
+    if is_file:
+        warn(
+            f"{str(folder / CONFIG)!r} does not belong to {TENSORS}, perhaps because saving was "
+            f"interrupted, so the copy in {TENSORS} is used. Save the model again to replace it."
+        )
+    return config
 
 
 def _load_config(folder: Path) -> dict[str, Any]:
