@@ -170,20 +170,20 @@ class BaseAligner(
         """
         check_is_fitted(self)
         bank = resolve_bank(standardize, self, self)
-        image, text = self._get_image_features(X, reset=False), self._get_features_of_texts(y)
-        images, texts = (np.flatnonzero(~find_missing_rows(side)) for side in (image, text))
-        similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)
-        if not (len(images) and len(texts)):
+        images, texts = self._get_image_features(X, reset=False), self._get_features_of_texts(y)
+        image_rows, text_rows = (np.flatnonzero(~find_missing_rows(f)) for f in (images, texts))
+        similarity = np.full((len(images), len(texts)), np.nan, dtype=np.float32)
+        if not (len(image_rows) and len(text_rows)):
             return similarity
-        text_embeddings = self._embed_comparable("text", select(text, texts))
+        text_embeddings = self._embed_comparable("text", select(texts, text_rows))
         standardizer = None if bank is None else Standardizer(text_embeddings, bank)
-        for rows in row_blocks(image):
-            block = images[(images >= rows.start) & (images < rows.stop)]
-            embeddings = self._embed_comparable("image", image[block])
+        for block in row_blocks(images):
+            rows = image_rows[(image_rows >= block.start) & (image_rows < block.stop)]
+            embeddings = self._embed_comparable("image", images[rows])
             cosines = embeddings @ text_embeddings.T
             if standardizer is not None:
                 standardizer.apply(cosines, embeddings)
-            similarity[np.ix_(block, texts)] = cosines
+            similarity[np.ix_(rows, text_rows)] = cosines
         return similarity
 
     def retrieval_report(

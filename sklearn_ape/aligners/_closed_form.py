@@ -65,12 +65,14 @@ def fit_logit_scale(
 ) -> float:
     """Return the logit scale from 1 to `max_scale` that minimizes the symmetric InfoNCE loss.
 
-    If `max_scale` is below 1, it is the scale.
+    If `max_scale` is at most 1, it is the scale.
 
     Cosines of training pairs are higher than those of new pairs, so a scale that is fitted on them
     is overconfident: pass held-out pairs if possible. `pairs` are rows of L2-normalized embeddings
     of images and of texts. If there are more than 2,048, an evenly spaced sample of them is used.
     """
+    if max_scale <= 1:
+        return max_scale
     pairs = pairs[choose_evenly_spaced(len(pairs), _MAX_SCALE_PAIRS)]
     images, texts = pairs[:, 0], pairs[:, 1]
     cosine = np.asarray(image[images] @ text[texts].T, dtype=np.float64)
@@ -93,8 +95,6 @@ def fit_logit_scale(
             normalizer = np.log(odds.sum(axis=0)).sum() + np.log(odds.sum(axis=1)).sum()
         return float(normalizer + scale * (2 * len(pairs) - target))
 
-    if max_scale <= 1:
-        return max_scale
     result = minimize_scalar(loss, bounds=(0.0, math.log(max_scale)))
     return math.exp(result.x)
 
@@ -269,20 +269,20 @@ class Targets:
             targets -= self._mean_factors[block, None] * self.mean
             yield block, targets.astype(np.float32)
 
-    def merge(self, kept: np.ndarray, nearest: np.ndarray, factors: np.ndarray) -> Targets:
-        """Return targets of some of the texts that have the squared errors of all texts.
+    def merge(self, anchors: np.ndarray, nearest: np.ndarray, factors: np.ndarray) -> Targets:
+        """Return targets of some texts, the anchors, that have the squared errors of all texts.
 
-        The prediction for a text is taken to be a factor of that for a kept text. `kept` are
-        sorted rows of `texts`, `nearest` is the position in `kept` for each text, and `factors`
-        are the factors, 1 for kept texts. The errors ``|factor * prediction - target|**2`` of the
-        texts with the same kept text differ by a constant from an error with one target, the mean
+        The prediction for a text is taken to be a factor of that for an anchor. `anchors` are
+        sorted rows of `texts`, `nearest` is the position in `anchors` for each text, and `factors`
+        are the factors, 1 for anchors. The errors ``|factor * prediction - target|**2`` of the
+        texts with the same anchor differ by a constant from an error with one target, the mean
         of ``target / factor`` weighted by ``factor**2``.
         """
         merged = copy(self)
         merged.mean = self.mean
         row = nearest[self._row]
         order = np.argsort(row, kind="stable")
-        merged.texts = self.texts[kept]
+        merged.texts = self.texts[anchors]
         merged._images, merged._row = self._images[order], row[order]
         merged._weights = factors[self._row[order]]
         merged.counts = np.bincount(merged._row, merged._weights**2).astype(np.float32)

@@ -103,17 +103,17 @@ def _merge_texts(
     which half were kept, the recall@1 on six other sets was 15.7 %, and 14.9 % without the other
     half. A Nyström approximation that took longer had 15.4 %.
     """
-    kept = choose_anchors(targets.counts, max_texts, np.random.RandomState(seed))
-    anchors = torch.as_tensor(targets.normalize_texts(kept)).to(device)
+    anchors = choose_anchors(targets.counts, max_texts, np.random.RandomState(seed))
+    anchor_features = torch.as_tensor(targets.normalize_texts(anchors)).to(device)
     n_texts = len(targets.texts)
     nearest, factors = np.empty(n_texts, dtype=np.intp), np.empty(n_texts)
     for part in gen_batches(n_texts, BLOCK_SIZE):
         texts = torch.as_tensor(targets.normalize_texts(part)).to(device)
-        cosine, row = (texts @ anchors.T).max(dim=1)
+        cosine, row = (texts @ anchor_features.T).max(dim=1)
         nearest[part] = row.cpu().numpy()
         factors[part] = np.exp(gamma * (cosine.cpu().numpy() - 1))
-    nearest[kept], factors[kept] = np.arange(len(kept)), 1
-    return targets.merge(kept, nearest, factors)
+    nearest[anchors], factors[anchors] = np.arange(len(anchors)), 1
+    return targets.merge(anchors, nearest, factors)
 
 
 class _Regression(NamedTuple):

@@ -72,20 +72,20 @@ def describe_similar_file(path: str) -> str:
     """
     if "\\" in path and os.path.isfile(path.replace("\\", "/")) and not os.path.isfile(path):
         return "The file exists if the backslashes of Windows are replaced by '/'. Replace them."
-    found = ""
-    for part in Path(os.path.abspath(path)).parts:
+    absolute_path, similar_path = os.path.abspath(path), ""
+    for part in Path(absolute_path).parts:
         stem, suffix = os.path.splitext(part)
         names = [part, stem + suffix.lower(), stem + suffix.upper()]
         names += [unicodedata.normalize(form, name) for form in ("NFC", "NFD") for name in names]
-        paths = [os.path.join(found, name) for name in names]
-        found = next(filter(os.path.lexists, paths), "")
-        if not found:
+        paths = [os.path.join(similar_path, name) for name in names]
+        similar_path = next(filter(os.path.lexists, paths), "")
+        if not similar_path:
             return ""
-    is_equal = found == os.path.abspath(path)  # a broken link, or a file that is not an image
-    if is_equal or not os.path.isfile(found):
+    is_equal = similar_path == absolute_path  # a broken link, or a file that is not an image
+    if is_equal or not os.path.isfile(similar_path):
         return ""
-    is_in_folder = os.path.dirname(found) == os.path.dirname(os.path.abspath(path))
-    name = os.path.basename(found) if is_in_folder else found
+    is_in_folder = os.path.dirname(similar_path) == os.path.dirname(absolute_path)
+    name = os.path.basename(similar_path) if is_in_folder else similar_path
     return (
         f"A file {name!r} exists, whose name differs in case or in the form of its Unicode "
         "characters (unicodedata.normalize). Correct the path."
