@@ -305,14 +305,13 @@ def train_blend(
     # The machines of the ranks may have different amounts of memory.
     n_predicted = broadcast(run.ranks, count_predicted_texts(image_map.n_out))
     maps = solve(train, image_map, max_predicted_texts=n_predicted)
-    correction = train_correction(maps, train, run)
-    n_valid = len(valid.pairs)
-    closed_form, text, closed_form_row = _choose_tuning(maps, correction, items, n_valid, run)
-    is_tuned = "untuned_recall" in closed_form_row
+    closed_form, text, closed_form_row, correction = _choose_tuning(
+        maps, train_correction(maps, train, run), items, len(valid.pairs), run
+    )
     baseline = closed_form_row["valid_recall"]
-    min_recall = _compute_min_recall(baseline, n_valid)
+    min_recall = _compute_min_recall(baseline, len(valid.pairs))
     text_head = head_config.make_text_head(data, image_map)
-    training = BlendTraining(maps, correction if is_tuned else None, text_head, train, run)
+    training = BlendTraining(maps, correction, text_head, train, run)
     recall_callback = BlendRecall(training.make_head_inputs(items), text, baseline, min_recall)
     result = _train_text_head(training, closed_form, recall_callback)
     del maps, training, recall_callback  # frees the predictions for the training texts
@@ -322,8 +321,9 @@ def train_blend(
     blend = _make_blend(closed_form, text_head, weight).to("cpu").eval()
     scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
     if config.refit and weight < 1:
-        maps = solve(data, image_map if weight > 0 or is_tuned else full_map)
-        maps = apply_correction(maps, correction) if is_tuned else maps
+        maps = solve(data, full_map if weight == 0 and correction is None else image_map)
+        if correction is not None:
+            maps = apply_correction(maps, correction)
         closed_form = make_closed_form(maps, run.ranks)
     return _make_blend(closed_form, text_head, weight), scale, result
 
@@ -356,12 +356,12 @@ def _blend_untested(
 
 def _choose_tuning(
     maps: Maps, correction: np.ndarray, items: PairDataset, n_valid: int, run: TrainingRun
-) -> tuple[TwoTower, np.ndarray, dict[str, float]]:
-    """Return the closed form, corrected if this is better, its text embeddings, and epoch 0.
+) -> tuple[TwoTower, np.ndarray, dict[str, float], np.ndarray | None]:
+    """Return the closed form, corrected if its recall increases by a standard error.
 
-    The closed form is corrected if its recall increases by a standard error. Then epoch 0 of the
-    history has the key ``untuned_recall``. `items` are the held-out pairs with one row per image
-    and caption, and `n_valid` is the number of those that are distinct.
+    Also return its text embeddings, epoch 0 of the history, and the correction, or None if it is
+    not used. `items` are the held-out pairs with one row per image and caption, and `n_valid` is
+    the number of those that are distinct.
     """
     modules = [make_closed_form(m, run.ranks) for m in (maps, apply_correction(maps, correction))]
     embeddings = [embed_pairs(module, items) for module in modules]
@@ -369,8 +369,8 @@ def _choose_tuning(
     untuned, tuned = broadcast(run.ranks, recalls)
     if tuned > _compute_min_recall(untuned, n_valid):
         row = {"valid_recall": tuned, "blend_weight": 0.0, "untuned_recall": untuned}
-        return modules[1], embeddings[1][1], row
-    return modules[0], embeddings[0][1], {"valid_recall": untuned, "blend_weight": 0.0}
+        return modules[1], embeddings[1][1], row, correction
+    return modules[0], embeddings[0][1], {"valid_recall": untuned, "blend_weight": 0.0}, None
 
 
 def _train_text_head(
