@@ -106,13 +106,7 @@ def extend(
     image embeddings is subtracted: images of one kind, such as line drawings, have a direction in
     common that does not depend on what they show.
     """
-    for side, name, features in (("image", "X", data.image), ("text", "y", data.text)):
-        n_expected = getattr(base.module_, f"{side}_head").n_in
-        if features.shape[1] != n_expected:
-            raise ValueError(
-                f"{name} has {features.shape[1]} features, and init was fitted with {n_expected} "
-                f"{side} features. Pass features of the encoder that init was fitted with."
-            )
+    _check_sizes(base.module_, data)
     image, text = embed_pairs(base.module_, data)
     mean_image = image[: data.n_images].mean(axis=0) if center else np.zeros_like(image[0])
     # A text of several images is one row with their mean, as in KernelAligner.
@@ -139,6 +133,17 @@ def extend(
         ExtendedHead(base.module_.image_head, 1.0, -mean_image),
         ExtendedHead(base.module_.text_head, scale, np.zeros_like(mean_image), correction),
     ).eval()
+
+
+def _check_sizes(module: TwoTower, data: PairDataset) -> None:
+    """Raise ValueError unless the heads of the base take features of these sizes."""
+    for side, name, features in (("image", "X", data.image), ("text", "y", data.text)):
+        n_expected = getattr(module, f"{side}_head").n_in
+        if features.shape[1] != n_expected:
+            raise ValueError(
+                f"{name} has {features.shape[1]} features, and init was fitted with {n_expected} "
+                f"{side} features. Pass features of the encoder that init was fitted with."
+            )
 
 
 def _find_gamma(module: TwoTower, anchors: np.ndarray, counts: np.ndarray) -> float:
