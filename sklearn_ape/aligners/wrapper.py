@@ -76,24 +76,33 @@ def unwrap(estimator: Any, parameter: str | None = "aligner") -> tuple[Any, Any]
             inner = inner.best_estimator_
         elif parameter is None:
             break
-        elif hasattr(inner, "estimator") and hasattr(inner, "fit"):  # a search before its fit
-            if not getattr(inner, "refit", True):
-                raise TypeError(
-                    f"{parameter} is a {type(inner).__name__} with refit=False, which has no "
-                    "fitted aligner. Pass one with refit=True."
-                )
+        elif _is_search(inner) and getattr(inner, "refit", True):  # before its fit
             inner = inner.estimator
         else:
-            names = [name for name in ("aligner_", "aligner") if hasattr(inner, name)]
-            owner = "its" if inner is estimator else f"the {type(inner).__name__}'s"
-            hint = f" Pass {owner} {names[0]}." if names else ""
-            raise TypeError(
-                f"{parameter} must be an aligner such as APEAligner, or a Pipeline that ends in "
-                f"one, not {type(estimator).__name__}.{hint}"
-            )
+            raise TypeError(f"{parameter} {_describe_missing_aligner(estimator, inner)}")
     if len(steps) > 1:
         return Pipeline([(f"step{number}", step) for number, step in enumerate(steps)]), inner
     return (steps[0] if steps else None), inner
+
+
+def _is_search(estimator: Any) -> bool:
+    return hasattr(estimator, "estimator") and hasattr(estimator, "fit")
+
+
+def _describe_missing_aligner(estimator: Any, inner: Any) -> str:
+    """Return why there is no aligner in an estimator, whose innermost estimator is `inner`."""
+    if _is_search(inner):
+        return (
+            f"is a {type(inner).__name__} with refit=False, which has no fitted aligner. Pass one "
+            "with refit=True."
+        )
+    names = [name for name in ("aligner_", "aligner") if hasattr(inner, name)]
+    owner = "its" if inner is estimator else f"the {type(inner).__name__}'s"
+    hint = f" Pass {owner} {names[0]}." if names else ""
+    return (
+        "must be an aligner such as APEAligner, or a Pipeline that ends in one, not "
+        f"{type(estimator).__name__}.{hint}"
+    )
 
 
 def unwrap_aligner(estimator: Any, parameter: str = "aligner") -> Any:
