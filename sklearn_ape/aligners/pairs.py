@@ -428,9 +428,16 @@ def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.nd
             "head_pairs has texts, and y holds features. Pass captions with a text_encoder, or "
             "HeadPairs(weights, texts, owners) whose texts are features."
         )
+    texts, owners = _flatten_head_texts(head.texts)
+    features = aligner._encode_texts(list(dict.fromkeys(texts)), reset=False)
+    return features[number_distinct(texts)], np.array(owners)
+
+
+def _flatten_head_texts(texts_by_class: Sequence[Any]) -> tuple[list[str], list[int]]:
+    """Return the texts of all classes, each of which has one or several, and the class of each."""
     texts: list[str] = []
     owners: list[int] = []
-    for owner, class_texts in enumerate(head.texts):
+    for owner, class_texts in enumerate(texts_by_class):
         for text in [class_texts] if isinstance(class_texts, str) else class_texts:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
@@ -440,8 +447,7 @@ def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.nd
             owners.append(owner)
     if not texts:
         raise ValueError("head_pairs has no texts. Pass at least one text.")
-    features = aligner._encode_texts(list(dict.fromkeys(texts)), reset=False)
-    return features[number_distinct(texts)], np.array(owners)
+    return texts, owners
 
 
 def _check_head_features(
