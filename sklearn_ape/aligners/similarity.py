@@ -16,7 +16,7 @@ from ..encoders.items import EncodingFailedWarning
 from ..features.matrix import is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.concurrency import LRUCache
-from ..utils.linalg import choose_evenly_spaced
+from ..utils.linalg import choose_evenly_spaced, find_largest_columns
 from ..utils.messages import warn
 from ..utils.validation import format_list, ignores_underflow
 from .fitted_images import digest_exactly
@@ -176,17 +176,15 @@ def choose_texts(logits: np.ndarray, threshold: float | None) -> np.ndarray:
 
 def choose_top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the k most probable texts of each row, and their probabilities."""
-    first = logits.shape[1] - k
-    order = np.argpartition(logits, first, axis=1)[:, first:]
-    order.sort(axis=1)  # ascending, so that the stable sort below breaks ties by index
-    largest = np.take_along_axis(logits, order, axis=1)
-    order = np.take_along_axis(order, np.argsort(-largest, axis=1, kind="stable"), axis=1)
-    # A partition chooses any of the texts that tie for the last place, and argmax the first.
-    is_tied = (logits >= largest.min(axis=1, keepdims=True)).sum(axis=1) > k
-    order[is_tied] = np.argsort(-logits[is_tied], axis=1, kind="stable")[:, :k]
-    probabilities = np.take_along_axis(to_probabilities(logits), order, axis=1)
-    order[np.isnan(logits[:, 0])] = UNREADABLE
-    return order, probabilities
+    is_unreadable = np.isnan(logits[:, 0])
+    logits[is_unreadable] = 0  # NaN cannot be ordered
+    texts = find_largest_columns(logits, k)
+    # Stable, so that ties are broken by index, as argmax does.
+    order = np.argsort(-np.take_along_axis(logits, texts, axis=1), axis=1, kind="stable")
+    texts = np.take_along_axis(texts, order, axis=1)
+    probabilities = np.take_along_axis(to_probabilities(logits), texts, axis=1)
+    texts[is_unreadable], probabilities[is_unreadable] = UNREADABLE, np.nan
+    return texts, probabilities
 
 
 class Bank(NamedTuple):
