@@ -15,6 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
 from scipy.special import logsumexp
 from sklearn.utils import gen_batches
+from sklearn.utils.extmath import svd_flip
 
 from ..heads import BaseMap, ClosedFormHead, LinearMap, TwoTower, WhitenedMap
 from ..training.data import PairDataset, Split, split_pairs, subset
@@ -356,10 +357,8 @@ def whiten_images(data: PairDataset, whitening: float, n_components: int | None)
     is_varying = variances > _MIN_VARIANCE * max(variances[0], _MIN_VARIANCE)
     if not is_varying.any():  # all images are equal: every embedding is zero
         return WhitenedMap(image_mean, np.zeros((len(image_mean), 1)))
-    directions = directions[:, is_varying]
     # The signs of eigenvectors are arbitrary. They are fixed to make results reproducible.
-    largest = np.abs(directions).argmax(axis=0)
-    directions *= np.sign(directions[largest, np.arange(directions.shape[1])])
+    directions, _ = svd_flip(directions[:, is_varying], None)
     directions /= np.sqrt(variances[is_varying] / variances[0] + whitening)
     if n_components is not None:
         # Directions of style have the largest eigenvalues, but not the largest variance now.
