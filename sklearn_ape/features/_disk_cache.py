@@ -175,12 +175,8 @@ class DiskFeatureCache:
                 return
             numbers_by_table: dict[str, dict[bytes, bytes]] = {table: {} for table in self._tables}
             for key, feature in features.items():
-                table, numbers = FLOAT32_TABLE, np.asarray(feature)
-                if self.dtype == "float16":
-                    half, fits = _sqlite.to_float16(numbers)
-                    if fits:
-                        table, numbers = FLOAT16_TABLE, half
-                numbers_by_table[table][key] = np.asarray(numbers, _sqlite.DTYPES[table]).tobytes()
+                table, numbers = self._choose_table(feature)
+                numbers_by_table[table][key] = numbers.tobytes()
             for table, numbers_by_key in numbers_by_table.items():
                 values = _sqlite.pack(table, numbers_by_key)
                 self._unwritten[table] |= values
@@ -188,6 +184,14 @@ class DiskFeatureCache:
             is_due = time.monotonic() >= self._next_write
             if is_due or self._n_unwritten_bytes > _MAX_UNWRITTEN_BYTES:
                 self._write()
+
+    def _choose_table(self, feature: np.ndarray) -> tuple[str, np.ndarray]:
+        """Return the table for a feature, and the feature in the type of the table."""
+        if self.dtype == "float16":
+            half, fits = _sqlite.to_float16(feature)
+            if fits:
+                return FLOAT16_TABLE, half
+        return FLOAT32_TABLE, np.asarray(feature, _sqlite.DTYPES[FLOAT32_TABLE])
 
     def round(self, features: np.ndarray) -> np.ndarray:
         """Return features as they are read after they were stored, whatever their table."""
