@@ -211,9 +211,7 @@ def _describe_difference(other: Any, own: dict[str, Any]) -> str:
     ]
     names = sorted((other.keys() | own.keys()) - {"parameters", "class"})
     differences += [f"other {name}" for name in names if other.get(name) != own.get(name)]
-    if len(differences) > _MAX_DIFFERENCES:
-        differences[_MAX_DIFFERENCES:] = ["..."]
-    return ", ".join(differences) or "other content"
+    return format_list(differences, str, _MAX_DIFFERENCES) or "other content"
 
 
 class Checkpoint:
