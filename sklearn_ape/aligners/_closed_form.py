@@ -248,7 +248,6 @@ class Targets:
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         self.counts = counts.astype(np.float32)
         self._images, self._row = _sort_by_text(pairs, row)
-        self._n_pairs = len(pairs)
         self._weights = np.ones(len(pairs))  # of the images in sums; `merge` changes them
         self._set_blocks()
 
@@ -261,7 +260,7 @@ class Targets:
     @cached_property
     def mean(self) -> np.ndarray:
         """Mean embedding of the images of all pairs."""
-        return sum(sums.sum(axis=0) for sums in self._iter_sums()) / self._n_pairs
+        return sum(sums.sum(axis=0) for sums in self._iter_sums()) / len(self._images)
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         for block, sums in zip(self.blocks, self._iter_sums(), strict=True):
