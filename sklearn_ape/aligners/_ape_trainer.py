@@ -55,7 +55,7 @@ from ._kernel_maps import choose_smoothness, count_predicted_texts, make_kernel_
 from ._kernel_ridge import count_fitting_anchors
 
 if TYPE_CHECKING:
-    from ._trained import TrainingRun
+    from ._trained import TrainedModule, TrainingRun
 
 # Size of the embeddings without initialization if both sides have a head.
 _DEFAULT_COMPONENTS = 512
@@ -142,9 +142,7 @@ def solve_kernel(run: TrainingRun, targets: Targets, **options: Any) -> Maps:
     )
 
 
-def train_heads(
-    head_config: HeadConfig, data: PairDataset, run: TrainingRun
-) -> tuple[TwoTower, float, TrainingResult]:
+def train_heads(head_config: HeadConfig, data: PairDataset, run: TrainingRun) -> TrainedModule:
     """Train heads, or keep their initialization if training does not improve it.
 
     Training has two phases. The first searches for the best epoch on held-out pairs, the second
@@ -212,9 +210,9 @@ def _search_best_epoch(
 def _refit_heads(
     make_training: Callable[[], HeadTraining],
     result: TrainingResult,
-    search: tuple[TwoTower, float, TrainingResult] | None,
+    search: TrainedModule | None,
     run: TrainingRun,
-) -> tuple[TwoTower, float, TrainingResult]:
+) -> TrainedModule:
     """Train on all pairs for the best number of epochs, or return `search` if interrupted.
 
     `search` is what the search for the best epoch returned. It is None if the run was resumed from
@@ -269,9 +267,7 @@ def _compute_min_recall(baseline: float, n_valid: int) -> float:
     return baseline + max(standard_error, 1 / n_valid)
 
 
-def train_blend(
-    head_config: HeadConfig, data: PairDataset, run: TrainingRun
-) -> tuple[TwoTower, float, TrainingResult]:
+def train_blend(head_config: HeadConfig, data: PairDataset, run: TrainingRun) -> TrainedModule:
     """Compute and tune the closed form, train a head, and blend both by a weight.
 
     Images are whitened and not trained on, so that both map texts into the same space. The use of
@@ -335,7 +331,7 @@ def _blend_untested(
     image_map: WhitenedMap,
     solve: Callable[..., Maps],
     trains_head: bool,
-) -> tuple[TwoTower, float, TrainingResult]:
+) -> TrainedModule:
     """Return what `train_blend` does if no pairs are held out: a blend, or the closed form."""
     # The scale of the closed form is used: that of a head would suit its training pairs only.
     scale = fit_held_out_logit_scale(
