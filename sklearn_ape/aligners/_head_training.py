@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,49 +186,40 @@ class LeftOutPairs(PairDataset):
     The prediction of a ridge regression without one of its observations follows from it, the
     observation, and its share in the prediction. This is exact for images with one caption. The
     captions of an image count as one observation; they have the same target.
+
+    For a `BlendInputHead`, `text_features` are the features of all texts, which precede the
+    prediction in the inputs, and `text_rows` the rows of those in `text`. `matrix` is the
+    correction by which predictions are multiplied, or None.
     """
 
     shares: Any = None
     mean_target: Any = None
+    text_features: Any = None
+    text_rows: Any = None
+    matrix: Any = None
+
+    def _list_sources(self) -> list[Any]:
+        texts = [] if self.text_features is None else [self.text_features]
+        return [*super()._list_sources(), *texts]
 
     def features(self, index: Any) -> dict[str, torch.Tensor]:
-        """Return whitened images, and left-out predictions of norm ``sqrt(n_features)``."""
+        """Return whitened images, and left-out predictions of norm ``sqrt(n_features)``.
+
+        In a blend, return the inputs of a `BlendInputHead` in place of the predictions.
+        """
         features = super().features(index)
         image, prediction = features["image"], features["text"]
         share = self.shares[np.asarray(index), None].to(image.device)
         target = l2_normalize(image) - self.mean_target.to(image.device)
         left_out = (prediction - share * target) / (1 - share).clamp_min(_MIN_OTHER_SHARE)
-        features["text"] = l2_normalize(left_out) * image.shape[1] ** 0.5
-        return features
-
-
-@dataclass(eq=False, repr=False)
-class BlendPairs(LeftOutPairs):
-    """Pairs whose texts are the features, followed by the left-out embedding by the kernel.
-
-    `text_features` are the features of all texts, `text_rows` the rows of those in `text`, and
-    `matrix` is the correction by which predictions are multiplied, or None.
-    """
-
-    text_features: Any = None
-    text_rows: Any = None
-    matrix: Any = None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether rows are available without reading, computing or moving anything."""
-        is_tensor = isinstance(self.text_features, torch.Tensor)
-        return super().is_ready and is_tensor and not self._needs_moving(self.text_features)
-
-    def features(self, index: Any) -> dict[str, torch.Tensor]:
-        """Return whitened images, and the inputs of a `BlendInputHead`."""
-        features = super().features(index)
-        embedding = features["text"]
+        embedding = l2_normalize(left_out) * image.shape[1] ** 0.5
         if self.matrix is not None:
             embedding = embedding @ self.matrix.to(embedding.device)
-        rows = self.text_rows[self.pairs[np.asarray(index), 1]]
-        text = self._read_rows(self.text_features, torch.from_numpy(rows))
-        features["text"] = torch.cat([text, l2_normalize(embedding)], dim=1)
+        if self.text_features is not None:
+            rows = self.text_rows[self.pairs[np.asarray(index), 1]]
+            text = self._read_rows(self.text_features, torch.from_numpy(rows))
+            embedding = torch.cat([text, l2_normalize(embedding)], dim=1)
+        features["text"] = embedding
         return features
 
 
@@ -299,11 +290,10 @@ class BlendTraining(LeftOutTraining):
         image_head, text_head = super().make_trained_heads()
         return [image_head, BlendInputHead(text_head, BlendRecall.preferred_weight)]
 
-    def make_inputs(self, data: PairDataset) -> BlendPairs:
+    def make_inputs(self, data: PairDataset) -> LeftOutPairs:
         """Return the images, and the features of their texts with the kernel's embeddings."""
-        left_out = super().make_inputs(data)
-        return BlendPairs(
-            **{field.name: getattr(left_out, field.name) for field in fields(left_out)},
+        return replace(
+            super().make_inputs(data),
             text_features=as_tensor(data.text),
             text_rows=self.fit.texts,
             matrix=self.correction,

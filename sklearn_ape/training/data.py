@@ -127,9 +127,9 @@ class PairDataset(Dataset):
     @property
     def is_ready(self) -> bool:
         """Whether rows are available without reading, computing or moving anything."""
-        sides = (self.image, self.text)
-        is_tensor = all(isinstance(side, torch.Tensor) for side in sides)
-        return is_tensor and not self._needs_moving(*sides)
+        sources = self._list_sources()
+        is_tensor = all(isinstance(source, torch.Tensor) for source in sources)
+        return is_tensor and not self._needs_moving(*sources)
 
     def to(self, device: torch.device) -> PairDataset:
         """Return the same pairs for training on a device.
@@ -145,6 +145,10 @@ class PairDataset(Dataset):
             if 2 * size < torch.cuda.mem_get_info(device)[0]:
                 dataset.image, dataset.text = (side.to(device) for side in sides)
         return dataset
+
+    def _list_sources(self) -> list[Any]:
+        """Return the features that `features` reads."""
+        return [self.image, self.text]
 
     def _read_rows(self, features: Any, rows: torch.Tensor) -> torch.Tensor:
         if isinstance(features, torch.Tensor):
