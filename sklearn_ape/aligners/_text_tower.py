@@ -1,4 +1,4 @@
-"""Trainable text tower, and the optimizer that trains it (LiT)."""
+"""Trainable text tower of `LiTAligner`."""
 
 from __future__ import annotations
 
