@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array, issparse
+from scipy.sparse import csr_array, issparse
 from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import _num_samples
@@ -242,9 +242,8 @@ def make_item_pairs(encoded: EncodedPairs, groups: Any = None) -> PairDataset:
         _warn_about_equal_features("text", "y", text, group is not None)
     if group is None:
         return PairDataset(image, text, drop_repeated_pairs(image_rows, text_rows, len(text)))
-    ones, n_groups = np.ones(len(group), dtype=bool), int(group.max()) + 1
-    images = coo_array((ones, (image_rows, group)), shape=(len(image), n_groups)).tocsr()
-    texts = coo_array((ones, (group, text_rows)), shape=(n_groups, len(text))).tocsr()
+    ones = np.ones(len(group), dtype=bool)
+    images, texts = csr_array((ones, (image_rows, group))), csr_array((ones, (group, text_rows)))
     return PairDataset(image, text, np.column_stack((images @ texts).nonzero()))
 
 
