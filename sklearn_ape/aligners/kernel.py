@@ -220,12 +220,12 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         self.__dict__.update(get_fitted_attributes(module, logit_scale))
 
     def _check_parameters(self) -> None:
-        if isinstance(self.gamma, str) and self.gamma not in ("auto", "scale"):
+        if not isinstance(self.gamma, str):
+            check_number(self.gamma, "gamma", 0, closed="neither")
+        elif self.gamma not in ("auto", "scale"):
             raise ValueError(
                 f"gamma must be a number above 0, 'auto' or 'scale', not {self.gamma!r}."
             )
-        if not isinstance(self.gamma, str):
-            check_number(self.gamma, "gamma", 0, closed="neither")
         check_number(self.ridge, "ridge", 0, closed="neither")
         check_number(self.whitening, "whitening", 0, closed="neither")
         check_integer(self.n_components, "n_components", 1, optional=True)
