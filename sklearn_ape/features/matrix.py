@@ -261,8 +261,7 @@ def as_float32(
         if partial_rows.size:
             raise ValueError(_format_nan_error(name, partial_rows))
     if check_conditioning:
-        _warn_about_outliers(largest, name)
-        _check_spread(features, name)
+        _check_conditioning(features, largest, name)
     return converted
 
 
@@ -299,7 +298,8 @@ def _check_range(largest: np.ndarray, dtype: np.dtype, name: str) -> None:
         )
 
 
-def _warn_about_outliers(largest: np.ndarray, name: str) -> None:
+def _check_conditioning(features: np.ndarray, largest: np.ndarray, name: str) -> None:
+    """Warn about outliers, and warn or raise if rows differ too little for float32."""
     nonzero = largest[largest > 0]
     if not nonzero.size:
         return
@@ -311,10 +311,6 @@ def _warn_about_outliers(largest: np.ndarray, name: str) -> None:
             f"up to {median:.0e} in most rows. Such rows will dominate all means and variances. "
             "Remove them, or L2-normalize all rows."
         )
-
-
-def _check_spread(features: np.ndarray, name: str) -> None:
-    """Warn or raise ValueError if rows differ too little for float32, or in one feature only."""
     sample = features[choose_evenly_spaced(len(features))].astype(np.float64)
     sample = sample[~np.isnan(sample).any(axis=1)]
     if len(sample) < 2 or not np.ptp(sample, axis=0).any():
