@@ -84,7 +84,9 @@ class TestTiles:
     def test_unreadable_images_warn_with_their_rows(self, aligner, concepts):
         X = concepts.image.copy()
         X[[3, 250]] = np.nan
-        with pytest.warns(UserWarning, match=r"2 of \d+ images could not be read .*: rows 3, 250\."):
+        with pytest.warns(
+            UserWarning, match=r"2 of \d+ images could not be read .*: rows 3, 250\."
+        ):
             labels = classifier_of(aligner).predict(X)
         assert np.flatnonzero(labels == "unknown").tolist() == [3, 250]
         labels, proba = classifier_of(aligner).predict_top_k(X, k=2)
