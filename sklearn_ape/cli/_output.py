@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,13 +79,20 @@ class GroupedCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, none of which may be empty: an empty path is the current folder."""
+        with_value = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
+        options = {option for param in self.get_params(ctx) for option in param.opts}
+        for option, value in pairwise(takewhile(lambda arg: arg != "--", args)):
+            if option in with_value and value in options:
+                raise typer.BadParameter(
+                    f"{option} needs a value before {value}. Pass a value, or leave it out.",
+                    ctx=ctx,
+                )
         parts = [arg.split("=", 1) if arg.startswith("--") else [arg] for arg in args]
         words = [word for part in parts for word in part]
         if "" in words:
             position = words.index("")
             previous = words[position - 1] if position else ""
-            options = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
-            name = previous if previous in options else "An argument"
+            name = previous if previous in with_value else "An argument"
             raise typer.BadParameter(
                 f"{name} is empty. Pass a value, or leave it out. The shell passes an empty text "
                 "for a variable that is not set.",

@@ -27,7 +27,8 @@ def classify(
         ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option(min=1, help="Number of most probable labels per image.")
+        int,
+        typer.Option("--top-k", "-k", min=1, help="Number of most probable labels per image."),
     ] = 1,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add the probability of each label.")

@@ -43,7 +43,9 @@ def search(
     like: Annotated[
         list[Path] | None, typer.Option(help="Query image: find similar images. Can be repeated.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of images per query.")] = 5,
+    k: Annotated[
+        int, typer.Option("--top-k", "-k", min=1, help="Number of images per query.")
+    ] = 5,
     min_score: Annotated[
         str | None,
         typer.Option(help="Lowest score to list, or auto: only images related to the query."),

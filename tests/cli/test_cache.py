@@ -41,10 +41,12 @@ def test_home_that_cannot_be_written_is_not_used(small_folder, run, tmp_path, mo
         (("fit", "-o", "", "."), "-o is empty"),
         (("fit", "", "--quiet"), "An argument is empty"),
         (("cache", "info", "--quiet", ""), "An argument is empty"),
+        (("fit", ".", "--labels", "-o", "model"), "--labels needs a value before -o"),
+        (("classify", ".", "-o", "--labels", "a,b"), "-o needs a value before --labels"),
     ],
 )
-def test_empty_argument_is_an_error(run, tmp_path, monkeypatch, arguments, message):
-    """Files were read from, or written to, the working folder."""
+def test_missing_value_is_an_error(run, tmp_path, monkeypatch, arguments, message):
+    """Files were read from, or written to, the working folder, or a file named "--labels"."""
     monkeypatch.chdir(tmp_path)
     result = run(*arguments, code=2)
     assert f"{message}. Pass a value" in result.stderr

@@ -25,7 +25,7 @@ class TestSearch:
         queries = ["something to eat", "a wild animal"]
         (small_folder / "food" / "zz.jpg").write_text("no image")
         table_rows = rows(
-            "search", small_folder, *(x for q in queries for x in ("--query", q)), "-k", "3"
+            "search", small_folder, *(x for q in queries for x in ("--query", q)), "--top-k", "3"
         )
         expected = CrossModalRetriever().fit(paths).search(queries, k=3)
         assert [row["path"] for row in table_rows] == [*expected.items[0], *expected.items[1]]
