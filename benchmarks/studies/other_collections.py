@@ -1,4 +1,4 @@
-"""Accuracy on collections of images that no default was chosen on.
+"""Accuracy on collections of other packages than those of `benchmarks.few_labels`.
 
     python -m benchmarks.studies.other_collections FOLDER [--cache FOLDER] [--quick]
 

@@ -11,12 +11,13 @@ from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, lo
 from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.zero_shot import _transduction
 from sklearn_ape.zero_shot._transduction import (
+    _apply_frequencies,
     _compute_confidence,
+    _compute_modularity,
     _find_neighbors_with_faiss,
     _is_biased,
     _make_graph,
     _propagate,
-    _raise_frequent_classes,
     _set_confidence,
     match_shares,
     propagate_labels,
@@ -91,11 +92,33 @@ class TestPropagation:
         embeddings, logits, y = make_collection(400, 3, noise=3.0)
         plain = (logits.argmax(axis=1) == y).mean()
         initial = softmax(logits, axis=1)
-        raised = _raise_frequent_classes(logits, initial, 1.0)
+        raised = _apply_frequencies(logits, initial, 1.0, 1)
         assert (raised.argmax(axis=1) == y).mean() > plain + 0.1
         np.testing.assert_allclose(raised.sum(axis=1), 1, rtol=1e-5)
-        np.testing.assert_array_equal(_raise_frequent_classes(logits, initial, 0.0), initial)
+        np.testing.assert_array_equal(_apply_frequencies(logits, initial, 0.0, 1), initial)
         assert (propagate_labels(embeddings, logits).argmax(axis=1) == y).mean() > plain + 0.1
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_classes_are_not_absorbed_by_a_name_that_fits_their_images(self, seed):
+        """Class 0, such as "people", is frequent because of images of "job" and "sport"."""
+        embeddings, logits, y = make_collection(400, 6, seed=seed)
+        logits[(y > 0) & (y < 5), 0] += 6
+        plain = (logits.argmax(axis=1) == y).mean()
+        together = (propagate_labels(embeddings, logits).argmax(axis=1) == y).mean()
+        assert together > plain + 0.1
+
+    def test_modularity_of_a_partition_equals_formula(self):
+        """The definition of Newman: sum of A - outer(d, d) / sum(d) over pairs of a class."""
+        embeddings, logits, _ = make_collection(50)
+        graph = _make_graph(embeddings, 0.0)
+        codes = logits.argmax(axis=1)
+        adjacency = graph.toarray()
+        degrees = adjacency.sum(axis=1)
+        excess = adjacency - np.outer(degrees, degrees) / degrees.sum()
+        expected = excess[codes[:, None] == codes].sum() / degrees.sum()
+        assert 0.1 < expected < 1
+        modularity = _compute_modularity(graph, np.eye(N_CLASSES)[codes])
+        assert modularity == pytest.approx(expected, abs=1e-5)
 
     def test_about_one_image_per_class_is_not_propagated(self):
         """The neighbours are of other classes, so that they would only blur the names."""
