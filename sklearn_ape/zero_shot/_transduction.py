@@ -237,12 +237,13 @@ def _adjust_to_frequencies(
 ) -> np.ndarray:
     """Return probabilities with the frequencies of the classes as their prior.
 
-    Frequent classes are not preferred to others unless neighbours agree with it.
+    Frequent classes become more probable than others only if neighbours confirm it. Otherwise,
+    rare classes become less probable.
     """
-    any_share = _apply_frequencies(logits, probabilities, weight, 1)
+    raised = _apply_frequencies(logits, probabilities, weight, 1)
     lowered = _apply_frequencies(logits, probabilities, weight, 1 / logits.shape[1])
     min_modularity = _MIN_MODULARITY_RATIO * max(_compute_modularity(graph, lowered), 0)
-    return any_share if _compute_modularity(graph, any_share) >= min_modularity else lowered
+    return raised if _compute_modularity(graph, raised) >= min_modularity else lowered
 
 
 def _apply_frequencies(
