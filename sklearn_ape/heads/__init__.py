@@ -1,9 +1,16 @@
 """Small networks that map a frozen feature to the shared space."""
 
-from ._base import FrozenHead, Head, LinearHead, Standardize, TwoTower
+from ._base import (
+    BlendedHead,
+    ConcatenatedHead,
+    FrozenHead,
+    Head,
+    LinearHead,
+    Standardize,
+    TwoTower,
+)
 from ._closed_form import (
     BaseMap,
-    BlendedHead,
     ClosedFormHead,
     ConSEMap,
     ExtendedHead,
@@ -25,6 +32,7 @@ __all__ = [
     "BlendedHead",
     "ClosedFormHead",
     "ConSEMap",
+    "ConcatenatedHead",
     "ExtendedHead",
     "FrozenHead",
     "GLUHead",

@@ -1,4 +1,4 @@
-"""Base class for heads, linear and frozen heads, and the pair of heads."""
+"""Base class of heads, linear and frozen heads, two heads in one, and the pair of heads."""
 
 from __future__ import annotations
 
@@ -86,6 +86,16 @@ def check_width(features: torch.Tensor, n_features: int) -> None:
     """
     if features.shape[-1] != n_features:
         raise ValueError(f"features must have {n_features} columns, not {features.shape[-1]}.")
+
+
+def check_same_sizes(**parts: Any) -> None:
+    """Raise ValueError, with the names, if two heads or maps differ in their sizes."""
+    (first, first_part), (second, second_part) = parts.items()
+    if (first_part.n_in, first_part.n_out) != (second_part.n_in, second_part.n_out):
+        raise ValueError(
+            f"{first} and {second} have different sizes: {first_part.n_in} to {first_part.n_out}, "
+            f"and {second_part.n_in} to {second_part.n_out}. Pass parts with the same sizes."
+        )
 
 
 class Head(nn.Module):
@@ -230,6 +240,112 @@ class LinearHead(Head):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
         return self.linear(self.standardize(features))
+
+
+class _TwoHeads(Head):
+    """Base class of heads that combine two heads with the same features by a weight."""
+
+    weight: torch.Tensor
+
+    def __init__(self, first: Head, second: Head, weight: float, n_out: int) -> None:
+        if not 0 <= weight <= 1:
+            raise ValueError(f"weight must be from 0 to 1, not {weight!r}.")
+        super().__init__(first.n_in, n_out, standardize=False)
+        self.first = first
+        self.second = second
+        # A buffer, so that the weight is part of the fingerprint.
+        self.register_buffer("weight", torch.tensor(float(weight)))
+
+    def set_statistics(self, features: Any) -> None:
+        """Compute the statistics of both heads from training features."""
+        self.first.set_statistics(features)
+        self.second.set_statistics(features)
+
+    def _compute_outputs(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the L2-normalized outputs of both heads."""
+        return l2_normalize(self.first(features)), l2_normalize(self.second(features))
+
+
+class BlendedHead(_TwoHeads):
+    """A weighted sum of the L2-normalized outputs of two heads into the same space.
+
+    Parameters
+    ----------
+    first, second : Head
+        Heads with the same sizes, such as a `ClosedFormHead` and a trained head.
+    weight : float
+        Share of `second`, between 0 and 1. With 0 the embeddings are those of `first`, with 1
+        those of `second`.
+
+    Raises
+    ------
+    ValueError
+        If the sizes of the heads differ or the weight is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import BlendedHead, ClosedFormHead, LinearMap
+    >>> first, second = (
+    ...     ClosedFormHead(LinearMap(torch.zeros(2), matrix))
+    ...     for matrix in (torch.eye(2), torch.eye(2).flip(0))
+    ... )
+    >>> BlendedHead(first, second, weight=0.25)(torch.tensor([[2.0, 0.0]]))
+    tensor([[0.7500, 0.2500]])
+    """
+
+    def __init__(self, first: Head, second: Head, weight: float) -> None:
+        check_same_sizes(first=first, second=second)
+        super().__init__(first, second, weight, first.n_out)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        first, second = self._compute_outputs(features)
+        return (1 - self.weight) * first + self.weight * second
+
+
+class ConcatenatedHead(_TwoHeads):
+    """The L2-normalized outputs of two heads, one after the other, with weights.
+
+    If both sides have such heads with the same weight, the cosine of an image and a text is
+    ``1 - weight`` times that of the first heads plus ``weight`` times that of the second ones.
+
+    Parameters
+    ----------
+    first, second : Head
+        Heads with the same number of features.
+    weight : float
+        Share of `second` in the cosines, between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of features differ or the weight is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import ClosedFormHead, ConcatenatedHead, LinearMap
+    >>> head = ClosedFormHead(LinearMap(torch.zeros(2), torch.eye(2)))
+    >>> ConcatenatedHead(head, head, weight=0.25)(torch.tensor([[0.0, 2.0]]))
+    tensor([[0.0000, 0.8660, 0.0000, 0.5000]])
+    """
+
+    def __init__(self, first: Head, second: Head, weight: float) -> None:
+        if first.n_in != second.n_in:
+            raise ValueError(
+                f"first takes {first.n_in} features, and second {second.n_in}. Pass heads with "
+                "the same number of features."
+            )
+        super().__init__(first, second, weight, first.n_out + second.n_out)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        return self.concatenate(*self._compute_outputs(features))
+
+    def concatenate(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Return the weighted concatenation of outputs of both heads."""
+        return torch.cat([(1 - self.weight).sqrt() * first, self.weight.sqrt() * second], dim=-1)
 
 
 class TwoTower(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..utils.linalg import l2_normalize
-from ._base import Head, check_width
+from ._base import Head, check_same_sizes, check_width
 
 # Number of values per block of a kernel matrix, 64 MiB.
 _BLOCK_VALUES = 2**24
@@ -302,7 +302,7 @@ class ClosedFormHead(Head):
         self.base = base
         self.residual = residual
         if residual is not None:
-            _check_same_sizes(base=base, residual=residual)
+            check_same_sizes(base=base, residual=residual)
             residual.start_at_zero()
             self.register_buffer("scale", torch.ones(()))
 
@@ -318,57 +318,6 @@ class ClosedFormHead(Head):
         """Map (n, n_in) to (n, n_out)."""
         output = self.base(features)
         return output if self.residual is None else output + self.scale * self.residual(features)
-
-
-class BlendedHead(Head):
-    """A weighted sum of the L2-normalized outputs of two heads into the same space.
-
-    Parameters
-    ----------
-    first, second : Head
-        Heads with the same sizes, such as a `ClosedFormHead` and a trained head.
-    weight : float
-        Share of `second`, between 0 and 1. With 0 the embeddings are those of `first`, with 1
-        those of `second`.
-
-    Raises
-    ------
-    ValueError
-        If the sizes of the heads differ or the weight is out of range.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklearn_ape.heads import BlendedHead, ClosedFormHead, LinearMap
-    >>> first, second = (
-    ...     ClosedFormHead(LinearMap(torch.zeros(2), matrix))
-    ...     for matrix in (torch.eye(2), torch.eye(2).flip(0))
-    ... )
-    >>> BlendedHead(first, second, weight=0.25)(torch.tensor([[2.0, 0.0]]))
-    tensor([[0.7500, 0.2500]])
-    """
-
-    weight: torch.Tensor
-
-    def __init__(self, first: Head, second: Head, weight: float) -> None:
-        _check_same_sizes(first=first, second=second)
-        if not 0 <= weight <= 1:
-            raise ValueError(f"weight must be from 0 to 1, not {weight!r}.")
-        super().__init__(first.n_in, first.n_out, standardize=False)
-        self.first = first
-        self.second = second
-        # A buffer, so that the weight is part of the fingerprint.
-        self.register_buffer("weight", torch.tensor(float(weight)))
-
-    def set_statistics(self, features: Any) -> None:
-        """Compute the statistics of both heads from training features."""
-        self.first.set_statistics(features)
-        self.second.set_statistics(features)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map (n, n_in) to (n, n_out)."""
-        first, second = l2_normalize(self.first(features)), l2_normalize(self.second(features))
-        return (1 - self.weight) * first + self.weight * second
 
 
 class ExtendedHead(Head):
@@ -413,7 +362,7 @@ class ExtendedHead(Head):
                 "value per output."
             )
         if correction is not None:
-            _check_same_sizes(base=base, correction=correction)
+            check_same_sizes(base=base, correction=correction)
         self.base = base
         self.register_buffer("scale", _as_finite_tensor("scale", scale, 0))
         self.register_buffer("shift", shift)
@@ -444,14 +393,4 @@ def _check_same_row_count(**tensors: torch.Tensor) -> None:
         raise ValueError(
             f"{first} and {second} have different lengths, {len(first_tensor)} and "
             f"{len(second_tensor)}. Pass one row of {second} per row of {first}."
-        )
-
-
-def _check_same_sizes(**parts: Head | BaseMap) -> None:
-    """Raise ValueError, with the names, if two heads or maps differ in their sizes."""
-    (first, first_part), (second, second_part) = parts.items()
-    if (first_part.n_in, first_part.n_out) != (second_part.n_in, second_part.n_out):
-        raise ValueError(
-            f"{first} and {second} have different sizes: {first_part.n_in} to {first_part.n_out}, "
-            f"and {second_part.n_in} to {second_part.n_out}. Pass parts with the same sizes."
         )

@@ -12,10 +12,9 @@ from torch import nn
 from ..devices import default_state
 from ..persistence.mixins import FittedState
 from ..utils.validation import check_choice, check_integer
-from ._base import FrozenHead, Head, LinearHead
+from ._base import BlendedHead, ConcatenatedHead, FrozenHead, Head, LinearHead
 from ._closed_form import (
     BaseMap,
-    BlendedHead,
     ClosedFormHead,
     ConSEMap,
     ExtendedHead,
@@ -150,6 +149,12 @@ _MAPS: dict[str, tuple[type[BaseMap], dict[str, int]]] = {
     "conse": (ConSEMap, {"weights": 2, "embeddings": 2, "threshold": 0}),
 }
 
+# Class of each kind of head that combines two heads.
+_PAIRS: dict[str, type[BlendedHead | ConcatenatedHead]] = {
+    "blend": BlendedHead,
+    "concatenation": ConcatenatedHead,
+}
+
 
 def get_head_state(head: Head) -> dict[str, Any]:
     """Return the state of a head on the CPU for `restore_head`, as plain data and arrays.
@@ -168,9 +173,9 @@ def get_head_state(head: Head) -> dict[str, Any]:
             "residual": None if head.residual is None else get_head_state(head.residual),
             "scale": None if head.residual is None else float(head.scale),
         }
-    if isinstance(head, BlendedHead):
+    if isinstance(head, BlendedHead | ConcatenatedHead):
         return {
-            "kind": "blend",
+            "kind": next(kind for kind, cls in _PAIRS.items() if type(head) is cls),
             "first": get_head_state(head.first),
             "second": get_head_state(head.second),
             "weight": float(head.weight),
@@ -207,9 +212,9 @@ def _restore_head(state: FittedState) -> Head:
     kind = state.optional("kind")
     if kind == "closed_form":
         return _restore_closed_form(state)
-    if kind == "blend":
+    if isinstance(kind, str) and kind in _PAIRS:
         first, second = (_restore_head(state.part(name)) for name in ("first", "second"))
-        return BlendedHead(first, second, state.number("weight", least=0))
+        return _PAIRS[kind](first, second, state.number("weight", least=0))
     if kind == "extended":
         base = _restore_head(state.part("base"))
         correction = _restore_map(state.part("correction")) if "correction" in state else None

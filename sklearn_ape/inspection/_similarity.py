@@ -13,7 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
-from ..heads import ExtendedHead, TwoTower
+from ..heads import ConcatenatedHead, ExtendedHead, TwoTower
 from ..utils.validation import check_sequence
 from ._plotting import (
     check_items,
@@ -452,13 +452,12 @@ def compute_similarity_maps(
     grid, pixels = encoder.transform_grid(images, enlarge=True)
     embeddings = np.asarray(aligner.transform_text(list(texts)), np.float32)
     cell_outputs, outputs = _map_cells(module.image_head, torch.from_numpy(grid).flatten(1, 2))
-    norm = outputs.norm(dim=1)
-    if ((cell_outputs.mean(dim=1) - outputs).norm(dim=1) > _TOLERANCE * norm).any():
+    if ((cell_outputs.mean(dim=1) - outputs).norm(dim=1) > _TOLERANCE).any():
         raise ValueError(
             "estimator maps images by a nonlinear head, so that the cosine is not a mean over the "
             "image. Use APEAligner() or KernelAligner."
         )
-    maps = (cell_outputs / norm[:, None, None]).numpy() @ embeddings.T
+    maps = cell_outputs.numpy() @ embeddings.T
     # Their mean is the cosine of the enlarged image. Make it that of the image in its usual size.
     cosines = np.asarray(estimator.transform(images), np.float32) @ embeddings.T
     maps += (cosines - maps.mean(axis=1))[:, None]
@@ -472,23 +471,28 @@ def compute_similarity_maps(
 def _map_cells(head: torch.nn.Module, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the outputs of cells (n, n_cells, n_features) and of their means, (n, n_out).
 
-    The mean of the cells' outputs is that of their mean if the head is affine, or affine after it
-    has L2-normalized its input, as closed-form heads do. Such a head does not see the norm of a
-    cell, so that its output is computed from that of its direction. An `ExtendedHead` adds the
-    correction of each cell; an equal addition to all cells makes their mean exact.
+    Both are divided by the norms of the outputs of the means. The mean of the cells' outputs is
+    that of their mean if the head is affine, or affine after it has L2-normalized its input, as
+    closed-form heads do. Such a head does not see the norm of a cell, so that its output is
+    computed from that of its direction. An `ExtendedHead` adds the correction of each cell; an
+    equal addition to all cells makes their mean exact.
     """
     features = cells.mean(dim=1)
     outputs = head(features)
-    if isinstance(head, ExtendedHead):
-        base_cells, base = _map_cells(head.base, cells)
-        cell_outputs = head.scale / base.norm(dim=1)[:, None, None] * base_cells
+    if isinstance(head, ConcatenatedHead):
+        first, second = (_map_cells(part, cells)[0] for part in (head.first, head.second))
+        cell_outputs = head.concatenate(first, second)
+    elif isinstance(head, ExtendedHead):
+        cell_outputs = head.scale * _map_cells(head.base, cells)[0]
         if head.correction is not None:
             cell_outputs += head.correction(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
-        return cell_outputs + (outputs - cell_outputs.mean(dim=1))[:, None], outputs
-    cell_outputs = head(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
-    if (cell_outputs.mean(dim=1) - outputs).norm() <= _TOLERANCE * outputs.norm():
-        return cell_outputs, outputs
-    # The terms that depend on the direction cancel.
-    offset = ((outputs + head(-features)) / 2)[:, None]
-    relative_norm = cells.norm(dim=2) / features.norm(dim=1, keepdim=True)
-    return offset + relative_norm[:, :, None] * (cell_outputs - offset), outputs
+        cell_outputs += (outputs - cell_outputs.mean(dim=1))[:, None]
+    else:
+        cell_outputs = head(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
+        if (cell_outputs.mean(dim=1) - outputs).norm() > _TOLERANCE * outputs.norm():
+            # The terms that depend on the direction cancel.
+            offset = ((outputs + head(-features)) / 2)[:, None]
+            relative_norm = cells.norm(dim=2) / features.norm(dim=1, keepdim=True)
+            cell_outputs = offset + relative_norm[:, :, None] * (cell_outputs - offset)
+    norm = outputs.norm(dim=1, keepdim=True)
+    return cell_outputs / norm[:, None], outputs / norm

@@ -7,6 +7,7 @@ import torch
 from sklearn_ape.heads import (
     BlendedHead,
     ClosedFormHead,
+    ConcatenatedHead,
     ConSEMap,
     ExtendedHead,
     LinearMap,
@@ -33,6 +34,7 @@ def test_restored_head_is_equal():
     for head in (
         blended,
         extended,
+        ConcatenatedHead(extended, trained, 0.2),
         ExtendedHead(trained, 1.0, torch.zeros(3)),
         ExtendedHead(blended, 1.0, torch.zeros(3), conse_map),
     ):

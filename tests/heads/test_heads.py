@@ -12,6 +12,7 @@ from sklearn_ape.heads import (
     HEAD_KINDS,
     BaseMap,
     ClosedFormHead,
+    ConcatenatedHead,
     ConSEMap,
     ExtendedHead,
     FrozenHead,
@@ -413,6 +414,14 @@ def test_extended_head_with_other_sizes_raises(kernel):
     correction = LinearMap(torch.zeros(5), torch.zeros(5, 3))
     with pytest.raises(ValueError, match="different sizes: 6 to 3, and 5 to 3"):
         ExtendedHead(base, 1.0, torch.zeros(3), correction)
+
+
+def test_concatenated_heads_with_invalid_parts_raise(kernel):
+    head = ClosedFormHead(KernelMap(*kernel[:2], 8.0))
+    with pytest.raises(ValueError, match="first takes 6 features, and second 5"):
+        ConcatenatedHead(head, FrozenHead(5, 3), 0.5)
+    with pytest.raises(ValueError, match="weight must be from 0 to 1"):
+        ConcatenatedHead(head, head, 1.5)
 
 
 def test_closed_form_head_with_invalid_parts_raises(kernel):
