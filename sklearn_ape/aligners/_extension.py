@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GroupKFold
 from sklearn.utils.validation import check_is_fitted
 
 from ..encoders.base import FrozenEncoder
 from ..encoders.resolve import resolve_encoder
-from ..heads import ExtendedHead, KernelMap, TwoTower
-from ..training.data import PairDataset
+from ..heads import ConcatenatedHead, ExtendedHead, KernelMap, TwoTower
+from ..training.data import PairDataset, group_pairs, subset
 from ..training.net import embed_pairs
-from ..utils.linalg import normalize_rows, sum_by_group
-from ..utils.messages import warn
+from ..utils.linalg import choose_evenly_spaced, normalize_rows, sum_by_group
+from ..utils.messages import make_progress_bar, warn
 from ..utils.sklearn_compat import unfreeze
-from ._closed_form import RIDGE
-from ._kernel_maps import scale_gamma
-from ._kernel_ridge import solve_kernel_ridge
+from ._closed_form import RIDGE, WHITENING, Targets, whiten_images
+from ._kernel_maps import make_kernel_maps, scale_gamma
+from ._kernel_ridge import count_fitting_anchors, solve_kernel_ridge
 from .wrapper import unwrap_aligner
+
+# Shares of own heads that are compared, and logit scales, of which the best is used for each. With
+# a scale of 0, all shares have the loss of a guess, so that none is better if pairs do not match.
+_OWN_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+_LOGIT_SCALES = (0.0, *1.5 ** np.arange(12))
+_MIN_GROUPS = 50
+
+# Folds by cross-validation, until this number of pairs has been held out.
+_N_FOLDS = 5
+_MAX_HELD_OUT = 1000
 
 
 def resolve_base(init: Any) -> Any:
@@ -90,49 +101,144 @@ def _are_same_model(encoder: Any, expected: Any) -> bool:
     return repr(encoder) == repr(expected)
 
 
-def extend(
-    base: Any,
-    data: PairDataset,
-    weight: float,
-    center: bool,
-    device: torch.device,
-    verbose: int | None,
-) -> TwoTower:
-    """Return the heads of a fitted aligner with a correction that further pairs determine.
+class Extension(NamedTuple):
+    """Extension of the fitted aligner `base` by further pairs.
 
-    The embedding of a text is ``scale * b(t) + k(t, texts) @ coefficients``, where b is the base.
-    The scale and, by kernel ridge regression of the rest, the coefficients are fitted to the
-    embeddings of the images. `weight` is the weight of a pair. With `center`, the mean of the
-    image embeddings is subtracted: images of one kind, such as line drawings, have a direction in
-    common that does not depend on what they show.
+    `weight` is the weight of a pair. With `center`, the mean of the image embeddings is
+    subtracted: images of one kind, such as line drawings, have a direction in common that does not
+    depend on what they show.
     """
-    _check_sizes(base.module_, data)
-    image, text = embed_pairs(base.module_, data)
-    mean_image = image[: data.n_images].mean(axis=0) if center else np.zeros_like(image[0])
-    # A text of several images is one row with their mean, as in KernelAligner.
-    texts, rows, counts = np.unique(data.pairs[:, 1], return_inverse=True, return_counts=True)
-    targets = sum_by_group(image[data.pairs[:, 0]] - mean_image, rows) / counts[:, None]
-    predictions = text[texts]
-    # Least squares: the embeddings of the base have unit norm, and their length is not predicted.
-    scale = max(0.0, float(counts @ (predictions * targets).sum(axis=1) / counts.sum()))
-    anchors = normalize_rows(np.asarray(data.text[texts]))
-    is_nonzero = anchors.any(axis=1)
-    gamma = _find_gamma(base.module_, anchors, counts)
-    correction = None
-    if is_nonzero.any():
-        coefficients = solve_kernel_ridge(
-            anchors[is_nonzero],
-            RIDGE / (weight * counts[is_nonzero]),
-            (targets - scale * predictions)[is_nonzero],
-            gamma,
-            device,
-            verbose,
-        ).coefficients
-        correction = KernelMap(anchors[is_nonzero], coefficients, gamma)
-    return TwoTower(
-        ExtendedHead(base.module_.image_head, 1.0, -mean_image),
-        ExtendedHead(base.module_.text_head, scale, np.zeros_like(mean_image), correction),
-    ).eval()
+
+    base: Any
+    weight: float
+    center: bool
+    device: torch.device
+    verbose: int | None
+
+    def fit(self, data: PairDataset, own_share: float) -> TwoTower:
+        """Return the corrected base, concatenated with heads that are fitted to the pairs alone.
+
+        `own_share` is the share of these own heads in the cosines.
+        """
+        if own_share == 0:
+            return self._correct_base(data)
+        base, own = self._correct_base(data), self._fit_own_heads(data)
+        return TwoTower(
+            ConcatenatedHead(base.image_head, own.image_head, own_share),
+            ConcatenatedHead(base.text_head, own.text_head, own_share),
+        ).eval()
+
+    def choose_own_share(self, data: PairDataset) -> float:
+        """Return the least share whose InfoNCE loss on held-out pairs is near the best one.
+
+        It differs from the best one by at most a standard error. With few pairs the loss is
+        imprecise, and with fewer than 50 groups of pairs the share is 0.
+        """
+        groups = group_pairs(data.pairs)
+        rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # images rather than prototypes
+        if len(np.unique(groups[rows])) < _MIN_GROUPS:
+            return 0.0
+        losses: list[np.ndarray] = []
+        n_held_out = 0
+        with make_progress_bar(
+            _N_FOLDS, self.verbose, desc="Choosing own_share", unit="fold"
+        ) as bar:
+            for _, valid in GroupKFold(_N_FOLDS).split(rows, groups=groups[rows]):
+                train = np.flatnonzero(~np.isin(groups, groups[rows[valid]]))
+                losses.append(self._measure_losses(data, train, rows[valid]))
+                bar.update()
+                n_held_out += losses[-1].shape[2]
+                if n_held_out >= _MAX_HELD_OUT:
+                    break
+        return _choose_least(np.concatenate(losses, axis=2))
+
+    def _measure_losses(
+        self, data: PairDataset, train: np.ndarray, valid: np.ndarray
+    ) -> np.ndarray:
+        """Fit to the pairs `train`, and return the losses of the pairs `valid`."""
+        part = subset(data, train)
+        held_out = subset(data, valid[choose_evenly_spaced(len(valid), _MAX_HELD_OUT)])
+        cosines = []
+        for heads in (self._correct_base(part), self._fit_own_heads(part)):
+            image, text = embed_pairs(heads, held_out)
+            cosines.append(torch.from_numpy(image @ text.T))
+        return _compute_losses(cosines, held_out.pairs)
+
+    def _correct_base(self, data: PairDataset) -> TwoTower:
+        """Return the heads of the base with a correction that the pairs determine.
+
+        The embedding of a text is ``scale * b(t) + k(t, texts) @ coefficients``, where b is the
+        base. The scale and, by kernel ridge regression of the rest, the coefficients are fitted to
+        the embeddings of the images.
+        """
+        module = self.base.module_
+        _check_sizes(module, data)
+        image, text = embed_pairs(module, data)
+        images = image[: data.n_images]
+        mean_image = images.mean(axis=0) if self.center else np.zeros_like(image[0])
+        # A text of several images is one row with their mean, as in KernelAligner.
+        texts, rows, counts = np.unique(data.pairs[:, 1], return_inverse=True, return_counts=True)
+        targets = sum_by_group(image[data.pairs[:, 0]] - mean_image, rows) / counts[:, None]
+        predictions = text[texts]
+        # Least squares: the embeddings of the base have unit norm, and their length is not
+        # predicted.
+        scale = max(0.0, float(counts @ (predictions * targets).sum(axis=1) / counts.sum()))
+        anchors = normalize_rows(np.asarray(data.text[texts]))
+        is_nonzero = anchors.any(axis=1)
+        gamma = _find_gamma(module, anchors, counts)
+        correction = None
+        if is_nonzero.any():
+            coefficients = solve_kernel_ridge(
+                anchors[is_nonzero],
+                RIDGE / (self.weight * counts[is_nonzero]),
+                (targets - scale * predictions)[is_nonzero],
+                gamma,
+                self.device,
+                self.verbose,
+            ).coefficients
+            correction = KernelMap(anchors[is_nonzero], coefficients, gamma)
+        return TwoTower(
+            ExtendedHead(module.image_head, 1.0, -mean_image),
+            ExtendedHead(module.text_head, scale, np.zeros_like(mean_image), correction),
+        ).eval()
+
+    def _fit_own_heads(self, data: PairDataset) -> TwoTower:
+        """Return the heads of a `KernelAligner` of the pairs."""
+        targets = Targets(data, whiten_images(data, WHITENING, None))
+        return make_kernel_maps(
+            targets,
+            gamma="scale",
+            ridge=RIDGE,
+            seed=0,
+            device=self.device,
+            max_texts=count_fitting_anchors(self.device),
+            verbose=self.verbose,
+        ).make_module()
+
+
+def _compute_losses(cosines: list[torch.Tensor], pairs: np.ndarray) -> np.ndarray:
+    """Return the InfoNCE loss of each pair for each share and logit scale.
+
+    `cosines` are those of all images and texts by the base, and by own heads.
+    """
+    base, own = cosines
+    images, texts = pairs.T
+    losses = np.empty((len(_OWN_SHARES), len(_LOGIT_SCALES), len(pairs)))
+    for i, share in enumerate(_OWN_SHARES):
+        for j, scale in enumerate(_LOGIT_SCALES):
+            logits = scale * torch.lerp(base, own, share)
+            sums = logits.logsumexp(dim=1)[images] + logits.logsumexp(dim=0)[texts]
+            losses[i, j] = sums / 2 - logits[images, texts]
+    return losses
+
+
+def _choose_least(losses: np.ndarray) -> float:
+    """Return the least share whose mean loss exceeds the least one by at most a standard error."""
+    best_scales = losses.mean(axis=2).argmin(axis=1)
+    losses = losses[np.arange(len(losses)), best_scales]
+    excess = losses - losses[losses.mean(axis=1).argmin()]
+    errors = excess.std(axis=1) / np.sqrt(excess.shape[1])
+    return _OWN_SHARES[np.argmax(excess.mean(axis=1) <= errors)]
 
 
 def _check_sizes(module: TwoTower, data: PairDataset) -> None:

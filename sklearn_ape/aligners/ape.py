@@ -14,7 +14,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from ..devices import default_state, resolve_device
-from ..heads import HEAD_KINDS, TwoTower, hidden_width
+from ..heads import HEAD_KINDS, ConcatenatedHead, hidden_width
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, check_warmup
@@ -23,7 +23,7 @@ from ..utils.sklearn_compat import FitContext, restored_on_failure
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, summarize_training, train_blend, train_heads
 from ._closed_form import fit_held_out_logit_scale, make_embedders
-from ._extension import choose_encoder, extend, resolve_base
+from ._extension import Extension, choose_encoder, resolve_base
 from ._serialization import HeadsMixin
 from ._trained import LOSS_DEFAULTS, TrainedAligner, TrainedModule, TrainingRun
 from .pairs import as_sequence, holds_images, holds_texts
@@ -76,7 +76,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Parameters of the extension of an aligner. Missing keys have the following defaults:
 
         - ``"weight"``: weight of a pair; the larger it is, the closer the pairs are fitted, 0.1;
-        - ``"center"``: whether the mean of the image embeddings is subtracted, True.
+        - ``"center"``: whether the mean of the image embeddings is subtracted, True;
+        - ``"own_share"``: share in the cosines of a `KernelAligner` of the pairs alone, from 0 to
+          1, or ``"auto"``: the share is chosen on held-out pairs, and is 0 with few pairs.
     head : str, default="mlp"
         Kind of head, one of `sklearn_ape.heads.HEAD_KINDS`. `sklearn_ape.heads.make_head`
         describes the kinds, and the meaning of `depth` and `width` for each.
@@ -191,6 +193,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
     training_summary_ : str
         Summary of the training in one line: ``"blend 0.4: recall 0.310; closed form 0.270, tuned
         0.285, head 0.120"``. Only with ``init="auto"``.
+    own_share_ : float
+        If `init` is ``"starter"`` or a fitted aligner: share of a `KernelAligner` of the pairs
+        alone in the cosines. Otherwise 0.
     n_epochs_ : int
         Number of epochs that were run.
     n_parameters_ : int
@@ -302,7 +307,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         "loss_params": {**LOSS_DEFAULTS, "tile_size": "auto", "structure_weight": 0.0},
         # With a weight of 4, recall was 1 to 4 points lower for other emoji, and lower for other
         # images of captions among the pairs, but 0.1 to 1.5 points higher for other stamps.
-        "init_params": {"weight": 0.1, "center": True},
+        "init_params": {"weight": 0.1, "center": True, "own_share": "auto"},
         "optimizer_params": {"warmup": 0.05, "clip_norm": None, "dtype": "auto"},
     }
 
@@ -341,6 +346,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             raise ValueError(f"n_components must be None or that of init, {base.n_components_}.")
         context = FitContext(self, 0, X, y)
         options = self._resolve_dicts("init_params")
+        own_share = options.pop("own_share")
         with default_state(), restored_on_failure(self):
             self.device_ = resolve_device(self.device)
             self._forget_fit()
@@ -350,14 +356,15 @@ class APEAligner(HeadsMixin, TrainedAligner):
             if y is not None and holds_texts(as_sequence(y)):
                 self.text_encoder_ = choose_encoder(self.text_encoder, base, "text")
             data = self._fit_pairs(X, y)
-
-            def solve(pairs: PairDataset) -> TwoTower:
-                return extend(base, pairs, **options, device=self.device_, verbose=self.verbose)
-
+            extension = Extension(base, **options, device=self.device_, verbose=self.verbose)
+            if own_share == "auto":
+                own_share = extension.choose_own_share(data)
             max_scale = self._resolve_dicts("loss_params")["max_logit_scale"]
             self._set_module(
-                solve(data),
-                fit_held_out_logit_scale(data, lambda p: make_embedders(solve(p)), max_scale),
+                extension.fit(data, own_share),
+                fit_held_out_logit_scale(
+                    data, lambda pairs: make_embedders(extension.fit(pairs, own_share)), max_scale
+                ),
             )
             self.history_, self.n_epochs_, self.best_epoch_ = [], 0, 0
             self._set_bank(data)
@@ -405,6 +412,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
         values = self._resolve_dicts("init_params")
         check_number(values["weight"], "init_params['weight']", 0, closed="neither")
         check_boolean(values["center"], "init_params['center']")
+        if not (isinstance(values["own_share"], str) and values["own_share"] == "auto"):
+            name = "init_params['own_share'], if not 'auto',"
+            check_number(values["own_share"], name, 0, 1, closed="both")
         check_choice(self.head, "head", HEAD_KINDS)
         check_choice(self.side, "side", ("text", "image", "both"))
         check_choice(self.optimizer, "optimizer", tuple(OPTIMIZERS))
@@ -426,6 +436,15 @@ class APEAligner(HeadsMixin, TrainedAligner):
         if self.init != "auto":
             raise AttributeError("training_summary_ is available only with init='auto'.")
         return summarize_training(self.history_, self.best_epoch_)
+
+    @property
+    def own_share_(self) -> float:
+        """Share in the cosines of a `KernelAligner` of the pairs alone."""
+        check_is_fitted(self)
+        image_head = self.module_.image_head
+        if not isinstance(image_head, ConcatenatedHead):
+            return 0.0
+        return round(float(image_head.weight), 6)  # a buffer in single precision
 
     def _get_learned_state(self) -> dict[str, Any]:
         return super()._get_learned_state() | self._get_history_state()

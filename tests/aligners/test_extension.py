@@ -15,7 +15,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
-from sklearn_ape.aligners._extension import choose_encoder
+from sklearn_ape.aligners._extension import Extension, choose_encoder
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 # Weight and ridge of a pair with the default parameters.
@@ -57,9 +57,13 @@ def own(pairs):
     return pairs.image[400:500], pairs.text[400:500]
 
 
+def extend(base, own, **init_params):
+    return APEAligner(init=base, init_params=init_params).fit(*own)
+
+
 def test_text_embeddings_are_base_plus_kernel_ridge_regression(base, own, pairs):
     image, text = own
-    aligner = APEAligner(init=base).fit(image, text)
+    aligner = extend(base, own, own_share=0)
     targets = base.transform(image).astype(np.float64)
     targets -= targets.mean(axis=0)
     predictions = base.transform_text(text).astype(np.float64)
@@ -76,12 +80,12 @@ def test_text_embeddings_are_base_plus_kernel_ridge_regression(base, own, pairs)
 
 
 def test_images_are_centered_on_the_mean_of_own_images(base, own, pairs):
-    centered = APEAligner(init=base).fit(*own)
+    centered = extend(base, own, own_share=0)
     mean = base.transform(own[0]).mean(axis=0)
     np.testing.assert_allclose(
         centered.transform(pairs.image), normalize(base.transform(pairs.image) - mean), atol=1e-5
     )
-    plain = APEAligner(init=base, init_params={"center": False}).fit(*own)
+    plain = extend(base, own, center=False, own_share=0)
     np.testing.assert_allclose(
         plain.transform(pairs.image), base.transform(pairs.image), atol=1e-6
     )
@@ -97,15 +101,70 @@ def test_extension_is_better_than_the_base_and_than_own_pairs(base, own, pairs):
 def test_weight_changes_how_closely_pairs_are_fitted(base, own):
     errors = []
     for weight in (0.01, 4.0, 1000.0):
-        aligner = APEAligner(init=base, init_params={"weight": weight}).fit(*own)
+        aligner = extend(base, own, weight=weight, own_share=0)
         errors.append(1 - np.diag(aligner.similarity(*own)).mean())
     assert errors[0] > errors[1] > errors[2]
+
+
+class TestOwnShare:
+    """Share of a KernelAligner of the own pairs in the cosines."""
+
+    def test_cosines_are_weighted_means(self, base, own, pairs):
+        test = pairs.image[500:600], pairs.text[500:600]
+        without = extend(base, own, own_share=0).similarity(*test)
+        alone = KernelAligner().fit(*own).similarity(*test)
+        for share in (0.3, 1.0):
+            mixed = extend(base, own, own_share=share).similarity(*test)
+            np.testing.assert_allclose(mixed, (1 - share) * without + share * alone, atol=1e-5)
+
+    def test_is_above_zero_if_the_base_was_fitted_to_noise(self, own, pairs):
+        """An extension must not be worse than the own pairs alone."""
+        rng = np.random.default_rng(0)
+        useless = KernelAligner().fit(pairs.image[:400], rng.permutation(pairs.text[:400]))
+        extended = APEAligner(init=useless).fit(*own)
+        assert extended.own_share_ > 0
+        test = pairs.image[500:], pairs.text[500:]
+        assert extended.score(*test) >= KernelAligner().fit(*own).score(*test) - 0.02
+
+    def test_is_zero_if_images_and_captions_do_not_match(self, base, own):
+        image, text = own
+        shuffled = np.random.default_rng(0).permutation(text)
+        assert APEAligner(init=base).fit(image, shuffled).own_share_ == 0
+
+    def test_is_zero_with_few_pairs_or_captions(self, base, own):
+        image, text = own
+        assert APEAligner(init=base).fit(image[:49], text[:49]).own_share_ == 0
+        assert APEAligner(init=base).fit(image, np.repeat(text[:2], 50, axis=0)).own_share_ == 0
+
+    def test_is_found_by_the_loss_of_pairs_that_were_held_out(self, base, own, monkeypatch):
+        """Own heads know the pairs that they were fitted to, so the base would never be used."""
+        image, text = own
+        seen = []
+        fit_own_heads = Extension._fit_own_heads
+        monkeypatch.setattr(
+            Extension,
+            "_fit_own_heads",
+            lambda self, data: seen.append(data.image) or fit_own_heads(self, data),
+        )
+        APEAligner(init=base).fit(image, text)
+        folds = [rows for rows in seen if len(rows) == 80][:5]
+        counts = sum((image[:, None] == rows[None]).all(axis=2).sum(axis=1) for rows in folds)
+        assert (counts == 4).all()  # each pair is held out once
+
+    def test_is_saved(self, base, own, pairs, tmp_path):
+        aligner = extend(base, own, own_share=0.3)
+        aligner.save_pretrained(tmp_path / "model")
+        restored = APEAligner.from_pretrained(tmp_path / "model")
+        assert restored.own_share_ == aligner.own_share_ == pytest.approx(0.3)
+        np.testing.assert_array_equal(
+            restored.transform_text(pairs.text), aligner.transform_text(pairs.text)
+        )
 
 
 def test_caption_of_several_images_is_one_anchor(base, own):
     image, text = own
     repeated = np.repeat(text[:50], 2, axis=0)
-    aligner = APEAligner(init=base).fit(image, repeated)
+    aligner = extend(base, (image, repeated), own_share=0)
     assert len(aligner.module_.text_head.correction.anchors) == 50
 
 
@@ -126,7 +185,7 @@ def test_trained_aligner_can_be_extended(own, pairs):
 
 def test_extension_of_a_wide_kernel_is_narrow(own, pairs, base):
     wide = KernelAligner(gamma=base.gamma_ / 4).fit(pairs.image[:400], pairs.text[:400])
-    aligner = APEAligner(init=wide).fit(*own)
+    aligner = extend(wide, own, own_share=0)
     correction = aligner.module_.text_head.correction
     assert float(correction.gamma) == pytest.approx(base.gamma_, rel=1e-3)
 
@@ -159,6 +218,11 @@ def test_frozen_base_survives_clones(base, own):
     [
         ({"init_params": {"weight": 0}}, r"init_params\['weight'\] must be a number"),
         ({"init_params": {"center": 1}}, r"init_params\['center'\] must be True or False"),
+        ({"init_params": {"own_share": 1.1}}, "own_share.* must be a number in"),
+        (
+            {"init_params": {"own_share": "all"}},
+            r"init_params\['own_share'\], if not 'auto', must",
+        ),
         ({"init_params": {"share": 1}}, "init_params has the unknown key 'share'"),
         ({"init": "start"}, "init='start' is not the name .*'starter', a fitted"),
     ],
