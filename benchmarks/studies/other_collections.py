@@ -10,10 +10,11 @@ each unpacked into a folder of that name. Labels are those of the folders and ca
 words, or a word of the file's name for textures.
 
 Prints the accuracy with a few labelled images per class and of `predict_together`, as
-`benchmarks.few_labels` does, and recall@1 on the images whose captions are not among the own
-pairs, of the starter model, of a `KernelAligner` of the own pairs, and of the extended model. The
-last table has the effect of ``min_score="auto"`` on searches by captions of the collection,
-and by those of another collection that have no word in common with it.
+`benchmarks.few_labels` does. Recall@1 and the accuracy of classification by names on the images
+whose captions are not among the own pairs follow, of the starter model, of a `KernelAligner` of
+the own pairs, and of the extended model. The last table has the effect of ``min_score="auto"`` on
+searches by captions of the collection, and by those of another collection that have no word in
+common with it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sklearn_ape import APEAligner, CrossModalRetriever, KernelAligner
+from sklearn_ape import APEAligner, CrossModalRetriever, KernelAligner, ZeroShotClassifier
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home
 
@@ -273,13 +274,16 @@ def encode(encoder: Any, items: list[Item]) -> Collection:
 
 
 def print_extensions(aligner: APEAligner, collections: dict[str, Collection], n: int) -> None:
-    """Print the mean recall@1 of both directions, by the number of own pairs."""
-    print("\n| data | own pairs | starter model | own pairs alone | extended |")
-    print("|---|---|---|---|---|")
-    for name, (features, _, captions) in collections.items():
+    """Print the mean recall@1 of both directions, and the accuracy of classification by names.
+
+    Both are those of images whose captions are not among the own pairs.
+    """
+    tables: dict[str, list[str]] = {"recall@1": [], "accuracy": []}
+    for name, (features, labels, captions) in collections.items():
+        names = np.unique(select_classes(features, labels)[1])
         most = int(MAX_OWN_SHARE * len(captions))
         for n_own in sorted({min(n_pairs, most) for n_pairs in N_OWN_PAIRS}):
-            recalls = []
+            values = []
             for draw in range(n):
                 order = np.random.default_rng(draw).permutation(len(captions))
                 own = features[order[:n_own]], [captions[row] for row in order[:n_own]]
@@ -289,9 +293,18 @@ def print_extensions(aligner: APEAligner, collections: dict[str, Collection], n:
                 own_alone = KernelAligner(text_encoder=aligner.text_encoder_).fit(*own)
                 aligners = aligner, own_alone, APEAligner(init=aligner).fit(*own)
                 reports = [one.retrieval_report(*test, ks=(1,)) for one in aligners]
-                recalls.append([[100 * recall[1] for recall in r.values()] for r in reports])
-            cells = [f"{value:.1f}" for value in np.mean(recalls, axis=(0, 2))]
-            print(f"| {name} | {n_own} | {' | '.join(cells)} |", flush=True)
+                recalls = [np.mean([recall[1] for recall in r.values()]) for r in reports]
+                rows = [row for row in rows if labels[row] in names]
+                labelled = features[rows], [labels[row] for row in rows]
+                classifiers = (ZeroShotClassifier(names, aligner=one) for one in aligners)
+                scores = [classifier.score(*labelled) for classifier in classifiers]
+                values.append([recalls, scores])
+            for rows_of_table, means in zip(tables.values(), np.mean(values, axis=0), strict=True):
+                cells = " | ".join(f"{100 * mean:.1f}" for mean in means)
+                rows_of_table.append(f"| {name} | {n_own} | {cells} |")
+    for metric, rows_of_table in tables.items():
+        print(f"\n| {metric} | own pairs | starter model | own pairs alone | extended |")
+        print("|---|---|---|---|---|", *rows_of_table, sep="\n", flush=True)
 
 
 def print_searches(aligner: APEAligner, collections: dict[str, Collection]) -> None:
