@@ -28,9 +28,11 @@ from .wrapper import unwrap_aligner
 # a scale of 0, all shares have the loss of a guess, so that none is better if pairs do not match.
 _OWN_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 _LOGIT_SCALES = (0.0, *1.5 ** np.arange(12))
+
+# With 25 pairs, the share with the least loss lowered recall@1 by up to 2 points.
 _MIN_GROUPS = 50
 
-# Folds by cross-validation, until this number of pairs has been held out.
+# Number of folds of the cross-validation, which ends after this number of held-out pairs.
 _N_FOLDS = 5
 _MAX_HELD_OUT = 1000
 

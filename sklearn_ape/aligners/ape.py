@@ -77,8 +77,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
         - ``"weight"``: weight of a pair; the larger it is, the closer the pairs are fitted, 0.1;
         - ``"center"``: whether the mean of the image embeddings is subtracted, True;
-        - ``"own_share"``: share in the cosines of a `KernelAligner` of the pairs alone, from 0 to
-          1, or ``"auto"``: the share is chosen on held-out pairs, and is 0 with few pairs.
+        - ``"own_share"``: share of a `KernelAligner` of the pairs alone in the cosines, from 0 to
+          1. ``"auto"``, the default, chooses it on held-out pairs, and 0 with few pairs.
     head : str, default="mlp"
         Kind of head, one of `sklearn_ape.heads.HEAD_KINDS`. `sklearn_ape.heads.make_head`
         describes the kinds, and the meaning of `depth` and `width` for each.
