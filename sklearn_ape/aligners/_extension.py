@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,8 +104,9 @@ def _are_same_model(encoder: Any, expected: Any) -> bool:
     return repr(encoder) == repr(expected)
 
 
-class Extension(NamedTuple):
-    """Extension of the fitted aligner `base` by further pairs.
+@dataclass
+class Extension:
+    """Extension of the fitted aligner `base` by pairs of `data`.
 
     `weight` is the weight of a pair. With `center`, the mean of the image embeddings is
     subtracted: images of one kind, such as line drawings, have a direction in common that does not
@@ -112,32 +114,41 @@ class Extension(NamedTuple):
     """
 
     base: Any
+    data: PairDataset
     weight: float
     center: bool
     device: torch.device
     verbose: int | None
 
-    def fit(self, data: PairDataset, own_share: float) -> TwoTower:
+    def __post_init__(self) -> None:
+        _check_sizes(self.base.module_, self.data)
+        self._image, self._text = embed_pairs(self.base.module_, self.data)
+        self._mean_image = np.zeros_like(self._image[0])
+        if self.center:
+            self._mean_image = self._image[: self.data.n_images].mean(axis=0)
+
+    def fit(self, pairs: np.ndarray, own_share: float) -> TwoTower:
         """Return the corrected base, concatenated with heads that are fitted to the pairs alone.
 
         `own_share` is the share of these own heads in the cosines.
         """
         if own_share == 0:
-            return self._correct_base(data)
-        base, own = self._correct_base(data), self._fit_own_heads(data)
+            return self._correct_base(pairs)
+        base, own = self._correct_base(pairs), self._fit_own_heads(pairs)
         return TwoTower(
             ConcatenatedHead(base.image_head, own.image_head, own_share),
             ConcatenatedHead(base.text_head, own.text_head, own_share),
         ).eval()
 
-    def choose_own_share(self, data: PairDataset) -> float:
+    def choose_own_share(self) -> float:
         """Return the least share whose InfoNCE loss on held-out pairs is near the best one.
 
         It differs from the best one by at most a standard error. With few pairs the loss is
         imprecise, and with fewer than 50 groups of pairs the share is 0.
         """
-        groups = group_pairs(data.pairs)
-        rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # images rather than prototypes
+        pairs = self.data.pairs
+        groups = group_pairs(pairs)
+        rows = np.flatnonzero(pairs[:, 0] < self.data.n_images)  # images rather than prototypes
         if len(np.unique(groups[rows])) < _MIN_GROUPS:
             return 0.0
         losses: list[np.ndarray] = []
@@ -147,26 +158,23 @@ class Extension(NamedTuple):
         ) as bar:
             for _, valid in GroupKFold(_N_FOLDS).split(rows, groups=groups[rows]):
                 train = np.flatnonzero(~np.isin(groups, groups[rows[valid]]))
-                losses.append(self._measure_losses(data, train, rows[valid]))
+                losses.append(self._measure_losses(pairs[train], rows[valid]))
                 bar.update()
                 n_held_out += losses[-1].shape[2]
                 if n_held_out >= _MAX_HELD_OUT:
                     break
         return _choose_least(np.concatenate(losses, axis=2))
 
-    def _measure_losses(
-        self, data: PairDataset, train: np.ndarray, valid: np.ndarray
-    ) -> np.ndarray:
-        """Fit to the pairs `train`, and return the losses of the pairs `valid`."""
-        part = subset(data, train)
-        held_out = subset(data, valid[choose_evenly_spaced(len(valid), _MAX_HELD_OUT)])
+    def _measure_losses(self, train: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Fit to the pairs `train`, and return the losses of the rows `valid` of the pairs."""
+        held_out = subset(self.data, valid[choose_evenly_spaced(len(valid), _MAX_HELD_OUT)])
         cosines = []
-        for heads in (self._correct_base(part), self._fit_own_heads(part)):
+        for heads in (self._correct_base(train), self._fit_own_heads(train)):
             image, text = embed_pairs(heads, held_out)
             cosines.append(torch.from_numpy(image @ text.T))
         return _compute_losses(cosines, held_out.pairs)
 
-    def _correct_base(self, data: PairDataset) -> TwoTower:
+    def _correct_base(self, pairs: np.ndarray) -> TwoTower:
         """Return the heads of the base with a correction that the pairs determine.
 
         The embedding of a text is ``scale * b(t) + k(t, texts) @ coefficients``, where b is the
@@ -174,18 +182,14 @@ class Extension(NamedTuple):
         the embeddings of the images.
         """
         module = self.base.module_
-        _check_sizes(module, data)
-        image, text = embed_pairs(module, data)
-        images = image[: data.n_images]
-        mean_image = images.mean(axis=0) if self.center else np.zeros_like(image[0])
         # A text of several images is one row with their mean, as in KernelAligner.
-        texts, rows, counts = np.unique(data.pairs[:, 1], return_inverse=True, return_counts=True)
-        targets = sum_by_group(image[data.pairs[:, 0]] - mean_image, rows) / counts[:, None]
-        predictions = text[texts]
+        texts, rows, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
+        targets = sum_by_group(self._image[pairs[:, 0]] - self._mean_image, rows) / counts[:, None]
+        predictions = self._text[texts]
         # Least squares: the embeddings of the base have unit norm, and their length is not
         # predicted.
         scale = max(0.0, float(counts @ (predictions * targets).sum(axis=1) / counts.sum()))
-        anchors = normalize_rows(np.asarray(data.text[texts]))
+        anchors = normalize_rows(np.asarray(self.data.text[texts]))
         is_nonzero = anchors.any(axis=1)
         gamma = _find_gamma(module, anchors, counts)
         correction = None
@@ -200,12 +204,13 @@ class Extension(NamedTuple):
             ).coefficients
             correction = KernelMap(anchors[is_nonzero], coefficients, gamma)
         return TwoTower(
-            ExtendedHead(module.image_head, 1.0, -mean_image),
-            ExtendedHead(module.text_head, scale, np.zeros_like(mean_image), correction),
+            ExtendedHead(module.image_head, 1.0, -self._mean_image),
+            ExtendedHead(module.text_head, scale, np.zeros_like(self._mean_image), correction),
         ).eval()
 
-    def _fit_own_heads(self, data: PairDataset) -> TwoTower:
+    def _fit_own_heads(self, pairs: np.ndarray) -> TwoTower:
         """Return the heads of a `KernelAligner` of the pairs."""
+        data = replace(self.data, pairs=pairs)
         targets = Targets(data, whiten_images(data, WHITENING, None))
         return make_kernel_maps(
             targets,

@@ -356,14 +356,16 @@ class APEAligner(HeadsMixin, TrainedAligner):
             if y is not None and holds_texts(as_sequence(y)):
                 self.text_encoder_ = choose_encoder(self.text_encoder, base, "text")
             data = self._fit_pairs(X, y)
-            extension = Extension(base, **options, device=self.device_, verbose=self.verbose)
+            extension = Extension(base, data, **options, device=self.device_, verbose=self.verbose)
             if own_share == "auto":
-                own_share = extension.choose_own_share(data)
+                own_share = extension.choose_own_share()
             max_scale = self._resolve_dicts("loss_params")["max_logit_scale"]
             self._set_module(
-                extension.fit(data, own_share),
+                extension.fit(data.pairs, own_share),
                 fit_held_out_logit_scale(
-                    data, lambda pairs: make_embedders(extension.fit(pairs, own_share)), max_scale
+                    data,
+                    lambda part: make_embedders(extension.fit(part.pairs, own_share)),
+                    max_scale,
                 ),
             )
             self.history_, self.n_epochs_, self.best_epoch_ = [], 0, 0
