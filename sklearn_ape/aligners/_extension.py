@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..utils.linalg import choose_evenly_spaced, normalize_rows, sum_by_group
 from ..utils.messages import make_progress_bar, warn
 from ..utils.sklearn_compat import unfreeze
 from ._closed_form import RIDGE, WHITENING, Targets, whiten_images
-from ._kernel_maps import make_kernel_maps, scale_gamma
+from ._kernel_maps import choose_smoothness, make_kernel_maps, scale_gamma
 from ._kernel_ridge import count_fitting_anchors, solve_kernel_ridge
 from .wrapper import unwrap_aligner
 
@@ -211,16 +212,16 @@ class Extension:
     def _fit_own_heads(self, pairs: np.ndarray) -> TwoTower:
         """Return the heads of a `KernelAligner` of the pairs."""
         data = replace(self.data, pairs=pairs)
-        targets = Targets(data, whiten_images(data, WHITENING, None))
-        return make_kernel_maps(
-            targets,
-            gamma="scale",
-            ridge=RIDGE,
+        image_map = whiten_images(data, WHITENING, None)
+        solve = partial(
+            make_kernel_maps,
             seed=0,
             device=self.device,
             max_texts=count_fitting_anchors(self.device),
             verbose=self.verbose,
-        ).make_module()
+        )
+        smoothness = choose_smoothness(data, image_map, RIDGE, 0, solve)
+        return solve(Targets(data, image_map), **smoothness).make_module()
 
 
 def _compute_losses(cosines: list[torch.Tensor], pairs: np.ndarray) -> np.ndarray:

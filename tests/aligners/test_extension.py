@@ -15,6 +15,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
+from sklearn_ape.aligners import _kernel_maps
 from sklearn_ape.aligners._extension import Extension, choose_encoder
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
@@ -116,6 +117,14 @@ class TestOwnShare:
         for share in (0.3, 1.0):
             mixed = extend(base, own, own_share=share).similarity(*test)
             np.testing.assert_allclose(mixed, (1 - share) * without + share * alone, atol=1e-5)
+
+    def test_own_heads_have_the_better_kernel(self, base, own, monkeypatch):
+        """With 5,000 pairs, a KernelAligner compares two kernels."""
+        monkeypatch.setattr(_kernel_maps, "_N_COMPARED_PAIRS", 100)
+        monkeypatch.setattr(_kernel_maps, "_MIN_RELATIVE_GAIN", -1)  # the wide kernel always wins
+        own_head = extend(base, own, own_share=0.3).module_.text_head.second
+        narrow = KernelAligner(gamma="scale").fit(*own)
+        assert float(own_head.base.gamma) == pytest.approx(narrow.gamma_ / 4, rel=0.2)
 
     def test_is_above_zero_if_the_base_was_fitted_to_noise(self, own, pairs):
         """An extension must not be worse than the own pairs alone."""
