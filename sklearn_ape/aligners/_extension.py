@@ -144,8 +144,8 @@ class Extension:
     def choose_own_share(self) -> float:
         """Return the least share whose InfoNCE loss on held-out pairs is near the best one.
 
-        It differs from the best one by at most a standard error. With few pairs the loss is
-        imprecise, and with fewer than 50 groups of pairs the share is 0.
+        The losses differ by at most a standard error: with few pairs they are imprecise. With
+        fewer than 50 groups of pairs, the share is 0.
         """
         pairs = self.data.pairs
         groups = group_pairs(pairs)
@@ -164,7 +164,7 @@ class Extension:
                 n_held_out += losses[-1].shape[2]
                 if n_held_out >= _MAX_HELD_OUT:
                     break
-        return _choose_least(np.concatenate(losses, axis=2))
+        return _choose_share(np.concatenate(losses, axis=2))
 
     def _measure_losses(self, train: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Fit to the pairs `train`, and return the losses of the rows `valid` of the pairs."""
@@ -240,7 +240,7 @@ def _compute_losses(cosines: list[torch.Tensor], pairs: np.ndarray) -> np.ndarra
     return losses
 
 
-def _choose_least(losses: np.ndarray) -> float:
+def _choose_share(losses: np.ndarray) -> float:
     """Return the least share whose mean loss exceeds the least one by at most a standard error."""
     best_scales = losses.mean(axis=2).argmin(axis=1)
     losses = losses[np.arange(len(losses)), best_scales]

@@ -105,10 +105,14 @@ class TestMaps:
     def test_mean_is_the_cosine(self, captioned_images, image_encoder, text_encoder):
         images, captions = captioned_images.images[:20], captioned_images.captions[:20]
         texts = ["a cat", "food", "a train"]
-        extended = APEAligner(init="starter").fit(images, captions)
+        extended, concatenated = (
+            APEAligner(init="starter", init_params={"own_share": share}).fit(images, captions)
+            for share in (0, 0.4)
+        )
         aligner = KernelAligner(text_encoder=text_encoder)
         pipeline = make_pipeline(image_encoder, aligner).fit(images, captions)
-        cases = [(load_starter(),) * 2, (extended,) * 2, (pipeline, pipeline[-1])]
+        aligners = load_starter(), extended, concatenated
+        cases = [*zip(aligners, aligners, strict=True), (pipeline, pipeline[-1])]
         for estimator, aligner in cases:
             maps, _ = compute_similarity_maps(estimator, images[:4], texts)
             expected = estimator.transform(images[:4]) @ aligner.transform_text(texts).T
