@@ -163,8 +163,7 @@ def run_demo(
         aligner = APEAligner(text_encoder=text_encoder, init="starter")
         model = make_pipeline(image_encoder, aligner).fit(train.images, train.captions)
     with stage("train on fewer images"):
-        encoders = {"image_encoder": image_encoder, "text_encoder": text_encoder}
-        curve = _measure_curve(train, held_out, encoders, random_state)
+        curve = _measure_curve(model, train, held_out, random_state)
     with stage("evaluate"):
         features = image_encoder.transform(held_out.images)
         groups = group_images(held_out.images)  # a few images occur twice, with two names
@@ -197,26 +196,36 @@ def run_demo(
 
 
 def _measure_curve(
-    train: Bunch, held_out: Bunch, encoders: dict[str, Any], random_state: int
+    model: Pipeline,
+    train: Bunch,
+    held_out: Bunch,
+    random_state: int,
 ) -> list[CurvePoint]:
-    """Measure the recall on held-out pairs after training on different numbers of pairs."""
+    """Measure the recall on held-out pairs after training on different numbers of pairs.
+
+    `model` was trained on all of them.
+    """
+    image_encoder, text_encoder = model[0], model[-1].text_encoder_
+    train_features, features = (image_encoder.transform(d.images) for d in (train, held_out))
+    groups = group_images(held_out.images)  # a few images occur twice, with two names
 
     def score(aligner: Any) -> float:
-        return aligner.score(held_out.images, held_out.captions)
+        return aligner.score(features, held_out.captions, groups=groups)
 
     starter = deepcopy(load_starter())
-    starter.image_encoder_, starter.text_encoder_ = encoders.values()  # which have a cache
+    starter.image_encoder_, starter.text_encoder_ = None, text_encoder  # which has a cache
     chance = 1 / len(held_out.images)
     curve = [CurvePoint(0, score(starter), chance)]
     n_train = len(train.images)
     order = np.random.default_rng(random_state).permutation(n_train)
     for n_pairs in (*_N_PAIRS_SHOWN, n_train):
-        pairs = _select_rows(train, order[:n_pairs])
-        scores = [
-            score(aligner.fit(pairs.images, pairs.captions))
-            for aligner in (APEAligner(init="starter", **encoders), KernelAligner(**encoders))
-        ]
-        curve.append(CurvePoint(n_pairs, *scores))
+        rows = order[:n_pairs]
+        pairs = train_features[rows], [train.captions[row] for row in rows]
+        extended = model[-1]
+        if n_pairs < n_train:
+            extended = APEAligner(text_encoder=text_encoder, init="starter").fit(*pairs)
+        alone = KernelAligner(text_encoder=text_encoder).fit(*pairs)
+        curve.append(CurvePoint(n_pairs, score(extended), score(alone)))
     return curve
 
 
