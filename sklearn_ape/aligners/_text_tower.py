@@ -15,7 +15,7 @@ from torch import nn
 from ..devices import default_state
 from ..encoders import TransformersTextEncoder
 from ..encoders.resolve import resolve_encoder
-from ..encoders.text_encoder import TOKENIZING, TextPreparation
+from ..encoders.text_encoder import TextPreparation, use_tokenizers
 from ..encoders.weights import Network, raise_for_random_weights
 from ..heads import LinearHead, Standardize, get_head_state, restore_head
 from ..persistence.mixins import FittedState
@@ -105,7 +105,7 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
         """Return tokens, int32 of shape (n_texts, longest), padded with -1."""
-        with TOKENIZING:
+        with use_tokenizers():
             token_ids = self.pipeline.tokenize(
                 self.pipeline.preparation(texts),
                 truncation=True,

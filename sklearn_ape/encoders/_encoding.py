@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..devices import default_state
 from ..features.cache import FeatureCache, iter_blocks, open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
-from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
+from ..utils.concurrency import ForkSafeLock, LRUCache, delay_forks, map_threaded
 from ..utils.messages import escape_controls, make_progress_bar
 from ..utils.validation import check_choice, check_integer
 from ._engine import Engine
@@ -259,7 +259,8 @@ def compute_features(
 ) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
     """Return the finite features of a batch by key, and an error for every other item."""
     computed, failures = {}, {}
-    features = engine(tensors)
+    with delay_forks:
+        features = engine(tensors)
     if features.ndim != 2:
         raise ValueError(
             f"The network returns features of shape {features.shape[1:]} per item, not one "

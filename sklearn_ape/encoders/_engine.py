@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from ..devices import has_fast_bfloat16
-from ..utils.concurrency import MAX_FORK_WAIT_S, at_fork, never_destroy
+from ..utils.concurrency import at_fork, never_destroy
 
 ENGINES = ("auto", "torch", "onnx", "openvino")
 _PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
@@ -296,7 +295,7 @@ class OnnxEngine:
 
 
 OPENVINO_FILE = "model.xml"
-# All engines of the process, whose requests must end before a fork.
+# All engines of the process, which a forked child must not destroy.
 _engines: WeakSet[OpenVINOEngine] = WeakSet()
 
 
@@ -323,22 +322,20 @@ class OpenVINOEngine:
                     "INFERENCE_PRECISION_HINT": _HINTS[workload.dtype],
                 },
             )
-            self.n_requests = workload.n_threads
-            self.requests: SimpleQueue[Any] = SimpleQueue()
-            for _ in range(self.n_requests):
-                self.requests.put(compiled.create_infer_request())
+            self._requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(workload.n_threads):
+                self._requests.put(compiled.create_infer_request())
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the network: {error}") from error
-        self.held_requests: list[Any] = []
         _engines.add(self)
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        request = self.requests.get()
+        request = self._requests.get()
         try:
             arrays = [np.ascontiguousarray(x.numpy()) for x in inputs]
             return np.array(request.infer(arrays, share_inputs=True)[0], dtype=np.float32)
         finally:
-            self.requests.put(request)
+            self._requests.put(request)
 
 
 def _round_depthwise_weights(model: Any) -> None:
@@ -401,23 +398,6 @@ def _get_core() -> Any:
     return core
 
 
-def _wait_for_requests() -> None:
-    """Take the inference requests of all engines, so that none computes during a fork."""
-    deadline = time.monotonic() + MAX_FORK_WAIT_S
-    for engine in list(_engines):
-        with suppress(Empty):
-            while len(engine.held_requests) < engine.n_requests:
-                engine.held_requests.append(
-                    engine.requests.get(timeout=max(0, deadline - time.monotonic()))
-                )
-
-
-def _return_requests() -> None:
-    for engine in list(_engines):
-        while engine.held_requests:
-            engine.requests.put(engine.held_requests.pop())
-
-
 def _abandon_engines() -> None:
     # The threads of engines and core do not exist in a child process, and their destructors would
     # wait for them forever. The child compiles its own engines.
@@ -429,6 +409,4 @@ def _abandon_engines() -> None:
         _get_core.cache_clear()
 
 
-at_fork(
-    before=_wait_for_requests, after_in_parent=_return_requests, after_in_child=_abandon_engines
-)
+at_fork(after_in_child=_abandon_engines)

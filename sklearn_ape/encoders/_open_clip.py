@@ -13,7 +13,7 @@ import torch
 from ..features import FeatureCache
 from .base import FrozenEncoder
 from .image_encoder import ImageEncoder, Preprocessing
-from .text_encoder import TOKENIZING, TextEncoder
+from .text_encoder import TextEncoder, use_tokenizers
 from .weights import (
     Network,
     digest_folder,
@@ -241,7 +241,7 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         return _Tower(network.model, "encode_text")
 
     def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
-        with TOKENIZING:
+        with use_tokenizers():
             return (network.prepare["text"](batch),)
 
 

@@ -16,7 +16,6 @@ from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, make_uncropped_options, pool_patches
 from .text_encoder import (
     PADDING_TOLERANCE,
-    TOKENIZING,
     SentenceFilesEncoder,
     TextEncoder,
     TextPreparation,
@@ -24,6 +23,7 @@ from .text_encoder import (
     parse_pooling,
     pool_tokens,
     read_preparation,
+    use_tokenizers,
 )
 from .weights import (
     Network,
@@ -271,7 +271,7 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
 
     def _tokenize(self, pipeline: _TextPipeline, texts: list[Any], **options: Any) -> Any:
         max_length = self.max_length or pipeline.max_length
-        with TOKENIZING:
+        with use_tokenizers():
             texts = pipeline.preparation(texts)
             return pipeline.tokenize(texts, truncation=True, max_length=max_length, **options)
 

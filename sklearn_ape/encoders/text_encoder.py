@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from sklearn.utils import Tags
 
-from ..utils.concurrency import ForkSafeLock, LRUCache
+from ..utils.concurrency import ForkSafeLock, LRUCache, delay_forks
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import is_invisible, warn
 from ..utils.validation import format_list, is_missing
@@ -113,9 +115,14 @@ def pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.T
     return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
 
 
-# Fast tokenizers are not thread-safe. They also have an internal lock, which would stay locked in
-# the child if the process forked during tokenization.
-TOKENIZING = ForkSafeLock(guards_library=True)
+_tokenizer_lock = ForkSafeLock()
+
+
+@contextmanager
+def use_tokenizers() -> Iterator[None]:
+    """Return a context in which one thread uses tokenizers: fast ones are not thread-safe."""
+    with _tokenizer_lock, delay_forks:
+        yield
 
 
 class SentenceFilesEncoder(FrozenEncoder):

@@ -5,18 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
-# Seconds that a fork waits for a library that another thread is using, usually for one batch.
-MAX_FORK_WAIT_S = 5.0
+# Seconds that a fork waits for libraries that other threads are using, usually for one batch.
+_MAX_FORK_WAIT_S = 5.0
 
 _all_locks: WeakSet[ForkSafeLock] = WeakSet()
-# Library locks that the current thread holds during a fork. Several threads may fork at once.
-_held_during_fork = threading.local()
 
 
 class ForkSafeLock:
@@ -24,17 +23,13 @@ class ForkSafeLock:
 
     `os.fork` copies the state of every lock but only the thread that forks. A lock held by
     another thread would never be released in the child, so each child gets new locks.
-
-    A library with internal locks, which cannot be replaced in the child, is guarded by a lock with
-    `guards_library`. A fork then waits until the lock is free, so hold it for a short time only.
     """
 
-    def __init__(self, guards_library: bool = False) -> None:
+    def __init__(self) -> None:
         self._lock = threading.RLock()
         # The locks that the current thread has acquired: after a fork inside the `with` block the
         # child must release the parent's lock, not the new one.
         self._acquired = threading.local()
-        self._guards_library = guards_library
         _all_locks.add(self)
 
     def __enter__(self) -> None:
@@ -52,6 +47,60 @@ def at_fork(**functions: Callable[[], object]) -> None:
         os.register_at_fork(**functions)
 
 
+class _ForkDelay:
+    """Context that a fork waits for, and in which any number of threads may be at once.
+
+    Libraries have locks of their own, which cannot be replaced in the child as those of
+    `ForkSafeLock`: the memory allocator of MKL, for example, locks each time torch multiplies
+    matrices. Stay in the context for a short time only.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self._changed = threading.Condition()
+        self._n_inside = self._n_forks = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            # Threads that enter again and again would delay a fork forever.
+            self._changed.wait_for(lambda: not self._n_forks)
+            self._n_inside += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._changed:
+            self._n_inside -= 1
+            self._changed.notify_all()
+
+    def wait_until_empty(self) -> None:
+        with self._changed:
+            self._n_forks += 1
+            self._changed.wait_for(lambda: not self._n_inside, _MAX_FORK_WAIT_S)
+
+    def reopen(self) -> None:
+        with self._changed:
+            self._n_forks -= 1
+            self._changed.notify_all()
+
+
+# Only one, so that a fork waits once for all libraries.
+delay_forks = _ForkDelay()
+
+
+def _renew_locks() -> None:
+    for lock in list(_all_locks):
+        lock._lock = threading.RLock()
+    delay_forks.renew()
+
+
+at_fork(
+    before=delay_forks.wait_until_empty,
+    after_in_parent=delay_forks.reopen,
+    after_in_child=_renew_locks,
+)
+
+
 def never_destroy(value: Any) -> None:
     """Keep an object alive until the process ends, so that its destructor never runs.
 
@@ -60,26 +109,6 @@ def never_destroy(value: Any) -> None:
     enough, as the interpreter drops it before it exits.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
-
-
-def _wait_for_libraries() -> None:
-    locks = [lock._lock for lock in list(_all_locks) if lock._guards_library]
-    _held_during_fork.locks = [lock for lock in locks if lock.acquire(timeout=MAX_FORK_WAIT_S)]
-
-
-def _release_libraries() -> None:
-    while _held_during_fork.locks:
-        _held_during_fork.locks.pop().release()
-
-
-def _renew_locks() -> None:
-    for lock in list(_all_locks):
-        lock._lock = threading.RLock()
-
-
-at_fork(
-    before=_wait_for_libraries, after_in_parent=_release_libraries, after_in_child=_renew_locks
-)
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -183,19 +212,38 @@ def map_threaded(
     # takes milliseconds.
     openmp = ThreadpoolController().select(user_api="openmp")
 
-    def limit_threads() -> None:
+    thread_ids: list[int] = []
+
+    def start_thread() -> None:
+        thread_ids.append(threading.get_native_id())
         torch.get_num_threads()  # torch sets the number itself at the first call in a thread
         openmp.limit(limits=1)  # OpenMP keeps it per thread: other threads are not affected
 
-    with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=limit_threads) as pool:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) >= n_threads + _N_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=start_thread)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= n_threads + _N_AHEAD:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
+        with delay_forks:
+            pool.shutdown()
+            _wait_until_threads_end(thread_ids)
+
+
+def _wait_until_threads_end(thread_ids: list[int]) -> None:
+    """Wait for the system to end threads that have been joined, on Linux.
+
+    Before their end, MKL gives their memory back under a lock.
+    """
+    deadline = time.monotonic() + 1  # another thread may have got the same number
+    while any(os.path.exists(f"/proc/self/task/{thread_id}") for thread_id in thread_ids):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1e-4)

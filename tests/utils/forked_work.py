@@ -84,7 +84,7 @@ class SlowCache:
 def encode_while_locked():
     """Encode and train in a child while another thread of the parent holds all locks."""
     from sklearn_ape import APEAligner
-    from sklearn_ape.encoders.text_encoder import TOKENIZING
+    from sklearn_ape.encoders.text_encoder import _tokenizer_lock
     from sklearn_ape.utils.concurrency import _all_locks
 
     expected = encoder().transform(TEXTS)
@@ -111,7 +111,7 @@ def encode_while_locked():
     (encoder_lock,) = encoder_locks.values()
     threading.Thread(target=hold, daemon=True).start()
     is_held.wait()
-    assert TOKENIZING in _all_locks
+    assert _tokenizer_lock in _all_locks
 
     def compute():
         assert_close(encoder().transform(TEXTS), expected)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sklearn_ape.utils.concurrency import ForkSafeLock, map_threaded
+from sklearn_ape.utils.concurrency import ForkSafeLock, delay_forks, map_threaded
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 SCRIPT = Path(__file__).with_name("forked_work.py")
@@ -99,27 +99,47 @@ class TestForkSafeLock:
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
 
+
+@needs_fork
+class TestDelayForks:
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-    def test_fork_waits_for_lock_that_guards_a_library(self):
-        lock = ForkSafeLock(guards_library=True)
-        acquired, is_released = threading.Event(), []
+    def test_fork_waits_for_threads_inside_and_holds_up_others(self):
+        """Threads that enter again and again do not delay a fork forever."""
+        n_inside, is_stopped = [0, 0], threading.Event()
 
-        def hold():
-            with lock:
-                acquired.set()
-                time.sleep(0.3)
-                is_released.append(True)
+        def work(number):
+            while not is_stopped.is_set():
+                with delay_forks:
+                    n_inside[number] = 1
+                    time.sleep(0.05)
+                    n_inside[number] = 0
 
-        thread = threading.Thread(target=hold)
+        threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+        start = time.monotonic()
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                with delay_forks:
+                    os._exit(sum(n_inside))
+            assert os.waitpid(child, 0)[1] == 0
+        assert time.monotonic() - start < 5
+        is_stopped.set()
+        for thread in threads:
+            thread.join(10)
+
+    def test_several_threads_can_be_inside(self):
+        both = threading.Barrier(2, timeout=10)
+
+        def work():
+            with delay_forks:
+                both.wait()
+
+        thread = threading.Thread(target=work)
         thread.start()
-        acquired.wait(10)
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if is_released else 1)
-        assert os.waitpid(child, 0)[1] == 0
+        work()
         thread.join(10)
-        with lock:
-            pass
 
 
 def test_map_threaded_keeps_order():
@@ -167,6 +187,17 @@ def test_interrupt_ends_threads():
     with pytest.raises(KeyboardInterrupt):
         results.throw(KeyboardInterrupt)
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="this system does not list threads"
+)
+def test_threads_of_map_threaded_end_before_it_returns():
+    """A child would wait for locks that a thread holds at its end, after Python joined it."""
+    for _ in range(100):
+        before = set(os.listdir("/proc/self/task"))
+        list(map_threaded(lambda _: torch.ones(300, 300) @ torch.ones(300, 300), range(2), 2))
+        assert set(os.listdir("/proc/self/task")) <= before
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
