@@ -82,7 +82,10 @@ class SlowCache:
 
 
 def encode_while_locked():
-    """Encode and train in a child while another thread of the parent holds all locks."""
+    """Encode and train in a child while another thread of the parent holds all locks.
+
+    This must be the last case of a process, since it ends it.
+    """
     from sklearn_ape import APEAligner
     from sklearn_ape.encoders.text_encoder import _tokenizer_lock
     from sklearn_ape.utils.concurrency import _all_locks
@@ -123,7 +126,10 @@ def encode_while_locked():
 
 
 def encode_while_encoding(engine):
-    """Encode in a child that is forked while another thread uses tokenizers and engines."""
+    """Encode in a child that is forked while another thread uses tokenizers and engines.
+
+    This must be the last case of a process, since it ends it.
+    """
     expected = encoder(engine=engine).transform(TEXTS)
 
     def encode_repeatedly():
@@ -175,13 +181,12 @@ def encode_in_pool():
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    case, *arguments = sys.argv[1:]
-    {
-        "encode": encode,
-        "locked": encode_while_locked,
-        "trained": train_in_fork,
-        "busy": encode_while_encoding,
-        "pool": encode_in_pool,
-    }[case](*arguments)
-    print("done")
-    sys.stdout.flush()
+    engine, *cases = sys.argv[1:]
+    for case in cases:
+        {
+            "encode": lambda: encode(engine),
+            "pool": encode_in_pool,
+            "train": train_in_fork,
+            "encode_while_encoding": lambda: encode_while_encoding(engine),
+            "encode_while_locked": encode_while_locked,
+        }[case]()

@@ -31,38 +31,26 @@ def run(*arguments):
 
 @pytest.mark.exhaustive
 @needs_fork
-@pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
-def test_forked_child_of_process_that_has_encoded_can_encode(engine):
+@pytest.mark.parametrize(
+    ("engine", "cases"),
+    {
+        "torch": ["encode", "pool", "train", "encode_while_encoding"],
+        "onnx": ["encode"],
+        "openvino": ["encode", "encode_while_encoding"],
+    }.items(),
+    ids=["torch", "onnx", "openvino"],
+)
+def test_forked_child_can_encode_and_train(engine, cases):
+    """The cases of an engine share a process, which loads it only once."""
     if engine != "torch":
         pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
-    run("encode", engine)
+    run(engine, *cases)
 
 
 @pytest.mark.exhaustive
 @needs_fork
 def test_forked_child_can_work_while_parent_holds_all_locks():
-    run("locked")
-
-
-@pytest.mark.exhaustive
-@needs_fork
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_forked_child_can_encode_while_parent_encodes(engine):
-    if engine != "torch":
-        pytest.importorskip(engine)
-    run("busy", engine)
-
-
-@pytest.mark.exhaustive
-@needs_fork
-def test_forked_child_of_process_that_has_trained_trains_in_one_thread():
-    run("trained")
-
-
-@pytest.mark.exhaustive
-@needs_fork
-def test_pool_of_forked_workers_can_encode():
-    run("pool")
+    run("torch", "encode_while_locked")
 
 
 @needs_fork
