@@ -18,7 +18,7 @@ from skorch.callbacks import LRScheduler
 from ..devices import default_state
 from ..heads import Head, TwoTower
 from ..losses import LOSSES, StructureLoss
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import ForkSafeLock, delay_forks
 from .data import PairBatches, PairDataset, as_tensor
 from .distributed import Ranks, is_first_rank
 
@@ -475,7 +475,8 @@ def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray
         for block in gen_batches(len(features), _BLOCK_SIZE):
             rows = features[block]
             rows = as_tensor(rows) if isinstance(rows, np.ndarray) else rows
-            embeddings[block] = tower(rows.to(device)).float().cpu().numpy()
+            with delay_forks:
+                embeddings[block] = tower(rows.to(device)).float().cpu().numpy()
     module.train(was_training)
     return embeddings
 

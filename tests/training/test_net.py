@@ -1,5 +1,8 @@
 """Training network, optimizers and learning rate schedule."""
 
+import os
+import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +11,7 @@ import torch
 from sklearn.base import clone
 from skorch.callbacks import GradientNormClipping
 
-from sklearn_ape.heads import TwoTower, make_head
+from sklearn_ape.heads import LinearHead, TwoTower, make_head
 from sklearn_ape.losses import InfoNCELoss, StructureLoss
 from sklearn_ape.training import (
     OPTIMIZERS,
@@ -18,6 +21,7 @@ from sklearn_ape.training import (
     adam,
     adamw,
     cosine_schedule,
+    embed,
 )
 
 
@@ -54,9 +58,9 @@ def make_net(data, image_head=None, **parameters):
 
 def structure_loss(net, data, side):
     features = getattr(data, side)
-    embed = getattr(net.module_, f"embed_{side}")
+    embed_side = getattr(net.module_, f"embed_{side}")
     with torch.no_grad():
-        return StructureLoss()(features, embed(features)).item()
+        return StructureLoss()(features, embed_side(features)).item()
 
 
 class TestStructure:
@@ -197,3 +201,27 @@ class TestSchedule:
     def test_invalid_warmup_raises(self, warmup):
         with pytest.raises(ValueError, match=r"must be a number in \[0, 1\].* number of steps"):
             cosine_schedule(100, warmup)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_fork_waits_until_head_has_computed():
+    """A child would inherit the locks of libraries that the head holds in the other thread."""
+    is_computing, is_done = threading.Event(), []
+
+    class SlowHead(LinearHead):
+        def forward(self, features):
+            is_computing.set()
+            time.sleep(0.3)
+            is_done.append(True)
+            return super().forward(features)
+
+    towers = TwoTower(SlowHead(4, 2), LinearHead(3, 2))
+    thread = threading.Thread(target=embed, args=(towers, "image", torch.ones(5, 4), "cpu"))
+    thread.start()
+    is_computing.wait(10)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if is_done else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join(10)
