@@ -48,7 +48,7 @@ def at_fork(**functions: Callable[[], object]) -> None:
 
 
 class _ForkDelay:
-    """Context that a fork waits for, and in which any number of threads may be at once.
+    """Context that a fork waits for other threads to leave. Any number may be in it at once.
 
     Libraries have locks of their own, which cannot be replaced in the child as those of
     `ForkSafeLock`: the memory allocator of MKL, for example, locks each time torch multiplies
@@ -212,6 +212,7 @@ def map_threaded(
     # takes milliseconds.
     openmp = ThreadpoolController().select(user_api="openmp")
 
+    process_id = os.getpid()
     thread_ids: list[int] = []
 
     def start_thread() -> None:
@@ -231,7 +232,8 @@ def map_threaded(
     finally:
         for future in waiting:
             future.cancel()
-        wait(waiting)
+        if os.getpid() == process_id:  # the threads do not exist in a forked child
+            wait(waiting)
         with delay_forks:
             pool.shutdown()
             _wait_until_threads_end(thread_ids)

@@ -438,7 +438,7 @@ def test_index_with_rows_that_do_not_exist_is_damage(folder, monkeypatch):
             assert len(cache.get_many(ENTRIES)) == len(ENTRIES) - 1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_forked_child_opens_its_own_connection(tmp_path):
     """SQLite does not allow a child to use or close a connection of its parent."""
     feature = np.ones(3, dtype=np.float32)
@@ -463,7 +463,7 @@ def test_forked_child_opens_its_own_connection(tmp_path):
         assert len(cache.get_many([b"parent", b"child"])) == 2
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_forked_child_does_not_close_the_connection_of_its_parent(tmp_path):
     """Even if the child ends the `with` block without using the cache."""
 

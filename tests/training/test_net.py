@@ -203,7 +203,7 @@ class TestSchedule:
             cosine_schedule(100, warmup)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_fork_waits_until_head_has_computed():
     """A child would inherit the locks of libraries that the head holds in the other thread."""

@@ -421,7 +421,7 @@ def test_nested_and_parallel_computations_restore_default_dtype():
         assert torch.get_default_dtype() == torch.float64
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 @pytest.mark.parametrize("forks_within", [False, True])
 def test_child_forked_during_computation_has_default_dtype_of_caller(forks_within):

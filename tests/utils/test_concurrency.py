@@ -1,6 +1,7 @@
 """Locks, threads and forked processes."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import torch
 
 from sklearn_ape.utils.concurrency import ForkSafeLock, delay_forks, map_threaded
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 SCRIPT = Path(__file__).with_name("forked_work.py")
 
 
@@ -106,16 +107,18 @@ class TestDelayForks:
         for thread in threads:
             thread.start()
         start = time.monotonic()
-        for _ in range(20):
-            child = os.fork()
-            if child == 0:
-                with delay_forks:
-                    os._exit(sum(n_inside))
-            assert os.waitpid(child, 0)[1] == 0
-        assert time.monotonic() - start < 5
-        is_stopped.set()
-        for thread in threads:
-            thread.join(10)
+        try:
+            for _ in range(20):
+                child = os.fork()
+                if child == 0:
+                    with delay_forks:
+                        os._exit(sum(n_inside))
+                assert os.waitpid(child, 0)[1] == 0
+            assert time.monotonic() - start < 5
+        finally:
+            is_stopped.set()
+            for thread in threads:
+                thread.join(10)
 
     def test_several_threads_can_be_inside(self):
         both = threading.Barrier(2, timeout=10)
@@ -175,6 +178,26 @@ def test_interrupt_ends_threads():
     with pytest.raises(KeyboardInterrupt):
         results.throw(KeyboardInterrupt)
     assert time.monotonic() - start < 5
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_iteration_can_be_ended_in_a_forked_child():
+    """It does not wait for calls of threads that the child does not have."""
+    results = map_threaded(lambda item: time.sleep(0.3) or item, range(10), 2)
+    next(results)
+    child = os.fork()
+    if child == 0:
+        results.close()
+        os._exit(0)
+    end = time.monotonic() + 10
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    results.close()
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
 
 
 @pytest.mark.skipif(
