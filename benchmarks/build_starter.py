@@ -36,7 +36,6 @@ from sklearn_ape.aligners._closed_form import Targets
 from sklearn_ape.aligners._kernel_maps import make_kernel_maps
 from sklearn_ape.aligners.similarity import Bank
 from sklearn_ape.aligners.starter import (
-    SCALE_SUFFIX,
     STARTER_FOLDER,
     STARTER_FORMAT,
     make_starter_encoders,
@@ -279,12 +278,8 @@ def pack_starter(aligner: APEAligner, path: Path) -> None:
     aligner._set_module(aligner.module_, aligner.logit_scale_)
     serializer = Serializer()
     config = serializer.encode_estimator(aligner, "aligner")
-    tensors = {}
-    for name, values in serializer.tensors.items():
-        tensors[name] = values
-        if values.ndim == 2 and values.dtype == np.float32:
-            tensors[name], tensors[name + SCALE_SUFFIX] = _quantize(values)
-    write_tensors(path, tensors, dump_json({"format": STARTER_FORMAT, "model": config}))
+    text = dump_json({"format": STARTER_FORMAT, "model": config})
+    write_tensors(path, serializer.tensors, text)
 
 
 def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

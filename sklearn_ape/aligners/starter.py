@@ -17,9 +17,6 @@ STARTER_FOLDER = Path(__file__).with_name("starter_model")
 # Version of the starter model's file.
 STARTER_FORMAT = 2
 
-# Suffix of the names of the scales, one per row of a matrix of 8-bit integers.
-SCALE_SUFFIX = " (scale)"
-
 
 def make_starter_encoders(**options: Any) -> tuple[TimmImageEncoder, TransformersTextEncoder]:
     """Return the encoders of the starter model, with options such as ``cache``."""
@@ -75,9 +72,6 @@ def unpack_starter(path: Path) -> APEAligner:
             f"{str(path)!r} has format {description['format']}, and this version of "
             f"sklearn-ape reads format {STARTER_FORMAT}. Reinstall sklearn-ape."
         )
-    for scale_name in [name for name in tensors if name.endswith(SCALE_SUFFIX)]:
-        name = scale_name.removesuffix(SCALE_SUFFIX)
-        tensors[name] = tensors[name] * tensors.pop(scale_name)[:, None]
     deserializer = Deserializer(tensors, {})
     aligner = deserializer.decode_estimator(description["model"])
     deserializer.close()

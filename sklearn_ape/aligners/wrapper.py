@@ -212,7 +212,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
             }
             state["_at_fit"] = {"embeddings": None if is_current else "", "parameters": changed}
         if "aligner_" in state and self._uses_starter():
-            state["aligner_"] = None  # 94 MB that every installation has
+            state["aligner_"] = None  # tens of megabytes that every installation has
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -221,7 +221,7 @@ def index(
         typer.Option(
             "--output",
             "-o",
-            help="Folder for the index. It contains the aligner (94 MB for the starter model).",
+            help="Folder for the index. It contains the aligner (24 MB for the starter model).",
         ),
     ],
     aligner: option.Aligner = None,

@@ -432,6 +432,40 @@ def test_value_that_cannot_be_serialized_raises(value, message):
         Serializer().encode(value, "Model.labels")
 
 
+class TestRoundedMatrices:
+    """Rows of 8-bit integers times a scale, as in the starter model, are stored as such."""
+
+    def encode_and_decode(self, values):
+        serializer = Serializer()
+        recorded = serializer.encode(values, "w")
+        return serializer.tensors, Deserializer(serializer.tensors, {}).decode(recorded)
+
+    @pytest.mark.parametrize("scale", [2.0**-130, 0.125, 2.0**112])
+    def test_integers_are_stored_and_values_restored(self, scale):
+        integers = np.random.default_rng(0).integers(-127, 128, (50, 40)).astype(np.float32)
+        integers[:, 0] = 127
+        integers[7] = 0
+        # Powers of two times small integers have few bits, so that the products are exact.
+        values = integers * np.float32(scale) * np.arange(1, 51, dtype=np.float32)[:, None]
+        tensors, decoded = self.encode_and_decode(values)
+        assert tensors["w"].dtype == np.int8
+        np.testing.assert_array_equal(decoded, values)
+        assert decoded.dtype == np.float32
+
+    @pytest.mark.parametrize("change", [1.0001, np.nan, np.inf])
+    def test_other_matrices_are_stored_as_they_are(self, change):
+        values = np.tile(np.float32([[127, 5, -3]]), (50, 1))
+        values[30, 1] *= change
+        tensors, decoded = self.encode_and_decode(values)
+        assert list(tensors) == ["w"]
+        np.testing.assert_array_equal(decoded, values)
+
+    def test_saved_starter_model_is_as_small_as_its_file(self, tmp_path):
+        loaded = save_and_load(load_starter(), tmp_path)
+        assert (tmp_path / "model" / "model.safetensors").stat().st_size < 24e6
+        assert loaded.fingerprint_ == load_starter().fingerprint_
+
+
 def test_too_deep_nesting_raises():
     value = []
     for _ in range(1000):

@@ -195,7 +195,7 @@ class TestTampered:
 
 
 def test_starter_is_not_saved(captioned_images, tmp_path):
-    """Every installation has its 94 MB."""
+    """Every installation has its matrices."""
     retriever = CrossModalRetriever().fit(captioned_images.images[:3])
     expected = retriever.search(["an animal"], k=3)
     retriever.save_pretrained(tmp_path / "index")

@@ -55,6 +55,12 @@ def set_tensor(name, change):
     return changed
 
 
+def pack_as_int8(tensors, name, n_scales=None, scale=1.0):
+    key = next(key for key in tensors if key.endswith(name))
+    scales = np.full(n_scales or len(tensors[key]), scale, np.float32)
+    return {key: np.ones(tensors[key].shape, np.int8), f"{key} (scale)": scales}
+
+
 REFUSED = {
     "unknown class": (lambda c, t: c["model"].update({"$class": "os.system"}), "'os.system'"),
     "class of another module": (
@@ -112,6 +118,12 @@ REFUSED = {
     "empty": (set_tensor("anchors", lambda a: a[:0]), "anchors"),
     "double precision": (set_tensor("anchors", lambda a: a.astype(np.float64)), "float32"),
     "integers": (set_tensor("anchors", lambda a: a.astype(np.int32)), "kind 'f'"),
+    "scales of other rows": (
+        lambda c, t: t.update(pack_as_int8(t, "anchors", n_scales=3)), "for each row of the array"
+    ),
+    "scales that are not finite": (
+        lambda c, t: t.update(pack_as_int8(t, "anchors", scale=np.nan)), "not finite"
+    ),
     "nan": (set_tensor("anchors", lambda a: a * np.nan), "not finite"),
     "infinite": (set_tensor("directions", lambda a: a + np.float32(np.inf)), "not finite"),
     "nan in the bank": (set_tensor("bank.image.dense", lambda a: a * np.nan), "not finite"),
