@@ -330,8 +330,10 @@ def _pack_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     for rows in (values[:1], values):
         largest = np.abs(rows).max(axis=1)
         scale = largest / np.float32(127)
-        integers = np.rint(rows / np.where(scale > 0, scale, 1)[:, None])
-        if not np.array_equal(integers * scale[:, None], rows):
+        with np.errstate(invalid="ignore"):  # infinite values
+            integers = np.rint(rows / np.where(scale > 0, scale, 1)[:, None])
+            is_equal = np.array_equal(integers * scale[:, None], rows)
+        if not is_equal:
             return None
     return integers.astype(np.int8), scale
 

@@ -452,6 +452,7 @@ class TestRoundedMatrices:
         np.testing.assert_array_equal(decoded, values)
         assert decoded.dtype == np.float32
 
+    @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("change", [1.0001, np.nan, np.inf])
     def test_other_matrices_are_stored_as_they_are(self, change):
         values = np.tile(np.float32([[127, 5, -3]]), (50, 1))
