@@ -48,6 +48,10 @@ _FALSE_RESULTS = 0.002
 # images may have cosines near 1.
 _RELATED = 0.95
 
+# Number of further images whose exact scores are compared. The products by which images are found
+# are rounded, so that they may have another order, in particular those of copies of an image.
+_N_FURTHER = 16
+
 _JSON_TYPES = {str, int, float, bool, type(None)}
 
 
@@ -209,8 +213,10 @@ class Collection(NamedTuple):
 
         `is_candidate` selects at least k of the embeddings; None selects all.
         """
+        n_candidates = len(self.embeddings) if is_candidate is None else int(is_candidate.sum())
+        n_compared = min(k + _N_FURTHER, n_candidates)
         if standardizer is None and is_candidate is None:
-            nearest = self.search_index.search(self.embeddings, queries, k)
+            nearest = self.search_index.search(self.embeddings, queries, n_compared)
         else:
 
             def adjust(products: np.ndarray, rows: slice, block: slice) -> None:
@@ -219,13 +225,13 @@ class Collection(NamedTuple):
                 if is_candidate is not None:
                     products[~is_candidate[rows]] = -np.inf
 
-            nearest = find_nearest(self.embeddings, queries, k, adjust)
+            nearest = find_nearest(self.embeddings, queries, n_compared, adjust)
         # Products in double precision, since blocks of a matrix product differ in their last bits.
         exact = compute_pair_products(self.embeddings, queries, nearest)
         if standardizer is not None:
             standardizer.apply_to_pairs(exact, nearest)
         scores = exact.astype(np.float32)
-        order = np.lexsort((nearest, -scores), axis=1)
+        order = np.lexsort((nearest, -scores), axis=1)[:, :k]
         rows = self.rows[np.take_along_axis(nearest, order, axis=1)]
         return np.take_along_axis(scores, order, axis=1), rows
 

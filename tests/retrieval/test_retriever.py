@@ -94,6 +94,17 @@ class TestFeatures:
         result = CrossModalRetriever(aligner).fit(X).search(X[:10], k=12)
         np.testing.assert_array_equal(result.indices, np.arange(10)[:, None] + 10 * np.arange(12))
 
+    @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
+    def test_fewer_results_are_the_first_of_more(self, aligner, concepts, index):
+        """Products of copies with a query differ by rounding, so they may have another order."""
+        for n_images in range(5, 25):
+            X = np.tile(concepts.image[:n_images], (2, 1))
+            retriever = CrossModalRetriever(aligner, index=index).fit(X)
+            every = retriever.search(concepts.text[:20], k=len(X), modality="text")
+            for k in (1, 3, 5):
+                some = retriever.search(concepts.text[:20], k=k, modality="text")
+                np.testing.assert_array_equal(some.indices, every.indices[:, :k])
+
     @pytest.mark.parametrize("merge_ratio", [1, 16, 10**9])
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
     def test_many_ties_are_in_order_of_rows(self, monkeypatch, tile, merge_ratio):
