@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 import joblib
 import numpy as np
 import torch
-from scipy.sparse import issparse
 from sklearn.utils import Tags
 
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
@@ -19,10 +18,10 @@ from ..persistence.mixins import FittedState
 from ..utils.linalg import normalize_rows
 from ..utils.messages import escape_markdown
 from ..utils.sklearn_compat import LazyNamesMixin, reports_fit
-from ..utils.validation import as_floats, check_same_length
+from ..utils.validation import as_floats, check_same_length, check_sequence
 from ._base import BaseAligner
 from ._serialization import IMAGES_USAGE
-from .pairs import as_sequence, flatten_captions, holds_texts
+from .pairs import as_sequence, flatten_captions, holds_images, holds_texts
 
 
 @dataclass(eq=False, repr=False)
@@ -139,7 +138,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
             If the name of the model, X or y is invalid.
         """
         self._check_parameters()
-        if _holds_features(X):
+        check_sequence(X, "X", "image", "images or features")
+        if not holds_images(X):
             self._get_image_features(X, reset=False)
         else:
             self.image_encoder.fit(X)
@@ -218,7 +218,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return self.model if self.pretrained is None else f"{self.model}/{self.pretrained}"
 
     def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> np.ndarray:
-        if not _holds_features(X):
+        check_sequence(X, "X", "image", "images or features")
+        if holds_images(X):
             return self.image_encoder.transform(X)
         features = as_floats(X, "X")
         if features.shape[1] != self.n_features_in_:
@@ -244,21 +245,3 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         tags.target_tags.required = False
         tags.input_tags.two_d_array = False
         return tags
-
-
-def _holds_features(X: Any) -> bool:
-    """Return whether X holds rows of numbers, rather than images."""
-    if issparse(X):
-        return True
-    if isinstance(X, list | tuple):
-        is_sequence = len(X) > 0 and isinstance(X[0], list | tuple | np.ndarray | torch.Tensor)
-        return is_sequence and np.ndim(X[0]) == 1
-    if len(getattr(X, "shape", ())) != 2:
-        return False
-    if isinstance(X, torch.Tensor):  # np.asarray does not convert those with gradients or bfloat16
-        return True
-    values = np.asarray(X)
-    if values.dtype.kind != "O":
-        return values.dtype.kind in "fiubcmM"
-    # A table with missing values has dtype object, as has one of paths.
-    return not any(isinstance(value, str | bytes | PathLike) for value in values[:1].flat)

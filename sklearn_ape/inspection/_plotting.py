@@ -11,12 +11,13 @@ import numpy as np
 from PIL import ImageOps
 from sklearn.utils.validation import check_is_fitted
 
+from ..aligners.pairs import holds_images
 from ..aligners.wrapper import resolve_aligner, unwrap
 from ..encoders.images import read_image
 from ..encoders.items import ItemError
 from ..metrics import retrieval
 from ..utils.messages import import_optional
-from ..utils.validation import check_sequence, is_row, to_list
+from ..utils.validation import check_sequence, to_list
 
 # Matplotlib fails for figures of 2**16 pixels or more on a side.
 _MAX_FIGURE_INCHES = 40.0
@@ -129,10 +130,7 @@ def get_aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
 
 def get_images(X: Any) -> list[Any] | None:
     """Return the images in X, or None if X is a table of features."""
-    if hasattr(X, "columns") or getattr(X, "ndim", 1) == 2:
-        return None
-    items = to_list(X)
-    return None if items and is_row(items[0]) else items
+    return to_list(X) if holds_images(X) else None
 
 
 def get_texts(y: Any) -> list[str] | None:

@@ -334,10 +334,7 @@ def embed_images(aligner: BaseEstimator, X: Any) -> np.ndarray:
 def resolve_items(images: Any, y: Any) -> list[Any] | None:
     """Return the items of images: the entries of y, or else the images; None for features."""
     if y is None:
-        if len(getattr(images, "shape", ())) == 2:  # features of any kind, also sparse
-            return None
-        items = to_list(images)
-        return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
+        return to_list(images) if holds_images(images) else None
     check_sequence(y, "y", "text", "ids or captions")
     y = _to_records(y)
     # tolist would turn numpy dates into integers.

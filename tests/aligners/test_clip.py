@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -52,7 +53,7 @@ def test_features_are_accepted_instead_of_images(folder):
     aligner, encoder = CLIPAligner(folder), OpenCLIPImageEncoder(folder)
     features = encoder.transform(IMAGES)
     expected = aligner.transform(IMAGES)
-    for X in (features, features.tolist(), list(features)):
+    for X in (features, features.tolist(), list(features), pd.Series(list(features))):
         np.testing.assert_allclose(aligner.transform(X), expected, atol=1e-6)
     tensor = torch.tensor(features, requires_grad=True)
     for X in (tensor, list(tensor)):
