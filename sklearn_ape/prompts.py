@@ -468,7 +468,7 @@ def may_be_encoded(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
     """
     distinct = set(y)
     is_numbered = distinct == set(range(len(distinct))) and set(map(type, distinct)) <= {int}
-    return len(distinct) < len(names) and is_numbered
+    return 0 < len(distinct) < len(names) and is_numbered
 
 
 def _check_type(label: Any, parameter: str) -> None:

@@ -17,7 +17,6 @@ from ..persistence.mixins import FittedState
 from ..prompts import (
     check_classes,
     check_in_labels,
-    resolve_class_names,
     resolve_flat_names,
     to_class_array,
     validate_y,
@@ -279,18 +278,16 @@ class FewShotClassifier(ZeroShotClassifier):
         values = validate_y(y)
         weights = validate_weights(sample_weight, len(values))
         check_same_length(X=X, y=values, captions=captions, sample_weight=sample_weight)
-        if self.labels is not None and keeps_aligner:
-            # Images of no class are for searches that choose the threshold. They are not learned.
-            names = resolve_class_names(self.labels)
-            for row, value in enumerate(values):
-                if value not in names and value == self.unknown_label:
-                    values[row], weights[row] = next(iter(names)), 0
         if self.labels is None and classes is not None:
             names = resolve_flat_names(classes)
             check_in_labels(values, names)
         else:
             # Unlike for names alone, numbers of a meta-estimator in y are only warned about.
-            names = self._fit_names(values, keeps_aligner=False)
+            known = values
+            if self.labels is not None and keeps_aligner:
+                # Images of no class are for searches that choose the threshold.
+                known = [value for value in values if value != self.unknown_label]
+            names = self._fit_names(known, keeps_aligner=False)
         if self.labels is not None:
             warn_about_numbers("labels", names)
         names = {label: names[label] for label in sorted(names)}
@@ -409,9 +406,9 @@ class FewShotClassifier(ZeroShotClassifier):
 def _embed_examples(
     aligner: Any, X: Any, values: list[Any], classes: list[Any], weights: np.ndarray
 ) -> Examples:
-    """Embed labelled images with a weight. Unreadable ones are left out with a warning."""
+    """Embed images with one of the classes and a weight; warn about unreadable ones."""
     code_of = {label: code for code, label in enumerate(classes)}
-    codes = np.array([code_of[value] for value in values], dtype=np.int64)
+    codes = np.array([code_of.get(value, -1) for value in values], dtype=np.int64)
     images = Examples.from_images(aligner, X)._replace(codes=codes, weights=weights)
     is_readable = ~np.isnan(images.embeddings[:, 0])
     if not is_readable.any():
@@ -420,7 +417,7 @@ def _embed_examples(
         )
     unreadable = np.flatnonzero(~is_readable)
     warn_unreadable(unreadable, len(codes), "are left out")
-    rows = np.flatnonzero(is_readable & (weights > 0))
+    rows = np.flatnonzero(is_readable & (weights > 0) & (codes >= 0))
     if not rows.size:
         raise ValueError(
             "No image that could be read has a class and a weight above 0. Pass at least one."

@@ -9,7 +9,6 @@ import numpy as np
 from scipy.special import log_softmax
 
 from ..aligners.similarity import (
-    UNKNOWN,
     UNREADABLE,
     LogitTiles,
     choose_texts,
@@ -278,8 +277,6 @@ class SingleLabelClassifier(ZeroShotBase):
         logits = self._prepare_logits()
         truth = validate_y(y)
         nodes = self._list_nodes(logits.classes)
-        code_of_label = {label: code for code, label in enumerate(nodes.tolist())}
-        unknown_code = code_of_label.setdefault(self.unknown_label, UNKNOWN)
         # Without a threshold, groups of a hierarchy are never predicted.
         predictable = logits.classes if self.threshold is None else nodes
         expected = {*predictable.tolist(), self.unknown_label}
@@ -294,10 +291,8 @@ class SingleLabelClassifier(ZeroShotBase):
             )
         check_same_length(X=X, y=truth, sample_weight=sample_weight)
         weights = validate_weights(sample_weight, len(truth))
-        codes = self._predict_codes(logits, X)
-        codes[codes < 0] = unknown_code
-        # No prediction has the code UNREADABLE now, so that absent labels count as errors.
-        hits = codes == [code_of_label.get(label, UNREADABLE) for label in truth]
+        predicted = self._decode(self._predict_codes(logits, X), logits.classes).tolist()
+        hits = [label == true_label for label, true_label in zip(predicted, truth, strict=True)]
         return float(np.average(hits, weights=weights))
 
     @property
