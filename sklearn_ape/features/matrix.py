@@ -12,6 +12,7 @@ import torch
 from scipy.sparse import issparse
 from sklearn.utils import gen_batches
 
+from ..devices import default_state
 from ..utils.linalg import choose_evenly_spaced
 from ..utils.messages import warn
 from ..utils.validation import describe_rows, format_list, ignores_underflow
@@ -191,7 +192,8 @@ def select(features: Any, rows: np.ndarray) -> Any:
 def _to_float32(rows: np.ndarray) -> np.ndarray:
     """Convert an array, which may be reused, to float32."""
     if rows.dtype == np.float16:  # torch converts these many times faster than NumPy
-        return torch.from_numpy(rows).float().numpy()
+        with default_state():  # which a forked process needs
+            return torch.from_numpy(rows).float().numpy()
     return np.asarray(rows, np.float32)
 
 

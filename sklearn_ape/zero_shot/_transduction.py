@@ -13,6 +13,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.special import softmax
 from sklearn.utils import gen_batches
 
+from ..devices import default_state
 from ..prompts import describe_similar_label
 from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar
@@ -329,7 +330,8 @@ def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
             return _find_neighbors_with_faiss(embeddings, k)
     neighbors = np.empty((len(embeddings), k), dtype=np.intp)
     columns = torch.from_numpy(embeddings)
-    with make_progress_bar(len(embeddings), None, unit="image", desc="neighbours") as progress:
+    progress_bar = make_progress_bar(len(embeddings), None, unit="image", desc="neighbours")
+    with default_state(), progress_bar as progress:
         for rows in gen_batches(len(embeddings), _BLOCK_SIZE):
             products = columns[rows] @ columns.T
             products[torch.arange(len(products)), torch.arange(rows.start, rows.stop)] = -2

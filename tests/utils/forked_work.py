@@ -166,6 +166,29 @@ def train_in_fork():
     assert torch.get_num_threads() == 2
 
 
+def classify_in_fork():
+    """Classify features of a file, and a collection, in a child after the parent has done so."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    from sklearn_ape import CCAAligner, ZeroShotClassifier
+    from sklearn_ape.features import matrix
+
+    matrix._MIN_STORED_BYTES = 0  # so that a small file is not copied to memory
+    rng = np.random.default_rng(0)
+    labels = np.array(TEXTS)[rng.integers(len(TEXTS), size=3000)]
+    centers = {text: rng.standard_normal(64) for text in TEXTS}
+    features = np.array([centers[text] for text in labels]) + rng.standard_normal((3000, 64))
+    aligner = CCAAligner(text_encoder=HashingVectorizer(n_features=32)).fit(features, labels)
+    classifier = ZeroShotClassifier(TEXTS, aligner=aligner)
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/features.npy", features.astype(np.float16))
+        stored = np.load(f"{folder}/features.npy", mmap_mode="r")
+        expected = classifier.predict_proba(stored)
+        run_in_fork(lambda: assert_close(classifier.predict_proba(stored), expected))
+    together = classifier.predict_proba_together(features)
+    run_in_fork(lambda: assert_close(classifier.predict_proba_together(features), together))
+
+
 def encode_in_pool():
     """Encode in a forked pool with a disk cache that the parent has used."""
     with tempfile.TemporaryDirectory() as folder:
@@ -187,6 +210,7 @@ if __name__ == "__main__":
             "encode": lambda: encode(engine),
             "pool": encode_in_pool,
             "train": train_in_fork,
+            "classify": classify_in_fork,
             "encode_while_encoding": lambda: encode_while_encoding(engine),
             "encode_while_locked": encode_while_locked,
         }[case]()

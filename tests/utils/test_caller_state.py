@@ -358,6 +358,7 @@ def compute_results(aligner, X, y):
         "predict_proba": sharp.predict_proba(X),
         "predict_top_k": sharp.predict_top_k(X, 2)[1],
         "predict": standardized.predict(X),
+        "predict_proba_together": standardized.predict_proba_together(X),
         "standardized": standardized.predict_proba(X),
         "score": sharp.score(X, y),
         "several": several.predict_proba(X),

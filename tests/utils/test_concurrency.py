@@ -35,7 +35,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("engine", "cases"),
     {
-        "torch": ["encode", "pool", "train", "encode_while_encoding"],
+        "torch": ["encode", "pool", "train", "classify", "encode_while_encoding"],
         "onnx": ["encode"],
         "openvino": ["encode", "encode_while_encoding"],
     }.items(),
