@@ -173,6 +173,7 @@ class TimmImageEncoder(ImageEncoder):
         info = ImageNetInfo(subset)
         return [info.index_to_description(index) for index in range(info.num_classes())]
 
+    @default_state()
     def transform_grid(
         self, X: Sequence[Any], *, enlarge: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:

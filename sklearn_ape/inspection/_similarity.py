@@ -13,6 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
+from ..devices import default_state
 from ..heads import ConcatenatedHead, ExtendedHead, TwoTower
 from ..utils.validation import check_sequence
 from ._plotting import (
@@ -391,6 +392,7 @@ class SimilarityMapDisplay:
         return self
 
 
+@default_state()
 def compute_similarity_maps(
     estimator: Any, images: Sequence[Any], texts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:

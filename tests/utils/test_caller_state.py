@@ -32,6 +32,7 @@ from sklearn_ape.encoders import (
 )
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.heads import HEAD_KINDS
+from sklearn_ape.inspection import compute_similarity_maps
 from sklearn_ape.metrics import expected_calibration_error, fit_temperature
 from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import save_model as saved_clip
@@ -293,6 +294,17 @@ class TestEncoders:
         with all_states():
             pairs = classifier_head_pairs(TimmImageEncoder())
         np.testing.assert_array_equal(pairs.weights, expected.weights)
+
+    @pytest.mark.parametrize("state", ["default float64", "everything"])
+    def test_similarity_maps_are_same_in_any_state(self, state):
+        images, encoder = ENCODERS["image"][1], load_starter().image_encoder_
+        expected, _ = compute_similarity_maps(None, images, ["a cat"])
+        expected_grid, _ = encoder.transform_grid(images)
+        with STATES[state]():
+            maps, _ = compute_similarity_maps(None, images, ["a cat"])
+            grid, _ = encoder.transform_grid(images)
+        np.testing.assert_array_equal(maps, expected)
+        np.testing.assert_array_equal(grid, expected_grid)
 
 
 def compute_clip(aligner):
