@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -166,9 +167,11 @@ at_fork(after_in_child=_reset_after_fork)
 
 
 def _use_one_thread_after_fork() -> None:
-    # torch would wait forever for its thread pool, which does not exist in the child.
+    # torch and faiss would wait forever for their threads, which do not exist in the child.
     global _pid
     if os.getpid() != _pid:
         _pid = os.getpid()
         if torch.get_num_threads() > 1:
             torch.set_num_threads(1)
+        if faiss := sys.modules.get("faiss"):
+            faiss.omp_set_num_threads(1)

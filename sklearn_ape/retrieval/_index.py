@@ -10,6 +10,7 @@ import numpy as np
 from scipy.spatial import KDTree
 from sklearn.utils import gen_batches
 
+from ..devices import default_state
 from ..features.matrix import is_table, iter_row_tiles
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.linalg import find_largest_columns
@@ -71,7 +72,8 @@ class FaissIndex(Index):
         self.index = index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        return self.index.search(np.ascontiguousarray(queries), k)[1].astype(np.intp)
+        with default_state():  # which a forked process needs
+            return self.index.search(np.ascontiguousarray(queries), k)[1].astype(np.intp)
 
     def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
         import faiss

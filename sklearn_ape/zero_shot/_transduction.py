@@ -323,6 +323,7 @@ def _make_graph(embeddings: np.ndarray, damping: float) -> csr_array:
     return graph.astype(np.float32)
 
 
+@default_state()
 def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
     """Return the rows of the k nearest neighbours of each L2-normalized embedding."""
     if len(embeddings) > _MAX_EXACT:
@@ -330,8 +331,7 @@ def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
             return _find_neighbors_with_faiss(embeddings, k)
     neighbors = np.empty((len(embeddings), k), dtype=np.intp)
     columns = torch.from_numpy(embeddings)
-    progress_bar = make_progress_bar(len(embeddings), None, unit="image", desc="neighbours")
-    with default_state(), progress_bar as progress:
+    with make_progress_bar(len(embeddings), None, unit="image", desc="neighbours") as progress:
         for rows in gen_batches(len(embeddings), _BLOCK_SIZE):
             products = columns[rows] @ columns.T
             products[torch.arange(len(products)), torch.arange(rows.start, rows.stop)] = -2

@@ -7,8 +7,12 @@ import tempfile
 import threading
 import time
 import traceback
+from contextlib import suppress
 
 import numpy as np
+
+with suppress(ImportError):
+    import faiss  # noqa: F401  # after torch, it would use the OpenMP library of torch
 import torch
 
 PATIENCE_S = 60
@@ -189,6 +193,24 @@ def classify_in_fork():
     run_in_fork(lambda: assert_close(classifier.predict_proba_together(features), together))
 
 
+def use_faiss_in_fork():
+    """Search and classify a collection with faiss in a child after the parent has done so."""
+    from sklearn_ape.retrieval._index import make_index
+    from sklearn_ape.zero_shot import _transduction
+
+    _transduction._MAX_EXACT = 0
+    embeddings = np.random.default_rng(0).standard_normal((3000, 64), dtype=np.float32)
+    index = make_index("faiss", embeddings)
+    expected = index.search(embeddings, embeddings, 5)
+    _transduction._find_neighbors(embeddings, 5)
+
+    def search():
+        np.testing.assert_array_equal(index.search(embeddings, embeddings, 5), expected)
+
+    run_in_fork(search)
+    run_in_fork(lambda: _transduction._find_neighbors(embeddings, 5))
+
+
 def encode_in_pool():
     """Encode in a forked pool with a disk cache that the parent has used."""
     with tempfile.TemporaryDirectory() as folder:
@@ -211,6 +233,7 @@ if __name__ == "__main__":
             "pool": encode_in_pool,
             "train": train_in_fork,
             "classify": classify_in_fork,
+            "search": use_faiss_in_fork,
             "encode_while_encoding": lambda: encode_while_encoding(engine),
             "encode_while_locked": encode_while_locked,
         }[case]()

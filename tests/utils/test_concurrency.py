@@ -38,8 +38,9 @@ def run(*arguments):
         "torch": ["encode", "pool", "train", "classify", "encode_while_encoding"],
         "onnx": ["encode"],
         "openvino": ["encode", "encode_while_encoding"],
+        "faiss": ["search"],
     }.items(),
-    ids=["torch", "onnx", "openvino"],
+    ids=["torch", "onnx", "openvino", "faiss"],
 )
 def test_forked_child_can_encode_and_train(engine, cases):
     """The cases of an engine share a process, which loads it only once."""
