@@ -301,7 +301,8 @@ def _set_confidence(logits: np.ndarray, confidence: float) -> np.ndarray:
 def _make_graph(embeddings: np.ndarray, damping: float) -> csr_array:
     """Return the symmetrically normalized weights of neighbours, cosines to the power of three."""
     centered = normalize_rows(embeddings - embeddings.mean(axis=0)).astype(np.float32)
-    neighbors = _find_neighbors(centered, _N_NEIGHBORS)
+    with default_state():  # of torch and faiss
+        neighbors = _find_neighbors(centered, _N_NEIGHBORS)
     n_images = len(centered)
     rows = np.repeat(np.arange(n_images), neighbors.shape[1])
     columns = neighbors.ravel()
@@ -323,7 +324,6 @@ def _make_graph(embeddings: np.ndarray, damping: float) -> csr_array:
     return graph.astype(np.float32)
 
 
-@default_state()
 def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
     """Return the rows of the k nearest neighbours of each L2-normalized embedding."""
     if len(embeddings) > _MAX_EXACT:

@@ -202,13 +202,13 @@ def use_faiss_in_fork():
     embeddings = np.random.default_rng(0).standard_normal((3000, 64), dtype=np.float32)
     index = make_index("faiss", embeddings)
     expected = index.search(embeddings, embeddings, 5)
-    _transduction._find_neighbors(embeddings, 5)
+    _transduction._make_graph(embeddings, 0)
 
     def search():
         np.testing.assert_array_equal(index.search(embeddings, embeddings, 5), expected)
 
     run_in_fork(search)
-    run_in_fork(lambda: _transduction._find_neighbors(embeddings, 5))
+    run_in_fork(lambda: _transduction._make_graph(embeddings, 0))
 
 
 def encode_in_pool():
