@@ -401,17 +401,20 @@ class Score(NamedTuple):
     n: int
 
 
-def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
-    """Return recall@k in both directions; `inputs` are the images or their features."""
-    groups = group_images(images)
-    n = min(len(set(flatten_captions(captions)[0])), len(set(groups.tolist())))
+def warn_about_few_candidates(captions: Any, images: Sequence[Any]) -> None:
+    """Warn if recall@k is 1 for every aligner."""
+    n = min(len(set(flatten_captions(captions)[0])), len(set(group_images(images).tolist())))
     if n <= max(_RECALL_KS):
         print_message(
             f"sklearn-ape: Warning: There are only {n} distinct captions or images to find, "
             f"and recall@k among them is 1 for every aligner from k={n} on. Evaluate on more "
             "pairs."
         )
-    ranks = aligner.retrieval_ranks(inputs, captions, groups=groups)
+
+
+def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
+    """Return recall@k in both directions; `inputs` are the images or their features."""
+    ranks = aligner.retrieval_ranks(inputs, captions, groups=group_images(images))
     return [
         make_score(f"recall@{k}", name, ranks[direction] < k)
         for direction, name in _DIRECTIONS.items()

@@ -6,24 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import typer
 
 from . import _inputs as option
 from ._inputs import load_data, name_label, parse_labels, resolve_label_names
 from ._output import check_model_folder, print_message, resolve_format
 
-_Method = Literal["auto", "few-shot", "ape", "kernel", "cca", "asif", "lit"]
+_Method = Literal["auto", "few-shot", "extend", "ape", "kernel", "cca", "asif", "lit"]
 _CLOSED_FORM = ("kernel", "cca", "asif")
 _METHODS_WITH_OPTION = {
-    "--aligner": ("few-shot",),
+    "--aligner": ("few-shot", "extend"),
     "--depth": ("ape",),
     "--head-pairs": ("ape", *_CLOSED_FORM),
     "--checkpoint": ("ape", "lit"),
     "--image-encoder": ("ape", *_CLOSED_FORM, "lit"),
     "--text-encoder": ("ape", *_CLOSED_FORM, "lit"),
 }
-# With 50 to 500 captioned stamps, the starter model was better (docs/benchmark_starter.md).
-_FEW_CAPTIONED = 1000
 
 
 def fit(
@@ -35,8 +34,8 @@ def fit(
         _Method,
         typer.Option(
             metavar="KIND",
-            help="few-shot (labels only); for captions: ape (auto), kernel or cca (closed form), "
-            "asif (no training), lit (trains the text encoder).",
+            help="few-shot (labels only); for captions: extend (the starter model), or new: "
+            "ape, kernel or cca (closed form), asif (no training), lit (trains the text encoder).",
         ),
     ] = "auto",
     aligner: option.Aligner = None,
@@ -102,7 +101,10 @@ def fit(
         prepare_folder(checkpoint)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     if method == "auto":
-        method = "few-shot" if bunch.captions is None and "labels" in bunch else "ape"
+        # The options other than --aligner are for new aligners.
+        method = "extend" if set(set_options) <= {"--aligner"} else "ape"
+        if bunch.captions is None and "labels" in bunch:
+            method = "few-shot"
         _check_options(method, set_options)
     if method == "few-shot":
         _check_has_labels(bunch, data)
@@ -112,27 +114,33 @@ def fit(
             note = f"Column {label!r} is not used. Set --method few-shot to learn labels."
             print_message(note, quiet)
         _use_labels_as_captions(bunch, data, names, quiet)
-        params: dict[str, Any] = {} if depth is None else {"depth": depth}
-        if method in ("ape", "lit"):
-            params |= {"random_state": random_state, "checkpoint": checkpoint}
-            params |= {"device": device, "verbose": int(not quiet)}
         on_error = "raise" if strict else "nan"
-        encoder = _models.make_image_encoder(image_encoder, options, on_error=on_error)
-        if head_pairs:
-            params["head_pairs"] = encoder
-        unfitted = _make_aligner(method, encoder, text_encoder, options, params)
-        task = _make_alignment_task(bunch, names, unfitted, templates, options)
+        compared = {}
+        # The packages of the starter model may be missing if other encoders are used.
+        if not (is_set["--image-encoder"] or is_set["--text-encoder"]):
+            base_name = "starter model" if aligner is None else "not extended"
+            compared[base_name] = _models.load_aligner(aligner, options)
+        if method == "extend":
+            unfitted = _make_extension(compared[base_name], options, on_error)
+        else:
+            params: dict[str, Any] = {} if depth is None else {"depth": depth}
+            if method in ("ape", "lit"):
+                params |= {"random_state": random_state, "checkpoint": checkpoint}
+                params |= {"device": device, "verbose": int(not quiet)}
+            encoder = _models.make_image_encoder(image_encoder, options, on_error=on_error)
+            if head_pairs:
+                params["head_pairs"] = encoder
+            unfitted = _make_aligner(method, encoder, text_encoder, options, params)
+        task = _make_alignment_task(bunch, names, unfitted, compared, templates, options)
     split = _models.split_rows(task.features, task.y, test_size, random_state, task.classes, quiet)
-    scores, n_fitted = _fit_and_score(task, split, refit)
-    model, card_scores = task.model, scores
-    if method == "few-shot":
-        card_scores = scores[:1]  # the others are those of the methods that it is compared with
-    elif names is not None:
+    scores, others, n_fitted = _fit_and_score(task, split, refit)
+    model = task.model
+    if method != "few-shot" and names is not None:
         model = ZeroShotClassifier(names, aligner=model, templates=templates)
-    card = {_models.make_card_label(score): score.value for score in card_scores}
+    card = {_models.make_card_label(score): score.value for score in scores}
     model.save_pretrained(output, scores=card)
     if scores:
-        _models.print_scores(scores, file_format)
+        _models.print_scores([*scores, *others], file_format)
     print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
 
 
@@ -159,7 +167,8 @@ def _check_has_labels(bunch: Any, data: Path) -> None:
 class _Task(NamedTuple):
     """A model to fit, its data, and a function that scores it, given training and test rows.
 
-    `y` are captions or labels. `classes` stratify the split, if they are not None.
+    The function also returns the scores of models that it is compared with. `y` are captions or
+    labels. `classes` stratify the split, if they are not None.
     """
 
     model: Any
@@ -167,7 +176,7 @@ class _Task(NamedTuple):
     features: Any
     y: list[Any]
     classes: list[str] | None
-    score: Callable[[Any, Any], list[Any]]
+    score: Callable[[Any, Any], tuple[list[Any], list[Any]]]
 
 
 def _make_few_shot_task(
@@ -197,7 +206,7 @@ def _make_few_shot_task(
     encoder.set_params(verbose=0)  # the features of all readable images are cached now
     classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
 
-    def score(train: Any, test: Any) -> list[Any]:
+    def score(train: Any, test: Any) -> tuple[list[Any], list[Any]]:
         held_out = [images[row] for row in test]
         by_names = ZeroShotClassifier(names, aligner=aligner, templates=templates)
         regression = LogisticRegression(max_iter=1000)
@@ -208,10 +217,11 @@ def _make_few_shot_task(
             "LogisticRegression": regression.predict(features[test]),
         }
         y_test = [y[row] for row in test]
-        return [
+        own, *others = (
             _models.make_score("accuracy", name, labels == y_test)
             for name, labels in predictions.items()
-        ]
+        )
+        return [own], others
 
     return _Task(classifier, images, features, y, y, score)
 
@@ -288,23 +298,43 @@ def _make_aligner(
     return aligners[method](image_encoder=image_encoder, text_encoder=texts, **params)
 
 
+def _make_extension(base: Any, options: Any, on_error: str) -> Any:
+    """Return an aligner, not fitted, that extends another one."""
+    from sklearn.base import clone
+
+    from ..aligners import APEAligner
+    from ..aligners.wrapper import unwrap_aligner
+    from ..encoders.base import FrozenEncoder
+    from . import _models
+
+    verbose = int(not options.quiet)
+    encoder = _models.get_image_encoder(base).set_params(on_error=on_error)
+    texts = getattr(unwrap_aligner(base), "text_encoder_", None)
+    if isinstance(texts, FrozenEncoder):  # thousands of captions need a progress bar
+        texts = clone(texts).set_params(verbose=verbose)
+    return APEAligner(
+        init=base,
+        image_encoder=encoder,
+        text_encoder=texts,
+        device=options.device,
+        verbose=verbose,
+    )
+
+
 def _make_alignment_task(
-    bunch: Any, names: Any, aligner: Any, templates: str, options: Any
+    bunch: Any, names: Any, aligner: Any, compared: dict[str, Any], templates: str, options: Any
 ) -> _Task:
-    """Encode the images, and return the task to fit an aligner on them and their captions."""
+    """Encode the images, and return the task to fit an aligner on them and their captions.
+
+    Its recall is compared with that of fitted aligners, by their names.
+    """
+    from ..aligners.wrapper import unwrap_aligner
     from ..zero_shot import ZeroShotClassifier
     from . import _models
 
     encoded = _models.encode_images(aligner.image_encoder, bunch.images, options)
-    n_images = len(set(_models.identify_images(bunch.images)))
-    if not bunch.from_labels and n_images < _FEW_CAPTIONED:
-        print_message(
-            f"{n_images:,} images with captions are few for a new aligner, and the "
-            "starter model is probably more accurate. Compare both with 'sklearn-ape evaluate' on "
-            "other images, or extend the starter model in Python: APEAligner(init='starter').",
-            options.quiet,
-        )
     rows = encoded.readable_rows
+    features = encoded.features[rows]
     images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = None
     if bunch.from_labels:
@@ -313,32 +343,52 @@ def _make_alignment_task(
     # The features of all readable images are cached now.
     aligner.image_encoder.set_params(on_error="raise", verbose=0)
 
-    def score(train: Any, test: Any) -> list[Any]:
+    def score(train: Any, test: Any) -> tuple[list[Any], list[Any]]:
         held_out = [images[row] for row in test]
         if classes is None:
-            return _models.score_recall(aligner, held_out, [texts[row] for row in test], held_out)
+            captions = [texts[row] for row in test]
+            _models.warn_about_few_candidates(captions, held_out)
+            own = _models.score_recall(aligner, held_out, captions, held_out)
+            others = []
+            for name, other in compared.items():
+                inner = unwrap_aligner(other)
+                inputs = held_out if inner is other else features[test]  # after a Pipeline's steps
+                if n_seen := np.count_nonzero(inner.was_fitted_on(inputs)):
+                    print_message(
+                        f"sklearn-ape: Warning: {n_seen:,} of {len(test):,} held-out images were "
+                        f"used to fit the aligner of the rows {name!r}, so recall is too high."
+                    )
+                recall = _models.score_recall(other, held_out, captions, held_out)
+                others += [score._replace(of=f"{score.of}, {name}") for score in recall]
+                if sum(score.value for score in recall) > sum(score.value for score in own):
+                    print_message(
+                        f"sklearn-ape: Warning: The mean recall of the rows {name!r} is higher "
+                        "than that of the aligner that is saved."
+                    )
+            return own, others
         class_names = sorted(set(classes)) if names is None else names
         classifier = ZeroShotClassifier(class_names, aligner=aligner, templates=templates)
         predicted = [str(label) for label in classifier.predict(held_out)]
-        return _models.score_accuracy([classes[row] for row in test], predicted)
+        return _models.score_accuracy([classes[row] for row in test], predicted), []
 
-    return _Task(aligner, images, encoded.features[rows], texts, classes, score)
+    return _Task(aligner, images, features, texts, classes, score)
 
 
 def _fit_and_score(
     task: _Task, split: tuple[Any, Any] | None, refit: bool
-) -> tuple[list[Any], int]:
-    """Fit the model of a task; return its held-out scores, and the number of images fitted on."""
+) -> tuple[list[Any], list[Any], int]:
+    """Fit the model of a task; return what its function returns, and the number of images."""
     from ._models import identify_images
 
     model, images, y = task.model, task.images, task.y
     keys = identify_images(images)
-    scores = []
+    scores: list[Any] = []
+    others: list[Any] = []
     if split is not None:
         train, test = split
         model.fit([images[row] for row in train], [y[row] for row in train])
-        scores = task.score(train, test)
+        scores, others = task.score(train, test)
         if not refit:
-            return scores, len({keys[row] for row in train})
+            return scores, others, len({keys[row] for row in train})
     model.fit(images, y)
-    return scores, len(set(keys))
+    return scores, others, len(set(keys))

@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sklearn_ape import (
+    APEAligner,
     FewShotClassifier,
     KernelAligner,
     ZeroShotClassifier,
@@ -16,6 +18,7 @@ from sklearn_ape import (
 )
 from tests.encoders.tiny_networks import text_folder
 
+DIRECTIONS = ("image to caption", "caption to image")
 QUICK = ("--method", "kernel", "--quiet")
 
 
@@ -30,13 +33,17 @@ def captioned(photos, tmp_path):
     return folder
 
 
+def captions_of(images):
+    return [Path(image).stem.replace("_", " ") for image in images]
+
+
 class TestFit:
     def test_sidecar_captions_are_fitted_and_scored(self, captioned, rows, run, tmp_path):
         (captioned / "zz.png").write_text("no image")
         (captioned / "zz.txt").write_text("a caption of no image")
         out = tmp_path / "models" / "mine"
         table_rows = rows("fit", captioned, "-o", out, *QUICK)
-        assert [row["measure"] for row in table_rows] == ["recall@1", "recall@5", "recall@10"] * 2
+        assert [row["measure"] for row in table_rows] == ["recall@1", "recall@5", "recall@10"] * 4
         n_held_out = int(table_rows[0]["n"])
         assert 10 <= n_held_out <= 14
         aligner = load_pretrained(out)
@@ -45,10 +52,33 @@ class TestFit:
         assert f"recall@1 on held-out images, image to caption (n={n_held_out}, 95 %" in card
         # The saved aligner was fitted on all pairs, including the held-out ones.
         images = sorted(str(path) for path in captioned.glob("*.png"))[:-1]
-        captions = [path.rsplit("/", 1)[1][:-4].replace("_", " ") for path in images]
-        assert aligner.score(images, captions) > 0.9
+        assert aligner.score(images, captions_of(images)) > 0.9
         said = run("classify", images[0], "--labels", "animal,food", "--aligner", out).stdout
         assert "animal" in said or "food" in said
+
+    @pytest.mark.exhaustive
+    def test_captions_extend_the_starter_model_or_another_aligner(
+        self, captioned, rows, run, tmp_path
+    ):
+        """A new aligner of so few pairs would be worse than the starter model."""
+        names = [f"{d}{of}" for of in ("", ", starter model") for d in DIRECTIONS]
+        scores = rows("fit", captioned, "-o", tmp_path / "first", "--quiet")
+        assert [row["of"] for row in scores[::3]] == names
+        values = [float(row["value"]) for row in scores]
+        assert sum(values[:6]) > sum(values[6:]) - 0.5 > 3
+        first = load_pretrained(tmp_path / "first")
+        assert isinstance(first, APEAligner)
+        images = sorted(str(path) for path in captioned.glob("*.png"))
+        assert first.was_fitted_on(images).all()
+        options = ("-o", tmp_path / "second", "--aligner", tmp_path / "first", "--quiet")
+        result = run("fit", captioned, *options)
+        assert "held-out images were used to fit the aligner of the rows 'not ext" in result.stderr
+        assert '"caption to image, not extended"' in result.stdout
+        second = load_pretrained(tmp_path / "second")
+        expected = APEAligner(init=first).fit(images, captions_of(images))
+        np.testing.assert_allclose(
+            second.transform_text(["a cat"]), expected.transform_text(["a cat"]), atol=1e-4
+        )
 
     def test_labels_save_classifier(self, photos, run, rows, tmp_path):
         out = tmp_path / "mine"
@@ -64,7 +94,9 @@ class TestFit:
         table = tmp_path / "pairs.csv"
         table.write_text("\ufefffile;text\n" + "\n".join([*lines, "gone.png;gone"]))
         arguments = ("fit", table, "--image", "file", "--caption", "text", *QUICK)
-        assert len(rows(*arguments, "-o", tmp_path / "a")) == 6
+        scores = rows(*arguments, "-o", tmp_path / "a")
+        names = [f"{d}{of}" for of in ("", ", starter model") for d in DIRECTIONS]
+        assert [row["of"] for row in scores[::3]] == names
         assert rows(*arguments, "-o", tmp_path / "b", "--test-size", "0") == []
 
     @pytest.mark.sampled(2)
@@ -187,7 +219,6 @@ class TestFewShot:
         options = ("--label", "label", "--method", "kernel", "--test-size", "0")
         result = run("fit", table, "-o", tmp_path / "model", *options)
         assert "Column 'label' is not used. Set --method few-shot" in result.stderr
-        assert "images with captions are few for a new aligner, and" in result.stderr
 
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["few-shot", "kernel"])
@@ -250,7 +281,7 @@ class TestFewShot:
         ("arguments", "message", "code"),
         [
             (("--labels", "animal,food"), "does not contain labels of the images: 'travel'", 1),
-            (("--method", "kernel", "--aligner", "x"), "use one of the methods few-shot.", 2),
+            (("--method", "kernel", "--aligner", "x"), "the methods few-shot, extend.", 2),
             (("--checkpoint", "c"), "use one of the methods ape, lit.", 2),
             (("--head-pairs",), "use one of the methods ape, kernel, cca, asif.", 2),
             (("--image-encoder", "efficientnet_lite2"), "for --image-encoder: has no effect", 2),
