@@ -13,7 +13,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from ..encoders.images import digest_images
-from ..encoders.resolve import encode_items, resolve_encoder
+from ..encoders.resolve import describe_missing_encoder, encode_items, resolve_encoder
 from ..features.matrix import (
     as_float32,
     check_stored_features,
@@ -386,10 +386,8 @@ class BaseAligner(
     def _encode_caption_pairs(self, X: Any, y: Any, reset: bool) -> EncodedPairs:
         encoder = self._get_encoder("text")
         if encoder is None:
-            raise ValueError(
-                "y holds captions, and text_encoder is None. Pass text_encoder="
-                "TransformersTextEncoder('all-MiniLM-L6-v2'), or features of the captions."
-            )
+            lacks_both = reset and self._get_encoder("image") is None and holds_images(X)
+            raise ValueError(describe_missing_encoder(lacks_both, hasattr(self, "init")))
         captions, rows = flatten_captions(y)
         if reset:  # report a wrong name before images are encoded
             resolve_encoder(encoder, "text")

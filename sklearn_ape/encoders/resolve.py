@@ -106,6 +106,24 @@ def _make_encoder(name: str, modality: str, parameter: str) -> Any:
     return encoder
 
 
+def describe_missing_encoder(lacks_both: bool, has_init: bool) -> str:
+    """Return the error message for captions without a text encoder.
+
+    `lacks_both` means images without an image encoder as well, and `has_init` that the parameter
+    ``init`` can give the encoders of the starter model.
+    """
+    if not lacks_both:
+        return (
+            "y holds captions, and text_encoder is None. Pass text_encoder="
+            "TransformersTextEncoder('all-MiniLM-L6-v2'), or features of the captions."
+        )
+    hint = ", or init='starter' to extend the starter model" if has_init else ""
+    return (
+        "X holds images and y holds captions, and image_encoder and text_encoder are None. Pass "
+        f"image_encoder='efficientnet_lite0' and text_encoder='all-MiniLM-L6-v2'{hint}."
+    )
+
+
 def encode_items(encoder: Any, items: Any, modality: str) -> Any:
     """Return dense features of images or texts; raise ValueError unless there is a row for each.
 

@@ -225,6 +225,17 @@ class TestInvalidInput:
                 captioned_images.images, captioned_images.captions
             )
 
+    @pytest.mark.parametrize("aligner_class", [APEAligner, KernelAligner])
+    def test_images_and_captions_without_encoders_raise_one_error(
+        self, captioned_images, aligner_class
+    ):
+        names = "image_encoder='efficientnet_lite0' and text_encoder='all-MiniLM-L6-v2'"
+        with pytest.raises(
+            ValueError, match=f"image_encoder and text_encoder are None.*{names}"
+        ) as error:
+            aligner_class().fit(captioned_images.images, captioned_images.captions)
+        assert ("init='starter'" in str(error.value)) == (aligner_class is APEAligner)
+
     def test_image_encoder_set_after_fit_on_features_is_not_used(self, captioned_images, features):
         """It is not fitted, and its features may be others."""
         aligner = small(max_epochs=1).fit(features.image, features.text)
