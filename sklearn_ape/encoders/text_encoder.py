@@ -125,6 +125,11 @@ def use_tokenizers() -> Iterator[None]:
         yield
 
 
+def is_image_file(text: str) -> bool:
+    """Return whether a text is the path of an image file that exists."""
+    return Path(text).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(text)
+
+
 class SentenceFilesEncoder(FrozenEncoder):
     """Base class for encoders that read the sentence-transformers files of a model."""
 
@@ -157,7 +162,7 @@ class TextEncoder(FrozenEncoder):
         return hashlib.sha256(b"text" + validate_text(item).encode()).digest()
 
     def _check_item(self, item: Any) -> None:
-        if Path(item).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(item):
+        if is_image_file(item):
             raise ItemError(
                 "is an image file, not a text. Pass captions to the text encoder and images to "
                 "the image encoder."

@@ -11,10 +11,12 @@ from scipy.spatial import KDTree
 from sklearn.utils import gen_batches
 
 from ..devices import default_state
+from ..encoders.text_encoder import TextEncoder, is_image_file
 from ..features.matrix import is_table, iter_row_tiles
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.linalg import find_largest_columns
 from ..utils.messages import import_optional, warn
+from ..utils.sklearn_compat import unfreeze
 from ..utils.validation import (
     check_choice,
     check_sequence,
@@ -262,8 +264,11 @@ def find_copies(
     ]
 
 
-def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
-    """Return queries in the form that an aligner takes, and whether they are texts."""
+def resolve_queries(queries: Any, modality: str, text_encoder: Any = None) -> tuple[Any, bool]:
+    """Return queries in the form that an aligner takes, and whether they are texts.
+
+    `text_encoder` is the encoder that will encode texts.
+    """
     check_choice(modality, "modality", MODALITIES)
     check_sequence(queries, "queries", "query", "texts, of images or of features")
     kind = getattr(getattr(queries, "dtype", None), "kind", "")
@@ -282,6 +287,7 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
         _check_mixed_queries(items, is_text, modality)
     _check_not_blank(items)
     if modality == "auto":
+        _check_image_files(items, text_encoder)
         _warn_about_paths(items)
     return items, True
 
@@ -346,6 +352,20 @@ def _check_not_blank(texts: list[str]) -> None:
     for row, text in enumerate(texts):
         if isinstance(text, str) and not text.strip():
             raise ValueError(f"queries has an empty text in row {row}. Pass non-empty texts.")
+
+
+def _check_image_files(texts: list[str], text_encoder: Any) -> None:
+    """Raise an error for paths of images if the text encoder would reject them."""
+    encoder = unfreeze(text_encoder)
+    if not isinstance(encoder, TextEncoder) or encoder.on_error != "raise":
+        return
+    files = [text for text in texts if is_image_file(text)]
+    if files:
+        hint = " Search for the texts separately." if len(files) < len(texts) else ""
+        raise ValueError(
+            f"queries has image files given as str: {format_list(files)}. Pass modality='image' "
+            f"to search by these images, or pathlib.Path objects.{hint}"
+        )
 
 
 def _warn_about_paths(texts: list[str]) -> None:

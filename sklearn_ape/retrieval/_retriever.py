@@ -265,7 +265,8 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter or a query is invalid, or the aligner was changed after `fit`.
+            If a parameter or a query is invalid, such as the path of an image as str without
+            ``modality="image"``, or the aligner was changed after `fit`.
 
         Warns
         -----
@@ -365,7 +366,8 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         if pairs is not None:
             images = embed_images(self.aligner_, pairs[0])
             return collection.combine_queries(images, self._embed_texts(pairs[1])), False
-        queries, are_texts = resolve_queries(queries, modality)
+        text_encoder = getattr(unwrap_aligner(self.aligner_), "text_encoder_", None)
+        queries, are_texts = resolve_queries(queries, modality, text_encoder)
         if are_texts:
             return self._embed_texts(queries), True
         return embed_images(self.aligner_, queries), False

@@ -36,6 +36,18 @@ class TestSearch:
         np.testing.assert_array_equal(result.indices, order)
         assert result.items == [[captioned_images.images[row] for row in rows] for rows in order]
 
+    @pytest.mark.filterwarnings("error")  # a warning said that paths are searched as text
+    def test_image_files_as_str_raise(self, retriever, captioned_images):
+        path = captioned_images.images[0]
+        with pytest.raises(
+            ValueError, match=r"image files given as str.*modality='image'"
+        ) as error:
+            retriever.search([path])
+        assert path in str(error.value)
+        assert "texts separately" not in str(error.value)
+        with pytest.raises(ValueError, match=r"Search for the texts separately\.$"):
+            retriever.search(["a bird", path])
+
     def test_image_of_any_type_finds_itself(self, retriever, captioned_images):
         path = Path(captioned_images.images[17])
         for query in (path, path.read_bytes(), Image.open(path), np.asarray(Image.open(path))):
