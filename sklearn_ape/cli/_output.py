@@ -12,7 +12,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -359,7 +359,7 @@ class Table:
         self.columns = list(columns)
         self.output = _get_file(output)
         self.file_format = resolve_format(output, file_format)
-        self._rows: list[Sequence[Any]] = []
+        self.rows: list[Sequence[Any]] = []  # those that are written at the end
         self._has_started = False
 
     def __enter__(self) -> Self:
@@ -382,7 +382,13 @@ class Table:
         elif self.file_format == "jsonl":
             self._stream.write(_dump_json(dict(zip(self.columns, row, strict=True))) + "\n")
         else:
-            self._rows.append(row)
+            self.rows.append(row)
+
+    def drop_columns(self, names: Collection[str]) -> None:
+        """Leave out columns of a table whose rows are written at the end."""
+        kept = [column for column, name in enumerate(self.columns) if name not in names]
+        self.columns = [self.columns[column] for column in kept]
+        self.rows = [[row[column] for column in kept] for row in self.rows]
 
     def flush(self) -> None:
         """Flush the rows, for a reader of standard output that waits for them."""
@@ -420,12 +426,12 @@ class Table:
 
     def _write_collected_rows(self) -> None:
         if self.file_format == "json":
-            records = [dict(zip(self.columns, row, strict=True)) for row in self._rows]
+            records = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
             self._stream.write(_dump_json(records, indent=1) + "\n")
         elif self.file_format == "parquet":
-            _write_parquet(self._path, self.columns, self._rows)
+            _write_parquet(self._path, self.columns, self.rows)
         elif self.file_format == "table":
-            _print_table(self.columns, self._rows, self._stream)
+            _print_table(self.columns, self.rows, self._stream)
 
 
 def _dump_json(value: Any, indent: int | None = None) -> str:

@@ -79,6 +79,8 @@ def classify(
                     cells += _make_cells(classes, batch[row], top_k, probabilities)
                 table.write([FileName(path), *cells, batch_errors.get(row)])
             table.flush()
+        if table.file_format == "table" and table.output is None:
+            table.drop_columns(_find_repeated_columns(table.rows, top_k, len(errors)))
     report_unreadable(errors, len(paths))
     n_classified = len(paths) - len(errors)
     if output is not None and n_classified:
@@ -118,6 +120,20 @@ def _make_columns(classes: list[str], top_k: int, probabilities: bool) -> list[s
     if probabilities:
         columns += [f"probability:{name}" for name in classes]
     return [*columns, "error"]
+
+
+def _find_repeated_columns(rows: list[Any], top_k: int, n_errors: int) -> list[str]:
+    """Return the columns that a table on a terminal does not need, where space is scarce.
+
+    `report_unreadable` prints the errors, and the first of the most probable labels is usually
+    the label itself.
+    """
+    from ._models import _N_ERRORS_SHOWN
+
+    repeated = ["error"] if n_errors <= _N_ERRORS_SHOWN else []
+    if top_k > 1 and all(row[1:3] == row[3:5] for row in rows):
+        repeated += ["label_1", "probability_1"]
+    return repeated
 
 
 def _make_cells(classes: list[str], row: Any, top_k: int, probabilities: bool) -> list[Any]:

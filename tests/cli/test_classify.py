@@ -71,6 +71,19 @@ class TestImages:
         said = run("classify", broken, "--labels", LABELS, "--quiet").stderr
         assert "Skipped 2 of 14 images, which cannot be read" in said
 
+    def test_table_repeats_neither_errors_nor_the_first_label(self, broken, run, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
+        options = ("classify", broken, "--labels", LABELS, "--format", "table", "-k", "2")
+        header = "path label probability label_2 probability_2"
+        assert run(*options).stdout.split("\n")[1].split() == header.split()
+        result = run(*options, "--threshold", "0.99")  # the label is "unknown" for some
+        header = "path label probability label_1 probability_1 label_2 probability_2"
+        assert result.stdout.split("\n")[1].split() == header.split()
+        assert "zz cut short.png' is damaged" in result.stderr
+        for number in range(4):  # more errors than the message lists
+            (broken / f"yy {number}.png").write_text("no image")
+        assert "error" in run(*options).stdout.split("\n")[1].split()
+
     def test_only_unreadable_images_exit_with_error(self, tmp_path, run):
         (tmp_path / "x.png").write_text("no image")
         result = run("classify", tmp_path, "--labels", LABELS, code=1)
