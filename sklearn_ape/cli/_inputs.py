@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..utils.files import IMAGE_SUFFIXES, expand_user
+from ..utils.files import HEIC_SUFFIXES, IMAGE_SUFFIXES, expand_user
 from ._output import print_message
 
 _IMAGES: Any = typer.Argument(
@@ -147,7 +147,7 @@ def _report_skipped(skipped: Counter[str], quiet: bool) -> None:
         n = skipped.total()
         subject = "1 file" if n == 1 else f"{n:,} files"
         suffixes = [f"{count:,} {suffix!r}" for suffix, count in skipped.most_common()]
-        hint = " Convert HEIC images to JPEG." if {".heic", ".heif"} & set(skipped) else ""
+        hint = " Convert HEIC images to JPEG." if HEIC_SUFFIXES & set(skipped) else ""
         listed = format_list(suffixes, str)
         print_message(f"Skipped {subject} of other formats ({listed}).{hint}", quiet)
 
@@ -250,6 +250,13 @@ def parse_labels(
     from ..prompts import resolve_class_names
 
     if len(resolve_class_names(names)) < least:
+        if labels_file is not None:
+            form = "" if labels_file.suffix.lower() == ".json" else ", one per line"
+            raise typer.BadParameter(
+                f"{str(labels_file)!r} has only one name, {next(iter(names))!r}. Write at least "
+                f"two names into the file{form}.",
+                param_hint="--labels-file",
+            )
         raise typer.BadParameter(
             f"{next(iter(names))!r} is the only label, so every image would be classified as it. "
             "Pass at least two labels, separated by commas and in quotes, for instance --labels "

@@ -26,6 +26,9 @@ IMAGE_SUFFIXES = (
 )
 """Lower-case and sorted. The wheels of Pillow read all of these formats."""
 
+HEIC_SUFFIXES = frozenset({".heic", ".heif"})
+"""Formats of phones, which Pillow does not read."""
+
 
 def expand_user(path: str | os.PathLike[str]) -> Path:
     """Return a path whose initial ~ is replaced by the home folder, if the user exists."""

@@ -142,6 +142,14 @@ class TestParseLabels:
         with pytest.raises(typer.BadParameter, match=r"names.* contains no names"):
             parse_labels(None, file)
 
+    def test_file_of_one_line_says_where_names_belong(self, tmp_path):
+        file = tmp_path / "names.txt"
+        file.write_text("animal,food\n")
+        with pytest.raises(
+            typer.BadParameter, match=r"only one name, 'animal,food'.*one per line"
+        ):
+            parse_labels(None, file)
+
     @pytest.mark.parametrize("suffix", [".csv", ".yaml"])
     def test_files_of_other_formats_raise(self, tmp_path, suffix):
         """Their lines would become labels."""

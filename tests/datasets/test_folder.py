@@ -22,6 +22,12 @@ def test_subfolders_are_labels(folder):
     assert str(folder) in data.DESCR
 
 
+def test_folder_of_heic_images_names_the_remedy(tmp_path):
+    make(tmp_path, "1.HEIC", "2.heic")
+    with pytest.raises(ValueError, match=r"2 '\.heic'.*Convert HEIC images to JPEG\.$"):
+        load_image_folder(tmp_path)
+
+
 def test_images_outside_subfolders_have_no_labels(folder):
     make(folder, "loose.jpg")
     assert "labels" not in load_image_folder(folder)
