@@ -80,7 +80,7 @@ _PERSON_WORDS = re.compile(r"\b(m[ae]n|wom[ae]n|person|people|boys?|girls?)\b")
 
 
 class CurvePoint(NamedTuple):
-    """Recall@1, mean of both directions, of the starter with own pairs, and of these alone."""
+    """Recall@1, mean of both directions, of the extended starter and of a new aligner."""
 
     n_pairs: int
     extended: float
@@ -327,8 +327,8 @@ def print_result(result: DemoResult) -> None:
         "training pairs",
         *(f"{point.n_pairs:,}" for point in result.curve),
     )
-    curve.add_row("starter and these", *(f"{point.extended:.1%}" for point in result.curve))
-    curve.add_row("these alone", *(f"{point.alone:.1%}" for point in result.curve), style="dim")
+    curve.add_row("starter model, extended", *(f"{point.extended:.1%}" for point in result.curve))
+    curve.add_row("new aligner", *(f"{point.alone:.1%}" for point in result.curve), style="dim")
     console.print(curve)
     ks = (1, 5, 10)
     headings = ("direction", *(f"recall@{k}" for k in ks))
@@ -431,8 +431,8 @@ def _format_percent(fraction: float) -> str:
 def _make_plot(curve: Sequence[CurvePoint]) -> dict[str, Any]:
     """Return the lines and ticks of a plot of recall by number of own pairs, in pixels."""
     lines = {
-        "starter and these pairs": [point.extended for point in curve],
-        "these pairs alone": [point.alone for point in curve],
+        "starter model, extended": [point.extended for point in curve],
+        "new aligner": [point.alone for point in curve],
     }
     # The next multiple of 0.1, so that ticks are round.
     top = math.ceil(10 * max(max(values) for values in lines.values()) + 1e-9) / 10

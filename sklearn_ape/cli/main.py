@@ -42,7 +42,7 @@ def demo(
     n_jobs: option.NJobs = -1,
     quiet: option.Quiet = False,
 ) -> None:
-    """Align two pretrained encoders on 1,900 captioned images and write a report.
+    """Name photographs, extend the starter model by emoji, test it and write a report.
 
     Example: sklearn-ape demo --output demo_report
     """
