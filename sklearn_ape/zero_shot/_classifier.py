@@ -101,8 +101,8 @@ class ZeroShotClassifier(SingleLabelClassifier):
 
     Within `VotingClassifier`, `StackingClassifier`, `BaggingClassifier` and other meta-estimators
     that replace the labels in y by their numbers, labels must be the numbers 0, 1, ..., one for
-    each class in y. The page "Meta-estimators, tables, scorers and new labels" of the
-    documentation lists what works.
+    each class in y. The page "Cross-validation, groups, weights, scorers and meta-estimators" of
+    the documentation lists what works.
 
     Predicting raises ValueError if the aligner was changed after `fit`: if it was replaced or
     fitted again, or if a parameter of its encoders or of a step of its Pipeline was set.
