@@ -136,8 +136,9 @@ def group_equal_images(features: np.ndarray) -> np.ndarray:
     groups = np.unique(_make_feature_keys(features, mean), return_inverse=True)[1].ravel()
     sizes = np.bincount(groups)
     n_groups = len(sizes)
+    order, ends = np.argsort(groups, kind="stable"), np.cumsum(sizes)
     for group in np.flatnonzero(sizes > 1):  # in rare cases, keys of different images are equal
-        rows = np.flatnonzero(groups == group)
+        rows = order[ends[group] - sizes[group] : ends[group]]
         scale = np.abs(features[rows[0]]).max()
         while True:
             distance = np.abs(features[rows] - features[rows[0]]).max(axis=1)
