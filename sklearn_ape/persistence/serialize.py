@@ -79,6 +79,7 @@ _REMEDIES = {
     "encoder computes",
     "standardize": "Set standardize to True or False before saving, and to the collection after "
     "loading",
+    "cv": "Set cv to an integer before saving, as only fit uses it",
     "labels": "Pass labels as texts or numbers, in a list or a dict",
     "aligner": "Pass an aligner of sklearn_ape, a Pipeline of an encoder and an aligner, or a "
     "FrozenEstimator of either. From a search, pass best_estimator_",

@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import expit
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, indexable
 from sklearn.utils.validation import check_is_fitted
 
@@ -22,7 +21,6 @@ from ..prompts import resolve_flat_names, to_class_array
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
 from ..utils.validation import (
-    check_integer,
     check_number,
     check_same_length,
     format_list,
@@ -32,10 +30,14 @@ from ..utils.validation import (
 from ._base import NOT_FITTED, ZeroShotBase, warn_about_numbers
 from ._multilabel_targets import (
     as_table_or_rows,
+    check_cv,
+    check_is_ordered,
     check_prevalence,
     collect_labels,
+    collect_prompts,
     find_default_thresholds,
     find_f1_thresholds,
+    list_splits,
     to_indicator,
     warn_about_order,
 )
@@ -68,9 +70,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     shrinkage : float, default=5.0
         Strength of the shrinkage of fitted thresholds to the threshold that is best for all labels
         together, as a number of positive examples. 0 disables it.
-    cv : int, default=3
-        Number of folds in which `fit` fits an unfitted aligner, so that thresholds are learned
-        from images that the aligner was not fitted on. The aligner is then fitted on all images.
+    cv : int, splitter or iterable, default=3
+        Number of folds, or splits, in which `fit` fits an unfitted aligner, so that thresholds are
+        learned from images that the aligner was not fitted on. The test sets must contain each
+        image once. For a splitter that needs groups, pass a list of its splits, such as
+        ``list(GroupKFold(3).split(X, groups=groups))``. The final aligner is fitted on all images.
     logit_scale : float or None, default=None
         Logit scale: factor of the cosines in `decision_function` and `predict_proba`; see
         `ZeroShotClassifier`.
@@ -141,7 +145,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     templates: str | Sequence[str] = "simple"
     prevalence: float | Mapping[Any, float] = 0.1
     shrinkage: float = 5.0
-    cv: int = 3
+    cv: Any = 3
     logit_scale: float | None = None
     standardize: Any = True
 
@@ -347,20 +351,17 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             self._set_reference(X)
             margins = self._compute_margins(self.aligner_, X)
         else:
-            context = FitContext(self, self.cv + 1, X, Y)
+            splits = list_splits(self.cv, X, table)
+            context = FitContext(self, len(splits) + 1, X, Y)
             if captions is None:
                 self._warn_if_fit_was_lost()
-                prompts = list(self._make_prompts().values())
-                captions = [
-                    [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
-                    for row in table
-                ]
+                captions = collect_prompts(table, list(self._make_prompts().values()))
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
             X, captions = indexable(X, captions)
             # The first fit is on all images, since errors and warnings name its rows.
             self.aligner_ = self._fit_on_captioned(X, captions, context)
-            margins = self._compute_held_out_margins(X, captions, context)
+            margins = self._compute_held_out_margins(splits, X, captions, context)
         self._fit_label_thresholds(table, margins)
         self._note_fit()
         context.end()
@@ -392,10 +393,12 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         margins -= self._compute_default_thresholds(logits) if thresholds is None else thresholds
         return margins
 
-    def _compute_held_out_margins(self, X: Any, captions: Any, context: FitContext) -> np.ndarray:
+    def _compute_held_out_margins(
+        self, splits: list[Any], X: Any, captions: Any, context: FitContext
+    ) -> np.ndarray:
         """Return the margins of each image, by an aligner that was not fitted on it."""
         margins = np.empty((len(captions), len(self.labels_)))
-        for train, test in KFold(self.cv, shuffle=True, random_state=0).split(margins):
+        for train, test in splits:
             X_train, train_captions = _safe_indexing(X, train), _safe_indexing(captions, train)
             # The fit on all images gives the same warnings. Here they would name rows of a fold.
             with warnings.catch_warnings(action="ignore", category=UserWarning):
@@ -481,12 +484,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         super()._check_parameters()
         check_prevalence(self.prevalence)
         check_number(self.shrinkage, "shrinkage", 0, closed="both")
-        check_integer(self.cv, "cv", 2)
-        if isinstance(self.labels, set | frozenset):
-            raise ValueError(
-                "labels is a set, whose order, and so that of the columns, differs from run to "
-                "run. Pass a list, sorted(labels)."
-            )
+        check_cv(self.cv)
+        check_is_ordered(self.labels)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

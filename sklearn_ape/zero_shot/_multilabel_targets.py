@@ -1,19 +1,22 @@
-"""Targets of multi-label classification: label sets, indicator matrices and thresholds."""
+"""Targets of multi-label classification: label sets, their splits, and thresholds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from contextlib import suppress
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.metrics import precision_recall_curve
+from sklearn.model_selection import KFold
 
 from ..prompts import describe_similar_label
 from ..utils.messages import warn
 from ..utils.validation import (
     as_numeric,
+    check_integer,
     check_number,
     find_repeated,
     format_list,
@@ -103,6 +106,56 @@ def warn_about_order(Y: Any, labels: Sequence[Any]) -> None:
             "Y has the columns in another order than labels. They are matched by name here, "
             "but scikit-learn's scorers compare them by position: pass Y[list(labels)]."
         )
+
+
+def check_is_ordered(labels: Any) -> None:
+    """Raise ValueError for a set of labels."""
+    if isinstance(labels, set | frozenset):
+        raise ValueError(
+            "labels is a set, whose order, and so that of the columns, differs from run to run. "
+            "Pass a list, sorted(labels)."
+        )
+
+
+def collect_prompts(table: np.ndarray, prompts: list[list[str]]) -> list[list[str]]:
+    """Return the prompts of the labels of each image, from those of each column."""
+    return [
+        [prompt for column in np.flatnonzero(row) for prompt in prompts[column]] for row in table
+    ]
+
+
+def check_cv(cv: Any) -> None:
+    """Raise ValueError unless `cv` is a number of folds, a splitter or an iterable of splits.
+
+    The splits are not read, because an iterator could not be read again.
+    """
+    if isinstance(cv, Integral):
+        check_integer(cv, "cv", 2)
+    elif isinstance(cv, str | bytes) or not (hasattr(cv, "split") or isinstance(cv, Iterable)):
+        raise ValueError(
+            "cv must be an integer >= 2, a splitter of scikit-learn or an iterable of splits, "
+            f"not {cv!r}."
+        )
+
+
+def list_splits(cv: Any, X: Any, table: np.ndarray) -> list[tuple[Any, Any]]:
+    """Return the training and test rows of each split of a ``cv`` parameter.
+
+    Raise ValueError unless the test sets are a partition of the rows, each of which needs a score.
+    """
+    if isinstance(cv, Integral):
+        return list(KFold(cv, shuffle=True, random_state=0).split(table))
+    splits = list(cv.split(X, table) if hasattr(cv, "split") else cv)
+    tested = np.empty(0)
+    with suppress(TypeError, ValueError):  # not pairs of rows, or no splits
+        tested = np.sort(np.concatenate([test for _, test in splits]))
+    if not np.array_equal(tested, np.arange(len(table))):
+        raise ValueError(
+            f"cv has {len(splits)} splits whose test sets do not contain each of {len(table)} "
+            "images once. Pass a splitter such as KFold, or a list of pairs of training rows and "
+            "test rows."
+        )
+    return splits
 
 
 def _read_row(row: Any, index: int) -> Any:

@@ -451,6 +451,8 @@ class TestBadInput:
          ("prevalence", {"animal": 0.5}, r"no fraction for the labels 'travel'"),
          ("shrinkage", -1, r"shrinkage must be a number in \[0, inf\], not -1"),
          ("cv", 1, "cv must be an integer >= 2, not 1"),
+         ("cv", "3", "cv must be an integer >= 2, a splitter of scikit-learn or an iterable"),
+         ("cv", None, "an iterable of splits, not None"),
          ("logit_scale", 0, "logit_scale must be None or a number in")],
     )  # fmt: skip
     def test_invalid_parameter_raises(self, classifier, features, parameter, value, message):
