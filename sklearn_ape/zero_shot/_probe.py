@@ -337,31 +337,44 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
     examples best can be found without held-out ones. If a cross-validation is possible, a weight
     below 1 must be better in it. A weight above 1 would gain less than half a point there.
     """
-    codes, weights = problem.codes, problem.examples.weights
-    # The temperature is the inverse of the weight: one above 1 is a weight below 1.
-    weight = 1 / _fit_temperature(problem.base, codes, weights, _NAME_WEIGHT_STD[::-1])[0]
-    if _MIN_TRUSTED_WEIGHT < weight < 1:
-        weight = 1.0
-    if not problem.has_all_classes:
-        # The examples may be corrections of wrong predictions, whose names are always wrong.
-        weight = max(1.0, weight)
+    weight = _fit_name_weight(problem)
     folds, is_tested = _make_folds(problem)
     if not is_tested.any():
-        # Without held-out examples, the only evidence of overconfidence is that of the names. The
-        # square has no jump at the smallest trusted weight.
-        if weight < 1:
-            weight = (weight / _MIN_TRUSTED_WEIGHT) ** 2
-        weight = weight if problem.n_classes > 1 else 1.0
-        temperature = 1.0
-        if problem.has_all_classes:
-            temperature = max(1.0, _fit_temperature(problem.base, codes, weights)[0])
-        return weight, _Validation(np.nan, temperature, np.nan, np.nan)
+        return _choose_name_weight_untested(problem, weight)
     validation = _cross_validate(problem, 1.0, folds, is_tested)
     if weight < 1:
         other = _cross_validate(problem, weight, folds, is_tested)
         if other.loss < validation.loss:
             return weight, other
     return 1.0, validation
+
+
+def _fit_name_weight(problem: _Problem) -> float:
+    """Return the weight with which the names alone predict the examples best, or 1 if trusted."""
+    # The temperature is the inverse of the weight: one above 1 is a weight below 1.
+    temperature, _ = _fit_temperature(
+        problem.base, problem.codes, problem.examples.weights, _NAME_WEIGHT_STD[::-1]
+    )
+    weight = 1 / temperature
+    # The examples may be corrections of wrong predictions, whose names are always wrong.
+    may_be_corrections = not problem.has_all_classes
+    if weight < 1 and (weight > _MIN_TRUSTED_WEIGHT or may_be_corrections):
+        return 1.0
+    return weight
+
+
+def _choose_name_weight_untested(problem: _Problem, weight: float) -> tuple[float, _Validation]:
+    """Return what `_choose_name_weight` does if no cross-validation is possible."""
+    # Without held-out examples, the only evidence of overconfidence is that of the names.
+    temperature = 1.0
+    if problem.has_all_classes:
+        codes, weights = problem.codes, problem.examples.weights
+        temperature = max(1.0, _fit_temperature(problem.base, codes, weights)[0])
+    validation = _Validation(np.nan, temperature, np.nan, np.nan)
+    if problem.n_classes == 1:
+        return 1.0, validation
+    # The square has no jump at the smallest trusted weight.
+    return (weight / _MIN_TRUSTED_WEIGHT) ** 2 if weight < 1 else weight, validation
 
 
 def _make_folds(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
