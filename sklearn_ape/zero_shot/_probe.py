@@ -403,25 +403,10 @@ def _cross_validate(
     problem: _Problem, name_weight: float, folds: np.ndarray, is_tested: np.ndarray
 ) -> _Validation:
     """Return the temperature, the accuracy and the calibration error of held-out examples."""
-    all_codes, all_weights = problem.codes, problem.examples.weights
-    codes, weights = all_codes[is_tested], all_weights[is_tested]
-    logits, adjustments = _predict_held_out(problem, name_weight, folds)
-    logits, adjustments = logits[is_tested], adjustments[is_tested]
-    seen, start, class_of = np.unique(all_codes, return_index=True, return_inverse=True)
-    if 1 < len(seen) < problem.n_classes:
-        # Images of classes without examples are represented by the examples of other classes, all
-        # of which are held out, as if all classes were equally frequent.
-        rank = np.argsort(np.argsort(start))  # in the order of the first examples, as above
-        class_folds = rank[class_of] % min(_N_FOLDS, len(seen))
-        new_logits, new_adjustments = _predict_held_out(problem, name_weight, class_folds)
-        logits = np.concatenate([logits, new_logits])
-        adjustments = np.concatenate([adjustments, new_adjustments])
-        codes = np.concatenate([codes, all_codes])
-        share = min(_MAX_NEW_SHARE, problem.find_share_without_examples())
-        total = weights.sum()
-        # The ratios first: products of tiny or huge weights would underflow or overflow.
-        old_weights = weights * (total * (1 - share) / total)
-        weights = np.append(old_weights, all_weights * (total * share / all_weights.sum()))
+    predictions = _predict_held_out(problem, name_weight, folds).select(is_tested)
+    if 1 < len(np.unique(problem.codes)) < problem.n_classes:
+        predictions = _add_new_classes(predictions, problem, name_weight)
+    logits, adjustments, codes, weights = predictions
     temperature, loss = _fit_temperature(logits, codes, weights, adjustments=adjustments)
     proba = softmax(logits.astype(np.float64) / temperature - adjustments, axis=1)
     accuracy = float(np.average(proba.argmax(axis=1) == codes, weights=weights))
@@ -431,10 +416,40 @@ def _cross_validate(
     return _Validation(loss, temperature, accuracy, error)
 
 
-def _predict_held_out(
-    problem: _Problem, name_weight: float, folds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits and adjustments of the examples of each fold, by the other folds."""
+class _Predictions(NamedTuple):
+    """Logits and adjustments of held-out examples, their classes and weights."""
+
+    logits: np.ndarray
+    adjustments: np.ndarray
+    codes: np.ndarray
+    weights: np.ndarray
+
+    def select(self, rows: np.ndarray) -> _Predictions:
+        return _Predictions._make(part[rows] for part in self)
+
+
+def _add_new_classes(
+    predictions: _Predictions, problem: _Problem, name_weight: float
+) -> _Predictions:
+    """Add predictions that represent the images of classes without examples.
+
+    They are predictions of the examples of each class by those of other classes, with weights as
+    if all classes were equally frequent.
+    """
+    seen, start, class_of = np.unique(problem.codes, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(start))  # in the order of the first examples, as in `_make_folds`
+    class_folds = rank[class_of] % min(_N_FOLDS, len(seen))
+    added = _predict_held_out(problem, name_weight, class_folds)
+    share = min(_MAX_NEW_SHARE, problem.find_share_without_examples())
+    total = predictions.weights.sum()
+    # The ratios first: products of tiny or huge weights would underflow or overflow.
+    predictions = predictions._replace(weights=predictions.weights * (total * (1 - share) / total))
+    added = added._replace(weights=added.weights * (total * share / added.weights.sum()))
+    return _Predictions._make(map(np.concatenate, zip(predictions, added, strict=True)))
+
+
+def _predict_held_out(problem: _Problem, name_weight: float, folds: np.ndarray) -> _Predictions:
+    """Predict the examples of each fold by the other folds."""
     logits = np.float32(name_weight) * problem.base
     adjustments = np.zeros(logits.shape)
     for fold in range(folds.max() + 1):
@@ -442,7 +457,7 @@ def _predict_held_out(
         coordinates = problem.solve_coordinates(np.flatnonzero(~is_held_out), name_weight)
         logits[is_held_out] += problem.inputs[is_held_out] @ coordinates.astype(np.float32)
         adjustments[is_held_out] = problem.compute_adjustments(~is_held_out)
-    return logits, adjustments
+    return _Predictions(logits, adjustments, problem.codes, problem.examples.weights)
 
 
 def _fit_temperature(
