@@ -172,43 +172,63 @@ def propagate_labels(
     """
     logits = logits.astype(np.float32)
     n_images, n_classes = logits.shape
-    # A few images cannot have the shares of a collection: one would get them as probabilities.
-    is_small = n_images <= _N_NEIGHBORS
-    offsets = np.zeros(n_classes)
-    if shares is not None:
-        offsets = compute_log_prior(shares) if is_small else match_shares(logits, shares)
-    probabilities = softmax(logits + offsets.astype(np.float32), axis=1)
-    std = (logits - logits.mean(axis=0)).std()
-    if n_classes == 1 or is_small or std <= _ROUNDING * np.abs(logits).max():
+    probabilities = softmax(_add_prior(logits, shares), axis=1)
+    if not _is_useful(logits, probabilities, has_shares=shares is not None):
         return probabilities
-    confidence = _compute_confidence(probabilities)
-    if confidence < _MIN_CONFIDENCE or (shares is None and _is_biased(logits)):
-        return probabilities
-    scaled = logits * np.float32(_LOGIT_STD / std)
-    if shares is not None:
-        scaled += match_shares(scaled, shares).astype(np.float32)
+    scaled = _add_prior(logits * np.float32(_LOGIT_STD / _compute_std(logits)), shares)
     initial = softmax(scaled, axis=1)
     coverage = _compute_coverage(initial)
     if examples is not None:  # further nodes of the graph, whose classes are certain
         embeddings = np.vstack([embeddings, examples[0]])
         initial = np.vstack([initial, np.eye(n_classes, dtype=initial.dtype)[examples[1]]])
-    alpha = _ALPHA
-    if shares is None:
-        images_per_class = len(initial) / (coverage * n_classes)
-        alpha *= float(np.interp(images_per_class, _IMAGES_PER_CLASS_RANGE, (0, 1)))
-        if alpha == 0:
-            return probabilities
-    coverage_level = np.interp(coverage, _COVERAGE_RANGE, (0, 1))
-    confidence_level = np.interp(confidence, _CONFIDENCE_RANGE, (0, 1))
-    graph = _make_graph(embeddings, _MAX_DAMPING * float(coverage_level * (1 - confidence_level)))
-    prior_weight = float(np.interp(coverage, _PRIOR_COVERAGE_RANGE, (1, 0)))
-    # Labelled images show which classes occur.
-    if prior_weight and shares is None and examples is None:
+    alpha = _ALPHA if shares is not None else _choose_alpha(len(initial), coverage * n_classes)
+    if alpha == 0:
+        return probabilities
+    graph = _make_graph(embeddings, _choose_damping(coverage, _compute_confidence(probabilities)))
+    if shares is None and examples is None:  # labelled images show which classes occur
+        prior_weight = float(np.interp(coverage, _PRIOR_COVERAGE_RANGE, (1, 0)))
         initial = _adjust_to_frequencies(scaled, initial, prior_weight, graph)
     propagated = np.maximum(_propagate(graph, initial, alpha)[:n_images], _MIN_SHARE)
     if shares is not None:  # labelled images may be of a class with the share 0
         propagated[:, shares <= _MIN_SHARE] = _MIN_SHARE
     return _set_confidence(np.log(propagated), probabilities.max(axis=1).mean())
+
+
+def _add_prior(logits: np.ndarray, shares: np.ndarray | None) -> np.ndarray:
+    """Return logits with the known shares of the classes as their prior."""
+    if shares is None:
+        return logits
+    # A few images cannot have the shares of a collection: one would get them as probabilities.
+    is_small = len(logits) <= _N_NEIGHBORS
+    offsets = compute_log_prior(shares) if is_small else match_shares(logits, shares)
+    return logits + offsets.astype(np.float32)
+
+
+def _is_useful(logits: np.ndarray, probabilities: np.ndarray, has_shares: bool) -> bool:
+    """Return whether there are neighbours, and the names say enough about the images."""
+    n_images, n_classes = logits.shape
+    if n_classes == 1 or n_images <= _N_NEIGHBORS:
+        return False
+    if _compute_std(logits) <= _ROUNDING * np.abs(logits).max():
+        return False
+    is_confident = _compute_confidence(probabilities) >= _MIN_CONFIDENCE
+    return is_confident and (has_shares or not _is_biased(logits))
+
+
+def _compute_std(logits: np.ndarray) -> float:
+    """Return the standard deviation of logits relative to the mean of their class."""
+    return (logits - logits.mean(axis=0)).std()
+
+
+def _choose_alpha(n_nodes: int, n_occurring: float) -> float:
+    """Return the weight of neighbours, which is 0 if most of them are of other classes."""
+    return _ALPHA * float(np.interp(n_nodes / n_occurring, _IMAGES_PER_CLASS_RANGE, (0, 1)))
+
+
+def _choose_damping(coverage: float, confidence: float) -> float:
+    coverage_level = np.interp(coverage, _COVERAGE_RANGE, (0, 1))
+    confidence_level = np.interp(confidence, _CONFIDENCE_RANGE, (0, 1))
+    return _MAX_DAMPING * float(coverage_level * (1 - confidence_level))
 
 
 def _compute_confidence(probabilities: np.ndarray) -> float:
@@ -241,6 +261,8 @@ def _adjust_to_frequencies(
     Frequent classes become more probable than others only if neighbours confirm it. Otherwise,
     rare classes become less probable.
     """
+    if weight == 0:
+        return probabilities
     raised = _apply_frequencies(logits, probabilities, weight, 1)
     lowered = _apply_frequencies(logits, probabilities, weight, 1 / logits.shape[1])
     min_modularity = _MIN_MODULARITY_RATIO * max(_compute_modularity(graph, lowered), 0)
