@@ -150,40 +150,56 @@ def train_heads(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
     history of the first phase. If the second phase is interrupted, its heads may be untrained, so
     those of the first phase are returned, with a warning.
     """
-    config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
     smoothness: dict[str, Any] = {}
     if head_config.init == "kernel":
         smoothness = choose_kernel(run, data, head_config.whiten(data))
 
-    def solve(pairs: PairDataset) -> Maps:
+    def initialize(pairs: PairDataset) -> Maps | None:
+        if head_config.init is None:
+            return None
+        image_map = head_config.whiten(pairs)
         if head_config.init == "linear":
-            return make_linear_maps(pairs, head_config.whiten(pairs), ridge=_LINEAR_RIDGE)
-        return solve_kernel(run, Targets(pairs, head_config.whiten(pairs)), **smoothness)
+            return make_linear_maps(pairs, image_map, ridge=_LINEAR_RIDGE)
+        return solve_kernel(run, Targets(pairs, image_map), **smoothness)
 
-    def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
-        maps = None if head_config.init is None else solve(pairs)
-        return HeadTraining(_make_module(head_config, maps, pairs), pairs, run), maps
-
-    result, search = checkpoint.result, None
+    result, search = run.checkpoint.result, None
     if result is None:
-        training, maps = prepare(train)
-        result, scale = _search_best_epoch(training, valid, maps is not None)
-        checkpoint.note_result(result)
-        if result.best_epoch == 0:
-            assert valid is not None
-            assert maps is not None
-            closed_form = make_closed_form(maps, run.ranks)
-            scale = fit_logit_scale(
-                *embed_pairs(closed_form, valid), valid.pairs, config.max_logit_scale
-            )
-            if config.refit:
-                closed_form = make_closed_form(solve(data), run.ranks)
-            return closed_form, scale, result
-        search = training.module, scale, result
-        if valid is None or not config.refit:
+        search = _search_heads(head_config, initialize(train), train, valid, run)
+        _, scale, result = search
+        if valid is None or not run.config.refit:
             return search
-    return _refit_heads(lambda: prepare(data)[0], result, search, run)
+        if result.best_epoch == 0:
+            maps = initialize(data)
+            assert maps is not None
+            return make_closed_form(maps, run.ranks), scale, result
+    return _refit_heads(
+        lambda: HeadTraining(_make_module(head_config, initialize(data), data), data, run),
+        result,
+        search,
+        run,
+    )
+
+
+def _search_heads(
+    head_config: HeadConfig,
+    maps: Maps | None,
+    train: PairDataset,
+    valid: PairDataset | None,
+    run: TrainingRun,
+) -> TrainedModule:
+    """Train heads on the training pairs, or return the closed form if no epoch improves it."""
+    training = HeadTraining(_make_module(head_config, maps, train), train, run)
+    result, scale = _search_best_epoch(training, valid, maps is not None)
+    run.checkpoint.note_result(result)
+    if result.best_epoch > 0:
+        return training.module, scale, result
+    assert valid is not None
+    assert maps is not None
+    closed_form = make_closed_form(maps, run.ranks)
+    embeddings = embed_pairs(closed_form, valid)
+    scale = fit_logit_scale(*embeddings, valid.pairs, run.config.max_logit_scale)
+    return closed_form, scale, result
 
 
 def _search_best_epoch(
