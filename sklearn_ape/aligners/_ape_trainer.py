@@ -292,12 +292,11 @@ def train_blend(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
     or the head needs the space that it was trained in. Return the heads, the logit scale, fitted
     on held-out pairs, and the history, in which epoch 0 is the closed form alone.
     """
-    config = run.config
     # Images are held out, not captions: a head learns the captions of many images better than the
     # closed form does, and with new captions only this would not count.
     train, valid = run.split(data, by_image=True)
     # Without held-out pairs, nothing shows whether a head improves the closed form.
-    is_untested = config.early_stopping and valid is None
+    is_untested = run.config.early_stopping and valid is None
     if head_config.side != "text" and not is_untested:  # only a text head can be blended
         return train_heads(head_config._replace(init="kernel"), data, run)
 
@@ -317,26 +316,20 @@ def train_blend(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
     # The machines of the ranks may have different amounts of memory.
     n_predicted = broadcast(run.ranks, count_predicted_texts(image_map.n_out))
     maps = solve(train, image_map, max_predicted_texts=n_predicted)
-    closed_form, text, closed_form_row, correction = _choose_tuning(
-        maps, train_correction(maps, train, run), items, len(valid.pairs), run
-    )
-    baseline = closed_form_row["valid_recall"]
-    min_recall = _compute_min_recall(baseline, len(valid.pairs))
+    correction = train_correction(maps, train, run)
+    tuned = _choose_tuning(maps, correction, items, len(valid.pairs), run)
     text_head = head_config.make_text_head(data, image_map)
-    training = BlendTraining(maps, correction, text_head, train, run)
-    recall_callback = BlendRecall(training.make_head_inputs(items), text, baseline, min_recall)
-    result = _train_text_head(training, closed_form, recall_callback)
-    del maps, training, recall_callback  # frees the predictions for the training texts
-    result = _add_closed_form(result, closed_form_row, baseline)
+    result = _search_blend(maps, tuned, text_head, train, items, run)
+    del maps  # frees the predictions for the training texts
     weight = result.history[result.best_epoch]["blend_weight"]
     # The head is on the device of the training.
-    blend = _make_blend(closed_form, text_head, weight).to("cpu").eval()
-    scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, config.max_logit_scale)
-    if config.refit and weight < 1:
-        maps = solve(data, full_map if weight == 0 and correction is None else image_map)
-        if correction is not None:
-            maps = apply_correction(maps, correction)
-        closed_form = make_closed_form(maps, run.ranks)
+    blend = _make_blend(tuned.closed_form, text_head, weight).to("cpu").eval()
+    scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, run.config.max_logit_scale)
+    if not run.config.refit or weight == 1:
+        return blend, scale, result
+    is_untrained = weight == 0 and tuned.correction is None
+    maps = solve(data, full_map if is_untrained else image_map)
+    closed_form = _make_tuned_closed_form(maps, tuned.correction, run)
     return _make_blend(closed_form, text_head, weight), scale, result
 
 
@@ -366,23 +359,69 @@ def _blend_untested(
     return _make_blend(closed_form, text_head, _DEFAULT_WEIGHT), scale, result
 
 
+class _TunedClosedForm(NamedTuple):
+    """Closed form, corrected if that increases its recall on held-out pairs.
+
+    `text` are its embeddings of the held-out texts, and `row` is epoch 0 of the history. A blend
+    must exceed `min_recall`. `correction` is None if it is not used.
+    """
+
+    closed_form: TwoTower
+    text: np.ndarray
+    row: dict[str, float]
+    min_recall: float
+    correction: np.ndarray | None
+
+
 def _choose_tuning(
     maps: Maps, correction: np.ndarray, items: PairDataset, n_valid: int, run: TrainingRun
-) -> tuple[TwoTower, np.ndarray, dict[str, float], np.ndarray | None]:
+) -> _TunedClosedForm:
     """Return the closed form, corrected if its recall increases by a standard error.
 
-    Also return its text embeddings, epoch 0 of the history, and the correction, or None if it is
-    not used. `items` are the held-out pairs with one row per image and caption, and `n_valid` is
-    the number of those that are distinct.
+    `items` are the held-out pairs with one row per image and caption, and `n_valid` is the number
+    of those that are distinct.
     """
-    modules = [make_closed_form(m, run.ranks) for m in (maps, apply_correction(maps, correction))]
+    modules = [_make_tuned_closed_form(maps, choice, run) for choice in (None, correction)]
     embeddings = [embed_pairs(module, items) for module in modules]
     recalls = [mean_recall(image, text, items.pairs) for image, text in embeddings]
     untuned, tuned = broadcast(run.ranks, recalls)
-    if tuned > _compute_min_recall(untuned, n_valid):
-        row = {"valid_recall": tuned, "blend_weight": 0.0, "untuned_recall": untuned}
-        return modules[1], embeddings[1][1], row, correction
-    return modules[0], embeddings[0][1], {"valid_recall": untuned, "blend_weight": 0.0}, None
+    is_tuned = tuned > _compute_min_recall(untuned, n_valid)
+    recall = tuned if is_tuned else untuned
+    row = {"valid_recall": recall, "blend_weight": 0.0}
+    if is_tuned:
+        row["untuned_recall"] = untuned
+    return _TunedClosedForm(
+        closed_form=modules[is_tuned],
+        text=embeddings[is_tuned][1],
+        row=row,
+        min_recall=_compute_min_recall(recall, n_valid),
+        correction=correction if is_tuned else None,
+    )
+
+
+def _make_tuned_closed_form(
+    maps: Maps, correction: np.ndarray | None, run: TrainingRun
+) -> TwoTower:
+    if correction is not None:
+        maps = apply_correction(maps, correction)
+    return make_closed_form(maps, run.ranks)
+
+
+def _search_blend(
+    maps: Maps,
+    tuned: _TunedClosedForm,
+    text_head: Head,
+    train: PairDataset,
+    items: PairDataset,
+    run: TrainingRun,
+) -> TrainingResult:
+    """Train the text head, and return the history with the closed form and the blends."""
+    baseline = tuned.row["valid_recall"]
+    training = BlendTraining(maps, tuned.correction, text_head, train, run)
+    head_inputs = training.make_head_inputs(items)
+    recall_callback = BlendRecall(head_inputs, tuned.text, baseline, tuned.min_recall)
+    result = _train_text_head(training, tuned.closed_form, recall_callback)
+    return _add_closed_form(result, tuned.row, baseline)
 
 
 def _train_text_head(
