@@ -50,29 +50,30 @@ class _Tile(NamedTuple):
 class _Tiles:
     """Tiles of nearly equal size of the matrix of scores.
 
-    Candidates are ordered by their first query, so that only few tiles have pairs.
+    Candidates are ordered by their first query, so that only few tiles have pairs. `order` holds
+    the candidate of each column of the matrix, and `pair_columns` the column of each pair.
+
+    Tiles are numbered from 0, first down and then to the right. `tile_pairs` holds the indices of
+    the pairs in the order of their tiles. Those of a tile begin at ``tile_starts[tile]`` and end
+    before ``tile_starts[tile + 1]``.
     """
 
     def __init__(self, queries: Any, candidates: Any, pairs: np.ndarray) -> None:
         self.queries, self.candidates, self.pairs = queries, candidates, pairs
-        first = np.full(len(candidates), len(queries))
-        np.minimum.at(first, pairs[:, 1], pairs[:, 0])
-        self.order = np.argsort(first, kind="stable")
-        position = np.empty_like(self.order)
-        position[self.order] = np.arange(len(candidates))
-        self.positions = position[pairs[:, 1]]
+        self.order = _order_by_first_query(pairs, (len(queries), len(candidates)))
+        self.pair_columns = np.argsort(self.order)[pairs[:, 1]]
         is_dense = all(isinstance(side, np.ndarray) for side in (queries, candidates))
         # Products in half precision are slow, and not exact enough for ranks.
         self.dtype = np.result_type(queries, candidates, np.float32) if is_dense else None
         self.row_edges = _split_evenly(len(queries), _TILE_ROWS if is_dense else _SPARSE_TILE_ROWS)
         self.column_edges = _split_evenly(len(candidates), _TILE_COLUMNS)
         self.n_rows, self.n_columns = len(self.row_edges) - 1, len(self.column_edges) - 1
-        row_of_pair = np.searchsorted(self.row_edges, pairs[:, 0], side="right") - 1
-        column_of_pair = np.searchsorted(self.column_edges, self.positions, side="right") - 1
-        tile_of_pair = column_of_pair * self.n_rows + row_of_pair
-        self.by_tile = np.argsort(tile_of_pair, kind="stable")
-        n_tiles = self.n_rows * self.n_columns
-        self.pair_edges = np.searchsorted(tile_of_pair[self.by_tile], np.arange(n_tiles + 1))
+        rows = np.searchsorted(self.row_edges, pairs[:, 0], side="right") - 1
+        columns = np.searchsorted(self.column_edges, self.pair_columns, side="right") - 1
+        tiles = columns * self.n_rows + rows
+        self.tile_pairs = np.argsort(tiles, kind="stable")
+        counts = np.bincount(tiles, minlength=self.n_rows * self.n_columns)
+        self.tile_starts = np.append(0, np.cumsum(counts))
 
     def visit(self, every: bool, first: int = 0, step: int = 1) -> Iterator[_Tile]:
         """Yield every tile, or only those with pairs, of every `step`-th column from `first`.
@@ -84,11 +85,11 @@ class _Tiles:
         for number in range(first, self.n_columns, step):
             start, stop = self.column_edges[number : number + 2].tolist()
             top = number * self.n_rows
-            if not every and self.pair_edges[top] == self.pair_edges[top + self.n_rows]:
+            if not every and self.tile_starts[top] == self.tile_starts[top + self.n_rows]:
                 continue
             columns = self._cast(self.candidates[self.order[start:stop]]).T
             for tile, (low, high) in enumerate(pairwise(self.row_edges.tolist()), top):
-                pair_indices = self.by_tile[self.pair_edges[tile] : self.pair_edges[tile + 1]]
+                pair_indices = self.tile_pairs[self.tile_starts[tile] : self.tile_starts[tile + 1]]
                 if not every and not len(pair_indices):
                     continue
                 rows = self._cast(self.queries[low:high])
@@ -98,13 +99,24 @@ class _Tiles:
                     scores = np.matmul(rows, columns, out=buffer[: high - low, : stop - start])
                 if not np.isfinite(scores).all():
                     raise ValueError("Embeddings must be finite, but there is NaN or infinity.")
-                positions = self.pairs[pair_indices, 0] - low, self.positions[pair_indices] - start
+                positions = (
+                    self.pairs[pair_indices, 0] - low,
+                    self.pair_columns[pair_indices] - start,
+                )
                 yield _Tile(slice(low, high), slice(start, stop), scores, pair_indices, positions)
 
     def _cast(self, embeddings: Any) -> Any:
         if self.dtype is None:
             return embeddings
         return np.asarray(embeddings, dtype=self.dtype)
+
+
+def _order_by_first_query(pairs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the candidates in the order of their first query; those without one are last."""
+    n_queries, n_candidates = shape
+    first = np.full(n_candidates, n_queries)
+    np.minimum.at(first, pairs[:, 1], pairs[:, 0])
+    return np.argsort(first, kind="stable")
 
 
 def compute_both_ranks(
@@ -134,7 +146,7 @@ def compute_both_ranks(
         positive_scores[tile.pair_indices] = tile.scores[tile.positions]
     best, best_back = np.full(shape[0], -np.inf), np.full(shape[1], -np.inf)
     np.maximum.at(best, pairs[:, 0], positive_scores)
-    np.maximum.at(best_back, tiles.positions, positive_scores)
+    np.maximum.at(best_back, tiles.pair_columns, positive_scores)
     tie, tie_back = _compute_tie_margins(queries, candidates)
     best -= tie
     best_back -= tie_back[tiles.order]
