@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +24,9 @@ from ..encoders.resolve import encode_items
 from ..features.matrix import as_float32, iter_row_tiles
 from ..training.data import group_pairs
 from ..utils.linalg import merge_groups, normalize_rows
+from ..utils.sklearn_compat import check_cv, read_splits
 from ..utils.validation import (
     as_floats,
-    check_integer,
     check_not_masked,
     check_number,
     check_sequence,
@@ -245,7 +246,7 @@ def pair_quality(
     *,
     aligner: BaseEstimator | None = None,
     groups: Any = None,
-    cv: int = 3,
+    cv: Any = 3,
     random_state: int | np.random.RandomState | None = None,
 ) -> PairQuality:
     """Score noisy pairs by how well caption and image match.
@@ -262,10 +263,11 @@ def pair_quality(
     groups : array-like of shape (n_pairs,) or None, default=None
         Groups of images that must be in the same fold. None uses groups of near-duplicates.
         Pairs of the same caption are in the same fold as well, if there are enough captions.
-    cv : int, default=3
-        Number of folds, at least 2.
+    cv : int, splitter or iterable, default=3
+        Number of folds, at least 2, or splits whose test sets contain each pair once. A splitter
+        gets the groups of images, and equal captions may be in different folds.
     random_state : int, RandomState instance or None, default=None
-        Assigns groups to folds. Pass an int for reproducible results.
+        Assigns groups to folds, unless `cv` does. Pass an int for reproducible results.
 
     Returns
     -------
@@ -307,7 +309,7 @@ def pair_quality(
     >>> sorted(np.argsort(quality.agreement)[:2].tolist())
     [3, 7]
     """
-    check_integer(cv, "cv", 2)
+    check_cv(cv)
     image_features = as_float_features(image_features, "image_features", check_conditioning=True)
     text_features = as_float_features(text_features, "text_features", check_conditioning=True)
     image, image_valid = normalize_valid_rows(image_features, "image_features")
@@ -318,7 +320,7 @@ def pair_quality(
             "row per pair for both."
         )
     is_valid = image_valid & text_valid
-    if is_valid.sum() < 2 * cv:
+    if isinstance(cv, Integral) and is_valid.sum() < 2 * cv:
         raise ValueError(
             f"cv={cv} needs at least {2 * cv} pairs with features that are not all 0 or NaN, got "
             f"{is_valid.sum()}. Pass more pairs, or a smaller cv."
@@ -326,10 +328,16 @@ def pair_quality(
     caption_ids = _number_captions(captions, text)[is_valid]
     image_ids = (
         find_near_duplicates(image) if groups is None else number_groups(groups, len(image))
-    )[is_valid]
-    features = image_features[is_valid], text_features[is_valid]
+    )
     rng = resolve_random_state(random_state)
-    agreement = _compute_agreement(*features, image_ids, caption_ids, aligner, cv, rng)
+    if isinstance(cv, Integral):
+        splits = _split_groups(image_ids[is_valid], caption_ids, int(cv), rng)
+    else:
+        splits = read_splits(cv, len(image), image_features, groups=image_ids)
+        splits = _renumber_splits(splits, is_valid)
+    image_ids = image_ids[is_valid]
+    features = image_features[is_valid], text_features[is_valid]
+    agreement = _compute_agreement(*features, caption_ids, aligner, splits, rng)
     signals = np.zeros((2, len(image)))
     signals[:, is_valid] = agreement, _compute_specificity(caption_ids, image_ids)
     reason = np.array(["agreement", "specificity"], dtype="U11")[signals.argmin(axis=0)]
@@ -404,22 +412,25 @@ def _number_captions(captions: Any, text: np.ndarray) -> np.ndarray:
     return number_distinct(" ".join(text.split()).casefold() for text in captions.texts)
 
 
-def _compute_agreement(
-    image: np.ndarray,
-    text: np.ndarray,
-    image_ids: np.ndarray,
-    caption_ids: np.ndarray,
-    aligner: BaseEstimator | None,
-    cv: int,
-    rng: np.random.RandomState,
-) -> np.ndarray:
-    """Return the out-of-fold rank of each pair among rivals, as a fraction in [0, 1]."""
+def _renumber_splits(
+    splits: list[tuple[Any, Any]], is_valid: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the splits of the valid rows, which are numbered without the other rows."""
+    numbers = np.cumsum(is_valid) - 1
+    renumbered = [[numbers[rows][is_valid[rows]] for rows in split] for split in splits]
+    return [(train, test) for train, test in renumbered if len(test)]
+
+
+def _split_groups(
+    image_ids: np.ndarray, caption_ids: np.ndarray, cv: int, rng: np.random.RandomState
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split pairs into folds, each with all pairs of an image and, if possible, of a caption."""
     # Join pairs that share an image or a caption.
     groups = group_pairs(np.column_stack([image_ids, caption_ids]))
     groups = np.unique(groups, return_inverse=True)[1]
     counts = np.bincount(groups)
     # With few captions, or long chains of similar images, a group can have most of the pairs.
-    if len(counts) < 2 * cv or counts.max() > len(image) / 2:
+    if len(counts) < 2 * cv or counts.max() > len(image_ids) / 2:
         groups = np.unique(image_ids, return_inverse=True)[1]
     n_groups = int(groups.max()) + 1
     if n_groups < cv:
@@ -428,10 +439,22 @@ def _compute_agreement(
             "smaller cv, or pass groups."
         )
     groups = rng.permutation(n_groups)[groups]
+    return list(GroupKFold(cv).split(image_ids, groups=groups))
+
+
+def _compute_agreement(
+    image: np.ndarray,
+    text: np.ndarray,
+    caption_ids: np.ndarray,
+    aligner: BaseEstimator | None,
+    splits: list[tuple[np.ndarray, np.ndarray]],
+    rng: np.random.RandomState,
+) -> np.ndarray:
+    """Return the out-of-fold rank of each pair among rivals, as a fraction in [0, 1]."""
     if aligner is None:
         aligner = KernelAligner(gamma="scale", max_anchors=_MAX_ANCHORS)
     fractions = np.empty(len(image))
-    for train, test in GroupKFold(cv).split(image, groups=groups):
+    for train, test in splits:
         # Equal captions are expected.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             fitted = clone(aligner).fit(image[train], text[train])

@@ -1,18 +1,21 @@
-"""Conventions of scikit-learn: callbacks, frozen estimators, failed fits, documentation links."""
+"""Conventions of scikit-learn: callbacks, failed fits, cross-validation, documentation links."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from itertools import accumulate
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
+
+from .validation import check_integer
 
 try:
     from sklearn.callback import CallbackSupportMixin, ProgressBar, with_callbacks
@@ -98,6 +101,40 @@ def reports_fit(method: Callable[..., Any]) -> Callable[..., Any]:
         return self
 
     return fit
+
+
+def check_cv(cv: Any) -> None:
+    """Raise ValueError unless `cv` is a number of folds, a splitter or an iterable of splits.
+
+    The splits are not read, because an iterator could not be read again.
+    """
+    if isinstance(cv, Integral):
+        check_integer(cv, "cv", 2)
+    elif isinstance(cv, str | bytes) or not (hasattr(cv, "split") or isinstance(cv, Iterable)):
+        raise ValueError(
+            "cv must be an integer >= 2, a splitter of scikit-learn or an iterable of splits, "
+            f"not {cv!r}."
+        )
+
+
+def read_splits(
+    cv: Any, n_rows: int, X: Any, y: Any = None, groups: Any = None
+) -> list[tuple[Any, Any]]:
+    """Return the training and test rows of each split of a splitter or an iterable of splits.
+
+    Raise ValueError unless the test sets are a partition of the rows, each of which needs a score.
+    """
+    splits = list(cv.split(X, y, groups) if hasattr(cv, "split") else cv)
+    tested = np.empty(0)
+    with suppress(TypeError, ValueError):  # not pairs of rows, or no splits
+        tested = np.sort(np.concatenate([test for _, test in splits]))
+    if not np.array_equal(tested, np.arange(n_rows)):
+        raise ValueError(
+            f"cv has {len(splits)} splits whose test sets do not contain each of {n_rows} rows "
+            "once. Pass a splitter such as KFold, or a list of pairs of training rows and test "
+            "rows."
+        )
+    return splits
 
 
 # scikit-learn's private function that writes diagrams; it asks every transformer for its names.

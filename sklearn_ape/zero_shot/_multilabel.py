@@ -19,7 +19,7 @@ from ..encoders.items import EncodingError
 from ..persistence.mixins import FittedState
 from ..prompts import resolve_flat_names, to_class_array
 from ..utils.messages import warn
-from ..utils.sklearn_compat import FitContext, restored_on_failure, with_callbacks
+from ..utils.sklearn_compat import FitContext, check_cv, restored_on_failure, with_callbacks
 from ..utils.validation import (
     check_number,
     check_same_length,
@@ -30,7 +30,6 @@ from ..utils.validation import (
 from ._base import NOT_FITTED, ZeroShotBase, warn_about_numbers
 from ._multilabel_targets import (
     as_table_or_rows,
-    check_cv,
     check_is_ordered,
     check_prevalence,
     collect_labels,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,9 +13,9 @@ from sklearn.model_selection import KFold
 
 from ..prompts import describe_similar_label
 from ..utils.messages import warn
+from ..utils.sklearn_compat import read_splits
 from ..utils.validation import (
     as_numeric,
-    check_integer,
     check_number,
     find_repeated,
     format_list,
@@ -124,38 +123,11 @@ def collect_prompts(table: np.ndarray, prompts: list[list[str]]) -> list[list[st
     ]
 
 
-def check_cv(cv: Any) -> None:
-    """Raise ValueError unless `cv` is a number of folds, a splitter or an iterable of splits.
-
-    The splits are not read, because an iterator could not be read again.
-    """
-    if isinstance(cv, Integral):
-        check_integer(cv, "cv", 2)
-    elif isinstance(cv, str | bytes) or not (hasattr(cv, "split") or isinstance(cv, Iterable)):
-        raise ValueError(
-            "cv must be an integer >= 2, a splitter of scikit-learn or an iterable of splits, "
-            f"not {cv!r}."
-        )
-
-
 def list_splits(cv: Any, X: Any, table: np.ndarray) -> list[tuple[Any, Any]]:
-    """Return the training and test rows of each split of a ``cv`` parameter.
-
-    Raise ValueError unless the test sets are a partition of the rows, each of which needs a score.
-    """
+    """Return the training and test rows of each split of a ``cv`` parameter."""
     if isinstance(cv, Integral):
         return list(KFold(cv, shuffle=True, random_state=0).split(table))
-    splits = list(cv.split(X, table) if hasattr(cv, "split") else cv)
-    tested = np.empty(0)
-    with suppress(TypeError, ValueError):  # not pairs of rows, or no splits
-        tested = np.sort(np.concatenate([test for _, test in splits]))
-    if not np.array_equal(tested, np.arange(len(table))):
-        raise ValueError(
-            f"cv has {len(splits)} splits whose test sets do not contain each of {len(table)} "
-            "images once. Pass a splitter such as KFold, or a list of pairs of training rows and "
-            "test rows."
-        )
-    return splits
+    return read_splits(cv, len(table), X, table)
 
 
 def _read_row(row: Any, index: int) -> Any:

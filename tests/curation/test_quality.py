@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import GroupKFold, LeaveOneOut, ShuffleSplit
 
 from sklearn_ape import CCAAligner
 from sklearn_ape.curation import (
@@ -173,6 +173,46 @@ def test_pairs_are_scored_out_of_fold(concepts):
             linked = groups[row] == groups[row + 1] or captions[row] == captions[row + 1]
             assert not (linked and keys[row] in scored and keys[row + 1] in fitted)
             assert not (keys[row] in scored and keys[row] in fitted)
+
+
+def test_cv_may_be_a_splitter_or_its_splits(concepts):
+    """Splits number all pairs, also those that are unreadable and belong to no fold."""
+    groups = np.arange(300) // 5
+    splitter = GroupKFold(4)
+    splits = list(splitter.split(concepts.image, groups=groups))
+    image = concepts.image.copy()
+    image[7] = np.nan
+    keys = image[:, 0]
+    scores = []
+    for cv in (splitter, splits, iter(splits)):
+        Recorder.folds.clear()
+        data = {"groups": groups, "cv": cv, "random_state": 0}
+        quality = pair_quality(image, concepts.text, aligner=Recorder(), **data)
+        scores.append(quality.score.tolist())
+        assert len(Recorder.folds) == 4
+        for (fitted, scored), (train, test) in zip(Recorder.folds, splits, strict=True):
+            assert fitted == set(np.delete(keys, [*test, 7]).tolist())
+            assert scored == set(np.delete(keys, [*train, 7]).tolist())
+    assert scores[0] == scores[1] == scores[2]
+    assert quality.reason[7] == "unreadable"
+
+
+def test_fold_without_readable_pairs_is_skipped(concepts):
+    text = concepts.text[:20].copy()
+    text[3] = 0
+    quality = pair_quality(concepts.image[:20], text, cv=LeaveOneOut(), aligner=CCAAligner())
+    assert quality.reason[3] == "unreadable"
+    assert np.delete(quality.agreement, 3).tolist() == [0.5] * 19  # a pair alone has no rivals
+
+
+def test_invalid_cv_of_quality_raises(concepts):
+    for cv in ("3", None, 2.0):
+        with pytest.raises(ValueError, match="cv must be an integer >= 2, a splitter"):
+            pair_quality(concepts.image, concepts.text, cv=cv)
+    with pytest.raises(ValueError, match="cv must be an integer >= 2, not 1"):
+        pair_quality(concepts.image, concepts.text, cv=1)
+    with pytest.raises(ValueError, match="do not contain each of 300 rows once"):
+        pair_quality(concepts.image, concepts.text, cv=ShuffleSplit(3))
 
 
 def test_swapped_captions_of_real_images_score_lower(captioned_images, features):

@@ -58,7 +58,7 @@ def test_groups_are_held_out_together(new, data):
 @pytest.mark.parametrize(
     ("cv", "message"),
     [
-        (ShuffleSplit(2), "cv has 2 splits whose test sets do not contain each of 60 images once"),
+        (ShuffleSplit(2), "cv has 2 splits whose test sets do not contain each of 60 rows once"),
         ([], "cv has 0 splits whose test sets"),
         ([1, 2], "cv has 2 splits whose test sets"),
         (GroupKFold(3), "groups"),
