@@ -40,7 +40,7 @@ _MEMORY = "memory"
 
 # Images per call of the classifier, so that the first rows are written early.
 _BATCH_SIZE = 512
-_N_ERRORS_SHOWN = 5
+N_ERRORS_SHOWN = 5
 
 # A smaller test set gives no meaningful accuracy.
 _MIN_TEST_SIZE = 10
@@ -327,10 +327,10 @@ def report_unreadable(errors: dict[int, str], n_images: int) -> None:
     if not errors:
         return
     print_message(f"Skipped {len(errors):,} of {n_images:,} images, which cannot be read:")
-    for row in sorted(errors)[:_N_ERRORS_SHOWN]:
+    for row in sorted(errors)[:N_ERRORS_SHOWN]:
         print_message(f"  {errors[row]}")
-    if len(errors) > _N_ERRORS_SHOWN:
-        print_message(f"  and {len(errors) - _N_ERRORS_SHOWN:,} more.")
+    if len(errors) > N_ERRORS_SHOWN:
+        print_message(f"  and {len(errors) - N_ERRORS_SHOWN:,} more.")
 
 
 def split_rows(

@@ -171,6 +171,11 @@ def print_message(text: str, quiet: bool = False) -> None:
         print(escape_controls(text, keep="\n"), file=sys.stderr, flush=True)
 
 
+def print_loading(quiet: bool) -> None:
+    """Say on a terminal that networks are loaded, which takes seconds before the first bar."""
+    print_message("Loading the networks ...", quiet or not sys.stderr.isatty())
+
+
 @contextmanager
 def _escape_usage_errors() -> Iterator[None]:
     """Escape the arguments that are quoted in error messages of typer."""

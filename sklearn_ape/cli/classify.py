@@ -8,7 +8,14 @@ import typer
 
 from . import _inputs as option
 from ._inputs import list_images, parse_labels
-from ._output import FileName, Table, check_output_file, print_message, resolve_format
+from ._output import (
+    FileName,
+    Table,
+    check_output_file,
+    print_loading,
+    print_message,
+    resolve_format,
+)
 
 _UNKNOWN = "unknown"
 
@@ -56,6 +63,7 @@ def classify(
     names = parse_labels(labels, labels_file, required=aligner is None)
     paths = list_images(images, quiet)
 
+    print_loading(quiet)
     from ._models import RuntimeOptions, iter_probabilities, report_unreadable
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
@@ -128,9 +136,9 @@ def _find_repeated_columns(rows: list[Any], top_k: int, n_errors: int) -> list[s
     `report_unreadable` prints the errors, and the first of the most probable labels is usually
     the label itself.
     """
-    from ._models import _N_ERRORS_SHOWN
+    from ._models import N_ERRORS_SHOWN
 
-    repeated = ["error"] if n_errors <= _N_ERRORS_SHOWN else []
+    repeated = ["error"] if n_errors <= N_ERRORS_SHOWN else []
     if top_k > 1 and all(row[1:3] == row[3:5] for row in rows):
         repeated += ["label_1", "probability_1"]
     return repeated

@@ -10,7 +10,14 @@ import typer
 from ..utils.files import expand_user
 from . import _inputs as option
 from ._inputs import list_images, read_lines
-from ._output import FileName, Table, check_output_file, note_on_interrupt, print_message
+from ._output import (
+    FileName,
+    Table,
+    check_output_file,
+    note_on_interrupt,
+    print_loading,
+    print_message,
+)
 
 # Images per chunk: at most this many images are encoded again after an interruption.
 _CHUNK = 512
@@ -71,6 +78,7 @@ def encode(
     lines = [] if texts is None else _read_texts(texts)
     check_output_file(output)
 
+    print_loading(quiet)
     from ._models import RuntimeOptions, make_image_encoder, make_text_encoder
 
     options = RuntimeOptions("memory", device, n_jobs, quiet)

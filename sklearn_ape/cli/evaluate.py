@@ -11,7 +11,13 @@ import typer
 
 from . import _inputs as option
 from ._inputs import load_data, parse_labels, resolve_label_names
-from ._output import check_output_file, print_message, resolve_format, write_atomically
+from ._output import (
+    check_output_file,
+    print_loading,
+    print_message,
+    resolve_format,
+    write_atomically,
+)
 
 
 def evaluate(
@@ -58,6 +64,7 @@ def evaluate(
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     _check_has_truth(bunch, data)
 
+    print_loading(quiet)
     from ..aligners.wrapper import unwrap
     from ..encoders.images import group_images
     from ..zero_shot import ZeroShotClassifier

@@ -11,7 +11,7 @@ import typer
 
 from . import _inputs as option
 from ._inputs import load_data, name_label, parse_labels, resolve_label_names
-from ._output import check_model_folder, print_message, resolve_format
+from ._output import check_model_folder, print_loading, print_message, resolve_format
 
 _Method = Literal["auto", "few-shot", "extend", "ape", "kernel", "cca", "asif", "lit"]
 _CLOSED_FORM = ("kernel", "cca", "asif")
@@ -75,6 +75,7 @@ def fit(
 
     Example: sklearn-ape fit photos/ -o my-model
     """
+    print_loading(quiet)
     from ..zero_shot import ZeroShotClassifier
     from . import _models
 

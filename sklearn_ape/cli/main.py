@@ -14,7 +14,14 @@ from rich.filesize import decimal as format_size
 from ..utils.files import expand_user, get_default_data_home
 from . import _inputs as option
 from ._inputs import parse_labels
-from ._output import CommandGroup, GroupedCommand, Table, check_output_folder, print_message
+from ._output import (
+    CommandGroup,
+    GroupedCommand,
+    Table,
+    check_output_folder,
+    print_loading,
+    print_message,
+)
 from .classify import classify
 from .curate import curate
 from .encode import encode
@@ -50,6 +57,7 @@ def demo(
     output = expand_user(output)
     # Before the demo, which takes minutes: the check follows links and "..", which this does not.
     output.mkdir(parents=True, exist_ok=True)
+    print_loading(quiet)
     from .._demo import print_result, run_demo, write_report
 
     result = run_demo(cache, random_state=random_state, n_jobs=n_jobs, verbose=int(not quiet))

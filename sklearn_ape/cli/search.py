@@ -24,6 +24,7 @@ from ._output import (
     Table,
     check_model_folder,
     check_output_file,
+    print_loading,
     print_message,
     resolve_format,
 )
@@ -83,6 +84,7 @@ def search(
     score_bound = _parse_min_score(min_score)
     paths = list_images(images, quiet) if images else []
 
+    print_loading(quiet)
     from ._models import RuntimeOptions
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
@@ -259,6 +261,7 @@ def index(
         started_at = os.fstat(file.fileno()).st_mtime_ns
     paths = list(map(make_absolute, list_images(images, quiet)))
 
+    print_loading(quiet)
     from ._models import RuntimeOptions
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)

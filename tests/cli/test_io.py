@@ -24,6 +24,7 @@ from sklearn_ape.cli._output import (
     Table,
     check_output_file,
     check_output_folder,
+    print_loading,
     resolve_format,
     write_atomically,
 )
@@ -312,6 +313,18 @@ class TestTable:
         output = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())  # colours of rich
         assert output.replace("\n", "").replace("\t", "").isprintable()
         assert "31m" in output
+
+    @pytest.mark.parametrize(
+        ("is_terminal", "quiet"), [(True, False), (True, True), (False, False)]
+    )
+    def test_loading_is_announced_on_a_terminal_only(
+        self, monkeypatch, capsys, is_terminal, quiet
+    ):
+        """Commands were silent for several seconds before their first progress bar."""
+        monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+        print_loading(quiet)
+        expected = "Loading the networks ...\n" if is_terminal and not quiet else ""
+        assert capsys.readouterr().err == expected
 
     def test_parquet_on_terminal_raises(self, monkeypatch):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
