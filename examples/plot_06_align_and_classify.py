@@ -17,7 +17,7 @@ from sklearn_ape.datasets import load_openmoji
 
 data = load_openmoji()
 images, test_images, captions, test_captions, _, test_categories = train_test_split(
-    data.images, data.captions, data.categories, test_size=0.2, random_state=0
+    data.images, data.captions, data.categories, train_size=0.4, test_size=0.2, random_state=0
 )
 print(len(images), "images, such as", captions[:3])
 

@@ -30,7 +30,7 @@ model = make_pipeline(
         text_encoder=TransformersTextEncoder(cache=cache),
         init=None,
         width=256,
-        max_epochs=40,
+        max_epochs=20,
         random_state=0,
     ),
 )

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import typer
 
 from . import _inputs as option
@@ -354,7 +353,7 @@ def _make_alignment_task(
             for name, other in compared.items():
                 inner = unwrap_aligner(other)
                 inputs = held_out if inner is other else features[test]  # after a Pipeline's steps
-                if n_seen := np.count_nonzero(inner.was_fitted_on(inputs)):
+                if n_seen := int(inner.was_fitted_on(inputs).sum()):
                     print_message(
                         f"sklearn-ape: Warning: {n_seen:,} of {len(test):,} held-out images were "
                         f"used to fit the aligner of the rows {name!r}, so recall is too high."
