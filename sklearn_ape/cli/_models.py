@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -401,25 +401,31 @@ class Score(NamedTuple):
     n: int
 
 
-def warn_about_few_candidates(captions: Any, images: Sequence[Any]) -> None:
-    """Warn if recall@k is 1 for every aligner."""
-    n = min(len(set(flatten_captions(captions)[0])), len(set(group_images(images).tolist())))
+def score_recall(
+    aligners: Mapping[str, Any], inputs: Any, captions: Any, images: Sequence[Any]
+) -> dict[str, list[Score]]:
+    """Return recall@k in both directions for each aligner, by its name, which rows of scores have.
+
+    `inputs` are the images or their features.
+    """
+    groups = group_images(images)
+    n = min(len(set(flatten_captions(captions)[0])), len(set(groups.tolist())))
     if n <= max(_RECALL_KS):
         print_message(
             f"sklearn-ape: Warning: There are only {n} distinct captions or images to find, "
             f"and recall@k among them is 1 for every aligner from k={n} on. Evaluate on more "
             "pairs."
         )
-
-
-def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
-    """Return recall@k in both directions; `inputs` are the images or their features."""
-    ranks = aligner.retrieval_ranks(inputs, captions, groups=group_images(images))
-    return [
-        make_score(f"recall@{k}", name, ranks[direction] < k)
-        for direction, name in _DIRECTIONS.items()
-        for k in _RECALL_KS
-    ]
+    scores = {}
+    for name, aligner in aligners.items():
+        ranks = aligner.retrieval_ranks(inputs, captions, groups=groups)
+        suffix = f", {name}" if name else ""
+        scores[name] = [
+            make_score(f"recall@{k}", direction + suffix, ranks[key] < k)
+            for key, direction in _DIRECTIONS.items()
+            for k in _RECALL_KS
+        ]
+    return scores
 
 
 def score_accuracy(y_true: Any, y_pred: Any) -> list[Score]:

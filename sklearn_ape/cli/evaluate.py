@@ -101,8 +101,7 @@ def evaluate(
         scores += _score_levels(classifier, labelled, y_true)
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in rows]
-        _models.warn_about_few_candidates(texts, images)
-        scores += _models.score_recall(inner, inputs, texts, images)
+        scores += _models.score_recall({"": inner}, inputs, texts, images)[""]
     if output is not None:
         facts = {
             "data": str(data),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -328,7 +329,6 @@ def _make_alignment_task(
 
     Its recall is compared with that of fitted aligners, by their names.
     """
-    from ..aligners.wrapper import unwrap_aligner
     from ..zero_shot import ZeroShotClassifier
     from . import _models
 
@@ -347,31 +347,38 @@ def _make_alignment_task(
         held_out = [images[row] for row in test]
         if classes is None:
             captions = [texts[row] for row in test]
-            _models.warn_about_few_candidates(captions, held_out)
-            own = _models.score_recall(aligner, held_out, captions, held_out)
-            others = []
-            for name, other in compared.items():
-                inner = unwrap_aligner(other)
-                inputs = held_out if inner is other else features[test]  # after a Pipeline's steps
-                if n_seen := int(inner.was_fitted_on(inputs).sum()):
-                    print_message(
-                        f"sklearn-ape: Warning: {n_seen:,} of {len(test):,} held-out images were "
-                        f"used to fit the aligner of the rows {name!r}, so recall is too high."
-                    )
-                recall = _models.score_recall(other, held_out, captions, held_out)
-                others += [score._replace(of=f"{score.of}, {name}") for score in recall]
-                if sum(score.value for score in recall) > sum(score.value for score in own):
-                    print_message(
-                        f"sklearn-ape: Warning: The mean recall of the rows {name!r} is higher "
-                        "than that of the aligner that is saved."
-                    )
-            return own, others
+            aligners = {"": aligner, **compared}
+            scores = _models.score_recall(aligners, held_out, captions, held_out)
+            _warn_about_recall(scores, compared, held_out, features[test])
+            own = scores.pop("")
+            return own, list(chain.from_iterable(scores.values()))
         class_names = sorted(set(classes)) if names is None else names
         classifier = ZeroShotClassifier(class_names, aligner=aligner, templates=templates)
         predicted = [str(label) for label in classifier.predict(held_out)]
         return _models.score_accuracy([classes[row] for row in test], predicted), []
 
     return _Task(aligner, images, features, texts, classes, score)
+
+
+def _warn_about_recall(
+    scores: dict[str, list[Any]], compared: dict[str, Any], images: list[Any], features: Any
+) -> None:
+    """Warn if one of the compared aligners is better, or was fitted on some of the images."""
+    from ..aligners.wrapper import unwrap
+
+    for name, other in compared.items():
+        preprocessing, inner = unwrap(other)
+        inputs = images if preprocessing is None else features
+        if n_seen := int(inner.was_fitted_on(inputs).sum()):
+            print_message(
+                f"sklearn-ape: Warning: {n_seen:,} of {len(images):,} held-out images were used "
+                f"to fit the aligner of the rows {name!r}, so recall is too high."
+            )
+        if sum(score.value for score in scores[name]) > sum(score.value for score in scores[""]):
+            print_message(
+                f"sklearn-ape: Warning: The mean recall of the rows {name!r} is higher than that "
+                "of the aligner that is saved."
+            )
 
 
 def _fit_and_score(
