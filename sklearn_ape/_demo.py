@@ -362,7 +362,7 @@ def print_result(result: DemoResult) -> None:
     console.print(stages)
     n_encoded = result.n_images_encoded
     source = f"{n_encoded} images encoded" if n_encoded else "from the cache"
-    console.print(f"Features: {source}. {result.n_parameters:,} parameters.")
+    console.print(f"Features: {source}. The heads have {result.n_parameters:,} parameters.")
     console.print(
         "\nNext, with your own images:\n"
         '  sklearn-ape classify FOLDER --labels "a cat,a dog"   (without training)\n'

@@ -202,7 +202,7 @@ def test_fold_without_readable_pairs_is_skipped(concepts):
     text[3] = 0
     quality = pair_quality(concepts.image[:20], text, cv=LeaveOneOut(), aligner=CCAAligner())
     assert quality.reason[3] == "unreadable"
-    assert np.delete(quality.agreement, 3).tolist() == [0.5] * 19  # a pair alone has no rivals
+    assert np.delete(quality.agreement, 3).tolist() == [0.5] * 19  # no other pair to compare with
 
 
 def test_invalid_cv_of_quality_raises(concepts):
