@@ -95,7 +95,7 @@ def test_study_of_starter_model_restores_its_parts(aligner, emoji, monkeypatch, 
     before = aligner.transform(emoji.images), aligner.transform_text(emoji.captions)
     starter.print_parts(aligner, {"emoji": emoji})
     starter.print_templates(aligner, {"emoji": emoji})
-    starter.print_extensions(aligner, emoji)
+    starter.print_extensions(aligner, {"emoji": emoji})
     after = aligner.transform(emoji.images), aligner.transform_text(emoji.captions)
     np.testing.assert_allclose(after[0], before[0], atol=1e-6)
     np.testing.assert_allclose(after[1], before[1], atol=1e-6)

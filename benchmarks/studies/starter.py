@@ -5,13 +5,14 @@
 Prints three tables: recall among all captions of a collection, for the model, for each of the two
 text heads that it blends, and without the names of ImageNet's classes in the embeddings of images,
 with 95 % confidence intervals; accuracy with all captions as names of classes, by templates;
-recall after the model was extended by some of the stamps, with the standard deviation over random
+recall after the model was extended by some of the pairs, with the standard deviation over random
 choices of these.
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,20 +58,20 @@ def print_templates(aligner: APEAligner, collections: dict[str, Bunch]) -> None:
             print(f"| {name} | {len(names):,} | {templates} | {accuracy:.1f} |", flush=True)
 
 
-def print_extensions(aligner: APEAligner, stamps: Bunch) -> None:
-    """Print recall@1 on the stamps whose captions are not among the own pairs."""
+def print_extensions(aligner: APEAligner, collections: dict[str, Bunch]) -> None:
+    """Print recall@1 on the images whose captions are not among the own pairs."""
     encoders = {
         "image_encoder": aligner.image_encoder_,
         "text_encoder": aligner.text_encoder_,
     }
-    print("\n| own pairs | starter model | own pairs alone | starter model, extended |")
-    print("|---|---|---|---|")
-    for n_pairs in N_OWN_PAIRS:
+    print("\n| images | own pairs | starter model | own pairs alone | starter model, extended |")
+    print("|---|---|---|---|---|")
+    for (name, data), n_pairs in product(collections.items(), N_OWN_PAIRS):
         recalls: list[list[list[float]]] = []
         for draw in range(N_DRAWS):
-            order = np.random.default_rng(draw).permutation(len(stamps.images))
-            images = [stamps.images[row] for row in order]
-            captions = [stamps.captions[row] for row in order]
+            order = np.random.default_rng(draw).permutation(len(data.images))
+            images = [data.images[row] for row in order]
+            captions = [data.captions[row] for row in order]
             own = images[:n_pairs], captions[:n_pairs]
             seen = set(own[1])
             rows = [row for row, caption in enumerate(captions) if caption not in seen]
@@ -87,7 +88,7 @@ def print_extensions(aligner: APEAligner, stamps: Bunch) -> None:
             " / ".join(f"{mean:.1f} ± {std:.1f}" for mean, std in zip(*values, strict=True))
             for values in zip(means, stds, strict=True)
         ]
-        print(f"| {n_pairs} | {' | '.join(cells)} |", flush=True)
+        print(f"| {name} | {n_pairs} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -103,7 +104,7 @@ def main() -> None:
     collections = {"stamps": load_tuxpaint_stamps(), "OpenMoji": load_openmoji()}
     print_parts(aligner, collections)
     print_templates(aligner, collections)
-    print_extensions(aligner, collections["stamps"])
+    print_extensions(aligner, collections)
 
 
 if __name__ == "__main__":

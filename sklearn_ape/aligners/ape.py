@@ -75,7 +75,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
     init_params : dict or None, default=None
         Parameters of the extension of an aligner. Missing keys have the following defaults:
 
-        - ``"weight"``: weight of a pair; the larger it is, the closer the pairs are fitted, 0.1;
+        - ``"weight"``: weight of a pair in the correction of the aligner, whose strength is chosen
+          on held-out pairs; the larger the weight, the closer the pairs are fitted, 0.1;
         - ``"center"``: whether the mean of the image embeddings is subtracted, True;
         - ``"own_share"``: share of a `KernelAligner` of the pairs alone in the cosines, from 0 to
           1. ``"auto"``, the default, chooses it on held-out pairs, and 0 with few pairs.
@@ -357,14 +358,13 @@ class APEAligner(HeadsMixin, TrainedAligner):
                 self.text_encoder_ = choose_encoder(self.text_encoder, base, "text")
             data = self._fit_pairs(X, y)
             extension = Extension(base, data, **options, device=self.device_, verbose=self.verbose)
-            if own_share == "auto":
-                own_share = extension.choose_own_share()
+            parameters = extension.choose_parameters(None if own_share == "auto" else own_share)
             max_scale = self._resolve_dicts("loss_params")["max_logit_scale"]
             self._set_module(
-                extension.fit(data.pairs, own_share),
+                extension.fit(data.pairs, *parameters),
                 fit_held_out_logit_scale(
                     data,
-                    lambda part: make_embedders(extension.fit(part.pairs, own_share)),
+                    lambda part: make_embedders(extension.fit(part.pairs, *parameters)),
                     max_scale,
                 ),
             )

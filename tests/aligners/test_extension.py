@@ -15,7 +15,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
-from sklearn_ape.aligners import _kernel_maps
+from sklearn_ape.aligners import _extension, _kernel_maps
 from sklearn_ape.aligners._extension import Extension, choose_encoder
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
@@ -62,7 +62,11 @@ def extend(base, own, **init_params):
     return APEAligner(init=base, init_params=init_params).fit(*own)
 
 
-def test_text_embeddings_are_base_plus_kernel_ridge_regression(base, own, pairs):
+@pytest.mark.parametrize("strength", [1.0, 0.1])
+def test_text_embeddings_are_base_plus_kernel_ridge_regression(
+    base, own, pairs, strength, monkeypatch
+):
+    monkeypatch.setattr(_extension, "_STRENGTHS", (strength,))
     image, text = own
     aligner = extend(base, own, own_share=0)
     targets = base.transform(image).astype(np.float64)
@@ -76,7 +80,7 @@ def test_text_embeddings_are_base_plus_kernel_ridge_regression(base, own, pairs)
     matrix = kernel(text, text) + RIDGE / WEIGHT * np.eye(len(text))
     coefficients = np.linalg.solve(matrix, targets - scale * predictions)
     new = pairs.text[500:]
-    expected = scale * base.transform_text(new) + kernel(new, text) @ coefficients
+    expected = scale * base.transform_text(new) + strength * kernel(new, text) @ coefficients
     np.testing.assert_allclose(aligner.transform_text(new), normalize(expected), atol=1e-4)
 
 
@@ -105,6 +109,25 @@ def test_weight_changes_how_closely_pairs_are_fitted(base, own):
         aligner = extend(base, own, weight=weight, own_share=0)
         errors.append(1 - np.diag(aligner.similarity(*own)).mean())
     assert errors[0] > errors[1] > errors[2]
+
+
+@pytest.mark.parametrize("own_share", ["auto", 0])
+def test_correction_by_noisy_pairs_is_weak(own_share, monkeypatch):
+    """The base knows the test images already, and the own pairs say little about them."""
+    rng = np.random.default_rng(0)
+    maps = rng.standard_normal((10, 32)), rng.standard_normal((10, 16))
+
+    def make_pairs(n_pairs, noise):
+        concepts = rng.standard_normal((n_pairs, 10))
+        image, text = (concepts @ matrix for matrix in maps)
+        return image + noise * rng.standard_normal(image.shape), text
+
+    base = KernelAligner().fit(*make_pairs(1000, 0.3))
+    own, test = make_pairs(100, 8), make_pairs(300, 0.3)
+    chosen = extend(base, own, own_share=own_share)
+    assert chosen.score(*test) > base.score(*test) - 0.02
+    monkeypatch.setattr(_extension, "_STRENGTHS", (1.0,))
+    assert extend(base, own, own_share=0).score(*test) < base.score(*test) - 0.05
 
 
 class TestOwnShare:
