@@ -14,7 +14,7 @@ from benchmarks.studies import broad_words, encode_stages, starter
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder, classifier_head_pairs
+from sklearn_ape.encoders import HeadPairs, TimmImageEncoder, classifier_head_pairs
 
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -133,10 +133,17 @@ def test_scale_measures_recall_of_each_method(method, emoji, aligner, monkeypatc
     assert bool(rows[0]["summary"]) == (method == "ape")
 
 
+def make_few_head_pairs(encoder, definitions):
+    pairs = classifier_head_pairs(encoder, definitions=definitions)
+    return HeadPairs(pairs.weights[:100], pairs.texts[:100])
+
+
 @pytest.mark.exhaustive
 def test_parts_of_the_starter_model_can_be_built(aligner, emoji, tmp_path, monkeypatch):
     """A small model is built as `build_starter` does, and read from its file."""
     monkeypatch.setattr(build_starter, "N_COMPONENTS", 24)
+    # The texts of each of 1,000 classes are embedded in a call of its own.
+    monkeypatch.setattr(build_starter, "classifier_head_pairs", make_few_head_pairs)
     encoders = {
         "image_encoder": aligner.image_encoder_,
         "text_encoder": aligner.text_encoder_,
