@@ -170,7 +170,7 @@ class Extension:
         losses: list[np.ndarray] = []
         n_held_out = 0
         with make_progress_bar(
-            _N_FOLDS, self.verbose, desc="Choosing own_share", unit="fold"
+            _N_FOLDS, self.verbose, desc="Cross-validating", unit="fold"
         ) as bar:
             for _, valid in GroupKFold(_N_FOLDS).split(rows, groups=groups[rows]):
                 train = np.flatnonzero(~np.isin(groups, groups[rows[valid]]))
