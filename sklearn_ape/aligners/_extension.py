@@ -32,7 +32,7 @@ from .wrapper import unwrap_aligner
 # was equal or lower, and the accuracy of classification by names 3 to 6 points lower.
 _STRENGTHS = (1.0, 0.5, 0.1)
 _OWN_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
-_LOGIT_SCALES = (0.0, *1.5 ** np.arange(12))
+_LOGIT_SCALES = (0.0, *(1.5**k for k in range(12)))  # products with float32 stay float32
 
 # With 25 pairs, the share with the least loss lowered recall@1 by up to 2 points.
 _MIN_GROUPS = 50
@@ -191,7 +191,7 @@ class Extension:
         """
         valid = valid[choose_evenly_spaced(len(valid), _MAX_HELD_OUT)]
         held_out = subset(self.data, valid)
-        images, texts = (np.unique(rows) for rows in self.data.pairs[valid].T)
+        images, texts = (np.unique(rows) for rows in self.data.pairs[valid].T)  # as in held_out
         image = normalize_rows(self._image[images] - self._mean_image)
         # As ExtendedHead, but the base, which may be large, is not applied for each strength.
         scale, correction = self._fit_correction(train)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.decomposition import PCA
@@ -13,11 +14,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import normalize
+from torch.nn.functional import cross_entropy
 
 from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
 from sklearn_ape.aligners import _extension, _kernel_maps
 from sklearn_ape.aligners._extension import Extension, choose_encoder
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+from sklearn_ape.training.data import PairDataset
+from sklearn_ape.training.net import embed_pairs
 
 # Weight and ridge of a pair with the default parameters.
 WEIGHT, RIDGE = 0.1, 0.3
@@ -128,6 +132,33 @@ def test_correction_by_noisy_pairs_is_weak(own_share, monkeypatch):
     assert chosen.score(*test) > base.score(*test) - 0.02
     monkeypatch.setattr(_extension, "_STRENGTHS", (1.0,))
     assert extend(base, own, own_share=0).score(*test) < base.score(*test) - 0.05
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_losses_that_are_compared_are_those_of_the_fitted_heads(base, own, center):
+    """The cross-validation computes the corrected cosines itself, without the heads."""
+    pairs = np.column_stack([np.arange(100), np.arange(100)])
+    extension = Extension(base, PairDataset(*own, pairs), 0.1, center, torch.device("cpu"), 0)
+    train, valid = pairs[:80], np.arange(80, 100)
+    losses = extension._measure_losses(train, valid, (0.0, 0.3))
+    held_out = PairDataset(own[0][80:], own[1][80:], pairs[:20])
+    expected = []
+    for share in (0.0, 0.3):
+        for strength in _extension._STRENGTHS:
+            image, text = embed_pairs(extension.fit(train, strength, share), held_out)
+            cosines = torch.from_numpy(image @ text.T)
+            target = torch.arange(20)
+            expected.append(
+                [
+                    sum(
+                        cross_entropy(s * m, target, reduction="none")
+                        for m in (cosines, cosines.T)
+                    )
+                    / 2
+                    for s in _extension._LOGIT_SCALES
+                ]
+            )
+    np.testing.assert_allclose(losses, np.array(expected), atol=1e-3)
 
 
 class TestOwnShare:
