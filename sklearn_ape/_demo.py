@@ -147,11 +147,12 @@ def run_demo(
         pass  # an unusable folder raises now, and not after the photographs are named
     image_encoder, text_encoder = make_starter_encoders(cache=folder, verbose=verbose)
     image_encoder.set_params(n_jobs=n_jobs)
+    starter = deepcopy(load_starter())
+    starter.image_encoder_, starter.text_encoder_ = image_encoder, text_encoder
 
-    with stage("name photographs"):
-        photographs = _name_photographs()
-    # The starter encoded the photographs, and equal encoders share these counts.
     n_encoded_before = image_encoder.cache_info().misses
+    with stage("name photographs"):
+        photographs = _name_photographs(starter)
     with stage("load images"):
         data = load_openmoji(verbose=verbose)
         train, held_out = _split(data, random_state)
@@ -163,7 +164,7 @@ def run_demo(
         aligner = APEAligner(text_encoder=text_encoder, init="starter")
         model = make_pipeline(image_encoder, aligner).fit(train.images, train.captions)
     with stage("train on fewer images"):
-        curve = _measure_curve(model, train, held_out, random_state)
+        curve = _measure_curve(starter, model, train, held_out, random_state)
     with stage("evaluate"):
         features = image_encoder.transform(held_out.images)
         groups = group_images(held_out.images)  # a few images occur twice, with two names
@@ -196,6 +197,7 @@ def run_demo(
 
 
 def _measure_curve(
+    starter: APEAligner,
     model: Pipeline,
     train: Bunch,
     held_out: Bunch,
@@ -212,8 +214,7 @@ def _measure_curve(
     def score(aligner: Any) -> float:
         return aligner.score(features, held_out.captions, groups=groups)
 
-    starter = deepcopy(load_starter())
-    starter.image_encoder_, starter.text_encoder_ = None, text_encoder  # which has a cache
+    starter.image_encoder_ = None  # features are given
     chance = 1 / len(held_out.images)
     curve = [CurvePoint(0, score(starter), chance)]
     n_train = len(train.images)
@@ -280,8 +281,8 @@ def _predict(
     return [Prediction(*row) for row in rows]
 
 
-def _name_photographs() -> list[Prediction]:
-    """Name the photographs of scikit-learn, and of scikit-image if installed, by the starter."""
+def _name_photographs(starter: APEAligner) -> list[Prediction]:
+    """Name the photographs of scikit-learn, and of scikit-image if installed."""
     samples = load_sample_images()
     photographs = {
         Path(file).name: image
@@ -292,7 +293,7 @@ def _name_photographs() -> list[Prediction]:
 
         names = [name for name in PHOTO_TRUTHS if name not in photographs]
         photographs |= {name: getattr(data, Path(name).stem)() for name in names}
-    classifier = ZeroShotClassifier(list(PHOTO_NAMES))
+    classifier = ZeroShotClassifier(list(PHOTO_NAMES), aligner=starter)
     return _predict(classifier, list(photographs.values()), list(photographs))
 
 
