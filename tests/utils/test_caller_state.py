@@ -101,7 +101,7 @@ ALIGNERS = {
 }  # fmt: skip
 
 
-# Each aligner in a third of the states, and in several at once. They take long.
+# Each aligner in a third of the states, and in several at once. All states would take long.
 CASES = [
     (state, name)
     for row, state in enumerate(STATES)
