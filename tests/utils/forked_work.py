@@ -1,7 +1,9 @@
 """Computations in forked children of processes that have computed, for test_concurrency.py."""
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -36,7 +38,9 @@ def run_in_fork(compute, exit_process=os._exit):
             assert status == 0, f"the child ended with status {status}"
             return
         time.sleep(0.02)
-    os.kill(child, 9)
+    os.kill(child, signal.SIGABRT)  # its traceback shows where it waits
+    time.sleep(1)
+    os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     raise AssertionError("the child hangs")
 
@@ -225,6 +229,7 @@ def encode_in_pool():
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     torch.set_num_threads(2)
     engine, *cases = sys.argv[1:]
     for case in cases:
