@@ -1,5 +1,6 @@
 """Group of faults: folders and files without permission to write or read."""
 
+import encodings.utf_8_sig  # noqa: F401  # the user nobody may be unable to read its file
 import shutil
 import warnings
 from pathlib import Path
