@@ -147,11 +147,11 @@ def run_demo(
         pass  # an unusable folder raises now, and not after the photographs are named
     image_encoder, text_encoder = make_starter_encoders(cache=folder, verbose=verbose)
     image_encoder.set_params(n_jobs=n_jobs)
-    starter = deepcopy(load_starter())
-    starter.image_encoder_, starter.text_encoder_ = image_encoder, text_encoder
 
     n_encoded_before = image_encoder.cache_info().misses
     with stage("name photographs"):
+        starter = deepcopy(load_starter())
+        starter.image_encoder_, starter.text_encoder_ = image_encoder, text_encoder  # with a cache
         photographs = _name_photographs(starter)
     with stage("load images"):
         data = load_openmoji(verbose=verbose)
