@@ -214,9 +214,8 @@ def _measure_curve(
     def score(aligner: Any) -> float:
         return aligner.score(features, held_out.captions, groups=groups)
 
-    starter.image_encoder_ = None  # features are given
-    chance = 1 / len(held_out.images)
-    curve = [CurvePoint(0, score(starter), chance)]
+    starter_recall = starter.score(held_out.images, held_out.captions, groups=groups)
+    curve = [CurvePoint(0, starter_recall, 1 / len(held_out.images))]
     n_train = len(train.images)
     order = np.random.default_rng(random_state).permutation(n_train)
     for n_pairs in (*_N_PAIRS_SHOWN, n_train):
