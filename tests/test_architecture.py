@@ -25,8 +25,12 @@ REQUIRED = {
     if not requirement.marker
 }
 
-# Distributions by the names of their packages.
-DISTRIBUTIONS = packages_distributions()
+
+@cache  # it takes two seconds
+def find_distributions():
+    """Return the canonical names of the distributions that hold each package."""
+    found = packages_distributions()
+    return {package: set(map(canonicalize_name, names)) for package, names in found.items()}
 
 
 def module_name(file):
@@ -109,7 +113,7 @@ def test_modules_import_only_required_packages(module):
         elif isinstance(statement, ast.ImportFrom) and not statement.level:
             names.add(statement.module.partition(".")[0])
     for name in names - sys.stdlib_module_names - {"sklearn_ape"}:
-        assert REQUIRED & {canonicalize_name(found) for found in DISTRIBUTIONS[name]}, name
+        assert REQUIRED & find_distributions()[name], name
 
 
 def test_import_chains_are_short():

@@ -1,8 +1,5 @@
 """Models on the Hugging Face hub, and model cards."""
 
-import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -22,55 +19,10 @@ from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
 from sklearn_ape.persistence.hub import Facts, write_card
 from sklearn_ape.persistence.serialize import Serializer
+from tests.persistence import hub_clients
 from tests.persistence.local_hub import Hub
 
 pytest.importorskip("huggingface_hub")
-
-# The client reads its settings when it is imported, so it runs in a child process.
-SCRIPT = """
-import json, sys
-import numpy as np
-from sklearn_ape import CCAAligner, KernelAligner, load_pretrained
-
-def failure(call):
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-rng = np.random.default_rng(0)
-X, y = rng.standard_normal((60, 5)), rng.standard_normal((60, 4))
-first = KernelAligner().fit(X, y)
-second = KernelAligner(ridge=2.0).fit(X, y)
-outputs = {}
-outputs["address"] = first.push_to_hub("me/aligner", token="hf_secret", scores={"recall": 0.5})
-outputs["first"] = load_pretrained("me/aligner").fingerprint_ == first.fingerprint_
-second.push_to_hub("me/aligner", token="hf_secret", commit_message="better", private=True)
-outputs["second"] = KernelAligner.from_pretrained("me/aligner").fingerprint_ == second.fingerprint_
-commit = sys.argv[1]
-old = load_pretrained("me/aligner", revision=commit)
-outputs["old"] = bool(np.array_equal(old.transform(X), first.transform(X)))
-outputs["missing"] = failure(lambda: load_pretrained("me/nothing"))
-outputs["revision"] = failure(lambda: load_pretrained("me/aligner", revision="no-such"))
-outputs["class"] = failure(lambda: CCAAligner.from_pretrained("me/aligner"))
-outputs["other"] = failure(lambda: load_pretrained("me/bert"))
-print(json.dumps(outputs))
-"""
-
-
-def run(code, hub, cache, *arguments, **environment):
-    env = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(cache), **environment}
-    env.pop("HF_TOKEN", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture
@@ -84,7 +36,7 @@ def hub():
 def test_pushed_model_can_be_loaded_and_errors_are_informative(hub, tmp_path):
     hub.repos["me/bert"] = [{"config.json": b'{"model_type": "bert"}', "evil.pkl": b"\x80"}]
     commit_1 = "356a192b7913b04c54574d18c28d46e6395428ab"  # sha1 of "1"
-    outputs = run(SCRIPT, hub, tmp_path / "cache", commit_1)
+    outputs = hub_clients.run(hub_clients.upload_and_download, hub, tmp_path / "cache", commit_1)
     assert outputs["address"] == f"{hub.address}/me/aligner"
     assert outputs["first"]
     assert outputs["second"]
@@ -107,16 +59,6 @@ def test_pushed_model_can_be_loaded_and_errors_are_informative(hub, tmp_path):
 @pytest.mark.exhaustive
 def test_load_without_network_uses_cache(hub, tmp_path):
     """A downloaded model is loaded from the cache; otherwise the error names what is missing."""
-    code = """
-import json
-from sklearn_ape import load_pretrained
-def failure(call):
-    try:
-        return str(call().fingerprint_)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-print(json.dumps({"a": failure(lambda: load_pretrained("me/aligner"))}))
-"""
     rng = np.random.default_rng(0)
     model = KernelAligner().fit(rng.standard_normal((30, 5)), rng.standard_normal((30, 4)))
     model.save_pretrained(tmp_path / "model")
@@ -124,30 +66,20 @@ print(json.dumps({"a": failure(lambda: load_pretrained("me/aligner"))}))
     hub.repos["me/aligner"] = [files]
     cache = tmp_path / "cache"
     offline = {"HF_HUB_OFFLINE": "1"}
-    outputs = run(code, hub, cache, **offline)
-    assert outputs["a"].startswith("OSError: 'me/aligner' is not a folder, and cannot be lo")
-    assert run(code, hub, cache)["a"] == model.fingerprint_
-    assert run(code, hub, cache, **offline)["a"] == model.fingerprint_
+    error = hub_clients.run(hub_clients.download, hub, cache, **offline)
+    assert error.startswith("OSError: 'me/aligner' is not a folder, and cannot be lo")
+    for settings in ({}, offline):
+        found = hub_clients.run(hub_clients.download, hub, cache, **settings)
+        assert found == model.fingerprint_
 
 
 @pytest.mark.exhaustive
 def test_upload_without_network_raises(hub, tmp_path):
     """The error is one line, whichever HTTP library the hub client uses."""
-    code = """
-import json
-import numpy as np
-from sklearn_ape import KernelAligner
-rng = np.random.default_rng(0)
-model = KernelAligner().fit(rng.standard_normal((30, 5)), rng.standard_normal((30, 4)))
-try:
-    model.push_to_hub("me/aligner", token="hf_secret")
-except OSError as error:
-    print(json.dumps({"a": str(error)}))
-"""
-    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        outputs = run(code, hub, tmp_path, **environment)["a"]
-        assert outputs.startswith("'me/aligner' was not uploaded: ")
-        assert "save_pretrained saves the model" in outputs
+    for settings in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        error = hub_clients.run(hub_clients.upload, hub, tmp_path, **settings)
+        assert error.startswith("OSError: 'me/aligner' was not uploaded: ")
+        assert "save_pretrained saves the model" in error
 
 
 def test_missing_huggingface_hub_raises(monkeypatch, concepts):
