@@ -5,6 +5,7 @@ distributes the tests, before it starts the others.
 """
 
 import gc
+import multiprocessing
 import os
 import sys
 from collections import Counter
@@ -16,6 +17,9 @@ import pytest
 
 # Tests that import OpenVINO themselves must not send usage data either.
 sys.modules["openvino_telemetry"] = None
+# Such processes are forked from one that has imported the package, which saves seconds each.
+if "forkserver" in multiprocessing.get_all_start_methods():
+    multiprocessing.set_forkserver_preload(["sklearn_ape.aligners", "sklearn_ape.encoders"])
 ROOT = Path(__file__).parents[1]
 # Files and folders whose tests run only in `make test-all`, not in `make test`.
 EXHAUSTIVE = (

@@ -1,7 +1,7 @@
 """Uploads and downloads in processes of their own, since the hub client is set up by its import.
 
-The processes are forked from one that has imported the package, but not the hub client. This takes
-seconds less than starting each of them.
+The processes are forked from one that has imported the package, but not the hub client; see
+`tests/conftest.py`.
 """
 
 import multiprocessing
@@ -18,8 +18,6 @@ def run(work, hub, cache, *arguments, **settings):
     settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_TOKEN": "", **settings}
     can_fork = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    if can_fork:
-        context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, context, _set_environment, (settings,)) as pool:
         return pool.submit(work, *arguments).result(timeout=300)
 
