@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import delayed
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.utils import Bunch
 
@@ -23,6 +24,7 @@ from .base import (
     explain_write_errors,
     get_data_home,
     make_result,
+    run_tasks,
     svg_to_png,
     write_bytes_atomically,
 )
@@ -119,6 +121,7 @@ def load_openmoji(
     size: int = 224,
     data_home: str | os.PathLike[str] | None = None,
     path: str | os.PathLike[str] | None = None,
+    n_jobs: int | None = None,
     return_X_y: bool = False,
     verbose: int | None = None,
 ) -> Any:
@@ -138,6 +141,9 @@ def load_openmoji(
     path : path-like, default=None
         Folder of OpenMoji SVG files named by code points (``1F34E.svg``). None means the files of
         the installed package.
+    n_jobs : int or None, default=None
+        Number of processes that render. None means 1 unless in a joblib context, -1 means all
+        processors.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
     verbose : int or None, default=None
@@ -205,7 +211,9 @@ def load_openmoji(
         )
     files = [file for file, _ in drawings.values()]
     target = get_data_home(data_home) / f"openmoji-{version or 'own'}-{size}"
-    images = _render(files, target, int(size), by_content=version is None, verbose=verbose)
+    images = _render(
+        files, target, int(size), by_content=version is None, n_jobs=n_jobs, verbose=verbose
+    )
     bunch = Bunch(
         images=images,
         captions=[name for _, name in drawings.values()],
@@ -229,7 +237,13 @@ def _find_drawings(path: str | os.PathLike[str] | None) -> tuple[Path, str | Non
 
 
 def _render(
-    files: Sequence[Path], folder: Path, size: int, *, by_content: bool, verbose: int | None
+    files: Sequence[Path],
+    folder: Path,
+    size: int,
+    *,
+    by_content: bool,
+    n_jobs: int | None,
+    verbose: int | None,
 ) -> list[str]:
     """Render the files that have not been rendered yet; return the paths of all images."""
     if by_content:
@@ -246,14 +260,17 @@ def _render(
         bar = make_progress_bar(
             len(missing), verbose, delay=0, desc="Rendering OpenMoji", unit="image"
         )
-        with explain_write_errors(folder), bar:
+        with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for file, name in missing:
-                source = str(file)
-                png = svg_to_png(size, repr(source), "Replace the file.", svg_path=source)
-                write_bytes_atomically(folder / name, png)
-                bar.update()
+            tasks = (delayed(_render_file)(file, folder / name, size) for file, name in missing)
+            run_tasks(tasks, n_jobs, bar)
     return [str(folder / name) for name in names]
+
+
+def _render_file(file: Path, target: Path, size: int) -> None:
+    source = str(file)
+    png = svg_to_png(size, repr(source), "Replace the file.", svg_path=source)
+    write_bytes_atomically(target, png)
 
 
 _FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import delayed
 from PIL import Image
 from sklearn.utils import Bunch
 
@@ -21,6 +21,7 @@ from .base import (
     explain_write_errors,
     get_data_home,
     make_result,
+    run_tasks,
     svg_to_png,
     write_bytes_atomically,
 )
@@ -305,15 +306,14 @@ def _render_missing(
     with explain_write_errors(folder):
         for prefix in missing:
             (folder / prefix).mkdir(parents=True, exist_ok=True)
-        rendered = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
+        n_missing = sum(map(len, missing.values()))
+        tasks = (
             delayed(_render_icon)(icon, svg, folder, size)
             for absent in missing.values()
             for icon, svg in _iter_drawings(absent)
         )
-        n_missing = sum(map(len, missing.values()))
-        with make_progress_bar(n_missing, verbose, desc="Rendering icons", unit="icon") as bar:
-            for _ in rendered:
-                bar.update()
+        bar = make_progress_bar(n_missing, verbose, desc="Rendering icons", unit="icon")
+        run_tasks(tasks, n_jobs, bar)
 
 
 def _iter_drawings(icons: Sequence[Icon]) -> Iterator[tuple[Icon, str]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from joblib import Parallel
 from sklearn.utils import Bunch
 
 from ..utils.files import expand_user, get_default_data_home
@@ -128,6 +129,13 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
             f"{str(folder)!r} cannot be written ({error}). Pass another data_home, or set the "
             "environment variable SKLEARN_APE_DATA."
         ) from error
+
+
+def run_tasks(tasks: Iterable[Any], n_jobs: int | None, bar: Any) -> None:
+    """Run calls that are made by `joblib.delayed`, in `n_jobs` processes, with a progress bar."""
+    with bar:
+        for _ in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks):
+            bar.update()
 
 
 def svg_to_png(size: int, name: str, remedy: str, **source: Any) -> bytes:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -153,6 +154,18 @@ def test_processes_can_render_concurrently(drawings, home):
     for file in files:
         with Image.open(file) as opened:
             opened.load()
+
+
+@pytest.mark.exhaustive
+def test_processes_render_the_same_images_and_errors(drawings, home):
+    one, two = (
+        load_openmoji(path=drawings, data_home=home / str(n_jobs), size=16, n_jobs=n_jobs).images
+        for n_jobs in (1, 2)
+    )
+    assert [Path(image).read_bytes() for image in one] == [Path(i).read_bytes() for i in two]
+    (drawings / "1F34E.svg").write_text("<svg")
+    with pytest.raises(ValueError, match=r"1F34E\.svg' cannot be rendered.*Replace the file"):
+        load_openmoji(path=drawings, data_home=home, size=16, n_jobs=2)
 
 
 def test_progress_is_shown_only_while_rendering(drawings, home, capsys):
