@@ -20,7 +20,7 @@ from ..devices import default_state
 from ..features.cache import FeatureCache, iter_blocks, open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, delay_forks, map_threaded
-from ..utils.messages import escape_controls, make_progress_bar
+from ..utils.messages import HiddenBar, escape_controls, make_progress_bar
 from ..utils.validation import check_choice, check_integer
 from ._engine import Engine
 from .items import EncodingError, ItemError, describe_item
@@ -177,7 +177,7 @@ def _encode_missing(
     return features
 
 
-def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -> tqdm:
+def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -> tqdm | HiddenBar:
     name = escape_controls(encoder.model_name)
     return make_progress_bar(total, verbose, unit=encoder._modality, desc=name)
 

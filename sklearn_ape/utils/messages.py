@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from traceback import walk_stack
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,20 +71,49 @@ def shows_progress(verbose: int | None) -> bool:
     return "ipykernel" in sys.modules or bool(sys.stderr and sys.stderr.isatty())
 
 
+class HiddenBar:
+    """Progress bar that is not shown, with the methods of tqdm that the package uses.
+
+    A disabled bar of tqdm takes the lock of all bars, which forked processes share. If one of them
+    is killed while it holds the lock, the others wait for it forever.
+    """
+
+    n = initial = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Do nothing."""
+
+    def update(self, n: int = 1) -> None:
+        """Do nothing."""
+
+    def reset(self, total: int | None = None) -> None:
+        """Do nothing."""
+
+    def set_postfix(self, *args: Any, **options: Any) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def make_progress_bar(
     total: int | None, verbose: int | None, delay: float = 0.5, **options: Any
-) -> tqdm:
+) -> tqdm | HiddenBar:
     """Make a progress bar, which appears only if the work takes more than `delay` seconds.
 
     If `verbose` is None, the bar appears after two seconds and is removed at the end, so that a
     terminal does not fill with the bars of many calls. The options are those of tqdm.
     """
+    if not shows_progress(verbose):
+        return HiddenBar()
     from tqdm import tqdm  # slow to import for the command line
 
     by_default = verbose is None
     return tqdm(
         total=total,
-        disable=not shows_progress(verbose),
         delay=_DEFAULT_DELAY_S if by_default else delay,
         leave=not by_default,
         **options,

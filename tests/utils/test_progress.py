@@ -6,13 +6,15 @@ import select
 import subprocess
 import sys
 import termios
+import threading
 from types import SimpleNamespace
 
 import pytest
 from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from sklearn_ape.aligners.starter import load_starter
-from sklearn_ape.utils.messages import shows_progress
+from sklearn_ape.utils.messages import make_progress_bar, shows_progress
 
 
 class Terminal:
@@ -64,6 +66,30 @@ def test_worker_processes_show_no_bars():
 
     results = Parallel(n_jobs=2)(delayed(shows_progress_in_terminal)() for _ in range(2))
     assert results == [False, False]
+
+
+def test_hidden_bars_do_not_wait_for_other_processes():
+    """Forked processes share the lock of tqdm. One that is killed may never release it."""
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold_lock():
+        with tqdm.get_lock():
+            is_held.set()
+            is_over.wait(60)
+
+    def use_bar():
+        with make_progress_bar(3, 0) as bar:
+            bar.set_postfix(error=0.1)
+            bar.update()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (hold_lock, use_bar)]
+    threads[0].start()
+    is_held.wait(60)
+    threads[1].start()
+    threads[1].join(10)
+    is_waiting = threads[1].is_alive()
+    is_over.set()
+    assert not is_waiting
 
 
 _CODE = """
