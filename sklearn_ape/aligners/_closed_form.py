@@ -79,7 +79,7 @@ def fit_logit_scale(
     # torch computes exponentials several times as fast as NumPy.
     cosine = torch.from_numpy(np.asarray(image[images] @ text[texts].T, dtype=np.float32))
     positives = csr_array((np.ones(len(pairs)), (images, texts)))[images][:, texts].tocoo()
-    rows, columns = positives.coords
+    rows, columns = positives.row, positives.col
     # The target gives the same weight to each positive of a row, as in InfoNCELoss.
     shares = sum(
         positives.data / np.bincount(side, positives.data)[side] for side in (rows, columns)
