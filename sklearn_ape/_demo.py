@@ -154,7 +154,7 @@ def run_demo(
         starter.image_encoder_, starter.text_encoder_ = image_encoder, text_encoder  # with a cache
         photographs = _name_photographs(starter)
     with stage("load images"):
-        data = load_openmoji(n_jobs=-1, verbose=verbose)
+        data = load_openmoji(n_jobs=n_jobs, verbose=verbose)
         train, held_out = _split(data, random_state)
     with stage("encode images"):
         image_encoder.transform(data.images)

@@ -17,7 +17,7 @@ import pytest
 
 # Tests that import OpenVINO themselves must not send usage data either.
 sys.modules["openvino_telemetry"] = None
-# Such processes are forked from one that has imported the package, which saves seconds each.
+# A fork server that has imported the package starts each process seconds faster.
 if "forkserver" in multiprocessing.get_all_start_methods():
     multiprocessing.set_forkserver_preload(["sklearn_ape.aligners", "sklearn_ape.encoders"])
 ROOT = Path(__file__).parents[1]

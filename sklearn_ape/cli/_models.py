@@ -32,6 +32,7 @@ from ..features import DiskFeatureCache
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
 from ..utils.files import check_writable, expand_user
+from ..utils.messages import make_progress_bar
 from ..utils.validation import format_list
 from ._inputs import DEFAULT_TEMPLATES, make_absolute
 from ._output import Table, note_on_interrupt, print_message
@@ -267,15 +268,14 @@ def iter_probabilities(
     Yields the rows of each batch, the probabilities of its images, and the problems of its
     unreadable images by their row within the batch.
     """
-    from tqdm import tqdm
-
     encoder = get_image_encoder(classifier)
     size = len(images) if together else _BATCH_SIZE
     is_one_batch = len(images) <= size
     if not is_one_batch:  # one bar over all batches replaces the bars of the encoder
         encoder.verbose = 0
     predict_proba = classifier.predict_proba_together if together else classifier.predict_proba
-    bar = tqdm(total=len(images), unit="image", disable=options.quiet or is_one_batch)
+    is_shown = not (options.quiet or is_one_batch)
+    bar = make_progress_bar(len(images), int(is_shown), delay=0, unit="image")
     with note_on_interrupt(options.resume_note), ignore_unreadable(), bar:
         for rows in gen_batches(len(images), size):
             yield rows, predict_proba(images[rows]), encoder.errors_

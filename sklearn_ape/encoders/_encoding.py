@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from sklearn.base import clone
-from tqdm import tqdm
 
 from ..devices import default_state
 from ..features.cache import FeatureCache, iter_blocks, open_cache
@@ -27,6 +26,8 @@ from .items import EncodingError, ItemError, describe_item
 from .weights import Network, find_random_weights, raise_for_random_weights
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from .base import FrozenEncoder
 
 
