@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sklearn_ape import LiTAligner
 from tests.aligners.checkpoint_cases import aligner, pairs
@@ -71,8 +72,6 @@ def die():
 
 def train(case, folder, step=None, write=None, processes=None, rank=0, tower=None, seconds=None):
     """Fit and save in ``folder``, unless the process is killed before."""
-    import torch
-
     torch.set_num_threads(1)
     folder = Path(folder)
     if seconds is None:
@@ -110,6 +109,8 @@ def _train(job):
 
 
 def serve():
+    # The first optimizer imports modules for seconds, which each child would do again.
+    torch.optim.SGD([torch.zeros(1)])
     print("ready", flush=True)
     for line in sys.stdin:
         jobs = json.loads(line)
