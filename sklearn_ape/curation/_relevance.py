@@ -95,11 +95,6 @@ def _find_labels_of_names(names: Mapping[Any, list[str]]) -> dict[tuple[str, ...
 _EXTRA_CANDIDATES = 64
 
 
-def _compute_max_per_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the maximum of the captions of each row, which begin at `starts`."""
-    return values if len(starts) == len(values) else np.maximum.reduceat(values, starts, axis=0)
-
-
 class _Relevance(NamedTuple):
     """Features and word matches from which rows are scored with all labels."""
 
@@ -113,33 +108,38 @@ class _Relevance(NamedTuple):
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """Return the scores of rows with all labels; -inf if they do not match."""
-        similarity, match = self._compute_similarity(rows)
-        if self.caption_features is None:
-            return np.where(match, similarity, -np.inf).astype(np.float32)
-        is_relevant = match | (similarity >= self.min_similarity)  # False for NaN
-        score = similarity + np.float32(self.word_bonus) * match
-        return np.where(is_relevant & np.isfinite(score), score, -np.inf)
+        captions, starts = self.captions.select_captions(rows)
+        scores, *_ = self._compare_captions(captions)
+        one_per_row = len(starts) == len(captions)
+        return scores if one_per_row else np.maximum.reduceat(scores, starts, axis=0)
 
     def compare_pairs(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the similarity of each row with its label, and whether words match."""
+        """Return the similarity of each row's best caption and its label, and if words match."""
         similarity = np.empty(len(rows), dtype=np.float32)
         match = np.empty(len(rows), dtype=bool)
         for block in gen_batches(len(rows), 1024):
-            tile_similarity, tile_match = self._compute_similarity(rows[block])
-            cells = np.arange(len(tile_match)), labels[block]
-            similarity[block], match[block] = tile_similarity[cells], tile_match[cells]
+            captions, starts = self.captions.select_captions(rows[block])
+            n_captions = np.diff(starts, append=len(captions))
+            cells = np.arange(len(captions)), np.repeat(labels[block], n_captions)
+            scores, *values = (table[cells] for table in self._compare_captions(captions))
+            row_of_caption = np.repeat(np.arange(len(starts)), n_captions)
+            best = np.lexsort((-scores, row_of_caption))[starts]
+            similarity[block], match[block] = (value[best] for value in values)
         return similarity, match
 
-    def _compute_similarity(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        flat, starts = self.captions.select_captions(rows)
-        if self.shares is None:
-            share = np.zeros((len(rows), 1), dtype=np.float32)
-        else:
-            share = _compute_max_per_row(self.shares[flat].toarray(), starts)
+    def _compare_captions(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the scores of captions with all labels, their similarity, and if words match."""
+        share = np.zeros((len(captions), 1), dtype=np.float32)
+        if self.shares is not None:
+            share = self.shares[captions].toarray()
         if self.caption_features is None or self.label_features is None:
-            return share, share > 0
-        cosine = _compute_max_per_row(self.caption_features[flat] @ self.label_features.T, starts)
-        return cosine, np.broadcast_to(share > 0, cosine.shape)
+            return np.where(share > 0, share, np.float32(-np.inf)), share, share > 0
+        similarity = self.caption_features[captions] @ self.label_features.T
+        match = np.broadcast_to(share > 0, similarity.shape)
+        is_relevant = match | (similarity >= self.min_similarity)  # False for NaN
+        score = similarity + np.float32(self.word_bonus) * match
+        score = np.where(is_relevant & np.isfinite(score), score, np.float32(-np.inf))
+        return score, similarity, match
 
 
 def choose_best_first(
@@ -458,7 +458,7 @@ def _compute_relevance(
                 f"labels have features that are all 0 or NaN: {format_list(invalid)}. Leave them "
                 "out, or pass another text_encoder or other label_features."
             )
-    threshold = -1.0 if min_similarity is None else min_similarity
+    threshold = -np.inf if min_similarity is None else min_similarity
     return _Relevance(
         captions, len(names), shares, caption_features, label_features, threshold, word_bonus
     )

@@ -8,7 +8,7 @@ import pytest
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import normalize
+from sklearn.preprocessing import FunctionTransformer, normalize
 
 from sklearn_ape.curation import _relevance, select_relevant
 from sklearn_ape.curation._relevance import compute_name_shares
@@ -231,6 +231,31 @@ def test_best_of_several_captions_counts(text_encoder):
         (2, "dog"),
     }
     assert chosen.word_match.all()
+
+
+def test_score_is_that_of_one_caption():
+    """The similarity of one caption and the words of another one were added up."""
+    features = {"bird": [1, 0], "red bird": [0.8, 0.6], "sparrow": [0.96, 0.28]}
+    features["a bird in a paper"] = [0, 1]
+    encoder = FunctionTransformer(lambda texts: np.array([features[text] for text in texts]))
+    chosen = select_relevant(
+        [["sparrow", "a bird in a paper"], ["red bird"]],
+        ["bird"],
+        text_encoder=encoder,
+        n_pairs=2,
+        templates="none",
+    )
+    assert chosen.indices.tolist() == [1, 0]
+    assert chosen.similarity == pytest.approx([0.8, 0.96])
+    assert chosen.word_match.tolist() == [True, False]
+
+
+def test_opposite_captions_are_selected_without_min_similarity():
+    """Cosines that rounding made smaller than -1 were left out."""
+    label = np.random.default_rng(0).standard_normal((1, 37)).astype(np.float32)
+    captions = -label * np.arange(1, 40, dtype=np.float32)[:, None]
+    chosen = select_relevant(captions, ["a"], label_features=label, n_pairs=39)
+    assert len(chosen.indices) == 39
 
 
 def test_rows_of_nan_are_never_selected():
