@@ -227,9 +227,13 @@ def _compute_bootstrap_bounds(
     random_state: int | np.random.RandomState | None,
 ) -> tuple[float, float]:
     """Return the bounds of the BCa interval of the mean, with widened quantiles."""
-    n, mean, std = len(sample), sample.mean(), sample.std()
     if np.ptp(sample) == 0:
-        return mean, mean
+        return sample[0], sample[0]
+    # Squares and cubes of very large or small values are not numbers of float64. A power of two
+    # scales the values without rounding.
+    exponent = np.frexp(np.abs(sample).max())[1]
+    sample = np.ldexp(sample, -exponent)
+    n, mean, std = len(sample), sample.mean(), sample.std()
     means = bootstrap(
         (sample,),
         np.mean,
@@ -248,4 +252,4 @@ def _compute_bootstrap_bounds(
     z = bias + np.array([-half_width, half_width])
     # Beyond the pole of the formula, the bound is the extreme mean of the resamples.
     low, high = np.quantile(means, norm.cdf(bias + z / np.maximum(1 - acceleration * z, 1e-3)))
-    return low, high
+    return np.ldexp(low, exponent), np.ldexp(high, exponent)

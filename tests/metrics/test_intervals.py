@@ -99,6 +99,14 @@ class TestMeans:
         interval = bootstrap_interval(values, 0.999, n_resamples=50, random_state=0)
         assert min(values) <= interval.low <= interval.estimate <= interval.high <= max(values)
 
+    @pytest.mark.parametrize("factor", [2.0**-900, 2.0**900])
+    def test_interval_scales_with_values(self, factor):
+        """Squares of such values are 0 or infinity, which raised an error or lost the skewness."""
+        values = np.random.default_rng(0).exponential(size=20)
+        interval = bootstrap_interval(values, random_state=0)
+        scaled = bootstrap_interval(factor * values, random_state=0)
+        assert scaled == tuple(factor * bound for bound in interval)
+
     def test_interval_of_equal_values_has_zero_width(self):
         assert bootstrap_interval([0.3] * 20) == pytest.approx((0.3, 0.3, 0.3))
 
