@@ -38,6 +38,15 @@ class TestExpectedCalibrationError:
         ours = expected_calibration_error(model[1][:300], proba, n_bins)
         assert ours == pytest.approx(expected)
 
+    @pytest.mark.parametrize("weight", [5e-324, 1e308])
+    def test_ece_does_not_depend_on_the_size_of_weights(self, weight):
+        """The error was 0, because gaps were rounded to 0 or divided by infinity."""
+        proba = [[0.6, 0.4], [0.6, 0.4], [0.5, 0.5]]
+        error = expected_calibration_error(
+            ["a"] * 3, proba, labels=["a", "b"], sample_weight=[weight] * 3
+        )
+        assert error == pytest.approx(1.3 / 3)
+
     def test_ece_is_small_if_calibrated_and_large_if_overconfident(self, model):
         logits, y = model
         assert expected_calibration_error(y, softmax(logits, axis=1)) < 0.03
