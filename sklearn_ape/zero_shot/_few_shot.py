@@ -81,9 +81,9 @@ class FewShotClassifier(ZeroShotClassifier):
         Number of labelled images of each class.
     coef_ : ndarray of shape (n_classes, n_components + n_image_features)
         Vector of each class. The logit is its product with the embedding of an image and its
-        centered features, both L2-normalized, plus the intercept; see Notes. The columns are not
-        the features of X, so that `RFE` and `SelectFromModel` cannot be used. Use
-        `SequentialFeatureSelector` to select features.
+        centered features, both L2-normalized, plus the intercept, divided by `temperature_`; see
+        Notes. The columns are not the features of X, so that `RFE` and `SelectFromModel` cannot
+        be used. Use `SequentialFeatureSelector` to select features.
     intercept_ : ndarray of shape (n_classes,)
         Intercept of each class.
     temperature_ : float
