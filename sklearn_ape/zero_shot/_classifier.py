@@ -53,8 +53,8 @@ class ZeroShotClassifier(SingleLabelClassifier):
         ``"none"`` embeds names without a template, which suits names that are sentences.
     threshold : float or None, default=None
         Probability in [0, 1]. An image whose highest probability is below the threshold is
-        predicted as `unknown_label`. In a hierarchy of labels, the deepest node that reaches the
-        threshold is predicted. None disables the threshold.
+        predicted as `unknown_label`, or, with a hierarchy of labels, as a group of classes that
+        reaches the threshold; see `predict`. None disables the threshold.
     unknown_label : object, default="unknown"
         Label predicted for images below the threshold, and for images that an encoder with
         ``on_error="nan"`` could not read.

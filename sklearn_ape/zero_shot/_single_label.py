@@ -121,7 +121,8 @@ class SingleLabelClassifier(ZeroShotBase):
         -------
         labels : ndarray of shape (n_samples,)
             Members of `classes_`, or `unknown_label`. With a hierarchy of labels and a threshold,
-            the deepest node whose probability reaches the threshold.
+            the most probable class that reaches the threshold. If there is none, the most
+            probable group that reaches it, of those without a smaller group that does.
         """
         logits = self._prepare_logits()
         return self._decode(self._predict_codes(logits, X), logits.classes)
