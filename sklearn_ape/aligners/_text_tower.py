@@ -15,7 +15,7 @@ from torch import nn
 from ..devices import default_state
 from ..encoders import TransformersTextEncoder
 from ..encoders.resolve import resolve_encoder
-from ..encoders.text_encoder import TextPreparation, use_tokenizers
+from ..encoders.text_encoder import TextPreparation
 from ..encoders.weights import Network, raise_for_random_weights
 from ..heads import LinearHead, Standardize, get_head_state, restore_head
 from ..persistence.mixins import FittedState
@@ -105,19 +105,14 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
         """Return tokens, int32 of shape (n_texts, longest), padded with -1."""
-        with use_tokenizers():
-            token_ids = self.pipeline.tokenize(
-                self.pipeline.preparation(texts),
-                truncation=True,
-                max_length=self.encoder.max_length or self.pipeline.max_length,
-                return_attention_mask=False,
-            )["input_ids"]
+        tokens = self.encoder._tokenize(self.pipeline, texts, return_attention_mask=False)
         # A tokenizer may return no token for a text, but a network needs at least one.
-        rows = [row or [self.pipeline.tokenize.pad_token_id] for row in token_ids]
-        tokens = np.full((len(rows), max(map(len, rows))), _PADDING, dtype=np.int32)
-        for row, ids in zip(tokens, rows, strict=True):
+        pad = self.pipeline.tokenize.pad_token_id
+        rows = [ids or [pad] for ids in tokens["input_ids"]]
+        padded = np.full((len(rows), max(map(len, rows))), _PADDING, dtype=np.int32)
+        for row, ids in zip(padded, rows, strict=True):
             row[: len(ids)] = ids
-        return tokens
+        return padded
 
     def reset_projection(self, tokens: torch.Tensor, n_out: int) -> None:
         """Set a new linear map, which standardizes features by statistics of a sample of texts."""
