@@ -36,7 +36,7 @@ from ..training.callbacks import (
 )
 from ..training.data import PairDataset
 from ..training.distributed import Ranks, broadcast
-from ..training.net import AlignmentNet, embed_pairs
+from ..training.net import embed_pairs
 from ..utils.messages import warn
 from ._closed_form import (
     RIDGE,
@@ -190,37 +190,25 @@ def _search_heads(
 ) -> TrainedModule:
     """Train heads on the training pairs, or return the closed form if no epoch improves it."""
     training = HeadTraining(_make_module(head_config, maps, train), train, run)
-    result, scale = _search_best_epoch(training, valid, maps is not None)
-    run.checkpoint.note_result(result)
-    if result.best_epoch > 0:
-        return training.module, scale, result
-    assert valid is not None
-    assert maps is not None
-    closed_form = make_closed_form(maps, run.ranks)
-    embeddings = embed_pairs(closed_form, valid)
-    scale = fit_logit_scale(*embeddings, valid.pairs, run.config.max_logit_scale)
-    return closed_form, scale, result
-
-
-def _search_best_epoch(
-    training: HeadTraining, valid: PairDataset | None, is_initialized: bool
-) -> tuple[TrainingResult, float]:
-    """Train, and return the result on held-out pairs and the logit scale.
-
-    Epoch 0 is the best one if the heads are initialized in closed form and do not improve.
-    """
-    run, initial_recall, inputs = training.run, None, None
+    inputs = initial_recall = None
     if valid is not None:
         items = valid.expand_items()
-        initial_recall = training.recall(items) if is_initialized else None
         inputs = training.make_inputs(items)
+        if maps is not None:
+            initial_recall = training.recall(items)
     callbacks = run.make_callbacks(ValidationRecall(inputs), lambda net: training.module, "align")
     net = training.train(callbacks, run.config.max_epochs)
     result = collect_result(net, run.config.max_epochs)
     if valid is not None and initial_recall is not None:
         min_recall = _compute_min_recall(initial_recall, len(valid.pairs))
         result = _add_closed_form(result, {"valid_recall": initial_recall}, min_recall)
-    return result, net.logit_scale
+    run.checkpoint.note_result(result)
+    if valid is None or maps is None or result.best_epoch > 0:
+        return training.module, net.logit_scale, result
+    closed_form = make_closed_form(maps, run.ranks)
+    embeddings = embed_pairs(closed_form, valid)
+    scale = fit_logit_scale(*embeddings, valid.pairs, run.config.max_logit_scale)
+    return closed_form, scale, result
 
 
 def _refit_heads(
@@ -239,7 +227,9 @@ def _refit_heads(
     # The first phase has advanced the generator, and a resumed training skips it.
     torch.manual_seed(run.seed)
     training = make_training()
-    net = _train_again(training, result.best_epoch)
+    progress = EpochProgress(result.best_epoch, "refit", run.verbose)
+    callbacks = [("progress", progress), *run.checkpoint.make_callbacks("refit")]
+    net = training.train(callbacks, result.best_epoch)
     n_epochs = sum("train_loss" in row for row in net.history)
     if n_epochs == result.best_epoch:
         return training.module, net.logit_scale, result
@@ -252,13 +242,6 @@ def _refit_heads(
         ConvergenceWarning,
     )
     return search
-
-
-def _train_again(training: HeadTraining, n_epochs: int) -> AlignmentNet:
-    """Train for the best number of epochs without held-out pairs, and return the net."""
-    progress = EpochProgress(n_epochs, "refit", training.run.verbose)
-    callbacks = training.run.checkpoint.make_callbacks("refit")
-    return training.train([("progress", progress), *callbacks], n_epochs)
 
 
 def _add_closed_form(

@@ -137,16 +137,16 @@ class TestFit:
         """The heads of the refit are untrained after a few steps."""
         options = {"max_epochs": 40, "batch_size": 32}
         search = small(**options, refit=False).fit(concepts.image, concepts.text)
-        train_again = _ape_trainer._train_again
+        refit_heads = _ape_trainer._refit_heads
 
         def interrupt(*args, **kwargs):
             raise KeyboardInterrupt
 
-        def train_interrupted(*args):
+        def refit_interrupted(*args):
             monkeypatch.setattr(AlignmentNet, "train_step", interrupt)
-            return train_again(*args)
+            return refit_heads(*args)
 
-        monkeypatch.setattr(_ape_trainer, "_train_again", train_interrupted)
+        monkeypatch.setattr(_ape_trainer, "_refit_heads", refit_interrupted)
         message = f"on all pairs was stopped after 0 of {search.best_epoch_} epochs"
         with pytest.warns(ConvergenceWarning, match=message):
             aligner = small(**options).fit(concepts.image, concepts.text)
