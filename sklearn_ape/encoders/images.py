@@ -19,7 +19,6 @@ from sklearn.utils import gen_batches
 from ..features.matrix import is_table
 from ..utils.concurrency import LRUCache
 from ..utils.files import describe_missing_image, has_reliable_stamp, read_stamp
-from ..utils.messages import suggest_image_conversion, suggest_uint8_cast
 from .items import BYTES, ItemError, as_items
 
 # The header of larger files is checked before the whole file is read for its digest, because a
@@ -325,12 +324,12 @@ def _to_pixels(item: Any) -> np.ndarray:
     if not isinstance(item, np.ndarray):
         raise ItemError(
             f"is of type {type(item).__name__}. Pass a path, bytes, a PIL image or a uint8 "
-            f"array of shape (H, W, 3).{suggest_image_conversion(item)}"
+            f"array of shape (H, W, 3).{_suggest_conversion(item)}"
         )
     if item.dtype != np.uint8:
         raise ItemError(
             f"is an array of {item.dtype}, not uint8 from 0 to 255. "
-            f"{suggest_uint8_cast(item.dtype)}"
+            f"{_suggest_uint8_cast(item.dtype)}"
         )
     if np.ma.is_masked(item):
         raise ItemError(
@@ -346,6 +345,38 @@ def _to_pixels(item: Any) -> np.ndarray:
         f"is an array of shape {item.shape}. Pass an array of shape (H, W, 3), (H, W, 4) or "
         f"(H, W).{hint}"
     )
+
+
+def _suggest_uint8_cast(dtype: np.dtype) -> str:
+    """Return a sentence on how to make pixels uint8, the same for all images of a dataset."""
+    if dtype.kind in "OSU":
+        return "If it holds paths, use X.ravel().tolist() to pass a list of them."
+    rules = "(255 * array).astype('uint8') for values from 0 to 1"
+    if dtype.kind == "f":
+        rules += ", (127.5 * (array + 1)).astype('uint8') for values from -1 to 1"
+    elif dtype.kind != "b":
+        rules = "(array // 16).astype('uint8') for 12 bits, (array // 257).astype('uint8') for 16"
+    return f"Pass {rules}, or array.astype('uint8') for values from 0 to 255."
+
+
+def _suggest_conversion(item: Any) -> str:
+    """Return a sentence on how to convert common types of objects, or ""."""
+    if isinstance(item, tuple | list):
+        return (
+            " For a dataset of tuples such as torchvision's ImageFolder, pass only the images, "
+            "[image for image, *_ in dataset]."
+        )
+    if isinstance(item, Mapping):
+        hint = " A dict must have 'bytes' or 'path', as in Hugging Face datasets."
+        if "image" in item:
+            hint += " For rows of a dataset, pass [row['image'] for row in rows]."
+        return hint
+    if hasattr(item, "__array__") and len(getattr(item, "shape", ())) > 0:  # torch, tensorflow
+        return (
+            " Convert it with torchvision.transforms.functional.to_pil_image(tensor), or to a "
+            "NumPy array with channels last and values from 0 to 255."
+        )
+    return ""
 
 
 # Formats of many files whose alpha channel is not used: it is 0, and programs show the colors.

@@ -7,14 +7,12 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Mapping
 from importlib import import_module
 from traceback import walk_stack
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    import numpy as np
     from tqdm import tqdm
 
 # Packages whose functions may be on the stack between the caller's code and ours.
@@ -226,35 +224,3 @@ def _escape_character(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: an undecodable byte of a file name
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
-
-
-def suggest_uint8_cast(dtype: np.dtype) -> str:
-    """Return a sentence on how to make pixels uint8, the same for all images of a dataset."""
-    if dtype.kind in "OSU":
-        return "If it holds paths, use X.ravel().tolist() to pass a list of them."
-    rules = "(255 * array).astype('uint8') for values from 0 to 1"
-    if dtype.kind == "f":
-        rules += ", (127.5 * (array + 1)).astype('uint8') for values from -1 to 1"
-    elif dtype.kind != "b":
-        rules = "(array // 16).astype('uint8') for 12 bits, (array // 257).astype('uint8') for 16"
-    return f"Pass {rules}, or array.astype('uint8') for values from 0 to 255."
-
-
-def suggest_image_conversion(item: Any) -> str:
-    """Return a sentence on how to convert common types of objects, or ""."""
-    if isinstance(item, tuple | list):
-        return (
-            " For a dataset of tuples such as torchvision's ImageFolder, pass only the images, "
-            "[image for image, *_ in dataset]."
-        )
-    if isinstance(item, Mapping):
-        hint = " A dict must have 'bytes' or 'path', as in Hugging Face datasets."
-        if "image" in item:
-            hint += " For rows of a dataset, pass [row['image'] for row in rows]."
-        return hint
-    if hasattr(item, "__array__") and len(getattr(item, "shape", ())) > 0:  # torch, tensorflow
-        return (
-            " Convert it with torchvision.transforms.functional.to_pil_image(tensor), or to a "
-            "NumPy array with channels last and values from 0 to 255."
-        )
-    return ""
