@@ -169,7 +169,7 @@ class BaseAligner(
         .. [2] A. Conneau et al., "Word Translation Without Parallel Data", ICLR 2018 (CSLS).
         """
         check_is_fitted(self)
-        bank = resolve_bank(standardize, self, self)
+        bank = resolve_bank(standardize, self)
         images, texts = self._get_image_features(X, reset=False), self._get_features_of_texts(y)
         image_rows, text_rows = (np.flatnonzero(~find_missing_rows(f)) for f in (images, texts))
         similarity = np.full((len(images), len(texts)), np.nan, dtype=np.float32)

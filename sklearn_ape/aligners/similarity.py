@@ -20,6 +20,7 @@ from ..utils.linalg import choose_evenly_spaced, find_largest_columns
 from ..utils.messages import warn
 from ..utils.validation import format_list, ignores_underflow
 from .fitted_images import digest_exactly
+from .wrapper import unwrap_aligner
 
 # Values in place of the index of a text: the probability is below the threshold, or the image is
 # unreadable.
@@ -309,14 +310,15 @@ class Standardizer:
                 tile += image_term
 
 
-def resolve_bank(standardize: Any, aligner: Any, estimator: Any) -> Bank | None:
+def resolve_bank(standardize: Any, estimator: Any) -> Bank | None:
     """Return the bank that a ``standardize`` parameter selects.
 
-    False selects no bank and True the aligner's ``bank_``. The images of a collection, which the
-    estimator around the aligner embeds, are combined with the captions of ``bank_``. Their
-    embeddings are cached for the lifetime of the aligner, until a parameter of the estimator
-    changes.
+    The estimator is an aligner, or a Pipeline that ends in one. False selects no bank and True the
+    aligner's ``bank_``. The images of a collection, which the estimator embeds, are combined with
+    the captions of ``bank_``. Their embeddings are cached for the lifetime of the aligner, until a
+    parameter of the estimator changes.
     """
+    aligner = unwrap_aligner(estimator)
     name = type(aligner).__name__
     fitted_bank = getattr(aligner, "bank_", None)
     if isinstance(standardize, bool | np.bool_):

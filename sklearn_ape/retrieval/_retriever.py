@@ -388,12 +388,12 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 
     def _make_standardizer(self, texts: np.ndarray, collection: Collection) -> Standardizer | None:
         """Return the `Standardizer` of the cosines of texts, or None for plain cosines."""
-        aligner = unwrap_aligner(self.aligner_)
         if isinstance(self.standardize, bool | np.bool_):
+            aligner = unwrap_aligner(self.aligner_)
             captions = getattr(getattr(aligner, "bank_", None), "text", None)
             bank = collection.get_bank(captions) if self.standardize else None
         else:
-            bank = resolve_bank(self.standardize, aligner, self.aligner_)
+            bank = resolve_bank(self.standardize, self.aligner_)
         if bank is None:
             return None
         moments = () if bank.text is None else collection.get_moments(bank.text)

@@ -125,7 +125,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         self.__dict__.pop("_reference", None)
         aligner = self._get_aligner_in_use()
         if self._lacks_bank(aligner):
-            bank = resolve_bank(X, unwrap_aligner(aligner), aligner)
+            bank = resolve_bank(X, aligner)
             assert bank is not None
             self._reference = bank.image
 
@@ -149,7 +149,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         """Return the bank that cosines are standardized by, or None for False."""
         if hasattr(self, "_reference"):
             return Bank.from_embeddings(self._reference, None) if standardize else None
-        return resolve_bank(standardize, unwrap_aligner(aligner), aligner)
+        return resolve_bank(standardize, aligner)
 
     def _resolve_scale(self, aligner: BaseEstimator) -> float:
         """Return the parameter, or else the scale that the aligner learned."""

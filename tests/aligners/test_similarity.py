@@ -261,7 +261,7 @@ class TestCollection:
     def test_collection_is_embedded_each_time_if_step_cannot_be_pickled(self, fitted, held_out):
         """A change of the step cannot be detected, so nothing is cached."""
         pipeline = make_pipeline(FunctionTransformer(lambda rows: rows), fitted)
-        banks = [resolve_bank(held_out[0], fitted, pipeline) for _ in range(2)]
+        banks = [resolve_bank(held_out[0], pipeline) for _ in range(2)]
         assert banks[0] is not banks[1]
         np.testing.assert_array_equal(banks[1].image, fitted.transform(held_out[0]))
 
