@@ -204,7 +204,7 @@ class FrozenEncoder(
         items = self._as_list(X)
         self._warn_about_unsuitable(items)
         features, self.errors_ = encode(self, items)
-        self._warn_about(self.errors_)
+        self._warn_about_errors()
         return features
 
     def encode_to(
@@ -282,7 +282,7 @@ class FrozenEncoder(
         features, self.errors_ = encode_to_file(
             self, path, X, chunk_size, n_jobs, dtype, overwrite, verbose
         )
-        self._warn_about(self.errors_)
+        self._warn_about_errors()
         return features
 
     @property
@@ -432,10 +432,10 @@ class FrozenEncoder(
                 dict(sorted(errors.items())),
             )
 
-    def _warn_about(self, errors: Mapping[int, str]) -> None:
-        if errors:
+    def _warn_about_errors(self) -> None:
+        if self.errors_:
             warn(
-                f"{summarize_errors(errors, self._modality)}"
+                f"{summarize_errors(self.errors_, self._modality)}"
                 "Their features are NaN; `errors_` lists all of them.",
                 EncodingFailedWarning,
             )

@@ -414,7 +414,7 @@ class SingleLabelClassifier(ZeroShotBase):
         """Return the index of the class of each image, or `UNKNOWN` or `UNREADABLE`."""
         # Tile by tile: the logits of all images may not fit in memory.
         codes = np.concatenate([self._choose(tile.logits) for tile in logits.iter_tiles(X)])
-        self._warn_about_unknown(codes)
+        self._warn_about_unreadable(codes)
         return codes
 
     def _choose(self, logits: np.ndarray) -> np.ndarray:
@@ -430,7 +430,7 @@ class SingleLabelClassifier(ZeroShotBase):
         """Return labels and their probabilities; for `unknown_label` that of the best class."""
         # The logarithm turns probabilities into logits.
         codes = self._choose(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
-        self._warn_about_unknown(codes)
+        self._warn_about_unreadable(codes)
         node_probabilities = probabilities
         if is_hierarchy(self._get_labels()):
             node_probabilities = probabilities @ self._get_hierarchy().membership
@@ -438,7 +438,7 @@ class SingleLabelClassifier(ZeroShotBase):
         chosen = np.where(codes < 0, probabilities.max(axis=1), chosen)
         return self._decode(codes, self.classes_), chosen
 
-    def _warn_about_unknown(self, codes: np.ndarray) -> None:
+    def _warn_about_unreadable(self, codes: np.ndarray) -> None:
         if self.threshold is None:
             unreadable = np.flatnonzero(codes == UNREADABLE)
             warn_unreadable(unreadable, len(codes), f"are predicted as {self.unknown_label!r}")
