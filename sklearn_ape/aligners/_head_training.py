@@ -13,7 +13,7 @@ from ..devices import has_fast_bfloat16
 from ..features.matrix import StoredRows
 from ..heads import ClosedFormHead, Head, KernelMap, TwoTower
 from ..training.callbacks import BlendRecall, EpochProgress, make_standard_callbacks, mean_recall
-from ..training.data import PairDataset, as_tensor, n_batches
+from ..training.data import PairDataset, as_tensor, count_batches
 from ..training.distributed import broadcast
 from ..training.net import AlignmentNet, embed_pairs, make_net
 from ..utils.linalg import l2_normalize
@@ -321,7 +321,7 @@ def train_correction(maps: Maps, data: PairDataset, run: TrainingRun) -> np.ndar
     """
     assert maps.fit is not None
     data = _drop_unpredicted(data, maps.fit)
-    n_steps = n_batches(len(data.pairs), run.config.batch_size)
+    n_steps = count_batches(len(data.pairs), run.config.batch_size)
     n_epochs = min(_N_TUNING_EPOCHS, max(1, _MAX_TUNING_STEPS // n_steps))
     config = replace(
         run.config,

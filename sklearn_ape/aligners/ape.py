@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..devices import default_state, resolve_device
 from ..heads import HEAD_KINDS, ConcatenatedHead, hidden_width
 from ..persistence.mixins import FittedState
-from ..training.data import PairDataset, n_batches
+from ..training.data import PairDataset, count_batches
 from ..training.net import OPTIMIZERS, check_warmup
 from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, restored_on_failure
@@ -396,7 +396,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             return int(self.max_epochs)
         if n_pairs is None:
             return _MAX_EPOCHS
-        n_epochs = math.ceil(_N_STEPS / n_batches(n_pairs, self.batch_size))
+        n_epochs = math.ceil(_N_STEPS / count_batches(n_pairs, self.batch_size))
         return min(max(n_epochs, _MIN_EPOCHS), _MAX_EPOCHS)
 
     def _check_parameters(self) -> None:

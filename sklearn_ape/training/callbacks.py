@@ -18,7 +18,7 @@ from ..metrics import retrieval_report
 from ..utils.linalg import normalize_rows
 from ..utils.messages import make_progress_bar, warn
 from ..utils.sklearn_compat import FitContext
-from .data import PairDataset, n_batches
+from .data import PairDataset, count_batches
 from .distributed import broadcast
 from .net import AlignmentNet, TrainingConfig, cosine_schedule, embed_pairs
 
@@ -49,7 +49,7 @@ class ValidationRecall(Callback):
         if self.dataset is not None:
             image, text = embed_pairs(net.module_, self.dataset, net.device)
             if not (np.isfinite(image).all() and np.isfinite(text).all()):
-                raise diverged(net)
+                raise make_divergence_error(net)
             # Rounding may differ between ranks, and all must stop after the same epoch.
             scores = broadcast(net.ranks, self.score(image, text))
             for name, value in scores.items():
@@ -216,15 +216,15 @@ class DivergenceGuard(Callback):
     def on_batch_end(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
         """Check the loss of the batch."""
         if training and not math.isfinite(net.history[-1]["batches"][-1]["train_loss"]):
-            raise diverged(net)
+            raise make_divergence_error(net)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Check the weights and the logit scale after the last batch."""
         if not all(torch.isfinite(p).all() for p in net.module_.parameters()):
-            raise diverged(net)
+            raise make_divergence_error(net)
         # With a lower scale, the probabilities of all pairs are equal up to rounding.
         if not net.logit_scale > torch.finfo(torch.float32).eps:
-            raise diverged(net)
+            raise make_divergence_error(net)
 
 
 class EpochProgress(Callback):
@@ -268,7 +268,7 @@ class EpochProgress(Callback):
         self.bar_.close()
 
 
-def diverged(net: NeuralNet) -> FloatingPointError:
+def make_divergence_error(net: NeuralNet) -> FloatingPointError:
     """Return the error that is raised when training diverges."""
     return FloatingPointError(
         f"Training diverged in epoch {net.history[-1, 'epoch']}: loss, weights or embeddings are "
@@ -318,7 +318,7 @@ class TrainingResult(NamedTuple):
 
 def make_standard_callbacks(config: TrainingConfig, n_pairs: int) -> list[Any]:
     """Return the callbacks of every training run on a number of pairs."""
-    n_steps = config.max_epochs * n_batches(n_pairs, config.batch_size)
+    n_steps = config.max_epochs * count_batches(n_pairs, config.batch_size)
     callbacks: list[Any] = [
         ("divergence", DivergenceGuard()),
         ("schedule", cosine_schedule(n_steps, config.warmup)),

@@ -281,7 +281,7 @@ class PairBatches:
         self._mixing_rng = np.random.default_rng([self.seed, 1])
 
     def __len__(self) -> int:
-        return n_batches(len(self.dataset), self.batch_size)
+        return count_batches(len(self.dataset), self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         n_pairs = len(self.dataset)
@@ -357,10 +357,10 @@ def rank_rows(n_pairs: int, rank: int, n_ranks: int) -> slice:
     return slice(start, start + size + (rank < remainder))
 
 
-def n_batches(n_pairs: int, batch_size: int) -> int:
+def count_batches(n_pairs: int, batch_size: int) -> int:
     """Count the batches of one epoch, at least 1.
 
-    >>> n_batches(1000, 300)
+    >>> count_batches(1000, 300)
     4
     """
     return max(1, math.ceil(n_pairs / batch_size))
