@@ -56,8 +56,9 @@ def expected_calibration_error(
     Raises
     ------
     ValueError
-        If `proba` are not probabilities, a class has no column, `labels` has duplicates, `n_bins`
-        is not an integer of at least 1, or a weight is negative.
+        If `proba` are not probabilities, a class has no column, `labels` has duplicates or another
+        order than the column names of a table, `n_bins` is not an integer of at least 1, or a
+        weight is negative.
 
     See Also
     --------
@@ -81,6 +82,7 @@ def expected_calibration_error(
     0.3
     """
     check_integer(n_bins, "n_bins", 1)
+    names = _get_column_names(proba)
     proba = check_array(proba, dtype=np.float64, input_name="proba")
     invalid = np.flatnonzero((np.abs(proba.sum(axis=1) - 1) > 1e-3) | (proba < 0).any(axis=1))
     if invalid.size:
@@ -88,7 +90,7 @@ def expected_calibration_error(
             f"proba must have rows of probabilities with the sum 1, and row {invalid[0]} is not. "
             "Pass the output of predict_proba."
         )
-    columns = _find_columns(y_true, labels, proba)
+    columns = _find_columns(y_true, labels, proba, names)
     confidence = proba.max(axis=1)
     is_correct = proba.argmax(axis=1) == columns
     edges = np.linspace(0, 1, n_bins + 1)[1:-1]
@@ -126,9 +128,10 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     Raises
     ------
     ValueError
-        If a class has no column, `labels` has duplicates, the class of a sample is excluded, or
-        there is no optimum: all samples are predicted correctly, the logits are unrelated to the
-        classes, or the optimal temperature is not a positive float64.
+        If a class has no column, `labels` has duplicates or another order than the column names of
+        a table, the class of a sample is excluded, or there is no optimum: all samples are
+        predicted correctly, the logits are unrelated to the classes, or the optimal temperature is
+        not a positive float64.
 
     Warns
     -----
@@ -156,6 +159,7 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     >>> round(fit_temperature(logits, [0, 0, 0, 1]), 3)
     9.102
     """
+    names = _get_column_names(logits)
     logits = check_array(
         logits, dtype=np.float64, ensure_2d=False, ensure_all_finite=False, input_name="logits"
     )
@@ -172,7 +176,7 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
             "logits holds probabilities, because each row is at least 0 and adds up to 1. Pass "
             "the output of decision_function, or the logarithms of the probabilities."
         )
-    columns = _find_columns(y, labels, logits)
+    columns = _find_columns(y, labels, logits, names)
     rows = np.arange(len(logits))
     excluded = np.flatnonzero(logits[rows, columns] == -np.inf)
     if excluded.size:
@@ -233,7 +237,14 @@ def _rescale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
     return np.ldexp(numbers, -exponent), exponent
 
 
-def _find_columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
+def _get_column_names(scores: Any) -> list[Any] | None:
+    """Return the column names of a table, or None for an array and for numbered columns."""
+    names = getattr(scores, "column_names", getattr(scores, "columns", None))  # pyarrow, pandas
+    return None if names is None or list(names) == list(range(len(names))) else list(names)
+
+
+def _find_columns(y: Any, labels: Any, scores: np.ndarray, names: list[Any] | None) -> np.ndarray:
+    """Return the column of the class of each sample, if columns with `names` are in its order."""
     y = as_labels(y)
     check_consistent_length(y, scores)
     classes = list_distinct_labels(y, "y") if labels is None else as_labels(labels, "labels")
@@ -247,6 +258,12 @@ def _find_columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
         repeated = find_repeated(classes.tolist())
         raise ValueError(
             f"labels has duplicates: {format_list(repeated)}. Pass one class per column."
+        )
+    if names is not None and names != list(column_of) and set(names) == set(column_of):
+        raise ValueError(
+            f"labels, which is the sorted classes of y by default, has another order "
+            f"({format_list(column_of)}) than the names of the columns ({format_list(names)}). "
+            "Pass labels=list(columns)."
         )
     columns = np.array([column_of.get(label, -1) for label in y.tolist()])
     missing = np.flatnonzero(columns < 0)

@@ -61,6 +61,32 @@ class TestExpectedCalibrationError:
         with pytest.raises(ValueError, match="y has the class 'cow' in row 1, which is not in"):
             expected_calibration_error(["dog", "cow"], proba, labels=labels)
 
+    @pytest.mark.parametrize("library", ["pandas", "polars"])
+    @pytest.mark.parametrize("metric", [expected_calibration_error, fit_temperature])
+    def test_columns_named_in_another_order_raise(self, model, metric, library):
+        """Columns are used by position, so that the result would be wrong without an error."""
+        frames = pytest.importorskip(library)
+        y = np.array(list("abcde"))[model[1][:300]]
+        scores = model[0][:300] if metric is fit_temperature else softmax(model[0][:300], axis=1)
+
+        def measure(table, labels=None):
+            arguments = (table, y) if metric is fit_temperature else (y, table)
+            return metric(*arguments, labels=labels)
+
+        table = frames.DataFrame(dict(zip("abcde", scores.T, strict=True)))
+        swapped = table[list("bacde")]
+        for labels in (None, list("abcde")):
+            assert measure(table, labels) == measure(scores)
+            with pytest.raises(ValueError, match=r"has another order .*'b', 'a', 'c'"):
+                measure(swapped, labels)
+        assert measure(swapped, list("bacde")) == pytest.approx(measure(scores))
+
+    def test_numbers_of_columns_are_not_names(self):
+        pd = pytest.importorskip("pandas")
+        proba = [[0.9, 0.1], [0.2, 0.8]]
+        error = expected_calibration_error([1, 0], pd.DataFrame(proba), 1, labels=[1, 0])
+        assert error == pytest.approx(0.15)
+
     def test_invalid_probabilities_raise(self):
         with pytest.raises(ValueError, match="row 1 is not"):
             expected_calibration_error([0, 1], [[0.5, 0.5], [2.0, 1.0]])
