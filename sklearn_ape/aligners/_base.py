@@ -19,6 +19,7 @@ from ..features.matrix import (
     check_stored_features,
     check_text_columns,
     embed_rows,
+    explain_texts,
     find_missing_rows,
     row_blocks,
     select,
@@ -421,6 +422,7 @@ class BaseAligner(
         every_row = np.arange(len(image))
         return EncodedPairs(image, text, every_row, every_row)
 
+    @explain_texts("X")
     def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
         """Return at least `n_min` rows of image features; NaN where encoding failed."""
         check_sequence(X, "X", "image", "images or features")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -361,6 +361,21 @@ def check_text_columns(y: Any, fitted_names: Sequence[str]) -> list[str]:
             f"the columns {format_list(fitted_names, str)} in this order."
         )
     return names
+
+
+@contextmanager
+def explain_texts(name: str) -> Iterator[None]:
+    """Say what to do if a table, an array or rows with texts cannot be converted to features."""
+    try:
+        yield
+    except ValueError as error:
+        if "could not convert string to float" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} has columns of texts, which are not features: {error}. If the texts are "
+            f"paths of images, pass their column alone as {name}. Otherwise leave these columns "
+            "out."
+        ) from None
 
 
 def check_stored_features(array: np.ndarray, name: str) -> StoredRows:

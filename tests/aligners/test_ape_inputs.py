@@ -225,6 +225,15 @@ class TestInvalidInput:
                 captioned_images.images, captioned_images.captions
             )
 
+    @pytest.mark.parametrize("has_encoder", [False, True])
+    def test_table_of_paths_raises(self, text_encoder, has_encoder):
+        """With `init="starter"`, the encoders are those of the starter model."""
+        aligner = APEAligner(init="starter") if has_encoder else small(text_encoder=text_encoder)
+        table = pd.DataFrame({"file": ["cat.png", "dog.png"], "year": [1, 2]})
+        for X in (table, table[["file"]].to_numpy(), table[["file"]].values.tolist()):
+            with pytest.raises(ValueError, match=r"'cat\.png'\. If the texts are paths of images"):
+                aligner.fit(X, ["a cat", "a dog"])
+
     @pytest.mark.parametrize("aligner_class", [APEAligner, KernelAligner])
     def test_images_and_captions_without_encoders_raise_one_error(
         self, captioned_images, aligner_class
