@@ -241,7 +241,12 @@ def _can_embed(aligner: BaseEstimator | str | None) -> bool:
 
 def warn_about_numbers(parameter: str, names: Mapping[Any, list[str]]) -> None:
     """Warn if labels are numbers without names, so that their digits are embedded."""
-    if any(texts == [str(label)] and not isinstance(label, str) for label, texts in names.items()):
+    unnamed = [
+        str(label)
+        for label, texts in names.items()
+        if texts == [str(label)] and not isinstance(label, str)
+    ]
+    if unnamed:
         source = " "
         if parameter == "y":
             source = (
@@ -249,8 +254,9 @@ def warn_about_numbers(parameter: str, names: Mapping[Any, list[str]]) -> None:
                 "of scikit-learn replace texts in y by their numbers in sorted order. "
             )
         warn(
-            f"{parameter} holds numbers, so the texts '0', '1', ... are embedded as names of the "
-            f"classes.{source}Pass names with labels={{0: 'cat', 1: 'dog', ...}}."
+            f"{parameter} holds numbers, so the texts {format_list(unnamed)} are "
+            f"embedded as names of the classes.{source}Pass names with labels={{0: 'cat', 1: "
+            "'dog', ...}."
         )
 
 

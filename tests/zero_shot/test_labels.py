@@ -330,6 +330,12 @@ class TestNumbersWithoutNames:
         with pytest.warns(UserWarning, match=r"^y holds numbers, so the texts '0', '1'"):
             ZeroShotClassifier(aligner=aligner).fit(features.image[:2], [0, 1])
 
+    def test_texts_that_are_embedded_are_listed(self, features, aligner):
+        """The warning listed '0' and '1' for any labels."""
+        classifier = ZeroShotClassifier({True: "a dog", False: None}, aligner=aligner)
+        with pytest.warns(UserWarning, match="so the texts 'False' are embedded"):
+            classifier.predict(features.image[:2])
+
     def test_named_numbers_do_not_warn(self, features, aligner, recwarn):
         ZeroShotClassifier({0: "cat", 1: "dog"}, aligner=aligner).predict(features.image[:2])
         ZeroShotClassifier(["1", "2"], aligner=aligner).predict(features.image[:2])
