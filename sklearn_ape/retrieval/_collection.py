@@ -443,7 +443,7 @@ def _pack_items(items: list[Any]) -> dict[str, Any] | None:
     warn(
         "The items in results are not saved, because some are not a str, path, number, bool, "
         f"None or record of these ({format_list(types, str) or 'unsupported values'}). After "
-        "loading the items are row numbers. Pass y to fit to give the images ids."
+        "loading the items are row numbers. Pass ids as y to fit, or convert such values to texts."
     )
     return None
 

@@ -120,7 +120,7 @@ class TestSaving:
         self, aligner, concepts, tmp_path, items
     ):
         retriever = CrossModalRetriever(aligner).fit(concepts.image, items)
-        with pytest.warns(UserWarning, match="After loading the items are row numbers"):
+        with pytest.warns(UserWarning, match="row numbers. Pass ids as y to fit, or convert"):
             loaded = save_and_load(retriever, tmp_path)
         assert loaded.search(concepts.image[4:5], k=1).items == [[4]]
 
