@@ -34,7 +34,8 @@ class EncodingError(ValueError):
     message : str
         Message that names the first rows that cannot be encoded.
     errors : dict of {int: str}
-        Reasons for all rows that cannot be encoded, by row.
+        Reasons for the rows that were found before the error was raised, by row. Truncated images
+        are found later than files of other formats.
     """
 
     def __init__(self, message: str, errors: dict[int, str]) -> None:
