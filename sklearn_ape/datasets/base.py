@@ -163,7 +163,7 @@ def make_result(bunch: Bunch, return_X_y: bool) -> Any:
     if bunch.captions is None:
         raise ValueError(
             "return_X_y=True requires captions, but these images have none. Pass "
-            'captions="folder" or captions="filename" to use names as captions, or pass '
-            "return_X_y=False and use the labels."
+            'captions="folder" or captions="filename" to load_image_folder, a column as caption '
+            "to load_pairs, or return_X_y=False to use the labels."
         )
     return bunch.images, bunch.captions

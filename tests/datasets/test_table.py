@@ -75,6 +75,8 @@ def test_captions_are_optional_with_labels(folder, frame):
     assert load_pairs(folder / "t.csv", caption=None, label="kind").captions is None
     with pytest.raises(ValueError, match=r"no column 'captions'.*'image', 'caption'"):
         load_pairs(folder / "t.csv", caption="captions", label="kind")
+    with pytest.raises(ValueError, match="a column as caption to load_pairs, or return_X"):
+        load_pairs(folder / "t.csv", caption=None, label="kind", return_X_y=True)
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
