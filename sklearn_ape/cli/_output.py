@@ -53,6 +53,7 @@ _REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ),
     (r"\blabels=\{'([^']*)': '([^']*)'\}", r'--labels-file labels.json with {"\1": "\2"}'),
     (r"cache=None", "--cache memory"),
+    (r"\bcaptions=None", "--captions none"),
     (r"list_encoders\(\)", "'sklearn-ape models'"),
 )
 

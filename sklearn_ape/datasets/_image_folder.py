@@ -285,7 +285,7 @@ def _read_sidecars(folder: Path, names: list[Path]) -> list[str] | list[list[str
         raise ValueError(
             f"{len(missing)} of {len(names)} images in {str(folder)!r} have no text file "
             f"({' or '.join(SIDECARS)}): {format_list(missing)}. Write the missing files, remove "
-            "these images, or choose other captions: 'folder', 'filename' or None."
+            "these images, or pass captions='folder', captions='filename' or captions=None."
         )
     captions = []
     for file in filter(None, files.values()):

@@ -196,7 +196,8 @@ class TestFewShot:
         for image in sorted(folder.rglob("*.png"))[::2]:
             image.with_suffix(".txt").write_text("a note")
         options = ("fit", folder, "-o", tmp_path / "m", "--test-size", "0", "--quiet")
-        assert "'folder', 'filename' or None" in run(*options, code=1).stderr
+        expected = "pass --captions folder, --captions filename or --captions none."
+        assert expected in run(*options, code=1).stderr
         run(*options, "--captions", "none")
         assert type(load_pretrained(tmp_path / "m")) is FewShotClassifier
 
