@@ -300,7 +300,10 @@ def encode_to_file(
     """Encode items into a file; see `FrozenEncoder.encode_to`."""
     check_choice(dtype, "dtype", ("float32", "float16"))
     check_integer(chunk_size, "chunk_size", 1)
-    items: Any = X if _is_stream(X) else encoder._as_list(X)
+    items: Any = X
+    if not _is_stream(X):
+        items = encoder._as_list(X)
+        encoder._warn_about_unsuitable(items)
     n_rows = len(items)
     if not n_rows:
         raise ValueError(f"X is empty: 0 {encoder._modality}s to encode. Pass at least one.")
