@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from glob import escape, glob
 from itertools import groupby, islice
 from operator import itemgetter
@@ -21,9 +21,6 @@ from ..utils.validation import check_integer, check_same_length, check_sequence,
 # with names in double underscores are metadata.
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
-
-# Exceptions of tarfile, webdataset and decompression for damaged files.
-_DAMAGE_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, AttributeError)
 
 
 def find_shards(pattern: str) -> list[str]:
@@ -48,51 +45,49 @@ def find_shards(pattern: str) -> list[str]:
     return [os.path.abspath(file) for file in files]
 
 
-def _describe_sample(key: str, shard: str) -> str:
-    return f"the sample {key!r} of {shard!r}"
+class _Sample(NamedTuple):
+    """The files of a sample by extension, and its description for messages."""
+
+    files: dict[str, bytes]
+    where: str
 
 
-def _iter_names(tar: Any) -> Iterator[tuple[str, str]]:
-    """Yield the key and the extension of each file of a sample, from its header."""
+def _iter_samples(shard: str, extensions: Collection[str]) -> Iterator[_Sample]:
+    """Yield the samples of a shard, with the contents of files with the given extensions only."""
+    key = None
+    try:
+        with tarfile.open(shard) as tar:
+            for key, group in groupby(_iter_files(tar, extensions), key=itemgetter(0)):
+                files: dict[str, bytes] = {}
+                for _, extension, content in group:
+                    if extension in files and extension in extensions:
+                        raise tarfile.ReadError(f"it has two files with the suffix .{extension}")
+                    files[extension] = content
+                yield _Sample(files, f"the sample {key!r} of {shard!r}")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        place = f"after the sample {key!r}" if key else "at its start"
+        raise ValueError(
+            f"Shard {shard!r} is damaged or cut short {place}: {error}. Write it again, or remove "
+            "it."
+        ) from error
+
+
+def _iter_files(tar: Any, extensions: Collection[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Yield the key, the extension and the content of each file of a sample.
+
+    Other contents than those with the given extensions are not read, and are empty.
+    """
     while (member := tar.next()) is not None:
         tar.members = []  # bounds memory; tarfile keeps all
         name = _NAME.fullmatch(member.name)
         if member.isreg() and name is not None and not _META.match(member.name):
-            yield name[1], name[2].lower()
+            key, extension = name[1], name[2].lower()
+            content = tar.extractfile(member).read() if extension in extensions else b""
+            yield key, extension, content
     # tarfile treats an unreadable header as the end, but the end is a block of zeros.
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError("no end of the archive")
-
-
-def _iter_samples(shard: str, extensions: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the samples of a shard as dicts, reading only files with the given extensions."""
-    wds = import_optional("webdataset", extra="distributed", purpose="Reading tar shards")
-
-    def is_selected(name: str) -> bool:
-        parts = _NAME.fullmatch(name)
-        return parts is not None and parts[2].lower() in extensions
-
-    key = None
-    # Not tarfile_to_samples of webdataset, which leaves the file open.
-    with open(shard, "rb") as stream:
-        source = [{"url": shard, "stream": stream}]
-        files = wds.tariterators.tar_file_expander(source, select_files=is_selected)
-        samples = wds.tariterators.group_by_keys(files)
-        try:
-            for sample in samples:
-                key = sample["__key__"]
-                yield sample
-        except _DAMAGE_ERRORS as error:
-            raise _make_damage_error(shard, key, error) from error
-
-
-def _make_damage_error(shard: str, key: str | None, error: Exception) -> ValueError:
-    place = f"after the sample {key!r}" if key else "at its start"
-    reason = error.args[0] if error.args else type(error).__name__
-    return ValueError(
-        f"Shard {shard!r} is damaged or cut short {place}: {reason}. Write it again, or remove it."
-    )
 
 
 def load_webdataset(
@@ -128,7 +123,7 @@ def load_webdataset(
         If a shard is not local, or a key has no extension. During counting or iteration, if a
         shard is damaged, or a sample has no image or no caption.
     ImportError
-        During iteration, if webdataset is not installed.
+        If webdataset is not installed, for a brace pattern.
 
     See Also
     --------
@@ -175,14 +170,14 @@ class _Keys(NamedTuple):
             raise ValueError(f"{side}_key={keys!r} repeats an extension. Pass each one once.")
         return cls(side, fields)
 
-    def find(self, extensions: Iterable[str], sample: str) -> str:
+    def find(self, sample: _Sample) -> str:
         """Return the first key among the extensions of a sample."""
         for extension in self.fields:
-            if extension in extensions:
+            if extension in sample.files:
                 return extension
         raise ValueError(
             f"{self.side}_key is {';'.join(self.fields)!r}, but there is no file with such an "
-            f"extension in {sample}. Write the shard again, or pass another {self.side}_key."
+            f"extension in {sample.where}. Write the shard again, or pass another {self.side}_key."
         )
 
 
@@ -227,48 +222,40 @@ class WebDatasetPairs:
     def _count_samples(self, shard: str) -> int:
         """Count the samples in the headers of a shard; raise ValueError unless all are pairs."""
         n_samples = 0
-        key = None
-        try:
-            with tarfile.open(shard) as tar:
-                for key, names in groupby(_iter_names(tar), key=itemgetter(0)):
-                    extensions = {extension for _, extension in names}
-                    for keys in (self._image, self._caption):
-                        keys.find(extensions, _describe_sample(key, shard))
-                    n_samples += 1
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise _make_damage_error(shard, key, error) from error
+        for sample in _iter_samples(shard, ()):
+            for keys in (self._image, self._caption):
+                keys.find(sample)
+            n_samples += 1
         if not n_samples:
             raise ValueError(f"Shard {shard!r} has no samples. Remove it.")
         return n_samples
 
-    def _iter_samples(self, extensions: set[str]) -> Iterator[dict[str, Any]]:
+    def _iter_samples(self, extensions: set[str]) -> Iterator[_Sample]:
         # Check that all samples are pairs: otherwise the rows of images and captions would differ.
         len(self)
         for shard in self.shards:
             yield from _iter_samples(shard, extensions)
 
-    def _read_image(self, sample: dict[str, Any]) -> ShardBytes:
-        description = _describe_sample(sample["__key__"], sample["__url__"])
-        content = ShardBytes(sample[self._image.find(sample, description)])
-        content.where = description
+    def _read_image(self, sample: _Sample) -> ShardBytes:
+        content = ShardBytes(sample.files[self._image.find(sample)])
+        content.where = sample.where
         return content
 
-    def _read_caption(self, sample: dict[str, Any]) -> str:
-        description = _describe_sample(sample["__key__"], sample["__url__"])
-        extension = self._caption.find(sample, description)
+    def _read_caption(self, sample: _Sample) -> str:
+        extension = self._caption.find(sample)
         field = self._caption.fields[extension]
         try:
-            text = sample[extension].decode("utf-8-sig")
+            text = sample.files[extension].decode("utf-8-sig")
             caption = json.loads(text)[field] if field else text
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"The caption in .{extension}{':' * bool(field)}{field} of {description} cannot "
+                f"The caption in .{extension}{':' * bool(field)}{field} of {sample.where} cannot "
                 f"be read ({reason}). Write the shard again, or pass another caption_key."
             ) from error
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(
-                f"The caption of {description} is {caption!r}, not a text with words. Write the "
+                f"The caption of {sample.where} is {caption!r}, not a text with words. Write the "
                 "shard again, or pass another caption_key."
             )
         return " ".join(caption.split())
@@ -278,7 +265,7 @@ class WebDatasetSide:
     """Sized iterable over images or captions of shards, which are read at each iteration."""
 
     def __init__(
-        self, pairs: WebDatasetPairs, keys: _Keys, read: Callable[[dict[str, Any]], Any]
+        self, pairs: WebDatasetPairs, keys: _Keys, read: Callable[[_Sample], Any]
     ) -> None:
         self._pairs, self._keys, self._read = pairs, keys, read
 

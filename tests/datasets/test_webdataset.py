@@ -131,7 +131,10 @@ def test_length_reads_only_headers(folder, monkeypatch):
         ),
         ([("k1.jpg", b"x"), ("k1.json", b"[]")], r"sample 'k1' .*TypeError"),
         ([("k1.jpg", b"x"), ("k1.json", b"[" * 100_000)], r"sample 'k1' .*RecursionError"),
-        ([("k1.jpg", b"x"), ("k1.txt", b"x"), ("k1.txt", b"y")], "after the sample|at its start"),
+        (
+            [("k1.jpg", b"x"), ("k1.txt", b"x"), ("k1.txt", b"y")],
+            r"after the sample 'k1': it has two files with the suffix \.txt",
+        ),
         ([("README", b"x")], "has no samples"),
         ([], "has no samples"),
     ],
@@ -195,9 +198,9 @@ def test_keys_are_tried_in_order(folder):
 
 
 def test_missing_webdataset_raises(folder, monkeypatch):
+    """Shards cannot be written, but they can be read."""
     monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
-    with pytest.raises(ImportError, match=r"pip install .sklearn-ape\[distributed\]"):
-        list(load_webdataset(folder))
+    assert list(load_webdataset(folder)) == list(zip(IMAGES, CAPTIONS, strict=True))
     with pytest.raises(ImportError, match=r"pip install .sklearn-ape\[distributed\]"):
         write_webdataset([], [], folder)
 
