@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -401,14 +401,8 @@ class Score(NamedTuple):
     n: int
 
 
-def score_recall(
-    aligners: Mapping[str, Any], inputs: Any, captions: Any, images: Sequence[Any]
-) -> dict[str, list[Score]]:
-    """Return recall@k in both directions for each aligner, by its name, which rows of scores have.
-
-    `inputs` are the images or their features.
-    """
-    groups = group_images(images)
+def warn_about_few_pairs(captions: Any, groups: np.ndarray) -> None:
+    """Print a warning if recall@k cannot distinguish aligners on so few captions or images."""
     n = min(len(set(flatten_captions(captions)[0])), len(set(groups.tolist())))
     if n <= max(_RECALL_KS):
         print_message(
@@ -416,16 +410,22 @@ def score_recall(
             f"and recall@k among them is 1 for every aligner from k={n} on. Evaluate on more "
             "pairs."
         )
-    scores = {}
-    for name, aligner in aligners.items():
-        ranks = aligner.retrieval_ranks(inputs, captions, groups=groups)
-        suffix = f", {name}" if name else ""
-        scores[name] = [
-            make_score(f"recall@{k}", direction + suffix, ranks[key] < k)
-            for key, direction in _DIRECTIONS.items()
-            for k in _RECALL_KS
-        ]
-    return scores
+
+
+def score_recall(
+    aligner: Any, inputs: Any, captions: Any, groups: np.ndarray, name: str = ""
+) -> list[Score]:
+    """Return recall@k of an aligner in both directions, with its name if it has one.
+
+    `inputs` are the images, or their features if the aligner takes features.
+    """
+    ranks = aligner.retrieval_ranks(inputs, captions, groups=groups)
+    suffix = f", {name}" if name else ""
+    return [
+        make_score(f"recall@{k}", direction + suffix, ranks[key] < k)
+        for key, direction in _DIRECTIONS.items()
+        for k in _RECALL_KS
+    ]
 
 
 def score_accuracy(y_true: Any, y_pred: Any) -> list[Score]:

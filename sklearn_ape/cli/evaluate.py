@@ -86,12 +86,13 @@ def evaluate(
     inputs = images if preprocessing is None else preprocessing.transform(images)
     # A table has one row per caption, but images are counted once.
     keys = _models.identify_images(images)
+    groups = group_images(images)
     n_fitted = _count_fitted(inner, inputs, classifier, images, keys)
     scores: list[_models.Score] = []
     labelled = y_true = y_pred = texts = None
     if names is not None:
         # In the accuracy, an image counts once per label.
-        pairs = zip(group_images(images), (str(bunch.labels[row]) for row in rows), strict=True)
+        pairs = zip(groups, (str(bunch.labels[row]) for row in rows), strict=True)
         image_by_pair = dict(zip(pairs, images, strict=True))
         y_true, labelled = [label for _, label in image_by_pair], list(image_by_pair.values())
         if classifier is None:
@@ -101,7 +102,8 @@ def evaluate(
         scores += _score_levels(classifier, labelled, y_true)
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in rows]
-        scores += _models.score_recall({"": inner}, inputs, texts, images)[""]
+        _models.warn_about_few_pairs(texts, groups)
+        scores += _models.score_recall(inner, inputs, texts, groups)
     if output is not None:
         facts = {
             "data": str(data),
@@ -113,7 +115,7 @@ def evaluate(
         _write_report(output, facts, scores)
         print_message(f"Wrote the report to {str(output)!r}.", quiet)
     if figure is not None:
-        _draw(figure, inner, inputs, images, labelled, y_true, y_pred, texts)
+        _draw(figure, inner, inputs, groups, labelled, y_true, y_pred, texts)
         print_message(f"Wrote the figure to {str(figure)!r}.", quiet)
     if n_fitted:
         print_message(
@@ -239,7 +241,7 @@ def _draw(
     figure: Path,
     aligner: Any,
     inputs: Any,
-    images: Sequence[Any],
+    groups: Any,
     labelled: Sequence[Any] | None,
     y_true: Sequence[str] | None,
     y_pred: Sequence[str] | None,
@@ -247,7 +249,6 @@ def _draw(
 ) -> None:
     from matplotlib.figure import Figure
 
-    from ..encoders.images import group_images
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (y_true is not None) + (texts is not None)
@@ -256,7 +257,6 @@ def _draw(
     if y_true is not None:
         ZeroShotConfusionDisplay.from_predictions(y_true, y_pred, images=labelled, ax=panels[0])
     if texts is not None:
-        groups = group_images(images)
         RecallCurveDisplay.from_estimator(aligner, inputs, texts, groups=groups, ax=panels[-1])
     with write_atomically(figure) as path:
         # The target of a link may have no suffix, which matplotlib would append.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -116,13 +115,13 @@ def fit(
             print_message(note, quiet)
         _use_labels_as_captions(bunch, data, names, quiet)
         on_error = "raise" if strict else "nan"
-        compared = {}
+        base = None
         # The packages of the starter model may be missing if other encoders are used.
         if not (is_set["--image-encoder"] or is_set["--text-encoder"]):
-            base_name = "starter model" if aligner is None else "not extended"
-            compared[base_name] = _models.load_aligner(aligner, options)
+            base = _models.load_aligner(aligner, options)
+        base_name = "starter model" if aligner is None else "not extended"
         if method == "extend":
-            unfitted = _make_extension(compared[base_name], options, on_error)
+            unfitted = _make_extension(base, options, on_error)
         else:
             params: dict[str, Any] = {} if depth is None else {"depth": depth}
             if method in ("ape", "lit"):
@@ -132,7 +131,7 @@ def fit(
             if head_pairs:
                 params["head_pairs"] = encoder
             unfitted = _make_aligner(method, encoder, text_encoder, options, params)
-        task = _make_alignment_task(bunch, names, unfitted, compared, templates, options)
+        task = _make_alignment_task(bunch, names, unfitted, base, base_name, templates, options)
     split = _models.split_rows(task.features, task.y, test_size, random_state, task.classes, quiet)
     scores, others, n_fitted = _fit_and_score(task, split, refit)
     model = task.model
@@ -323,12 +322,13 @@ def _make_extension(base: Any, options: Any, on_error: str) -> Any:
 
 
 def _make_alignment_task(
-    bunch: Any, names: Any, aligner: Any, compared: dict[str, Any], templates: str, options: Any
+    bunch: Any, names: Any, aligner: Any, base: Any, base_name: str, templates: str, options: Any
 ) -> _Task:
     """Encode the images, and return the task to fit an aligner on them and their captions.
 
-    Its recall is compared with that of fitted aligners, by their names.
+    Its recall is compared with that of the fitted aligner `base`, unless this is None.
     """
+    from ..encoders.images import group_images
     from ..zero_shot import ZeroShotClassifier
     from . import _models
 
@@ -346,12 +346,12 @@ def _make_alignment_task(
     def score(train: Any, test: Any) -> tuple[list[Any], list[Any]]:
         held_out = [images[row] for row in test]
         if classes is None:
-            captions = [texts[row] for row in test]
-            aligners = {"": aligner, **compared}
-            scores = _models.score_recall(aligners, held_out, captions, held_out)
-            _warn_about_recall(scores, compared, held_out, features[test])
-            own = scores.pop("")
-            return own, list(chain.from_iterable(scores.values()))
+            captions, groups = [texts[row] for row in test], group_images(held_out)
+            _models.warn_about_few_pairs(captions, groups)
+            scores = _models.score_recall(aligner, held_out, captions, groups)
+            if base is None:
+                return scores, []
+            return scores, _score_base(base, base_name, held_out, captions, groups, scores)
         class_names = sorted(set(classes)) if names is None else names
         classifier = ZeroShotClassifier(class_names, aligner=aligner, templates=templates)
         predicted = [str(label) for label in classifier.predict(held_out)]
@@ -360,25 +360,30 @@ def _make_alignment_task(
     return _Task(aligner, images, features, texts, classes, score)
 
 
-def _warn_about_recall(
-    scores: dict[str, list[Any]], compared: dict[str, Any], images: list[Any], features: Any
-) -> None:
-    """Warn if one of the compared aligners is better, or was fitted on some of the images."""
-    from ..aligners.wrapper import unwrap
+def _score_base(
+    base: Any, name: str, images: list[Any], captions: list[Any], groups: Any, own: list[Any]
+) -> list[Any]:
+    """Return the recall of a fitted aligner.
 
-    for name, other in compared.items():
-        preprocessing, inner = unwrap(other)
-        inputs = images if preprocessing is None else features
-        if n_seen := int(inner.was_fitted_on(inputs).sum()):
-            print_message(
-                f"sklearn-ape: Warning: {n_seen:,} of {len(images):,} held-out images were used "
-                f"to fit the aligner of the rows {name!r}, so recall is too high."
-            )
-        if sum(score.value for score in scores[name]) > sum(score.value for score in scores[""]):
-            print_message(
-                f"sklearn-ape: Warning: The mean recall of the rows {name!r} is higher than that "
-                "of the aligner that is saved."
-            )
+    Warn if it was fitted on some of the images, or if its recall is higher than the `own` scores.
+    """
+    from ..aligners.wrapper import unwrap
+    from ._models import score_recall
+
+    preprocessing, inner = unwrap(base)
+    inputs = images if preprocessing is None else preprocessing.transform(images)
+    if n_seen := int(inner.was_fitted_on(inputs).sum()):
+        print_message(
+            f"sklearn-ape: Warning: {n_seen:,} of {len(images):,} held-out images were used to "
+            f"fit the aligner of the rows {name!r}, so recall is too high."
+        )
+    scores = score_recall(inner, inputs, captions, groups, name)
+    if sum(score.value for score in scores) > sum(score.value for score in own):
+        print_message(
+            f"sklearn-ape: Warning: The mean recall of the rows {name!r} is higher than that of "
+            "the aligner that is saved."
+        )
+    return scores
 
 
 def _fit_and_score(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import (
     APEAligner,
@@ -79,6 +80,20 @@ class TestFit:
         np.testing.assert_allclose(
             second.transform_text(["a cat"]), expected.transform_text(["a cat"]), atol=1e-4
         )
+
+    @pytest.mark.exhaustive
+    def test_aligner_in_a_pipeline_is_extended(
+        self, captioned, rows, tmp_path, image_encoder, text_encoder
+    ):
+        """A Pipeline does not have the methods of its aligner that compute recall."""
+        images = sorted(str(path) for path in captioned.glob("*.png"))
+        base = make_pipeline(image_encoder, KernelAligner(text_encoder=text_encoder))
+        classifier = ZeroShotClassifier(["a", "b"], aligner=base.fit(images, captions_of(images)))
+        classifier.save_pretrained(tmp_path / "base")
+        options = ("--aligner", tmp_path / "base", "-o", tmp_path / "extended", "--no-refit")
+        scores = rows("fit", captioned, *options)
+        names = [f"{d}{of}" for of in ("", ", not extended") for d in DIRECTIONS]
+        assert [row["of"] for row in scores[::3]] == names
 
     def test_labels_save_classifier(self, photos, run, rows, tmp_path):
         out = tmp_path / "mine"
