@@ -221,15 +221,6 @@ def _read_stdin_names() -> list[str]:
     return [os.fsdecode(name) for name in names if name.strip()]
 
 
-def read_lines(file: Path) -> list[str]:
-    """Return the lines of a text file that are not blank."""
-    from ..datasets.base import read_text
-
-    # str.splitlines would also split at form feeds and U+2028.
-    lines = read_text(expand_user(file)).split("\n")
-    return [line.strip() for line in lines if line.strip()]
-
-
 def parse_labels(
     labels: Sequence[str] | None, labels_file: Path | None, required: bool = False, least: int = 2
 ) -> Any:
@@ -349,13 +340,14 @@ def _read_labels(file: Path) -> Any:
             ".json file.",
             param_hint="--labels-file",
         )
-    if suffix != ".json":
-        lines = [line.rstrip(",;").strip() for line in read_lines(file)]
-        return [line for line in lines if line and not line.startswith("# ")]
     from ..datasets.base import read_text
     from ..utils.validation import parse_json
 
-    names = parse_json(read_text(expand_user(file)), repr(str(file)))
+    text = read_text(expand_user(file))
+    if suffix != ".json":
+        lines = [line.strip().rstrip(",;").strip() for line in text.split("\n")]
+        return [line for line in lines if line and not line.startswith("# ")]
+    names = parse_json(text, repr(str(file)))
     if not isinstance(names, list | dict):
         raise ValueError(
             f"{str(file)!r} contains a {type(names).__name__}, not a list or an object. Write a "

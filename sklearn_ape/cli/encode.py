@@ -9,7 +9,7 @@ import typer
 
 from ..utils.files import expand_user
 from . import _inputs as option
-from ._inputs import list_images, read_lines
+from ._inputs import list_images
 from ._output import (
     FileName,
     Table,
@@ -95,18 +95,19 @@ def _read_texts(file: Path) -> list[str]:
     """Return the lines of a text file that are not blank; print how many others it has."""
     from ..datasets.base import read_text
 
-    lines = read_lines(file)
-    if not lines:
+    text = read_text(expand_user(file)).rstrip()  # blank lines at the end do not matter
+    # str.splitlines would also split at form feeds and U+2028.
+    lines = [line.strip() for line in text.split("\n")]
+    texts = [line for line in lines if line]
+    if not texts:
         raise ValueError(f"{str(file)!r} contains no text. Write one text per line.")
-    # Blank lines at the end do not matter.
-    n_blank = read_text(expand_user(file)).rstrip().count("\n") + 1 - len(lines)
-    if n_blank:
+    if n_blank := len(lines) - len(texts):
         noun = "blank line" if n_blank == 1 else "blank lines"
         print_message(
             f"Skipped {n_blank:,} {noun} of {str(file)!r}, so the numbers of rows differ from "
             "those of lines."
         )
-    return lines
+    return texts
 
 
 def _encode_to_file(
