@@ -96,13 +96,6 @@ class Prediction(NamedTuple):
     probabilities: list[float]
 
 
-class Search(NamedTuple):
-    """A query, and the images found with their captions, by decreasing similarity."""
-
-    query: str
-    results: list[tuple[str, str]]
-
-
 class DemoResult(NamedTuple):
     """Results of the demo."""
 
@@ -112,10 +105,9 @@ class DemoResult(NamedTuple):
     concept_accuracy: float
     concept_top_accuracy: float  # top-5 accuracy
     category_accuracy: float
-    n_categories: int
     photographs: list[Prediction]
     predictions: list[Prediction]
-    searches: list[Search]
+    searches: dict[str, list[tuple[str, str]]]  # images and captions found for each query
     curve: list[CurvePoint]
     n_parameters: int
     seconds: dict[str, float]
@@ -177,7 +169,6 @@ def run_demo(
             held_out.images, list(zip(held_out.images, held_out.captions, strict=True))
         )
         results = retriever.search(QUERIES, k=_N_RESULTS).items
-        searches = list(map(Search, QUERIES, results))
     return DemoResult(
         n_train=len(train.images),
         n_held_out=len(held_out.images),
@@ -185,10 +176,9 @@ def run_demo(
         concept_accuracy=concept_accuracy,
         concept_top_accuracy=concept_top_accuracy,
         category_accuracy=category_accuracy,
-        n_categories=len(CATEGORY_NAMES),
         photographs=photographs,
         predictions=predictions,
-        searches=searches,
+        searches=dict(zip(QUERIES, results, strict=True)),
         curve=curve,
         n_parameters=model[-1].n_parameters_,
         seconds=seconds,
@@ -346,9 +336,9 @@ def print_result(result: DemoResult) -> None:
         f"{_N_NAMES_SHOWN / n:.1%}",
     )
     zero_shot.add_row(
-        f"{result.n_categories} categories (animals, food, travel, ...)",
+        f"{len(CATEGORY_NAMES)} categories (animals, food, travel, ...)",
         f"{result.category_accuracy:.1%}",
-        f"{1 / result.n_categories:.1%}",
+        f"{1 / len(CATEGORY_NAMES):.1%}",
     )
     console.print(zero_shot)
     concepts = _make_table(f"Random held-out emoji, each named by one of {n} names", "emoji")
@@ -401,6 +391,7 @@ def write_report(result: DemoResult, folder: Path) -> Path:
     html = environment.from_string(source).render(
         result=result,
         plot=_make_plot(result.curve),
+        n_categories=len(CATEGORY_NAMES),
         n_photo_names=len(PHOTO_NAMES),
         photo_truths=PHOTO_TRUTHS,
     )

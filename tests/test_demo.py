@@ -11,7 +11,6 @@ from sklearn_ape._demo import (
     CurvePoint,
     DemoResult,
     Prediction,
-    Search,
     _format_percent,
     print_result,
     write_report,
@@ -46,7 +45,6 @@ def result(captioned_images):
         concept_accuracy=0.26,
         concept_top_accuracy=0.61,
         category_accuracy=0.5,
-        n_categories=9,
         photographs=[
             Prediction(np.zeros((8, 8, 3), np.uint8), "china.jpg", ["a bus"] * 5, probabilities)
         ],
@@ -54,7 +52,7 @@ def result(captioned_images):
             Prediction(images[0], names[0], names[:5], probabilities),
             Prediction(images[5], "<b>bold</b>", names[:5], probabilities),
         ],
-        searches=[Search("a fruit", list(zip(images, names, strict=True)))],
+        searches={"a fruit": list(zip(images, names, strict=True))},
         curve=[CurvePoint(0, 0.2, 0.003), CurvePoint(1000, 0.26, 0.1)],
         n_parameters=10,
         seconds={"train": 1.0},
