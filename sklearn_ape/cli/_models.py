@@ -20,7 +20,7 @@ from sklearn.utils import check_random_state, gen_batches
 
 from ..aligners import CLIPAligner
 from ..aligners.pairs import flatten_captions
-from ..aligners.wrapper import get_wrapped_aligner, resolve_aligner
+from ..aligners.wrapper import AlignerWrapperMixin, get_wrapped_aligner, resolve_aligner
 from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
 from ..encoders.base import FrozenEncoder
@@ -143,10 +143,10 @@ def make_text_encoder(name: str, options: RuntimeOptions) -> Any:
 
 def load_aligner(source: str | None, options: RuntimeOptions) -> Any:
     """Return a fitted aligner, or a Pipeline that ends in one; see `load_model`."""
-    return extract_aligner(load_model(source, options), options)
+    return extract_aligner(load_model(source, options))
 
 
-def extract_aligner(model: Any, options: RuntimeOptions) -> Any:
+def extract_aligner(model: Any) -> Any:
     """Return the aligner of a loaded model: the model itself, or that of a classifier, ..."""
     try:
         aligner = get_wrapped_aligner(model)
@@ -155,9 +155,6 @@ def extract_aligner(model: Any, options: RuntimeOptions) -> Any:
             f"--aligner is a {type(model).__name__}, not an aligner. Pass the folder of a "
             "saved aligner, classifier or index."
         ) from None
-    if aligner is not model and not hasattr(model, "aligner_"):
-        # The aligner of a name is shared in the process, so a copy is configured.
-        aligner = _set_options(copy.deepcopy(aligner), options)
     if isinstance(aligner, CLIPAligner):
         # As a separate step, the image encoder reports the images that it cannot read.
         aligner = make_pipeline(aligner.image_encoder, aligner)
@@ -172,7 +169,7 @@ def load_model(source: str | None, options: RuntimeOptions) -> Any:
     or a Hub id.
     """
     if source is None or source.startswith("open_clip:"):
-        # A copy, as below, because the starter model is shared within the process.
+        # A copy, as below, because the aligner is shared within the process.
         return _set_options(copy.deepcopy(resolve_aligner(source)), options)
     is_folder = os.path.isdir(os.path.expanduser(source))
     if not is_folder and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
@@ -180,13 +177,18 @@ def load_model(source: str | None, options: RuntimeOptions) -> Any:
             f"{source!r} is not a folder. Pass a folder that 'sklearn-ape fit' or 'sklearn-ape "
             "index' has written, or owner/name of a model on the Hub."
         )
-    from ..aligners.starter import is_starter
     from ..persistence import load_pretrained
 
     model = load_pretrained(source)
     for estimator in _iter_estimators(model):
-        if is_starter(vars(estimator).get("aligner_")):
-            estimator.aligner_ = copy.deepcopy(estimator.aligner_)
+        is_wrapper = isinstance(estimator, AlignerWrapperMixin)
+        if is_wrapper and isinstance(estimator.aligner, str | None):
+            aligner = copy.deepcopy(extract_aligner(estimator))
+            if hasattr(estimator, "aligner_"):
+                estimator.aligner_ = aligner
+                estimator._note_fit()
+            else:
+                estimator.aligner = aligner
     return _set_options(model, options)
 
 

@@ -108,15 +108,13 @@ def _make_classifier(
     model = load_model(source, options)
     classifier = select_classifier(model, names, templates, source, options.quiet)
     if classifier is not None:
-        if not hasattr(classifier, "aligner_"):  # its aligner is a name or the starter model
-            classifier.set_params(aligner=extract_aligner(classifier, options))
         return classifier if threshold is None else classifier.set_params(threshold=threshold)
     if names is None:
         raise typer.BadParameter(
             f"{source!r} has no labels, because it is not a classifier. Set --labels 'cat,dog'.",
             param_hint="--aligner",
         )
-    aligner = extract_aligner(model, options)
+    aligner = extract_aligner(model)
     return ZeroShotClassifier(names, aligner=aligner, templates=templates, threshold=threshold)
 
 

@@ -72,7 +72,7 @@ def evaluate(
 
     options = _models.RuntimeOptions(cache, device, n_jobs, quiet)
     saved = _models.load_model(aligner, options)
-    model = _models.extract_aligner(saved, options)
+    model = _models.extract_aligner(saved)
     classifier = _models.select_classifier(saved, names, templates, aligner, quiet)
     names = _resolve_names(classifier, names, bunch)
     encoder = _models.get_image_encoder(model)

@@ -4,13 +4,20 @@ import csv
 import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_ape import MultiLabelZeroShotClassifier, ZeroShotClassifier, load_starter
+from sklearn_ape import (
+    FewShotClassifier,
+    MultiLabelZeroShotClassifier,
+    ZeroShotClassifier,
+    load_starter,
+)
 from sklearn_ape.cli import _models
+from tests.encoders.test_open_clip import save_model
 
 LABELS = "an animal,food,a vehicle"
 
@@ -122,6 +129,22 @@ class TestSavedClassifier:
         table_rows = rows("classify", broken, "--aligner", tmp_path / "mine")
         assert table_rows == rows("classify", broken, "--labels", LABELS, "--threshold", "0.7")
         assert sum(bool(row["error"]) for row in table_rows) == 2
+
+    def test_few_shot_classifier_of_a_clip_model_skips_unreadable_images(
+        self, photos, broken, rows, tmp_path
+    ):
+        """Its aligner is selected by name, and has no image encoder of its own."""
+        (tmp_path / "clip").mkdir()
+        save_model(tmp_path / "clip")
+        images = sorted(map(str, photos.rglob("*.png")))[::10]
+        classifier = FewShotClassifier(aligner=f"open_clip:{tmp_path / 'clip'}")
+        classifier.fit(images, [Path(image).parent.name for image in images])
+        classifier.save_pretrained(tmp_path / "mine")
+        table_rows = rows("classify", broken, "--aligner", tmp_path / "mine")
+        assert sum(bool(row["error"]) for row in table_rows) == 2
+        readable = [row for row in table_rows if not row["error"]]
+        predicted = classifier.predict([row["path"] for row in readable])
+        assert [row["label"] for row in readable] == predicted.tolist()
 
 
 class TestOutput:
@@ -237,3 +260,13 @@ def test_options_of_a_saved_classifier_leave_the_starter_unchanged(tmp_path):
     model = _models.load_model(str(tmp_path / "model"), options)
     assert model.aligner_.image_encoder_.on_error == "nan"
     assert load_starter().image_encoder_.get_params() == expected
+
+
+def test_options_apply_to_the_aligner_that_a_saved_classifier_selects(tmp_path):
+    """`evaluate` encoded the images twice, the second time without the options."""
+    ZeroShotClassifier(["a cat", "a dog"]).save_pretrained(tmp_path / "model")
+    options = _models.RuntimeOptions(cache=None, device="cpu", n_jobs=1, quiet=True)
+    model = _models.load_model(str(tmp_path / "model"), options)
+    assert _models.get_image_encoder(model).device == "cpu"
+    assert _models.extract_aligner(model) is model.aligner
+    assert load_starter().image_encoder_.device == "auto"
