@@ -348,9 +348,8 @@ def align(
 def _choose_held_out(data: CaptionedImages, texts: list[str], rows: np.ndarray) -> np.ndarray:
     """Return rows of images to evaluate on, or none of them if there are too few pairs."""
     # The two parts have no image, nor a copy of one, and no caption in common.
-    text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
     image_ids = number_distinct(group_images(data.images).tolist())
-    pairs = np.column_stack([image_ids[rows], text_ids])
+    pairs = np.column_stack([image_ids[rows], number_distinct(texts)])
     split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(_SEED))
     return np.array([], int) if split.valid is None else np.unique(rows[split.valid])
 

@@ -33,7 +33,7 @@ from ..metrics import bootstrap_interval
 from ..training import split_pairs
 from ..utils.files import check_writable, expand_user
 from ..utils.messages import make_progress_bar
-from ..utils.validation import format_list
+from ..utils.validation import format_list, number_distinct
 from ._inputs import DEFAULT_TEMPLATES, make_absolute
 from ._output import Table, note_on_interrupt, print_message
 
@@ -354,8 +354,7 @@ def split_rows(
     if classes is not None:
         return _split_stratified(images, np.asarray(classes), test_size, random_state, quiet)
     texts, rows = flatten_captions(captions)
-    text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
-    pairs = np.column_stack([images[rows], text_ids])
+    pairs = np.column_stack([images[rows], number_distinct(texts)])
     split = split_pairs(pairs, test_size, check_random_state(random_state))
     if split.valid is None:
         print_message(

@@ -6,7 +6,6 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from joblib import delayed
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.utils import Bunch
 
-from ..utils.files import expand_user
+from ..utils.files import digest_file, expand_user
 from ..utils.messages import import_optional, make_progress_bar
 from ..utils.validation import check_integer
 from .base import (
@@ -248,7 +247,7 @@ def _render(
     """Render the files that have not been rendered yet; return the paths of all images."""
     if by_content:
         # Files of the user may change. A digest in the name prevents that an old image is used.
-        names = [f"{f.stem}-{sha256(f.read_bytes()).hexdigest()[:16]}.png" for f in files]
+        names = [f"{file.stem}-{digest_file(file).hex()[:16]}.png" for file in files]
     else:
         names = [f"{file.stem}.png" for file in files]
     existing = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -361,7 +360,7 @@ def load_noto_emoji(
     font = _open_font(file)
     names, qualified = _read_names("load_noto_emoji")
     groups = _read_groups("load_noto_emoji")
-    digest = sha256(file.read_bytes()).hexdigest()[:16]
+    digest = digest_file(file).hex()[:16]
     folder = get_data_home(data_home) / f"noto-emoji-{digest}"
     paths = _draw_missing(font, qualified, folder)
     if not paths:
