@@ -123,7 +123,7 @@ def load_webdataset(
         If a shard is not local, or a key has no extension. During counting or iteration, if a
         shard is damaged, or a sample has no image or no caption.
     ImportError
-        If webdataset is not installed, for a brace pattern.
+        If a shard is given by a brace pattern, and webdataset is not installed.
 
     See Also
     --------
