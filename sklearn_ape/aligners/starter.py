@@ -37,7 +37,7 @@ def load_starter() -> APEAligner:
     aligner : APEAligner
         The fitted aligner, with its encoders. Every call returns the same object, so that its
         `fit` raises an error. As a step of a Pipeline, use ``FrozenEstimator(load_starter())``.
-        Make a ``copy.deepcopy`` before you change parameters of its encoders.
+        Make a ``copy.deepcopy`` before you change parameters of its encoders or call `set_output`.
 
     Raises
     ------

@@ -371,12 +371,16 @@ def _split_stratified(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     first = np.unique(images, return_index=True)[1]  # duplicates go to the same part
     labels, counts = np.unique(classes[first], return_counts=True)
-    n_test = round(test_size * len(first))
-    if counts.min() < 2:
-        rare = format_list(labels[counts < 2].tolist())
-        print_message(f"Not evaluated: there is only one image of {rare}. Add images.", quiet)
+    single = labels[counts < 2].tolist()
+    n_classes = len(labels) - len(single)
+    if n_classes < 2:
+        print_message(
+            f"Not evaluated: there is only one image of {format_list(single)}. Add images.", quiet
+        )
         return None
-    needed = max(_MIN_TEST_SIZE, len(labels))
+    first = first[~np.isin(classes[first], single)]
+    n_test = round(test_size * len(first))
+    needed = max(_MIN_TEST_SIZE, n_classes)
     if min(n_test, len(first) - n_test) < needed:
         print_message(
             f"Not evaluated: --test-size {test_size:g} splits {len(first)} images into "
@@ -385,6 +389,10 @@ def _split_stratified(
             quiet,
         )
         return None
+    if single:
+        print_message(
+            f"Classes with one image are fitted, but not evaluated: {format_list(single)}.", quiet
+        )
     _, test = train_test_split(
         first, test_size=n_test, random_state=random_state, stratify=classes[first]
     )

@@ -242,9 +242,26 @@ class TestFewShot:
         fit = ("fit", small_folder, "-o", tmp_path / "model", "--method", method)
         result = run(*fit)
         assert "--test-size 0.2 splits 12 images into 10 and 2, and both" in result.stderr
-        for image in sorted((small_folder / "food").iterdir())[1:]:
-            image.unlink()
-        assert "Not evaluated: there is only one image of 'food'." in run(*fit).stderr
+        for kind in ("animal", "food"):
+            for image in sorted((small_folder / kind).iterdir())[1:]:
+                image.unlink()
+        message = "Not evaluated: there is only one image of 'animal', 'food'. Add images."
+        assert message in run(*fit).stderr
+
+    def test_class_with_one_image_is_fitted_but_not_evaluated(self, photos, run, tmp_path):
+        """A table with a rare class had no scores."""
+        folders = [list((photos / name).iterdir()) for name in ("animal", "food", "travel")]
+        folders[2] = folders[2][:1]
+        lines = [f"{path},{path.parent.name}" for folder in folders for path in folder]
+        table = tmp_path / "labels.csv"
+        table.write_text("\n".join(["image,label", *lines]), encoding="utf-8")
+        options = ("--label", "label", "--test-size", "0.4", "-o", tmp_path / "model")
+        result = run("fit", table, *options)
+        assert "Classes with one image are fitted, but not evaluated: 'travel'." in result.stderr
+        scores = list(csv.DictReader(io.StringIO(result.stdout)))
+        assert {row["n"] for row in scores} == {str(round(0.4 * (len(lines) - 1)))}
+        counts = load_pretrained(tmp_path / "model").class_count_.tolist()
+        assert counts == list(map(len, folders))
 
     def test_held_out_image_of_several_rows_counts_once(self, photos, rows, tmp_path):
         lines = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
