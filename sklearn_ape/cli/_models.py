@@ -375,7 +375,9 @@ def _split_stratified(
     n_classes = len(labels) - len(single)
     if n_classes < 2:
         print_message(
-            f"Not evaluated: there is only one image of {format_list(single)}. Add images.", quiet
+            f"Not evaluated: there is only one image of some classes ({format_list(single)}). Add "
+            "images.",
+            quiet,
         )
         return None
     first = first[~np.isin(classes[first], single)]
@@ -391,7 +393,7 @@ def _split_stratified(
         return None
     if single:
         print_message(
-            f"Classes with one image are fitted, but not evaluated: {format_list(single)}.", quiet
+            f"Classes with one image ({format_list(single)}) are fitted, but not evaluated.", quiet
         )
     _, test = train_test_split(
         first, test_size=n_test, random_state=random_state, stratify=classes[first]

@@ -245,7 +245,7 @@ class TestFewShot:
         for kind in ("animal", "food"):
             for image in sorted((small_folder / kind).iterdir())[1:]:
                 image.unlink()
-        message = "Not evaluated: there is only one image of 'animal', 'food'. Add images."
+        message = "there is only one image of some classes ('animal', 'food'). Add images."
         assert message in run(*fit).stderr
 
     def test_class_with_one_image_is_fitted_but_not_evaluated(self, photos, run, tmp_path):
@@ -257,7 +257,7 @@ class TestFewShot:
         table.write_text("\n".join(["image,label", *lines]), encoding="utf-8")
         options = ("--label", "label", "--test-size", "0.4", "-o", tmp_path / "model")
         result = run("fit", table, *options)
-        assert "Classes with one image are fitted, but not evaluated: 'travel'." in result.stderr
+        assert "Classes with one image ('travel') are fitted, but not evaluated." in result.stderr
         scores = list(csv.DictReader(io.StringIO(result.stdout)))
         assert {row["n"] for row in scores} == {str(round(0.4 * (len(lines) - 1)))}
         counts = load_pretrained(tmp_path / "model").class_count_.tolist()
