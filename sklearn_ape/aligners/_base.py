@@ -422,7 +422,7 @@ class BaseAligner(
         every_row = np.arange(len(image))
         return EncodedPairs(image, text, every_row, every_row)
 
-    @explain_texts("X")
+    @explain_texts()
     def _get_image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
         """Return at least `n_min` rows of image features; NaN where encoding failed."""
         check_sequence(X, "X", "image", "images or features")

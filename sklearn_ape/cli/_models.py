@@ -346,7 +346,7 @@ def split_rows(
     """Return rows for training and rows for testing; None, with a message, if there are too few.
 
     The parts have no image in common, and no caption unless `classes` stratify the split. Then
-    each image occurs once in the rows for testing.
+    each image occurs once in the rows for testing, and classes with one image do not occur there.
     """
     if not test_size:
         return None

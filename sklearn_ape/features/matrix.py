@@ -364,17 +364,16 @@ def check_text_columns(y: Any, fitted_names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def explain_texts(name: str) -> Iterator[None]:
-    """Say what to do if a table, an array or rows with texts cannot be converted to features."""
+def explain_texts() -> Iterator[None]:
+    """Say what to do if X has columns of texts, which cannot be converted to features."""
     try:
         yield
     except ValueError as error:
         if "could not convert string to float" not in str(error):
             raise
         raise ValueError(
-            f"{name} has columns of texts, which are not features: {error}. If the texts are "
-            f"paths of images, pass their column alone as {name}. Otherwise leave these columns "
-            "out."
+            f"X has columns of texts, which are not features: {error}. If the texts are paths of "
+            "images, pass their column alone as X. Otherwise leave these columns out."
         ) from None
 
 

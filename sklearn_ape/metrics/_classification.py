@@ -56,9 +56,9 @@ def expected_calibration_error(
     Raises
     ------
     ValueError
-        If `proba` are not probabilities, a class has no column, `labels` has duplicates or another
-        order than the column names of a table, `n_bins` is not an integer of at least 1, or a
-        weight is negative.
+        If `proba` are not probabilities, a class has no column, `labels` has duplicates, the
+        columns of a table have the names of the classes in another order, `n_bins` is not an
+        integer of at least 1, or a weight is negative.
 
     See Also
     --------
@@ -128,10 +128,10 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     Raises
     ------
     ValueError
-        If a class has no column, `labels` has duplicates or another order than the column names of
-        a table, the class of a sample is excluded, or there is no optimum: all samples are
-        predicted correctly, the logits are unrelated to the classes, or the optimal temperature is
-        not a positive float64.
+        If a class has no column, `labels` has duplicates, the columns of a table have the names of
+        the classes in another order, the class of a sample is excluded, or there is no optimum:
+        all samples are predicted correctly, the logits are unrelated to the classes, or the
+        optimal temperature is not a positive float64.
 
     Warns
     -----
