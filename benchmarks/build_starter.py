@@ -273,17 +273,18 @@ def pack_starter(aligner: APEAligner, path: Path) -> None:
     """
     for tensor in (*aligner.module_.parameters(), *aligner.module_.buffers()):
         if tensor.ndim == 2:
-            integers, scale = _quantize(tensor.detach().numpy())
-            tensor.data.copy_(torch.from_numpy(integers * scale[:, None]))
+            tensor.data.copy_(torch.from_numpy(_quantize(tensor.detach().numpy())))
     aligner._set_module(aligner.module_, aligner.logit_scale_)
+    bank = aligner.bank_
+    aligner.bank_ = Bank.from_embeddings(_quantize(bank.image), _quantize(bank.text))
     serializer = Serializer()
     config = serializer.encode_estimator(aligner, "aligner")
     text = dump_json({"format": STARTER_FORMAT, "model": config})
     write_tensors(path, serializer.tensors, text)
 
 
-def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows as 8-bit integers, and the scale of every row, which preserves its norm."""
+def _quantize(values: np.ndarray) -> np.ndarray:
+    """Return rows as multiples of 8-bit integers, with their norms preserved."""
     largest = np.abs(values).max(axis=1, keepdims=True)
     integers = np.rint(127 * (values / np.where(largest > 0, largest, 1))).astype(np.int8)
     norms = np.linalg.norm(integers.astype(np.float64), axis=1)
@@ -291,7 +292,8 @@ def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # With 12 bits, products of scale and integers are exact, so that quantizing them again gives
     # the same values.
     mantissa, exponent = np.frexp(scale)
-    return integers, np.ldexp(np.rint(mantissa * 2**12) / 2**12, exponent).astype(np.float32)
+    scale = np.ldexp(np.rint(mantissa * 2**12) / 2**12, exponent).astype(np.float32)
+    return integers * scale[:, None]
 
 
 CARD = """\
