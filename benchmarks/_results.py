@@ -182,15 +182,20 @@ OUTCOME_COLUMNS = (
 )  # fmt: skip
 
 
-def make_parser(
-    program: str, description: str | None, parts: Sequence[str] = ()
-) -> argparse.ArgumentParser:
-    """Return a parser with the options that all programs share."""
-    parser = argparse.ArgumentParser(
+def make_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is the description of a program, with its line breaks."""
+    return argparse.ArgumentParser(
         prog=f"python -m benchmarks.{program}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def make_results_parser(
+    program: str, description: str | None, parts: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """Return a parser with the options of all programs that write results."""
+    parser = make_parser(program, description)
     if parts:
         parser.add_argument(
             "parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all parts)"

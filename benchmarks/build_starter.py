@@ -12,7 +12,6 @@ with the model that ships.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -65,6 +64,7 @@ from sklearn_ape.persistence.files import dump_json, write_tensors
 from sklearn_ape.persistence.serialize import Serializer
 from sklearn_ape.prompts import fill
 
+from ._results import make_parser
 from .accuracy.data import MAX_PER_CAPTION, choose_rows
 from .scale import RELATED_SETS, TEST_SETS
 from .studies.broad_words import find_broad_words, make_captions
@@ -358,7 +358,7 @@ CARD = """\
 
 def main() -> int:
     """Build the model and print its card."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("build_starter", __doc__)
     parser.add_argument("package", help="folder of the unpacked npm package @iconify/json")
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"

@@ -20,7 +20,6 @@ the labelled images, or ten of the images and classes of the collection.
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 import warnings
@@ -39,7 +38,7 @@ from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, 
 from sklearn_ape.datasets import get_data_home, load_openmoji, load_tuxpaint_stamps
 from sklearn_ape.metrics import expected_calibration_error
 
-from ._results import Results, choose_folder, make_parser
+from ._results import Results, choose_folder, make_results_parser
 from .studies.broad_words import FOLDERS, find_answer
 
 SHOTS = (0, 1, 2, 4, 8, 16)
@@ -296,8 +295,7 @@ def print_table(rows: list[dict[str, str]], value: str) -> None:
 
 
 def main() -> None:
-    description = __doc__ and __doc__.splitlines()[0]
-    parser: argparse.ArgumentParser = make_parser("few_labels", description)
+    parser = make_results_parser("few_labels", __doc__)
     parser.add_argument("--stamps", type=Path, help="folder of Tux Paint stamps")
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"

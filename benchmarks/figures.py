@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ._results import RESULTS
+from ._results import RESULTS, make_parser
 
 Rows = list[dict[str, str]]
 
@@ -153,4 +153,5 @@ def draw(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    make_parser("figures", __doc__).parse_args()
     draw(RESULTS)

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ._results import make_parser
+
 MAX_IMPORT_RATIO = 1.5
 REPEATS = 5
 
@@ -45,6 +47,7 @@ def time_imports() -> list[float]:
 
 
 def main() -> int:
+    make_parser("first_run", __doc__).parse_args()
     base, package, classes = time_imports()
     with tempfile.TemporaryDirectory() as folder:
         demo = (

@@ -31,7 +31,7 @@ from ._results import (
     Comparison,
     Results,
     choose_folder,
-    make_parser,
+    make_results_parser,
     print_table,
 )
 from .speed.encode import load_sentence_transformer, load_timm_model
@@ -242,7 +242,7 @@ PARTS = {
 
 def main() -> None:
     """Run the chosen parts and record their rows."""
-    parser = make_parser("gpu", __doc__, tuple(PARTS))
+    parser = make_results_parser("gpu", __doc__, tuple(PARTS))
     parser.add_argument(
         "--device", default="cuda:0", help="device of torch, with its number (default: cuda:0)"
     )

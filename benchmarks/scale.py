@@ -11,7 +11,6 @@ killed continues. Every fit runs in a process of its own.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +25,7 @@ from sklearn_ape.datasets import load_iconify, load_tuxpaint_stamps
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 from ._process import read_memory
-from ._results import RESULTS, Results
+from ._results import RESULTS, Results, make_parser
 
 # Drawings in color, of maps, of medicine, flat, of games, and by hand.
 TEST_SETS = (
@@ -211,7 +210,7 @@ def plot_recall(results: Results, path: Path) -> None:
 
 def main() -> None:
     """Measure what is missing in the file of results, and print all of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("scale", __doc__)
     parser.add_argument("package", help="folder of the unpacked npm package @iconify/json")
     parser.add_argument("--cache", type=Path, default=Path("features-cache"))
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of scale.csv")

@@ -1,6 +1,9 @@
 """Programs of the benchmarks: each can be imported, and its measurements run on little data."""
 
 import importlib
+import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +23,21 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "benchmarks").rglob("*.py")
 )
+PROGRAMS = [
+    name
+    for name in MODULES
+    if re.fullmatch(r"benchmarks(\.studies)?\.[a-z]\w*|benchmarks\.\w+\.__main__", name)
+]
+
+
+def import_or_skip(name):
+    """Import a module of the benchmarks, or skip the test if a package is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("benchmarks", "sklearn_ape", "tests"):
+            raise
+        pytest.skip(f"{error.name} is not installed")
 
 
 @pytest.fixture
@@ -42,12 +60,18 @@ def emoji():
 @pytest.mark.parametrize("name", MODULES)
 def test_module_can_be_imported(name):
     """Names that a program imports from the package have not been renamed."""
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] in ("benchmarks", "sklearn_ape", "tests"):
-            raise
-        pytest.skip(f"{error.name} is not installed")
+    import_or_skip(name)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_is_the_docstring(name, monkeypatch, capsys):
+    """It says which data a program needs, and must not start the measurements."""
+    description = import_or_skip(name).__doc__
+    monkeypatch.delitem(sys.modules, name)  # of which runpy would warn
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module(name, run_name="__main__")
+    assert description.strip() in capsys.readouterr().out
 
 
 @pytest.mark.exhaustive

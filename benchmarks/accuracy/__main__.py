@@ -30,7 +30,7 @@ import traceback
 import warnings
 from typing import Any
 
-from benchmarks._results import Results, choose_folder, make_parser
+from benchmarks._results import Results, choose_folder, make_results_parser
 
 from . import plan
 from .data import Collections
@@ -40,7 +40,7 @@ from .runs import run
 
 
 def main() -> int:
-    parser = make_parser("accuracy", __doc__)
+    parser = make_results_parser("accuracy", __doc__)
     parser.add_argument(
         "--tables",
         default="".join(TABLE_MAKERS),

@@ -9,13 +9,13 @@ Results are written to docs/results/memory.csv.
 
 import sys
 
-from benchmarks._results import COMPARISON_COLUMNS, make_parser, run_parts
+from benchmarks._results import COMPARISON_COLUMNS, make_results_parser, run_parts
 
 PARTS = ("training", "zero_shot", "store")
 
 if __name__ == "__main__":
     failures = run_parts(
-        "memory", PARTS, COMPARISON_COLUMNS, make_parser("memory", __doc__, PARTS)
+        "memory", PARTS, COMPARISON_COLUMNS, make_results_parser("memory", __doc__, PARTS)
     )
     # A missed target is reported, not an error: timings of a shared machine vary.
     print("", *failures, sep="\n", file=sys.stderr)

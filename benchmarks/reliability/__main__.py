@@ -10,12 +10,12 @@ hung, was answered wrongly or was lost.
 
 import sys
 
-from benchmarks._results import OUTCOME_COLUMNS, make_parser, run_parts
+from benchmarks._results import OUTCOME_COLUMNS, make_results_parser, run_parts
 
 PARTS = ("hostile", "fuzz", "numerics", "faults", "service")
 
 if __name__ == "__main__":
-    parser = make_parser("reliability", __doc__, PARTS)
+    parser = make_results_parser("reliability", __doc__, PARTS)
     parser.add_argument(
         "--examples", type=int, help="examples per fuzzed input (default: 2000; quick: 100)"
     )

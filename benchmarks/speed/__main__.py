@@ -15,7 +15,7 @@ environment with autofaiss. Results are written to docs/results/speed.csv.
 
 import sys
 
-from benchmarks._results import COMPARISON_COLUMNS, make_parser, run_parts
+from benchmarks._results import COMPARISON_COLUMNS, make_results_parser, run_parts
 
 PARTS = (
     "encode", "precision", "search", "training", "kernel", "zero_shot", "store",
@@ -23,6 +23,8 @@ PARTS = (
 )  # fmt: skip
 
 if __name__ == "__main__":
-    failures = run_parts("speed", PARTS, COMPARISON_COLUMNS, make_parser("speed", __doc__, PARTS))
+    failures = run_parts(
+        "speed", PARTS, COMPARISON_COLUMNS, make_results_parser("speed", __doc__, PARTS)
+    )
     # A missed target is reported, not an error: timings of a shared machine vary.
     print("", *failures, sep="\n", file=sys.stderr)

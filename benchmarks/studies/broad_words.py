@@ -11,7 +11,6 @@ half that no choice was made with.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -23,6 +22,8 @@ from sklearn.utils import Bunch
 from sklearn_ape import ZeroShotClassifier
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_tuxpaint_stamps
+
+from .._results import make_parser
 
 # Broad words of the subcategories of emoji.
 WORDS_OF_SUBCATEGORY = {
@@ -242,7 +243,7 @@ def find_hits(aligner, images: list[str], y: np.ndarray, prompts: str) -> np.nda
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("studies.broad_words", __doc__)
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )

@@ -10,7 +10,6 @@ Images are those of `python -m benchmarks.speed encode`.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.encoders.images import digest_image, read_image
 from sklearn_ape.utils.concurrency import map_threaded
 
+from .._results import make_parser
 from ..speed.encode import write_sets
 
 N_ROUNDS = 5
@@ -60,7 +60,7 @@ def measure_stages(encoder: Any, files: list[str], n_threads: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
+    parser = make_parser("studies.encode_stages", __doc__)
     parser.add_argument("--engine", default="openvino", help="engine of the encoder")
     parser.add_argument("--dtype", default="float32", help="precision of the network")
     options = parser.parse_args()

@@ -9,7 +9,6 @@ directions, with the standard deviation over seeds, which draw the pairs of freq
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -25,6 +24,7 @@ from sklearn_ape.encoders import (
 )
 from sklearn_ape.encoders.images import group_images
 
+from .._results import make_parser
 from ..accuracy.data import draw_rows
 
 SETTINGS = (
@@ -46,7 +46,7 @@ def measure_rate(encoder: TimmImageEncoder, images: list[Any]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("studies.encoders", __doc__)
     parser.add_argument("--cache", default="features-cache", help="feature cache folder")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     args = parser.parse_args()

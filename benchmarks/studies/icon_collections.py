@@ -10,7 +10,6 @@ does harm where the predictions are bad. At most 1,000 icons of each set are use
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_iconify, load_openmoji
 
+from .._results import make_parser
 from ..few_labels import clean_name, measure_collections, print_table, select_classes
 
 SETS = (
@@ -64,7 +64,7 @@ def load_classes(package: Path, name: str) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("studies.icon_collections", __doc__)
     parser.add_argument("package", type=Path, help="unpacked npm package @iconify/json")
     parser.add_argument("--sets", nargs="+", default=SETS, help="names of sets")
     parser.add_argument(

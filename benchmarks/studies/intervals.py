@@ -9,12 +9,12 @@ of hits; for other values and for pairs it is simulated.
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 from scipy.stats import binom
 
 from sklearn_ape.metrics import bootstrap_interval, paired_difference
+
+from .._results import make_parser
 
 SIZES = (10, 20, 100, 1000)
 PROPORTIONS = (0.01, 0.05, 0.3, 0.5, 0.95)
@@ -83,8 +83,11 @@ def simulate_differences(
     return tuple(hits / n_samples)
 
 
-def main(n_samples: int = 1000) -> None:
+def main() -> None:
     """Print the three tables."""
+    parser = make_parser("studies.intervals", __doc__)
+    parser.add_argument("n_samples", nargs="?", type=int, default=1000)
+    n_samples = parser.parse_args().n_samples
     rng = np.random.default_rng(0)
     print(f"{'values':36} {'n':>5} {'bootstrap':>9} {'metrics':>9}")
 
@@ -104,4 +107,4 @@ def main(n_samples: int = 1000) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

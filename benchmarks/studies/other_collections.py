@@ -19,7 +19,6 @@ common with it.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 import warnings
@@ -33,6 +32,7 @@ from sklearn_ape import APEAligner, CrossModalRetriever, KernelAligner, ZeroShot
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home
 
+from .._results import make_parser
 from ..few_labels import measure_collections, measure_few_labels, print_table, select_classes
 
 Item = tuple[Path, str, str]
@@ -336,7 +336,7 @@ def print_searches(aligner: APEAligner, collections: dict[str, Collection]) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
+    parser = make_parser("studies.other_collections", __doc__)
     parser.add_argument("folder", type=Path, help="folder of unpacked packages")
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"

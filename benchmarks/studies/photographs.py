@@ -13,7 +13,6 @@ wrong predictions.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,8 @@ from sklearn_ape import APEAligner, ZeroShotClassifier
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.heads import TwoTower
 from sklearn_ape.metrics import bootstrap_interval
+
+from .._results import make_parser
 
 # Ends of the paths of photographs, by folder and class.
 PHOTOGRAPHS: dict[str, dict[str, str]] = {
@@ -132,7 +133,7 @@ def print_accuracy(part: str, aligner: APEAligner, images: list[str], y: np.ndar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
+    parser = make_parser("studies.photographs", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the unpacked packages")
     options = parser.parse_args()
     images, y = load_photographs(options.folder)

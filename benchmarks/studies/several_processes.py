@@ -24,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .._results import make_parser
+
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _WORKERS = 2
 
@@ -131,7 +133,7 @@ def compare_training(n_pairs: int) -> None:
 
 def main() -> None:
     """Run both comparisons, or one rank of the training."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("studies.several_processes", __doc__)
     parser.add_argument("images", nargs="?", type=Path, help="folder of images")
     parser.add_argument("--n-images", type=int, default=100_000)
     parser.add_argument("--n-pairs", type=int, default=100_000, help="0 skips the training")

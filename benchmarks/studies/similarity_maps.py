@@ -12,7 +12,6 @@ stamps were not used to choose how maps are computed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -29,6 +28,7 @@ from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.inspection import compute_similarity_maps
 from sklearn_ape.metrics import bootstrap_interval
 
+from .._results import make_parser
 from .photographs import load_photographs
 
 # Kinds of the object and of the background.
@@ -134,7 +134,7 @@ def measure(objects: list[Item], backgrounds: list[Item], aligners: Sequence[Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
+    parser = make_parser("studies.similarity_maps", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the unpacked packages")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()

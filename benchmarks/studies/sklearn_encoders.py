@@ -9,7 +9,6 @@ OpenMoji, image → caption / caption → image, means over random splits.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,8 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn_ape import KernelAligner
 from sklearn_ape.datasets import get_data_home, load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+
+from .._results import make_parser
 
 N_TEST, N_COMPONENTS = 200, 200
 
@@ -53,7 +54,7 @@ def make_aligners(cache: Any) -> dict[str, KernelAligner]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("studies.sklearn_encoders", __doc__)
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )

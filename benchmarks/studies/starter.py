@@ -11,7 +11,6 @@ choices of these.
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 from typing import Any
 
@@ -23,6 +22,7 @@ from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, 
 from sklearn_ape.datasets import get_data_home, load_openmoji, load_tuxpaint_stamps
 from sklearn_ape.heads import TwoTower
 
+from .._results import make_parser
 from ..build_starter import HEAD_WEIGHT, measure_starter
 
 # Weights of the trained head in the blend.
@@ -92,7 +92,7 @@ def print_extensions(aligner: APEAligner, collections: dict[str, Bunch]) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("studies.starter", __doc__)
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )

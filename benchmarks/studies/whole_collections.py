@@ -9,7 +9,6 @@ is used if it is installed (the ``index`` extra); without it, all pairs of image
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import numpy as np
@@ -18,12 +17,14 @@ from sklearn_ape import KernelAligner, ZeroShotClassifier
 from sklearn_ape.aligners.starter import make_starter_encoders
 from sklearn_ape.datasets import get_data_home, load_openmoji
 
+from .._results import make_parser
+
 N_COMPONENTS = 640
 NOISE = 0.5  # relative to the standard deviation of a feature
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("studies.whole_collections", __doc__)
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )
