@@ -128,7 +128,7 @@ def scale_progress(progress: Progress, start: float, end: float) -> Progress:
 class Limits:
     """Limits on the requests and uploads of visitors.
 
-    A request beyond a limit is rejected with an error message that states the limit.
+    The page "Web app" of the user guide lists what happens beyond each limit.
 
     Parameters
     ----------
