@@ -184,7 +184,8 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         Warns
         -----
         UserWarning
-            If images are in the collection already. They are added again.
+            If images with the same path or entry of y are in the collection already. They are
+            added again.
         """
         collection = self._check_ready()
         check_sequence(images, "images", "image", "images or features")
