@@ -180,7 +180,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     history_ : list of dict
         One dict per epoch, with these keys:
 
-        - ``train_loss``, ``logit_scale`` and ``dur`` (seconds);
+        - ``epoch``, ``train_loss``, ``logit_scale`` and ``dur`` (seconds);
         - ``valid_recall``: mean of recall@1, 5 and 10 in both directions on held-out pairs;
         - ``blend_weight``, with ``init="auto"``: weight of the head in the blend whose recall is
           ``valid_recall``. It is 0 if no blend exceeds the closed form by a standard error;

@@ -117,8 +117,8 @@ class LiTAligner(TrainedAligner):
     logit_scale_ : float
         Logit scale (factor of the cosines) at the end of training.
     history_ : list of dict
-        One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
-        both directions on validation pairs), ``logit_scale`` and ``dur`` (seconds).
+        One dict per epoch: ``epoch``, ``train_loss``, ``valid_recall`` (the mean of recall@1, 5
+        and 10 in both directions on validation pairs), ``logit_scale`` and ``dur`` (seconds).
     best_epoch_ : int
         Epoch with the best validation recall, counted from 1, or the last one without validation.
     n_epochs_ : int
