@@ -48,8 +48,8 @@ class _SentenceTransformerModel(SentenceFilesEncoder):
     normalize: bool
 
     def _check_parameters(self) -> None:
+        check_choice(self.dtype, "dtype", ("float32", "bfloat16", "float16"))  # not "auto"
         super()._check_parameters()
-        check_choice(self.dtype, "dtype", ("float32", "bfloat16", "float16"))
         check_integer(self.truncate_dim, "truncate_dim", 1, optional=True)
         check_boolean(self.normalize, "normalize")
         if self.model_name in PACKAGED:

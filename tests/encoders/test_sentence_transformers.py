@@ -215,6 +215,7 @@ class TestUse:
         ("params", "message"),
         [
             ({"prompt": 3}, "prompt must be None or a str"),
+            ({"dtype": "fp16"}, "dtype must be one of float32, bfloat16, float16, not 'fp16'"),
             ({"truncate_dim": 0}, "truncate_dim must be None or an integer >= 1"),
             ({"normalize": "auto"}, "normalize must be True or False"),
             ({"model_name": "all-MiniLM-L6-v3"}, "Did you mean 'all-MiniLM-L6-v2'"),
