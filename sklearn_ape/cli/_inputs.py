@@ -85,6 +85,14 @@ Format = Annotated[
         "terminal; else csv.",
     ),
 ]
+# Format of results that always go to standard output.
+PrintedFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="csv, tsv, json, jsonl, parquet or table. Default: table on a terminal; else csv.",
+    ),
+]
 ImageEncoder = Annotated[
     str,
     typer.Option(

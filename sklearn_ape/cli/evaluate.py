@@ -43,7 +43,7 @@ def evaluate(
     captions: option.Captions = "auto",
     templates: option.Templates = option.DEFAULT_TEMPLATES,
     strict: option.Strict = False,
-    file_format: option.Format = None,
+    file_format: option.PrintedFormat = None,
     cache: option.Cache = None,
     device: option.Device = "auto",
     n_jobs: option.NJobs = -1,

@@ -62,7 +62,7 @@ def fit(
     ] = None,
     random_state: option.RandomState = 0,
     strict: option.Strict = False,
-    file_format: option.Format = None,
+    file_format: option.PrintedFormat = None,
     cache: option.Cache = None,
     device: option.Device = "auto",
     n_jobs: option.NJobs = -1,

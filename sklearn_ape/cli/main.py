@@ -66,7 +66,7 @@ def demo(
     print(f"\nReport with images: {page.resolve().as_uri()}")
 
 
-def models(file_format: option.Format = None) -> None:
+def models(file_format: option.PrintedFormat = None) -> None:
     """List the encoders whose weights are available as packages.
 
     Example: sklearn-ape models
@@ -136,7 +136,7 @@ _Folder = Annotated[
 
 
 def show_cache(
-    folder: _Folder = None, file_format: option.Format = None, quiet: option.Quiet = False
+    folder: _Folder = None, file_format: option.PrintedFormat = None, quiet: option.Quiet = False
 ) -> None:
     """Show the size of the cache, and its features by dimension and type.
 

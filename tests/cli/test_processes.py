@@ -38,6 +38,12 @@ print([name for name in heavy if name in sys.modules])
     def test_help_of_command_has_example(self, command, run):
         assert f"Example: sklearn-ape {command}" in run(command, "--help").stdout
 
+    @pytest.mark.parametrize("command", [*COMMANDS, "cache info"])
+    def test_help_says_that_the_suffix_gives_the_format_if_there_is_one(self, command, run):
+        """The file of `evaluate` is always JSON, and some commands write no file."""
+        output = " ".join(run(*command.split(), "--help").stdout.split())
+        assert ("by file suffix" in output) == (command in ("classify", "search", "curate"))
+
     def test_help_lists_all_commands(self, run):
         output = run("--help").stdout
         assert all(re.search(rf"\b{command}\b", output) for command in COMMANDS)
