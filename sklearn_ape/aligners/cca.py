@@ -124,7 +124,8 @@ class CCAAligner(ClosedFormAligner):
 
     Notes
     -----
-    The embedding of an image or caption whose features equal the mean of the training set is zero.
+    The embedding of an image or caption whose features exactly equal the mean of the training set
+    is zero. If they differ from the mean by rounding errors only, its direction is arbitrary.
 
     References
     ----------
