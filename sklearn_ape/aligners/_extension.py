@@ -11,11 +11,12 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ..encoders.base import FrozenEncoder
 from ..encoders.resolve import resolve_encoder
-from ..heads import ConcatenatedHead, ExtendedHead, KernelMap, TwoTower
+from ..heads import ConcatenatedHead, ExtendedHead, Head, KernelMap, TwoTower
 from ..training.data import PairDataset, as_tensor, group_pairs, subset
 from ..training.net import embed_pairs
 from ..utils.linalg import choose_evenly_spaced, normalize_rows, sum_by_group
@@ -24,7 +25,7 @@ from ..utils.sklearn_compat import unfreeze
 from ._closed_form import RIDGE, WHITENING, Targets, whiten_images
 from ._kernel_maps import choose_smoothness, make_kernel_maps, scale_gamma
 from ._kernel_ridge import count_fitting_anchors, solve_kernel_ridge
-from .wrapper import unwrap_aligner
+from .wrapper import unwrap
 
 # Factors of the correction and shares of own heads that are compared, and logit scales, of which
 # the best is used for each. With a scale of 0, all have the loss of a guess, so that none is
@@ -42,14 +43,18 @@ _N_FOLDS = 5
 _MAX_HELD_OUT = 1000
 
 
-def resolve_base(init: Any) -> Any:
-    """Return the fitted aligner that an ``init`` parameter stands for."""
+def resolve_base(init: Any) -> tuple[Any, Any]:
+    """Return the fitted aligner that an ``init`` parameter stands for, and its image encoder.
+
+    The steps before the aligner in a Pipeline are a part of the encoder, which may be None.
+    """
     if isinstance(init, str) and init == "starter":
         from .starter import load_starter  # which is an APEAligner
 
-        return load_starter()
-    base = unwrap_aligner(init, "init")
-    if not isinstance(getattr(base, "module_", None), TwoTower):
+        init = load_starter()
+    preprocessing, base = unwrap(init, "init")
+    # The text head of LiTAligner is a network that takes tokens.
+    if not isinstance(getattr(getattr(base, "module_", None), "text_head", None), Head):
         check_is_fitted(
             base,
             msg="init, of the class %(name)s, is not fitted. Fit it first. Where the aligner is "
@@ -58,19 +63,21 @@ def resolve_base(init: Any) -> Any:
         raise TypeError(
             f"init must be a fitted APEAligner or KernelAligner, not {type(base).__name__}."
         )
-    return base
+    steps = (preprocessing, getattr(base, "image_encoder_", None))
+    encoders = [unfreeze(step) for step in steps if step is not None]
+    return base, make_pipeline(*encoders) if len(encoders) > 1 else next(iter(encoders), None)
 
 
-def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
-    """Return the encoder whose features the base takes, with the options of a given encoder.
+def choose_encoder(encoder: Any, expected: Any, side: str) -> Any:
+    """Return the encoder of a base, with the options of a given encoder.
 
-    None selects the encoder of the base. ValueError is raised if the encoders are of different
-    models. If other settings differ, those of the base are used, with a warning. Encoders that
-    learn, such as TfidfVectorizer, stay as they were fitted.
+    None selects the `expected` encoder, that of the base. ValueError is raised if the encoders are
+    of different models. If other settings differ, those of the base are used, with a warning.
+    Encoders that learn, such as TfidfVectorizer, stay as they were fitted.
     """
     if encoder is not None:
         encoder = resolve_encoder(encoder, side)
-    expected = unfreeze(getattr(base, f"{side}_encoder_", None))
+    expected = unfreeze(expected)
     if expected is None:
         return encoder
     encoder = unfreeze(encoder)

@@ -14,6 +14,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from ..devices import default_state, resolve_device
+from ..encoders.base import FrozenEncoder
 from ..heads import HEAD_KINDS, ConcatenatedHead, hidden_width
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset, count_batches
@@ -70,7 +71,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         - None: no initialization. Plain heads are trained, as in the paper.
         - ``"starter"`` (the model of `load_starter`) or a fitted aligner: the aligner is extended
           by the pairs in closed form, without training. Its encoders are used if `image_encoder`
-          and `text_encoder` are None. Searches clone it, so wrap a fitted aligner in
+          and `text_encoder` are None. The aligner may be the last step of a Pipeline, whose other
+          steps are then the image encoder. Searches clone it, so wrap a fitted aligner in
           `sklearn.frozen.FrozenEstimator`.
     init_params : dict or None, default=None
         Parameters of the extension of an aligner. Missing keys have the following defaults:
@@ -342,7 +344,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     def _fit_extension(self, X: Any, y: Any) -> Self:
         """Extend the fitted aligner `init` by the pairs."""
         self._check_parameters()
-        base = resolve_base(self.init)
+        base, image_encoder = resolve_base(self.init)
         if self.n_components not in (None, base.n_components_):
             raise ValueError(f"n_components must be None or that of init, {base.n_components_}.")
         context = FitContext(self, 0, X, y)
@@ -352,10 +354,13 @@ class APEAligner(HeadsMixin, TrainedAligner):
             self.device_ = resolve_device(self.device)
             self._forget_fit()
             # These encoders are fitted in place of the parameters, which stay unchanged.
-            if self.image_encoder is not None or holds_images(X):
-                self.image_encoder_ = choose_encoder(self.image_encoder, base, "image")
+            # Arrays may be features of a network, but encoders like StandardScaler take arrays.
+            takes_features = image_encoder is None or isinstance(image_encoder, FrozenEncoder)
+            if self.image_encoder is not None or holds_images(X) or not takes_features:
+                self.image_encoder_ = choose_encoder(self.image_encoder, image_encoder, "image")
             if y is not None and holds_texts(as_sequence(y)):
-                self.text_encoder_ = choose_encoder(self.text_encoder, base, "text")
+                text_encoder = getattr(base, "text_encoder_", None)
+                self.text_encoder_ = choose_encoder(self.text_encoder, text_encoder, "text")
             data = self._fit_pairs(X, y)
             extension = Extension(base, data, **options, device=self.device_, verbose=self.verbose)
             parameters = extension.choose_parameters(None if own_share == "auto" else own_share)

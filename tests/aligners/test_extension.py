@@ -13,13 +13,15 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import cross_val_score
-from sklearn.preprocessing import normalize
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler, normalize
 from torch.nn.functional import cross_entropy
 
-from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
+from sklearn_ape import APEAligner, CCAAligner, KernelAligner, LiTAligner, load_starter
 from sklearn_ape.aligners import _extension, _kernel_maps
 from sklearn_ape.aligners._extension import Extension, choose_encoder
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+from sklearn_ape.heads import TwoTower
 from sklearn_ape.training.data import PairDataset
 from sklearn_ape.training.net import embed_pairs
 
@@ -303,6 +305,15 @@ def test_base_of_another_class_raises(own, pairs):
         APEAligner(init=3).fit(*own)
 
 
+def test_aligner_with_another_text_module_as_base_raises(base, own):
+    """The tower of LiTAligner takes tokens, to which no features can be added."""
+    tuned = LiTAligner()
+    tuned.module_ = TwoTower(base.module_.image_head, torch.nn.Linear(16, 32))
+    tuned._n_features_out = 32
+    with pytest.raises(TypeError, match="a fitted APEAligner or KernelAligner, not LiTAligner"):
+        APEAligner(init=tuned).fit(*own)
+
+
 def test_base_with_other_numbers_of_features_raises(base, own):
     image, text = own
     with pytest.raises(ValueError, match="X has 31 features, and init was fitted with 32"):
@@ -350,6 +361,28 @@ class TestEncodersThatLearn:
         extended = APEAligner(init=base, text_encoder=TfidfVectorizer(ngram_range=(1, 2)))
         with pytest.raises(ValueError, match="Pass text_encoder=None to use the encoder of init"):
             extended.fit(X[:3], list(self.CAPTIONS[:3]))
+
+
+class TestEncodersOfTables:
+    """Without the scaler of the base, its heads would get features of another scale."""
+
+    SCALES = np.arange(1, 33)
+
+    @pytest.mark.parametrize("parameters", [{}, {"image_encoder": StandardScaler()}])
+    @pytest.mark.parametrize("n_steps", [0, 1, 2])
+    def test_encode_own_images(self, pairs, own, n_steps, parameters):
+        images, texts, scaler = pairs.image * self.SCALES, pairs.text, StandardScaler()
+        scaled = scaler.fit(images[:400]).transform(images)
+        expected = APEAligner(init=KernelAligner().fit(scaled[:400], texts[:400]))
+        expected.fit(scaled[400:500], texts[400:500])
+        if n_steps == 0:
+            base = KernelAligner(image_encoder=scaler)
+        else:
+            steps = [scaler, FunctionTransformer()][:n_steps]
+            base, parameters = make_pipeline(*steps, KernelAligner()), {}
+        extended = APEAligner(init=base.fit(images[:400], texts[:400]), **parameters)
+        embeddings = extended.fit(images[400:500], texts[400:500]).transform(images)
+        np.testing.assert_allclose(embeddings, expected.transform(scaled), atol=1e-6)
 
 
 def test_other_number_of_components_raises(base, own):
@@ -453,5 +486,5 @@ class TestEncodersOfTheBase:
     @pytest.mark.parametrize("freeze", [FrozenEstimator, lambda encoder: encoder])
     def test_encoder_may_be_frozen(self, freeze):
         base = load_starter()
-        chosen = choose_encoder(freeze(base.text_encoder_), base, "text")
+        chosen = choose_encoder(freeze(base.text_encoder_), base.text_encoder_, "text")
         assert chosen.get_params() == base.text_encoder_.get_params()
