@@ -359,9 +359,8 @@ class BaseAligner(
         if head is not None:
             data = append_head_pairs(self, head, data)
         if len(data.text) == 1:
-            raise ValueError(
-                "All captions in y are the same. Pass different captions, or two or more classes."
-            )
+            problem = "All captions in y are the same, or have the same features"
+            raise ValueError(f"{problem}. Pass different ones, and check the text encoder if any.")
         return data
 
     def _get_encoder(self, side: str) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -312,3 +312,13 @@ def test_constant_text_encoder_scores_at_most_chance(concepts):
     aligner = CCAAligner(text_encoder=CountVectorizer()).fit(concepts.image[:200], words)
     unknown = [f"other{i}" for i in range(100)]
     assert aligner.score(concepts.image[200:], unknown) <= 1 / 100
+
+
+def test_error_names_a_text_encoder_that_returns_equal_features(concepts):
+    encoder = TfidfVectorizer(vocabulary=["unknown"])
+    aligner = CCAAligner(text_encoder=encoder)
+    with (
+        pytest.warns(UserWarning, match="knows no term of 200 texts"),
+        pytest.raises(ValueError, match="Pass different ones, and check the text encoder"),
+    ):
+        aligner.fit(concepts.image[:200], [f"word{i}" for i in range(200)])
