@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..devices import default_state, resolve_device
 from ..encoders.base import FrozenEncoder
-from ..heads import HEAD_KINDS, ConcatenatedHead, hidden_width
+from ..heads import HEAD_KINDS, ConcatenatedHead, TwoTower, hidden_width
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset, count_batches
 from ..training.net import OPTIMIZERS, check_warmup
@@ -440,7 +440,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     def training_summary_(self) -> str:
         """Summary of the training in one line."""
         check_is_fitted(self)
-        if self.init != "auto":
+        if not self._has_summary:
             raise AttributeError("training_summary_ is available only with init='auto'.")
         return summarize_training(self.history_, self.best_epoch_)
 
@@ -452,6 +452,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
         if not isinstance(image_head, ConcatenatedHead):
             return 0.0
         return round(float(image_head.weight), 6)  # a buffer in single precision
+
+    def _set_module(self, module: TwoTower, logit_scale: float) -> None:
+        super()._set_module(module, logit_scale)
+        self._has_summary = isinstance(self.init, str) and self.init == "auto"
 
     def _get_learned_state(self) -> dict[str, Any]:
         return super()._get_learned_state() | self._get_history_state()

@@ -1,6 +1,7 @@
 """The blend of closed form and trained head, which APEAligner keeps by default."""
 
 import re
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -132,6 +133,13 @@ class TestFit:
         np.testing.assert_allclose(
             aligner.transform_text(pairs.text), kernel.transform_text(pairs.text), atol=1e-5
         )
+
+    def test_summary_describes_the_fit_although_init_was_changed(self, blend, pairs):
+        plain = small(init=None, max_epochs=1).fit(pairs.image[:200], pairs.text[:200])
+        with pytest.raises(AttributeError, match="available only with init='auto'"):
+            _ = plain.set_params(init="auto").training_summary_
+        changed = deepcopy(blend).set_params(init=None)
+        assert changed.training_summary_ == blend.training_summary_
 
     def test_head_on_the_image_side_starts_from_the_kernel(self, pairs):
         aligner = small(side="both", max_epochs=2).fit(pairs.image, pairs.text)
