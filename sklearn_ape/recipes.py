@@ -17,6 +17,7 @@ descent:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -91,7 +92,8 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
     Raises
     ------
     ValueError
-        If the recipe does not exist, or `n_pairs` is not an integer of at least 2.
+        If the recipe does not exist, or `n_pairs`, the batch size or a dict of parameters is
+        invalid.
 
     See Also
     --------
@@ -111,8 +113,12 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
     check_integer(n_pairs, "n_pairs", 2, optional=True)
     parameters: dict[str, Any] = published.parameters | overrides
     for key in {"loss_params", "optimizer_params"}.intersection(published.parameters):
-        parameters[key] = {**published.parameters[key], **(overrides.get(key) or {})}
+        changes = overrides.get(key) or {}
+        if not isinstance(changes, Mapping):
+            raise ValueError(f"{key} must be None or a dict, not {changes!r}.")
+        parameters[key] = {**published.parameters[key], **changes}
     if published.n_steps and "max_epochs" not in overrides:
+        check_integer(parameters["batch_size"], "batch_size", 2)
         n_batches = 1 if n_pairs is None else math.ceil(n_pairs / parameters["batch_size"])
         n_epochs = math.ceil(published.n_steps / n_batches)
         parameters["max_epochs"] = min(published.max_epochs_limit, n_epochs)
@@ -150,7 +156,8 @@ def make_aligner(
     Raises
     ------
     ValueError
-        If the recipe does not exist, or `n_pairs` is not an integer of at least 2.
+        If the recipe does not exist, or `n_pairs`, the batch size or a dict of parameters is
+        invalid.
     TypeError
         If the aligner does not have one of the parameters.
 

@@ -111,6 +111,19 @@ def test_invalid_number_of_pairs_raises(n_pairs):
         recipe("ape", n_pairs=n_pairs)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("batch_size", 0, "batch_size must be an integer >= 2, not 0"),
+        ("batch_size", "64", "batch_size must be an integer >= 2, not '64'"),
+        ("loss_params", 20.0, "loss_params must be None or a dict, not 20"),
+    ],
+)
+def test_invalid_override_raises(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        recipe("fusemix", n_pairs=1000, **{name: value})
+
+
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes_make_aligners_that_can_be_cloned(name):
     aligner = make_aligner(name, image_encoder="image", text_encoder="text")
