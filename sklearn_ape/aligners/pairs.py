@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -415,12 +415,13 @@ def compute_prototypes(image: Any, weights: np.ndarray) -> np.ndarray:
 def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.ndarray]:
     """Return features of the texts, and the class of each."""
     n_classes = len(head.weights)
-    if isinstance(head.texts, np.ndarray):
+    if isinstance(head.texts, np.ndarray) and head.texts.dtype.kind in "fiub":
         return _check_head_features(aligner, head.texts, head.owners, n_classes)
-    if len(head.texts) != n_classes:
+    if len(head.texts) != n_classes or head.owners is not None:
+        with_owners = "" if head.owners is None else " with owners"
         raise ValueError(
-            f"head_pairs has weights of {n_classes} classes and texts of {len(head.texts)}. Pass "
-            "one list of texts per class."
+            f"head_pairs has weights of {n_classes} classes and texts of {len(head.texts)}"
+            f"{with_owners}. Pass one list of texts per class, and owners=None."
         )
     if not hasattr(aligner, "text_encoder_"):
         raise ValueError(
@@ -432,7 +433,7 @@ def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.nd
     return features[number_distinct(texts)], np.array(owners)
 
 
-def _flatten_head_texts(texts_by_class: Sequence[Any]) -> tuple[list[str], list[int]]:
+def _flatten_head_texts(texts_by_class: Iterable[Any]) -> tuple[list[str], list[int]]:
     """Return the texts of all classes, each of which has one or several, and the class of each."""
     texts: list[str] = []
     owners: list[int] = []

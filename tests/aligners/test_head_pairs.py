@@ -1,6 +1,7 @@
 """Pairs of a classification head among the training pairs of an aligner."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -121,6 +122,25 @@ def test_user_defined_texts(features, captioned_images, text_encoder):
     ).all()
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        np.array(["hen", "duck"]),
+        np.array([["hen"], ["duck"]], dtype=object),
+        pd.Series(["hen", "duck"]),
+    ],
+)
+def test_texts_in_arrays(concepts, texts):
+    """An error named the number of their features."""
+    captions = ["hen duck", *(f"word{number}" for number in range(299))]
+    heads = [make_head_pairs(n_classes=2, texts=t) for t in (texts, [["hen"], ["duck"]])]
+    actual, expected = (
+        CCAAligner(text_encoder=TfidfVectorizer(), head_pairs=head).fit(concepts.image, captions)
+        for head in heads
+    )
+    assert actual.fingerprint_ == expected.fingerprint_
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("parts", "message"),
@@ -133,7 +153,8 @@ class TestRefused:
          ({"owners": np.arange(1, 6)}, "owners of head_pairs must be from 0 to 4"),
          ({"texts": np.ones((5, 15))}, "texts of head_pairs have 15 features, and y has 16"),
          ({"texts": np.full((5, 16), np.nan)}, "texts of head_pairs could not be encoded"),
-         ({"texts": [["hen"]] * 4}, "weights of 5 classes and texts of 4"),
+         ({"texts": [["hen"]] * 4}, "weights of 5 classes and texts of 4. Pass one list"),
+         ({"texts": [["hen"]] * 5, "owners": np.arange(5)}, "texts of 5 with owners. Pass one"),
          ({"texts": [["hen"]] * 5}, "head_pairs has texts, and y holds features")],
     )  # fmt: skip
     def test_inconsistent_head_pairs_raise(self, concepts, parts, message):
