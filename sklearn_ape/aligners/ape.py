@@ -165,8 +165,11 @@ class APEAligner(HeadsMixin, TrainedAligner):
         shows a bar in terminals and notebooks if the work takes more than two seconds.
     callbacks : list of skorch callbacks or None, default=None
         Callbacks of skorch, which are called while heads are trained. Deep copies of them are
-        called, so values that they store in their attributes are not kept. Callbacks of
-        scikit-learn (1.9 and later) are set by `set_callbacks`.
+        called, so values that they store in their attributes are not kept. They are not called
+        when heads are trained again on all pairs (`refit`), so pass ``refit=False`` with callbacks
+        that change weights or gradients. The learning rate of a scheduler is overridden after each
+        batch, by the cosine decay. Callbacks of scikit-learn (1.9 and later) are set by
+        `set_callbacks`.
     checkpoint : str, path-like or None, default=None
         Folder in which the state of the training is saved, so that `fit` on the same pairs with
         the same parameters resumes an interrupted training; see Notes. None disables checkpoints.
