@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ..features.matrix import StoredRows, select
 from ..utils.concurrency import map_threaded
 from ..utils.linalg import merge_groups
-from ..utils.validation import check_number
+from ..utils.validation import check_integer, check_number
 
 # With fewer groups, recall is too noisy to find the best epoch. With more, each evaluation would
 # take longer and the similarity matrix more memory, for hardly more precision.
@@ -239,7 +239,7 @@ class PairBatches:
     Raises
     ------
     ValueError
-        If `mixup` is negative or not finite.
+        If `batch_size` is not an integer of at least 1, or `mixup` is negative or not finite.
 
     Notes
     -----
@@ -275,6 +275,7 @@ class PairBatches:
     n_ranks: int = 1
 
     def __post_init__(self) -> None:
+        check_integer(self.batch_size, "batch_size", 1)
         check_number(self.mixup, "mixup", 0)
         self._rng = np.random.default_rng(self.seed)
         # The second generator ensures that mixing does not change the order of the pairs.
@@ -391,7 +392,7 @@ def split_pairs(
     pairs : ndarray of shape (n_pairs, 2)
         Rows of images and of captions.
     fraction : float
-        Fraction of the pairs to hold out, in at least 10 and at most 2,500 groups.
+        Fraction of the pairs to hold out, in [0, 1), in at least 10 and at most 2,500 groups.
     rng : numpy.random.RandomState
         Random generator that draws the groups.
     by_image : bool, default=False
@@ -403,6 +404,11 @@ def split_pairs(
         Rows of both parts. ``valid`` is None if there are fewer than 50 groups, which are too few
         for a meaningful recall.
 
+    Raises
+    ------
+    ValueError
+        If `fraction` is out of range.
+
     Examples
     --------
     >>> import numpy as np
@@ -412,6 +418,7 @@ def split_pairs(
     >>> len(split.train), len(split.valid)
     (90, 10)
     """
+    check_number(fraction, "fraction", 0, 1)
     group = pairs[:, 0] if by_image else group_pairs(pairs)
     groups, sizes = np.unique(group, return_counts=True)
     if len(groups) < 5 * _MIN_VALIDATION_GROUPS:

@@ -173,6 +173,19 @@ class TestMixup:
         with pytest.raises(ValueError, match="mixup must be a number in"):
             PairBatches(dataset(4), 2, mixup=alpha)
 
+    @pytest.mark.parametrize("batch_size", [0, -2, 2.5])
+    def test_invalid_batch_size_raises(self, batch_size):
+        with pytest.raises(ValueError, match="batch_size must be an integer >= 1"):
+            PairBatches(dataset(4), batch_size)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_split_of_invalid_fraction_raises(fraction):
+    """A fraction of 1 left no pair to train on."""
+    pairs = np.column_stack([np.arange(100)] * 2)
+    with pytest.raises(ValueError, match=r"fraction must be a number in \[0, 1\)"):
+        split_pairs(pairs, fraction, np.random.RandomState(0))
+
 
 def test_split_shares_no_image_or_caption():
     """Shared captions or images would leak validation pairs into training."""
