@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 import re
 import signal
 import socket
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Functions of Gradio that this page does not use and that would make the server more vulnerable.
-_CLOSED_PATHS = r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)"
+_CLOSED_PATHS = re.compile(
+    r"(/gradio_api)?/"
+    r"(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp|deep_link)"
+)
 # A multipart body is longer than the file: by the headers of its parts.
 _MULTIPART_OVERHEAD = 2**16
 # A single letter before the colon is a drive on Windows.
@@ -54,7 +58,7 @@ _FOLDER = Path(__file__).parent
 
 
 class RequestLimitMiddleware:
-    """ASGI middleware that rejects too large requests and requests to fetch a URL."""
+    """ASGI middleware that rejects too large requests, and paths that are not uploaded files."""
 
     def __init__(self, app: ASGIApp, limits: Limits, folder: str) -> None:
         self.app = app
@@ -67,7 +71,7 @@ class RequestLimitMiddleware:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        if re.search(_CLOSED_PATHS, path):
+        if _CLOSED_PATHS.match(path):  # from the beginning: an upload may be named stream.png
             await _send_error(send, 404, "This function is not available on this page.")
         elif scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
@@ -109,9 +113,8 @@ class RequestLimitMiddleware:
             reason += " Enter less text, and send images as uploads."
             await _send_error(send, 413, reason)
             return
-        if _contains_url(body):
-            reason = "A file is given by a URL. Download the file, and upload it to this page."
-            await _send_error(send, 400, reason)
+        if problem := _find_file_problem(body, os.path.dirname(self.folder)):
+            await _send_error(send, 400, problem)
             return
         replayed = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -121,22 +124,36 @@ class RequestLimitMiddleware:
         await self.app(scope, replay, _explain_full_queue(send, self.limits))
 
 
-def _contains_url(body: bytes | bytearray) -> bool:
-    """Return whether the path of a file in a request is a URL, which Gradio would download."""
+def _find_file_problem(body: bytes | bytearray, folder: str) -> str | None:
+    """Return why a file in a request is rejected, or None.
+
+    Gradio would download a URL. It would accept any path in the folder of the uploads, to delete
+    it later with other uploads. Deleting a folder raises an error, after which Gradio deletes
+    nothing anymore.
+    """
     try:
         values = [json.loads(body)]
     except (ValueError, RecursionError):
-        return False  # Gradio rejects the request
+        return None  # Gradio rejects the request
     while values:
         value = values.pop()
         if isinstance(value, dict):
             path = value.get("path")
-            if isinstance(path, str) and _URL.match(path):
-                return True
+            if isinstance(path, str):
+                if _URL.match(path):
+                    return (
+                        "A file is given by a URL. Download the file, and upload it to this page."
+                    )
+                is_upload = Path(os.path.abspath(path)).is_relative_to(folder)
+                if is_upload and not os.path.isfile(path):
+                    return (
+                        "The uploaded file is not on the server anymore: uploads are deleted "
+                        "after a while. Upload it again."
+                    )
             values += value.values()
         elif isinstance(value, list):
             values += value
-    return False
+    return None
 
 
 def _read_content_length(scope: Scope) -> int | None:

@@ -166,9 +166,29 @@ class TestLimits:
     def test_other_host_name_is_rejected(self, visitor):
         assert visitor.http.get("/", headers={"host": "evil.example"}).status_code == 400
 
-    @pytest.mark.parametrize("path", ["proxy=http://x/", "component_server", "monitoring"])
+    @pytest.mark.parametrize("path", ["", "/x", "x", "/..", f"/../{'x' * 300}", "/../../.."])
+    def test_path_that_is_not_an_uploaded_file_is_400(self, visitor, captioned_images, path):
+        """Gradio would fail to delete a folder, and would not delete any upload afterwards."""
+        image = visitor.image(captioned_images.images[0])
+        place = f"{image['path']}{path}"
+        outcome = visitor.answer("classify", image | {"path": place}, "cat, dog", "simple", 0)
+        if path:
+            assert outcome[:2] == ("refused", 400)
+            assert "Upload it again." in outcome[2]
+        else:
+            assert outcome[0] == "complete"
+
+    @pytest.mark.parametrize(
+        "path", ["proxy=http://x/", "component_server", "monitoring", "deep_link?session_hash=x"]
+    )
     def test_unused_gradio_functions_are_closed(self, visitor, path):
         assert visitor.http.get(f"{API}/{path}").status_code == 404
+
+    @pytest.mark.parametrize("name", ["stream.png", "mcp.png"])
+    def test_images_named_like_a_function_are_shown(self, visitor, captioned_images, name):
+        content = Path(captioned_images.images[0]).read_bytes()
+        (place,) = visitor.upload(content, name).json()
+        assert visitor.http.get(f"{API}/file={place}").content == content
 
     def test_page_loads_nothing_from_other_servers(self, visitor):
         html = visitor.http.get("/").text
