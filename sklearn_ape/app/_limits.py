@@ -82,6 +82,7 @@ def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) ->
 
 def join_labels(labels: Sequence[str]) -> str:
     """Return labels as text for the field: one per line if a label contains a separator."""
+    labels = [_clean_line(label) for label in labels]  # `parse_labels` finds the known labels
     has_separators = any(mark in label for label in labels for mark in ",;")
     return "\n".join(labels) if has_separators else ", ".join(labels)
 
@@ -196,6 +197,11 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             check_integer(getattr(self, field.name), field.name, 1)
+
+
+def format_percent(probability: float) -> str:
+    """Return a probability as a rounded percentage, with two digits below 1%."""
+    return f"{probability:.0%}" if probability >= 0.01 else f"{100 * probability:.2g}%"
 
 
 def format_size(n_bytes: int) -> str:

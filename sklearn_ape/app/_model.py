@@ -35,7 +35,7 @@ from ..prompts import resolve_class_names
 from ..training import split_pairs
 from ..utils.messages import escape_markdown
 from ..utils.validation import number_distinct
-from ..zero_shot import FewShotClassifier, ZeroShotClassifier
+from ..zero_shot import FewShotClassifier, MultiLabelZeroShotClassifier, ZeroShotClassifier
 from ._limits import Limits, Progress, UserError, scale_progress
 from ._uploads import CaptionedImages, create_temporary_folder, skip_single_folder, unpack
 
@@ -87,9 +87,9 @@ class Alignment(NamedTuple):
 class Model(NamedTuple):
     """A fitted aligner for images and texts, and the labels of a classifier that contained it.
 
-    A classifier of one label per image is kept as `few_shot` if it has labelled images, otherwise
-    as `zero_shot`. The name is shown on the page. `names` are the texts that the classifier embeds
-    for each label.
+    A classifier is kept as `few_shot` if it has labelled images, otherwise as `zero_shot`, also
+    with the names and templates of a multi-label classifier. The name is shown on the page.
+    `names` are the texts that the classifier embeds for each label.
     """
 
     aligner: Any
@@ -129,8 +129,12 @@ def load_model(aligner: Any) -> Model:
     # Uploads of visitors must not be stored in the caches of the encoders.
     fitted = replace_caches(fitted, None)
     few_shot = zero_shot = None
-    if labels and isinstance(estimator, ZeroShotClassifier):
-        classifier = copy.copy(estimator)
+    if labels and isinstance(estimator, ZeroShotClassifier | MultiLabelZeroShotClassifier):
+        classifier: Any = copy.copy(estimator)
+        if isinstance(estimator, MultiLabelZeroShotClassifier):  # the page shows one label
+            classifier = ZeroShotClassifier(
+                estimator._resolve_names(), templates=estimator.templates
+            )
         classifier.aligner = classifier.aligner_ = fitted
         classifier._note_fit()
         if hasattr(classifier, "coef_"):

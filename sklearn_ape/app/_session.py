@@ -16,7 +16,7 @@ from PIL import Image
 from ..datasets import get_data_home, load_image_folder, load_openmoji
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
-from ..prompts import TEMPLATES, prompts_of, resolve_templates
+from ..prompts import TEMPLATES, is_hierarchy, prompts_of, resolve_templates
 from ..retrieval import CrossModalRetriever
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES
@@ -27,6 +27,7 @@ from ._limits import (
     Progress,
     UserError,
     check_text,
+    format_percent,
     parse_labels,
     quote,
     scale_progress,
@@ -191,6 +192,31 @@ class Session:
         return replace(self, few_shot=few_shot, previous_few_shot=None, can_undo=False)
 
 
+def _summarize(
+    classifier: ZeroShotClassifier, probabilities: dict[str, float], threshold: float
+) -> str:
+    """Return the predicted label in Markdown: below the threshold a group, or "unknown"."""
+    best, probability = next(iter(probabilities.items()))
+    label = escape_markdown(best)
+    if probability >= threshold:
+        n = len(probabilities)
+        percent = format_percent(probability)
+        return f"**{label}**, {percent}, among {n} labels (chance {100 / n:.2g}%)."
+    classifier = copy.copy(classifier)
+    classifier.threshold = threshold
+    row = np.array([[probabilities[str(name)] for name in classifier.classes_.tolist()]])
+    (group,), (group_probability,) = classifier._choose_labels(row)
+    answer = "**Unknown.**"
+    if group_probability >= threshold:  # only if the labels are a hierarchy
+        group = escape_markdown(str(group))
+        answer = f"**{group}**, {format_percent(group_probability)}, a group of labels."
+    # With three digits: rounded, both could be equal.
+    return (
+        f"{answer} The most probable label, {label}, has {100 * probability:.3g}%, less than "
+        f"the threshold of {100 * threshold:.3g}%."
+    )
+
+
 class AppService:
     """Model, images and limits of a server, and the requests that it processes.
 
@@ -242,17 +268,7 @@ class AppService:
             raise UserError(str(error).replace(path, "The image")) from error
         pairs = zip(top_labels[0], top_probabilities[0], strict=True)
         probabilities = {str(label): float(probability) for label, probability in pairs}
-        best, probability = next(iter(probabilities.items()))
-        if probability < threshold:
-            summary = (
-                f"**Unknown.** The most probable label, {escape_markdown(best)}, has "
-                f"{probability:.0%}, less than the threshold of {threshold:.0%}."
-            )
-        else:
-            summary = (
-                f"**{escape_markdown(best)}**, {probability:.0%}, among {len(names)} labels "
-                f"(chance {100 / len(names):.2g}%)."
-            )
+        summary = _summarize(classifier, probabilities, threshold)
         if few_shot is not None:
             summary += f" Labelled images used: {few_shot.class_count_.sum()}."
             chosen = self.templates[templates]
@@ -293,7 +309,10 @@ class AppService:
             zero_shot = self._get_zero_shot(session, names, templates)
             param_names = ("aligner", "templates", "class_prior", "logit_scale")
             params = {name: getattr(zero_shot, name) for name in param_names}
-            few_shot = FewShotClassifier(zero_shot._resolve_names(), **params)
+            label_names = (
+                zero_shot.labels if is_hierarchy(zero_shot.labels) else zero_shot._resolve_names()
+            )
+            few_shot = FewShotClassifier(label_names, **params)
         elif few_shot.class_count_.sum() >= self.limits.corrections:
             raise UserError(
                 f"The limit is {self.limits.corrections:,} labelled images. Undo the last "
@@ -313,20 +332,18 @@ class AppService:
         self, session: Session, names: Sequence[str], templates: str
     ) -> ZeroShotClassifier:
         """Return the served classifier if it has these labels and templates, or a new one."""
-        served = self.model.zero_shot
-        if (
-            served is not None
-            and session.alignment is None
-            and set(map(str, served.classes_)) == set(names)
-            and templates == self.initial_templates
-        ):
-            return served
+        served = self.model.zero_shot or self.model.few_shot
         # A served classifier may define the texts to embed for a label.
         names_by_label = self.model.names or {}
+        label_names: Any = {label: names_by_label.get(label, label) for label in names}
+        if served is not None and set(map(str, served.classes_)) == set(names):
+            is_unchanged = session.alignment is None and templates == self.initial_templates
+            if served is self.model.zero_shot and is_unchanged:
+                return served
+            if is_hierarchy(served._get_labels()):
+                label_names = served._get_labels()
         return ZeroShotClassifier(
-            {label: names_by_label.get(label, label) for label in names},
-            aligner=self.get_aligner(session),
-            templates=self.templates[templates],
+            label_names, aligner=self.get_aligner(session), templates=self.templates[templates]
         )
 
     def undo_correction(self, session: Session) -> Session:

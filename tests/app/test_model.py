@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import zipfile
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,32 @@ class TestServedClassifier:
         expected = zero_shot.predict_proba([image])[0, 0]
         assert results.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
 
+    @pytest.mark.parametrize("is_few_shot", [False, True])
+    def test_groups_of_a_hierarchy_are_predicted(self, served, captioned_images, is_few_shot):
+        """Also with other templates and after a correction, with which the page said "unknown"."""
+        labels = {"animal": {"cat": None, "dog": None}, "thing": {"cup": None, "house": None}}
+        image = captioned_images.images[5]
+        aligner = copy(served)
+        aligner.logit_scale_ = 2.0  # so that no label is certain
+        classifier = ZeroShotClassifier(labels, aligner=aligner)
+        if is_few_shot:
+            classifier = FewShotClassifier(labels, aligner=aligner).fit([image], ["cup"])
+        service = AppService(load_model(classifier), captioned_images.images[:4], Limits())
+        text = join_labels(service.labels)
+        for templates in ("simple", "none"):
+            corrected = service.correct(service.initial_session, image, text, templates, "cat")
+            for session in (Session(), service.initial_session, corrected):
+                probabilities = service.classify(session, image, text, templates, 0).probabilities
+                groups = {
+                    group: sum(probabilities[label] for label in members)
+                    for group, members in labels.items()
+                }
+                group = max(groups, key=groups.get)
+                threshold = (max(probabilities.values()) + groups[group]) / 2
+                answer = service.classify(session, image, text, templates, threshold).summary
+                assert answer.startswith(f"**{group}**, {groups[group]:.0%}, a group of labels.")
+                assert "Unknown" in service.classify(session, image, text, templates, 1).summary
+
     def test_corrections_keep_parameters_of_the_classifier(self, served, captioned_images):
         """The class shares are in the order of labels that are numbers, not texts."""
         labels, image = {2: "a cat", 10: "a house"}, captioned_images.images[5]
@@ -279,15 +306,26 @@ class TestServedClassifier:
 
     def test_labels_of_a_multi_label_classifier(self, served):
         """The labels of the page were the classes [0 1] of each label."""
-        classifier = MultiLabelZeroShotClassifier(["cat", "house"], aligner=served)
-        assert load_model(classifier).labels == ["cat", "house"]
+        classifier = MultiLabelZeroShotClassifier(["house", "cat"], aligner=served)
+        assert load_model(classifier).labels == ["house", "cat"]
+
+    def test_templates_of_a_multi_label_classifier(self, served, captioned_images):
+        """The page began with other templates than those of the classifier."""
+        labels, templates, image = ["cat", "house"], "a sketch of a {}", captioned_images.images[5]
+        multi_label = MultiLabelZeroShotClassifier(labels, aligner=served, templates=templates)
+        service = AppService(load_model(multi_label), captioned_images.images[:4], Limits())
+        text, options = join_labels(service.labels), (service.initial_templates, 0)
+        result = service.classify(service.initial_session, image, text, *options)
+        classifier = ZeroShotClassifier(labels, aligner=served, templates=templates)
+        expected = classifier.predict_proba([image])[0, 0]
+        assert result.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
 
     def test_labels_with_unusual_spaces_and_ends_are_known(self, served, captioned_images):
         """The page must not take them for other labels, without the labelled images."""
         image = captioned_images.images[4]
-        few_shot = FewShotClassifier(["my  cat", "- a dog, "], aligner=served)
+        few_shot = FewShotClassifier(["my  cat", "- a\ndog, "], aligner=served)
         service = AppService(load_model(few_shot.fit([image], ["my  cat"])), [image], Limits())
         text = join_labels(service.labels)
         result = service.classify(service.initial_session, image, text, "simple", 0)
         assert "Labelled images used: 1." in result.summary
-        assert set(result.probabilities) == {"my  cat", "- a dog, "}
+        assert set(result.probabilities) == {"my  cat", "- a\ndog, "}

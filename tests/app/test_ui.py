@@ -17,7 +17,7 @@ from sklearn_ape.app._model import (
     describe_encoders,
     load_model,
 )
-from sklearn_ape.app._session import AppService
+from sklearn_ape.app._session import AppService, _summarize
 from tests.app.conftest import PixelEncoder, TrigramEncoder
 
 
@@ -130,6 +130,20 @@ def alignment_text(before, after, n_held_out, with_head=False):
     recall = [Recall("before", before, 90), Recall("after", after, 90)]
     alignment = Alignment(None, "kernel", 500, n_held_out, recall, "", with_head)
     return describe_alignment(alignment, "Captions come from files.")
+
+
+class TestSummarize:
+    def test_small_probability_is_not_rounded_to_zero(self):
+        """Of 500 labels, the most probable one had 0%, less than the chance of 0.2%."""
+        probabilities = dict.fromkeys(map(str, range(500)), 0.0019) | {"7": 0.0044}
+        probabilities = dict(sorted(probabilities.items(), key=lambda item: -item[1]))
+        summary = _summarize(ZeroShotClassifier([*probabilities]), probabilities, 0)
+        assert summary == "**7**, 0.44%, among 500 labels (chance 0.2%)."
+
+    def test_probability_and_threshold_are_not_rounded_to_the_same_number(self):
+        probabilities = {"cat": 0.598, "dog": 0.402}
+        summary = _summarize(ZeroShotClassifier([*probabilities]), probabilities, 0.6)
+        assert "has 59.8%, less than the threshold of 60%" in summary
 
 
 class TestDescribeAlignment:
