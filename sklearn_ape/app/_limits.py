@@ -1,4 +1,4 @@
-"""Request limits of the web app, checks of texts, messages for visitors, progress callbacks."""
+"""Request limits and sessions of the web app, checks of texts, messages, progress callbacks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import logging
 import os
 import re
 import reprlib
+import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ..encoders.items import ItemError
 from ..encoders.text_encoder import validate_text
+from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.messages import escape_controls
 from ..utils.validation import check_integer
@@ -210,3 +213,63 @@ def format_size(n_bytes: int) -> str:
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"
     return f"{n_bytes} bytes"
+
+
+# Visitors whose data are reported as deleted; about 100 bytes each.
+_MAX_REMEMBERED_VISITORS = 10_000
+
+
+class SessionHolder:
+    """The current session of a visitor, whose requests may be processed at the same time.
+
+    Gradio copies the initial holder for each visitor. It deletes the copy with the visitor's data,
+    and makes another one for the next request.
+    """
+
+    def __init__(
+        self,
+        initial: Any,
+        limits: Limits,
+        get_visitor: Callable[[], str | None],
+        has_data: LRUCache[str | None, bool] | None = None,
+    ) -> None:
+        self.session = self._initial = initial
+        self._limits = limits
+        self._get_visitor = get_visitor
+        # Whether each visitor has data, shared by all copies.
+        self._has_data = LRUCache(_MAX_REMEMBERED_VISITORS) if has_data is None else has_data
+        self._is_new = True
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SessionHolder:
+        return SessionHolder(self._initial, self._limits, self._get_visitor, self._has_data)
+
+    def open(self) -> Any:
+        """Return the session; raise `UserError` if the visitor's data have been deleted."""
+        if self._is_new and self._has_data.get(self._get_visitor()):
+            minutes = max(1, self._limits.idle_seconds // 60)
+            raise UserError(
+                "Your aligner, images and corrections were deleted, because they had not changed "
+                f"for {minutes} minutes, or because more than {self._limits.sessions} visitors "
+                "use this page. Reload the page to begin again."
+            )
+        return self.session
+
+    def change(self, process: Callable[[Any], Any]) -> None:
+        """Process a request by a function that returns a changed session."""
+        session = self.open()
+        self.update(session, process(session))
+
+    def update(self, before: Any, after: Any) -> None:
+        """Apply the changes of a request to the session.
+
+        Requests that were processed at the same time may have changed other fields of it.
+        """
+        names = [field.name for field in fields(after)]
+        changes = {name: getattr(after, name) for name in names}
+        changes = {name: x for name, x in changes.items() if x is not getattr(before, name)}
+        with self._lock:
+            self.session = replace(self.session, **changes)
+            self._is_new = self._is_new and not changes
+            if changes:
+                self._has_data.put(self._get_visitor(), self.session != self._initial)

@@ -169,23 +169,19 @@ class FoundImage(NamedTuple):
 class Session:
     """Data of one visitor: own aligner, its zip file, own images, and the embedded images.
 
-    The items of `index` are the paths and the names of the images. `few_shot` has learned from the
-    visitor's corrections of classifications, and `previous_few_shot` from all but the last one. If
-    `can_undo`, the last correction can be undone.
+    `index` has the images that it was built for, and a retriever whose items are their paths and
+    names. `few_shot` has learned from the visitor's corrections of classifications, and
+    `previous_few_shot` from all but the last one. If `can_undo`, the last one can be undone.
+    The index and `few_shot` may be those of an aligner that was replaced at the same time.
     """
 
     alignment: Alignment | None = None
     download: Download | None = None
     images: ImageCollection | None = None
-    index: CrossModalRetriever | None = None
+    index: tuple[ImageCollection | None, CrossModalRetriever] | None = None
     few_shot: FewShotClassifier | None = None
     previous_few_shot: FewShotClassifier | None = None
     can_undo: bool = False
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
-        # Gradio copies the initial session for each visitor, with the weights of a few-shot
-        # classifier. A session is never changed, so that visitors can share it.
-        return self
 
     def set_few_shot(self, few_shot: FewShotClassifier | None) -> Session:
         """Return a session with another few-shot classifier, and no correction to undo."""
@@ -364,8 +360,9 @@ class AppService:
                 f"{', '.join(self.templates)}."
             )
         few_shot = session.few_shot
-        is_same = few_shot is not None and set(map(str, few_shot.classes_)) == set(names)
-        return path, names, few_shot if is_same else None
+        if few_shot is None or few_shot.aligner is not self.get_aligner(session):
+            return path, names, None
+        return path, names, few_shot if set(map(str, few_shot.classes_)) == set(names) else None
 
     def search(
         self, session: Session, query: str, image: Any, k: int, progress: Progress
@@ -458,8 +455,12 @@ class AppService:
             return session, self._index.get_or_create(
                 "index", lambda: self._build_index(session, progress)
             )
-        index = session.index or self._build_index(session, progress)
-        return replace(session, index=index), index
+        if session.index is not None:
+            images, index = session.index
+            if images is session.images and index.aligner_ is self.get_aligner(session):
+                return session, index
+        index = self._build_index(session, progress)
+        return replace(session, index=(session.images, index)), index
 
     def _build_index(self, session: Session, progress: Progress) -> CrossModalRetriever:
         """Embed images for searches. Unreadable images are skipped.

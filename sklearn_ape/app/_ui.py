@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..utils.messages import escape_markdown, import_optional
-from ._limits import format_size, join_labels, make_visitor_message
+from ._limits import SessionHolder, format_size, join_labels, make_visitor_message
 from ._model import (
     describe_alignment,
     describe_encoders,
@@ -19,7 +19,6 @@ from ._model import (
     list_methods,
     may_have_maps,
 )
-from ._session import Session  # Gradio before 6.11 evaluates the annotations of listeners
 from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:
@@ -116,6 +115,11 @@ def show_errors() -> Iterator[None]:
         message = html.escape(make_visitor_message(error), quote=False)
         # Without a duration, the message would disappear after ten seconds.
         raise gr.Error(message, duration=None, print_exception=False, title="Error") from error
+
+
+def _get_visitor() -> str | None:
+    """Return Gradio's name of the visitor whose request is processed."""
+    return getattr(gr.context.LocalContext.request.get(None), "session_hash", None)
 
 
 def _add_image_input(elem_id: str) -> Any:
@@ -216,42 +220,41 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
                 )
 
     def classify(
-        session: Session, image: Any, names: str, templates: str, threshold: float
+        holder: SessionHolder, image: Any, names: str, templates: str, threshold: float
     ) -> tuple[dict[str, float] | None, str]:
         if image is None:
             return None, _NO_IMAGE
         with show_errors():
-            result = service.classify(session, image, names, templates, threshold)
+            result = service.classify(holder.open(), image, names, templates, threshold)
         return result.probabilities, result.summary
 
     def correct(
-        session: Session, image: Any, names: str, templates: str, threshold: float, label: str
+        holder: SessionHolder, image: Any, names: str, templates: str, threshold: float, label: str
     ) -> tuple[Any, ...]:
         with show_errors():
-            session = service.correct(session, image, names, templates, label)
-        return session, *classify(session, image, names, templates, threshold)
+            holder.change(lambda session: service.correct(session, image, names, templates, label))
+        return holder, *classify(holder, image, names, templates, threshold)
 
     def undo(
-        session: Session, image: Any, names: str, templates: str, threshold: float
+        holder: SessionHolder, image: Any, names: str, templates: str, threshold: float
     ) -> tuple[Any, ...]:
         with show_errors():
-            session = service.undo_correction(session)
-        return session, *classify(session, image, names, templates, threshold)
+            holder.change(service.undo_correction)
+        return holder, *classify(holder, image, names, templates, threshold)
 
-    def update_where(session: Session, answer: Any) -> Any:
-        is_shown = answer is not None and may_have_maps(service.get_aligner(session))
+    def update_where(holder: SessionHolder, answer: Any) -> Any:
+        is_shown = answer is not None and may_have_maps(service.get_aligner(holder.session))
         return gr.Accordion(visible=is_shown)
 
-    def locate(session: Session, image: Any, names: str, templates: str) -> str:
+    def locate(holder: SessionHolder, image: Any, names: str, templates: str) -> str:
         with show_errors():
-            return _format_map(service.locate(session, image, names, templates))
+            return _format_map(service.locate(holder.open(), image, names, templates))
 
-    def update_correction(session: Session, image: Any, names: str) -> tuple[Any, Any, Any]:
-        choices = service.parse_labels(names)
+    def update_correction(holder: SessionHolder, image: Any, names: str) -> tuple[Any, Any, Any]:
         return (
-            gr.Dropdown(choices=choices),  # keeps a label that the visitor has chosen
+            gr.Dropdown(choices=service.parse_labels(names)),  # keeps a label that was chosen
             gr.Column(visible=image is not None),
-            gr.Button(visible=session.can_undo),
+            gr.Button(visible=holder.session.can_undo),
         )
 
     def select_example(event: gr.SelectData) -> Any:
@@ -336,28 +339,33 @@ def search_tab(service: AppService, session: Any) -> None:
             )
 
     def search(
-        session: Session, query: str, image: Any, k: int, progress: Any = _PROGRESS
-    ) -> tuple[Session, list[tuple[Any, str]]]:
+        holder: SessionHolder, query: str, image: Any, k: int, progress: Any = _PROGRESS
+    ) -> tuple[SessionHolder, list[tuple[Any, str]]]:
         with show_errors():
-            session, results = service.search(session, query, image, k, progress)
+            session = holder.open()
+            indexed, results = service.search(session, query, image, k, progress)
+            holder.update(session, indexed)
             # z writes 0.00 instead of -0.00.
             gallery = [(make_thumbnail(r.image), f"{r.name} ({r.score:z.2f})") for r in results]
-        return session, gallery
+        return holder, gallery
 
-    def describe(session: Session) -> str:
-        return _describe_images(session.images or service.images)
+    def describe(holder: SessionHolder) -> str:
+        return _describe_images(holder.session.images or service.images)
 
-    def show_images(session: Session) -> tuple[Session, str, list[Any]]:
-        return session, describe(session), service.list_examples(session)
+    def show_images(holder: SessionHolder) -> tuple[SessionHolder, str, list[Any]]:
+        return holder, describe(holder), service.list_examples(holder.session)
 
     def load_images(
-        session: Session, archive: Any, progress: Any = _PROGRESS
-    ) -> tuple[Session, str, list[Any]]:
+        holder: SessionHolder, archive: Any, progress: Any = _PROGRESS
+    ) -> tuple[SessionHolder, str, list[Any]]:
         with show_errors():
-            return show_images(service.load_images(session, archive, progress))
+            holder.change(lambda session: service.load_images(session, archive, progress))
+        return show_images(holder)
 
-    def reset_images(session: Session) -> tuple[Session, str, list[Any]]:
-        return show_images(service.reset_images(session))
+    def reset_images(holder: SessionHolder) -> tuple[SessionHolder, str, list[Any]]:
+        with show_errors():
+            holder.change(service.reset_images)
+        return show_images(holder)
 
     # With both, `search` would use the text and ignore the image.
     image.upload(lambda: "", None, query, api_visibility="private", show_progress="hidden")
@@ -412,10 +420,11 @@ def align_tab(service: AppService, session: Any) -> None:
 
     outputs = [session, model, result, download, reset_button]
 
-    def update(session: Session, remark: str = "") -> tuple[Any, ...]:
+    def show(holder: SessionHolder, remark: str = "") -> tuple[Any, ...]:
+        session = holder.session
         file = None if session.download is None else session.download.path
         return (
-            session,
+            holder,
             describe_model(session.alignment),
             describe_alignment(session.alignment, remark),
             gr.DownloadButton(value=file, interactive=file is not None),
@@ -423,17 +432,27 @@ def align_tab(service: AppService, session: Any) -> None:
         )
 
     def align(
-        session: Session, archive: Any, method: str, with_head: bool, progress: Any = _PROGRESS
+        holder: SessionHolder,
+        archive: Any,
+        method: str,
+        with_head: bool,
+        progress: Any = _PROGRESS,
     ) -> tuple[Any, ...]:
         with show_errors():
-            return update(*service.align(session, archive, method, with_head, progress))
+            session = holder.open()
+            aligned, remark = service.align(session, archive, method, with_head, progress)
+            holder.update(session, aligned)
+            return show(holder, remark)
 
-    def load_aligner(session: Session, archive: Any) -> tuple[Any, ...]:
+    def load_aligner(holder: SessionHolder, archive: Any) -> tuple[Any, ...]:
         with show_errors():
-            return update(service.load_aligner(session, archive))
+            holder.change(lambda session: service.load_aligner(session, archive))
+            return show(holder)
 
-    def reset_aligner(session: Session) -> tuple[Any, ...]:
-        return update(service.reset_aligner(session))
+    def reset_aligner(holder: SessionHolder) -> tuple[Any, ...]:
+        with show_errors():
+            holder.change(service.reset_aligner)
+            return show(holder)
 
     inputs = [session, archive, method, with_head]
     options = {"show_progress_on": result, **_ONE_AT_A_TIME}
@@ -468,7 +487,8 @@ def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Bloc
             minutes=max(1, limits.idle_seconds // 60),
         )
         gr.Markdown(introduction)
-        session = gr.State(service.initial_session, time_to_live=limits.idle_seconds)
+        holder = SessionHolder(service.initial_session, limits, _get_visitor)
+        session = gr.State(holder, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
             service.labels = list(labels or service.labels or DEFAULT_LABELS)
             classify_tab(service, session, service.labels)

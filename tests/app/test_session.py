@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClassifier
 from sklearn_ape.app import Limits, _model
-from sklearn_ape.app._limits import UserError, make_visitor_message, parse_labels
+from sklearn_ape.app._limits import SessionHolder, UserError, make_visitor_message, parse_labels
 from sklearn_ape.app._model import Model, Recall, list_methods, load_model
 from sklearn_ape.app._session import AppService, Session, load_collection
 from sklearn_ape.encoders import EncodingFailedWarning
@@ -149,7 +149,8 @@ class TestCorrect:
         assert results.probabilities["tuba"] == pytest.approx(expected, abs=1e-5)
         session = service.correct(service.initial_session, image, "tuba, cat", "simple", "cat")
         assert service.reset_aligner(session).few_shot is model.few_shot
-        assert deepcopy(service.initial_session).few_shot is model.few_shot  # not copied
+        holder = SessionHolder(service.initial_session, service.limits, lambda: None)
+        assert deepcopy(holder).session.few_shot is model.few_shot  # not copied
 
     def test_names_of_subfolders_are_labels(self, captioned_images, tmp_path):
         """Underscores are spaces, and classes that differ by a number remain different."""
