@@ -246,6 +246,7 @@ class TestFirstVisit:
                 press(Keys.TAB)
             wait_for_focus(name)
 
+        browser.wait(lambda: len(browser.all("#classify-examples .caption-label")) > 1)
         move_to(browser.all("#classify-examples .caption-label")[1].text)
         press(Keys.ENTER)
         browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
