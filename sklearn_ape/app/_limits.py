@@ -231,7 +231,7 @@ class SessionHolder:
         initial: Any,
         limits: Limits,
         get_visitor: Callable[[], str | None],
-        has_data: LRUCache[str | None, bool] | None = None,
+        has_data: LRUCache[str, bool] | None = None,
     ) -> None:
         self.session = self._initial = initial
         self._limits = limits
@@ -246,7 +246,8 @@ class SessionHolder:
 
     def open(self) -> Any:
         """Return the session; raise `UserError` if the visitor's data have been deleted."""
-        if self._is_new and self._has_data.get(self._get_visitor()):
+        visitor = self._get_visitor()
+        if self._is_new and visitor is not None and self._has_data.get(visitor):
             minutes = max(1, self._limits.idle_seconds // 60)
             raise UserError(
                 "Your aligner, images and corrections were deleted, because they had not changed "
@@ -268,8 +269,9 @@ class SessionHolder:
         names = [field.name for field in fields(after)]
         changes = {name: getattr(after, name) for name in names}
         changes = {name: x for name, x in changes.items() if x is not getattr(before, name)}
+        visitor = self._get_visitor()
         with self._lock:
             self.session = replace(self.session, **changes)
             self._is_new = self._is_new and not changes
-            if changes:
-                self._has_data.put(self._get_visitor(), self.session != self._initial)
+            if changes and visitor is not None:  # programs may send requests without a name
+                self._has_data.put(visitor, self.session != self._initial)

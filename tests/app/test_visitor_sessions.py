@@ -28,6 +28,10 @@ class TestSessionHolder:
             deepcopy(initial).open()
         visitor = "second"
         assert deepcopy(initial).open() is service.initial_session
+        visitor = None  # of a program, which other programs share
+        other = deepcopy(initial)
+        other.change(lambda session: service.load_images(session, archive, ignore_progress))
+        assert deepcopy(initial).open() is service.initial_session
         visitor = "first"
         holder.change(service.reset_images)
         assert deepcopy(initial).open() is service.initial_session
