@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from glob import glob
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -207,15 +208,22 @@ _folder_digests: dict[tuple[tuple[str, tuple[int, ...]], ...], str] = {}
 
 
 def digest_folder(folder: str | os.PathLike[str]) -> str:
-    """Return a digest of the names and contents of all files in a model folder."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    """Return a digest of the names and contents of all files in a model folder.
+
+    Hidden files are left out. No library reads them, and those of git and of ``hf download``
+    differ between copies of the same model.
+    """
+    # Unlike rglob, glob follows links to folders.
+    names = glob("**", root_dir=folder, recursive=True)
+    files = sorted(path for path in map(Path(folder).joinpath, names) if path.is_file())
     statuses = [path.stat() for path in files]
     stamps = tuple((str(path), read_stamp(s)) for path, s in zip(files, statuses, strict=True))
     if stamps in _folder_digests:
         return _folder_digests[stamps]
     digest = hashlib.sha256()
     for path in files:
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + digest_file(path))
+        name = path.relative_to(folder).as_posix()
+        digest.update(name.encode() + b"\0" + digest_file(path))
     # The stamps of recently changed files may not change with the next write.
     if all(map(has_reliable_stamp, statuses)):
         _folder_digests[stamps] = digest.hexdigest()

@@ -137,6 +137,29 @@ def test_folder_digest_depends_on_content(tmp_path, monkeypatch, settled):
     assert registry.digest_folder(b) != first
 
 
+def test_folder_digest_depends_on_files_behind_links(tmp_path):
+    """A folder of a model may be a link, such as 1_Pooling in a folder of links."""
+    pooling, model = tmp_path / "1_Pooling", tmp_path / "model"
+    for folder in (pooling, model):
+        folder.mkdir()
+    (pooling / "config.json").write_text("mean")
+    (model / "1_Pooling").symlink_to(pooling, target_is_directory=True)
+    first = registry.digest_folder(model)
+    (pooling / "config.json").write_text("cls")
+    assert registry.digest_folder(model) != first
+
+
+def test_folder_digest_does_not_depend_on_hidden_files(tmp_path):
+    """The time in the file that ``hf download`` writes is another one on each computer."""
+    (tmp_path / "w.bin").write_bytes(b"1111")
+    first = registry.digest_folder(tmp_path)
+    metadata = tmp_path / ".cache" / "huggingface" / "download" / "w.bin.metadata"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("1712656091.123")
+    (tmp_path / ".gitattributes").write_text("*.bin filter=lfs")
+    assert registry.digest_folder(tmp_path) == first
+
+
 @pytest.mark.parametrize("cls", [TimmImageEncoder, TransformersTextEncoder])
 def test_derived_class_accepts_packaged_names(cls):
     """A subclass works with the default model_name of its base class."""
