@@ -157,6 +157,21 @@ def test_encoder_that_was_saved_without_its_decoder(tmp_path):
     np.testing.assert_allclose(encoder.transform(hf.TEXTS), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:engine='openvino' cannot compute this network")
+def test_export_of_a_sliding_window_handles_long_padding(tmp_path):
+    """ModernBERT's padding attends to no token of a text that is more than 64 tokens away."""
+    pytest.importorskip("openvino")
+    special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
+    sizes = hf.TEXT | {"max_position_embeddings": 256}
+    config = hf.transformers.ModernBertConfig(**sizes, **special)
+    hf.save_model(tmp_path, config, prepare=hf.tokenizer())
+    texts = ["cat " * 100, "dog"]
+    encoder = TransformersTextEncoder(str(tmp_path), cache=None, batch_size=2)
+    expected = encoder.set_params(engine="torch").transform(texts)
+    features = encoder.set_params(engine="openvino").transform(texts)
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
 def test_features_of_missing_weights_raise(tmp_path):
     """transformers initializes such weights at random, differently in every process."""
     towers = {"vision_config": hf.VISION, "text_config": hf.TEXT, "projection_dim": 6}
