@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -32,6 +31,7 @@ from .items import EncodingError, EncodingFailedWarning, as_items, summarize_err
 from .weights import (
     PACKAGED,
     Network,
+    check_fitted_weights,
     check_outside_model,
     digest_folder,
     find_hub_commit,
@@ -41,7 +41,6 @@ from .weights import (
 
 # Version of the computation in low precision. A new one makes older cached features unused.
 _LOW_PRECISION_VERSION = 3
-_COMMIT = re.compile(r".*@([0-9a-f]{40})")
 
 
 class FrozenEncoder(
@@ -79,6 +78,8 @@ class FrozenEncoder(
     cache: str | os.PathLike[str] | FeatureCache | None
     on_error: str
     verbose: int | None
+    # Fingerprint of the weights at `fit`. None if they had not been downloaded, or before `fit`.
+    _fitted_weights: str | None = None
 
     # Methods of subclasses: weights and identity
 
@@ -106,9 +107,11 @@ class FrozenEncoder(
     def _get_identity(self) -> dict[str, Any]:
         """Return what a feature depends on, except item and precision; may download the model."""
         weights = self._compute_weights_fingerprint()
+        check_fitted_weights(self, weights)
         if weights is None:
             self._get_network()  # downloads the weights
             weights = self._compute_weights_fingerprint() or f"{self.model_name}@{self.revision}"
+            check_fitted_weights(self, weights)
         excluded = self._runtime_params | {"model_name", "revision", "dtype", "on_error"}
         # Not get_params, which takes longer than the rest of a key.
         names = [field.name for field in fields(self) if field.name not in excluded]
@@ -179,6 +182,7 @@ class FrozenEncoder(
         """
         self._check_parameters()
         self._as_list(X)
+        self._fitted_weights = self._compute_weights_fingerprint()
         return self
 
     def transform(self, X: Sequence[Any]) -> np.ndarray:
@@ -463,32 +467,30 @@ class FrozenEncoder(
 
     # Saving: the record holds the fingerprint of the weights, not the weights themselves
 
+    def _find_weights_to_record(self) -> str | None:
+        """Return the fingerprint of the weights that the fitted model depends on."""
+        return self._fitted_weights or self._compute_weights_fingerprint()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        is_fitted = "_fitted_weights" in state
+        return state | ({"_fitted_weights": self._find_weights_to_record()} if is_fitted else {})
+
     def _get_recorded_params(self) -> dict[str, Any]:
         params = super()._get_recorded_params()
-        commit = _COMMIT.fullmatch(self._compute_weights_fingerprint() or "")
+        _, at, commit = (self._find_weights_to_record() or "").rpartition("@")
         # Record the commit that the features came from: a branch may move.
-        if commit and "revision" in params:
-            params["revision"] = commit[1]
+        if at and "revision" in params:
+            params["revision"] = commit
         return params
 
     def _get_state(self) -> dict[str, Any]:
-        return {"weights": self._compute_weights_fingerprint()}
+        return {"weights": self._find_weights_to_record()}
 
     def _set_state(self, state: FittedState) -> None:
-        recorded, fingerprint = state.optional("weights"), self._compute_weights_fingerprint()
-        name = type(self).__name__
-        if recorded is not None and fingerprint is not None and recorded != fingerprint:
-            raise ValueError(
-                f"{name}({self.model_name!r}) has other weights here ({fingerprint[:60]}) than "
-                f"when the model was fitted ({str(recorded)[:60]}), so its answers would be "
-                "wrong. Use the weights of the fit, or fit again."
-            )
-        # Weights without a fingerprint are on the hub; a bare sha256 is the digest of a folder.
-        if fingerprint is None and re.fullmatch("[0-9a-f]{64}", str(recorded)):
-            raise ValueError(
-                f"model_name={self.model_name!r} of {name} is a folder that does not exist here. "
-                "Copy the folder with the weights to this path."
-            )
+        weights = state.optional("weights")
+        self._fitted_weights = None if weights is None else str(weights)
+        check_fitted_weights(self, self._compute_weights_fingerprint())
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -228,6 +229,26 @@ def digest_folder(folder: str | os.PathLike[str]) -> str:
     if all(map(has_reliable_stamp, statuses)):
         _folder_digests[stamps] = digest.hexdigest()
     return digest.hexdigest()
+
+
+def check_fitted_weights(encoder: Any, weights: str | None) -> None:
+    """Raise ValueError unless the fingerprint of an encoder's weights is that of its fit.
+
+    A fingerprint of None means weights that are not on this computer.
+    """
+    fitted, name = encoder._fitted_weights, type(encoder).__name__
+    if fitted is not None and weights is not None and fitted != weights:
+        raise ValueError(
+            f"{name}({encoder.model_name!r}) has other weights here ({weights[:60]}) than when "
+            f"the model was fitted ({fitted[:60]}), so its answers would be wrong. Use the "
+            "weights of the fit, or fit again."
+        )
+    # Weights without a fingerprint are on the hub; a bare sha256 is the digest of a folder.
+    if weights is None and re.fullmatch("[0-9a-f]{64}", fitted or ""):
+        raise ValueError(
+            f"model_name={encoder.model_name!r} of {name} is a folder that does not exist here. "
+            "Copy the folder with the weights to this path."
+        )
 
 
 def find_hub_commit(

@@ -15,12 +15,14 @@ from sklearn.utils import get_tags
 from sklearn.utils.fixes import parse_version
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_ape import KernelAligner, load_pretrained
 from sklearn_ape.encoders import (
     EncodingFailedWarning,
     OpenCLIPTextEncoder,
     TimmImageEncoder,
     TransformersTextEncoder,
 )
+from tests.encoders import test_transformers as hf
 from tests.encoders.conftest import ALL
 
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
@@ -74,6 +76,61 @@ def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout.splitlines()[0] == "[]"
     np.testing.assert_allclose(np.load(out), truth[:2], atol=1e-5)
+
+
+class TestOtherWeightsThanAtFit:
+    """The heads of an aligner are wrong for the features of another network."""
+
+    CAPTIONS = ("a cat", "the dog", "cat on the mat", "dog runs", "the mat", "a dog on a cat")
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        folder = tmp_path / "text"
+        self.save(folder, seed=0)
+        return folder
+
+    @pytest.fixture
+    def aligner(self, folder):
+        features = np.random.default_rng(0).standard_normal((6, 4))
+        return KernelAligner(text_encoder=str(folder)).fit(features, self.CAPTIONS)
+
+    @staticmethod
+    def save(folder, seed):
+        config = hf.transformers.BertConfig(**hf.TEXT)
+        hf.save_model(folder, config, seed=seed, prepare=hf.tokenizer())
+
+    def test_replaced_weights_raise(self, aligner, folder, tmp_path):
+        saved, pickled = tmp_path / "saved", pickle.dumps(aligner)
+        self.save(folder, seed=1)
+        for fitted in (aligner, pickle.loads(pickled)):
+            with pytest.raises(ValueError, match=r"has other weights here .* fit again"):
+                fitted.transform_text(TEXTS)
+        aligner.save_pretrained(saved)  # records the weights of the fit
+        with pytest.raises(ValueError, match="has other weights here"):
+            load_pretrained(saved)
+        self.save(folder, seed=0)
+        expected = aligner.transform_text(TEXTS)
+        np.testing.assert_array_equal(load_pretrained(saved).transform_text(TEXTS), expected)
+
+    def test_moved_folder_raises(self, aligner, folder, tmp_path):
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(ValueError, match=r"is a folder that does not exist here. Copy"):
+            aligner.transform_text(TEXTS)
+
+    def test_next_fit_uses_the_new_weights(self, aligner, folder):
+        self.save(folder, seed=1)
+        aligner.fit(np.eye(6), self.CAPTIONS)
+        assert aligner.transform_text(TEXTS).shape[0] == len(TEXTS)
+
+    def test_model_downloaded_after_fit_is_recorded(self, monkeypatch):
+        """The commit of a model on the hub is unknown until its files are in the local cache."""
+        commits = iter([None, "name@" + "1" * 40, "name@" + "2" * 40])
+        monkeypatch.setattr(
+            TransformersTextEncoder, "_compute_weights_fingerprint", lambda self: next(commits)
+        )
+        encoder = pickle.loads(pickle.dumps(TransformersTextEncoder("owner/name").fit(TEXTS)))
+        with pytest.raises(ValueError, match=r"other weights here \(name@2+\) than .*\(name@1+\)"):
+            encoder.transform(TEXTS)
 
 
 @pytest.mark.parametrize("cls", ALL)
