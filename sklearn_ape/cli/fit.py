@@ -302,14 +302,22 @@ def _make_extension(base: Any, options: Any, on_error: str) -> Any:
     """Return an aligner, not fitted, that extends another one."""
     from sklearn.base import clone
 
-    from ..aligners import APEAligner
+    from ..aligners import APEAligner, KernelAligner
     from ..aligners.wrapper import unwrap_aligner
     from ..encoders.base import FrozenEncoder
     from . import _models
 
+    inner = unwrap_aligner(base)
+    if not isinstance(inner, APEAligner | KernelAligner):
+        raise typer.BadParameter(
+            f"the aligner is a {type(inner).__name__}, but captions can only extend an APEAligner "
+            "or a KernelAligner. To train a new aligner, set --method kernel, --image-encoder and "
+            "--text-encoder. To learn labels with this aligner, set --captions none.",
+            param_hint="--aligner",
+        )
     verbose = int(not options.quiet)
     encoder = _models.get_image_encoder(base).set_params(on_error=on_error)
-    texts = getattr(unwrap_aligner(base), "text_encoder_", None)
+    texts = getattr(inner, "text_encoder_", None)
     if isinstance(texts, FrozenEncoder):  # thousands of captions need a progress bar
         texts = clone(texts).set_params(verbose=verbose)
     return APEAligner(

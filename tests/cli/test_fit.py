@@ -17,6 +17,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
+from tests.encoders.test_open_clip import save_model as save_clip
 from tests.encoders.tiny_networks import text_folder
 
 DIRECTIONS = ("image to caption", "caption to image")
@@ -94,6 +95,16 @@ class TestFit:
         scores = rows("fit", captioned, *options)
         names = [f"{d}{of}" for of in ("", ", not extended") for d in DIRECTIONS]
         assert [row["of"] for row in scores[::3]] == names
+
+    def test_captions_with_an_aligner_that_cannot_be_extended_raise(
+        self, captioned, run, tmp_path
+    ):
+        (tmp_path / "clip").mkdir()
+        save_clip(tmp_path / "clip")
+        options = ("--aligner", f"open_clip:{tmp_path / 'clip'}", "-o", tmp_path / "out")
+        result = run("fit", captioned, *options, code=2)
+        message = " ".join(result.stderr.split())
+        assert "--aligner: the aligner is a CLIPAligner, but captions can only extend" in message
 
     def test_labels_save_classifier(self, photos, run, rows, tmp_path):
         out = tmp_path / "mine"
