@@ -247,7 +247,7 @@ def check_fitted_weights(encoder: Any, weights: str | None) -> None:
     if weights is None and re.fullmatch("[0-9a-f]{64}", fitted or ""):
         raise ValueError(
             f"model_name={encoder.model_name!r} of {name} is a folder that does not exist here. "
-            "Copy the folder with the weights to this path."
+            f"Copy the folder with the weights to {os.path.abspath(encoder.model_name)!r}."
         )
 
 
