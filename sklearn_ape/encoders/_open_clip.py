@@ -16,6 +16,7 @@ from .image_encoder import ImageEncoder, Preprocessing
 from .text_encoder import TextEncoder, use_tokenizers
 from .weights import (
     Network,
+    describe_model_folder,
     digest_folder,
     explain_load_errors,
     find_hub_commit,
@@ -39,6 +40,7 @@ class _OpenCLIPTower(FrozenEncoder):
                 raise ValueError(
                     f"model_name={self.model_name!r} is a folder without an OpenCLIP model: it "
                     f"has no {_CONFIG}. Pass a folder with this file and weights."
+                    f"{describe_model_folder(self.model_name)}"
                 )
             return
         import open_clip

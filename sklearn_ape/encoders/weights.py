@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from glob import glob
 from importlib import metadata, util
@@ -294,14 +294,45 @@ def check_source(encoder: Any) -> None:
     elif os.path.isdir(model_name):
         if not (Path(model_name) / "config.json").is_file():
             raise ValueError(
-                f"model_name={model_name!r} is a folder without a model: it has no config.json. "
-                "Pass a folder that save_pretrained of the transformers library wrote."
+                f"model_name={model_name!r} is a folder without a model of transformers: it has "
+                "no config.json. Pass a folder that save_pretrained of the transformers library "
+                f"wrote.{describe_model_folder(model_name)}"
             )
     elif suggest_names(model_name, PACKAGED) and "/" not in model_name:
         raise ValueError(
             f"model_name={model_name!r} is not an encoder. Pass a short name of list_encoders(), "
             f"a folder or a hub name 'owner/name'.{suggest_names(model_name, PACKAGED)}"
         )
+
+
+def describe_model_folder(folder: str) -> str:
+    """Return " The folder contains ..., for the encoder ...", or "" if no file says so."""
+    names = set(os.listdir(folder))
+    config: Any = None
+    with suppress(OSError, ValueError):
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = config if isinstance(config, dict) else {}
+    if "open_clip_config.json" in names:
+        kind, prefix = "an OpenCLIP model", "open_clip"
+        encoders = ["OpenCLIPImageEncoder", "OpenCLIPTextEncoder"]
+    elif "modules.json" in names:
+        kind, prefix = "a sentence-transformers model", "sentence-transformers"
+        encoders = ["SentenceTransformerEncoder"]
+    elif "architecture" in config:
+        kind, prefix, encoders = "a timm model", "timm", ["TimmImageEncoder"]
+    elif "model_type" in config:
+        parts = {}
+        if names & {"preprocessor_config.json", "processor_config.json"}:
+            parts["an image processor"] = "TransformersImageEncoder"
+        if any(name.startswith(("tokenizer", "vocab", "spiece")) for name in names):
+            parts["a tokenizer"] = "TransformersTextEncoder"
+        ending = " and ".join(parts) or "neither an image processor nor a tokenizer"
+        kind = f"a {str(config['model_type'])[:40]!r} model of transformers with {ending}"
+        prefix = "transformers"
+        encoders = [*parts.values()] or ["TransformersImageEncoder", "TransformersTextEncoder"]
+    else:
+        return ""
+    return f" The folder contains {kind}, for {' or '.join(encoders)} ('{prefix}:FOLDER')."
 
 
 def check_outside_model(model_name: str, path: Path, argument: str) -> None:
@@ -374,10 +405,9 @@ def explain_load_errors(model_name: str, candidates: Iterable[str] = PACKAGED) -
     except Exception as error:  # libraries raise many exception types for damaged files
         if os.path.isdir(model_name):
             raise ValueError(
-                f"model_name={model_name!r} is a folder that could not be loaded. Check that it "
-                "contains a complete model of this library. For a model of another one, use its "
-                "encoder, such as TransformersImageEncoder ('transformers:FOLDER'). The library "
-                f"reports: {error}"
+                f"model_name={model_name!r} is a folder that could not be loaded. Check that "
+                f"its files are complete.{describe_model_folder(model_name)} The library reports: "
+                f"{error}"
             ) from error
         if os.path.isfile(model_name):
             raise ValueError(

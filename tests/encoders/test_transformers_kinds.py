@@ -1,13 +1,18 @@
 """Models of transformers whose towers, tokens, processors or precision are special."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from sklearn_ape import CCAAligner, LiTAligner
-from sklearn_ape.encoders import TransformersImageEncoder, TransformersTextEncoder
+from sklearn_ape.encoders import (
+    OpenCLIPTextEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+)
 from tests.encoders import test_transformers as hf
 
 
@@ -200,8 +205,16 @@ def test_folder_of_another_library_raises(tmp_path):
     """A name without a prefix is that of a timm model."""
     hf.save_model(tmp_path, hf.image_config("vit"), prepare=hf.processor())
     aligner = CCAAligner(image_encoder=str(tmp_path), text_encoder="all-MiniLM-L6-v2")
-    with pytest.raises(ValueError, match=r"another one, use its .*'transformers:FOLDER'"):
+    message = (
+        "The folder contains a 'vit' model of transformers with an image processor, for "
+        "TransformersImageEncoder ('transformers:FOLDER')."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
         aligner.fit(hf.IMAGES, hf.TEXTS)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TransformersTextEncoder(str(tmp_path)).transform(hf.TEXTS)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        OpenCLIPTextEncoder(str(tmp_path)).transform(hf.TEXTS)
 
 
 def test_code_of_a_model_is_not_run(tmp_path, monkeypatch):

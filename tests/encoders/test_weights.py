@@ -111,6 +111,28 @@ def test_empty_model_folder_raises(cls, tmp_path):
         cls(str(tmp_path)).fit(["a"])
 
 
+@pytest.mark.parametrize(
+    ("files", "description"),
+    [
+        ({"open_clip_config.json": "{}"}, "an OpenCLIP model, for OpenCLIPImageEncoder or OpenC"),
+        ({"config.json": '{"architecture": "vit"}'}, "a timm model, for TimmImageEncoder ('timm:"),
+        ({"modules.json": "[]"}, "a sentence-transformers model, for SentenceTransformerEncoder"),
+        (
+            {"config.json": '{"model_type": "bert"}', "tokenizer.json": "{}"},
+            "a 'bert' model of transformers with a tokenizer, for TransformersTextEncoder ('tra",
+        ),
+        ({"config.json": '{"model_type": "bert"}'}, "with neither an image processor nor a token"),
+        ({"config.json": "damaged"}, ""),
+    ],
+)
+def test_folder_of_a_model_is_described(files, description, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    text = registry.describe_model_folder(str(tmp_path))
+    assert description in text
+    assert bool(text) == bool(description)
+
+
 def test_wrong_weights_raise(tmp_path):
     """A packaged file with other content raises an error."""
     (tmp_path / "w.pth").write_bytes(b"other weights")
