@@ -194,8 +194,13 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
             encoder._check_parameters()
         return joblib.hash([encoder._digest_identity() for encoder in encoders])
 
+    @property
+    def _weights_fingerprint(self) -> str | None:
+        """Fingerprint of the weights, or None if they have not been downloaded."""
+        return self.text_encoder._compute_weights_fingerprint()
+
     def _get_state(self) -> dict[str, Any]:
-        return {"weights": self.text_encoder._compute_weights_fingerprint()}
+        return {"weights": self._weights_fingerprint}
 
     def _set_state(self, state: FittedState) -> None:
         self.text_encoder._set_state(state)

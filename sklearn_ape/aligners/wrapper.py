@@ -188,13 +188,23 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
                     f"{name}={shown} was set after fit, which used another value. Call fit again, "
                     "or restore the previous value."
                 )
-        if digest_embedding(self._get_aligner_in_use()) != record["embeddings"]:
+        is_current = digest_embedding(self._get_aligner_in_use()) == record["embeddings"]
+        weights = record.get("clip_weights")  # only of an unpickled estimator
+        if not is_current or (weights and self._get_clip_weights() not in (None, weights)):
             raise ValueError(
                 f"aligner was changed since this {type(self).__name__} was fitted: it was fitted "
-                "again, or a parameter of its encoders or of another step of its Pipeline was "
-                "set. Its embeddings are not comparable with those of the fit. Call fit again, or "
-                "restore the parameter."
+                "again, a parameter of its encoders or of another step of its Pipeline was set, "
+                "or the weights of an encoder were replaced. Its embeddings are not comparable "
+                "with those of the fit. Call fit again, or restore the parameter or the weights."
             )
+
+    def _get_clip_weights(self) -> str | None:
+        """Return the fingerprint of a CLIP model, or None if it has not been downloaded.
+
+        The encoders of other aligners record their own.
+        """
+        aligner = unwrap_aligner(self._get_aligner_in_use())
+        return getattr(aligner, "_weights_fingerprint", None)
 
     def __getstate__(self) -> dict[str, Any]:
         attributes: Any = super().__getstate__()
@@ -210,7 +220,11 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
                 for name, value in record["parameters"].items()
                 if value is not state[name]
             }
-            state["_at_fit"] = {"embeddings": None if is_current else "", "parameters": changed}
+            state["_at_fit"] = {
+                "embeddings": None if is_current else "",
+                "parameters": changed,
+                "clip_weights": record.get("clip_weights") or self._get_clip_weights(),
+            }
         if "aligner_" in state and self._uses_starter():
             state["aligner_"] = None  # tens of megabytes that every installation has
         return state
@@ -222,6 +236,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         if record := state.get("_at_fit"):
             self._note_fit()
             self._at_fit["parameters"] |= record["parameters"]
+            self._at_fit["clip_weights"] = record.get("clip_weights")
             if record["embeddings"] is not None:
                 self._at_fit["embeddings"] = record["embeddings"]
 

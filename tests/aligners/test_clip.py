@@ -14,6 +14,8 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import (
     CLIPAligner,
+    CrossModalRetriever,
+    FewShotClassifier,
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
     load_pretrained,
@@ -158,6 +160,23 @@ class TestClassifier:
         predicted = cross_val_predict(by_name, IMAGES, TEXTS, cv=KFold(2))
         np.testing.assert_array_equal(predicted, by_object.predict(IMAGES))
         assert len(pickle.dumps(fitted)) < 5000
+
+    def test_unpickled_estimators_reject_other_weights(self, tmp_path):
+        """Stored embeddings of images are not comparable with those of another model."""
+        save_model(tmp_path)
+        aligner, labels = f"open_clip:{tmp_path}", ["a cat", "a dog"]
+        classifier = FewShotClassifier(labels, aligner=aligner).fit(IMAGES, labels * 2)
+        retriever = CrossModalRetriever(aligner=CLIPAligner(str(tmp_path))).fit(IMAGES, TEXTS)
+        expected = classifier.predict_proba(IMAGES)
+        pickled = pickle.dumps([classifier, retriever])
+        np.testing.assert_array_equal(pickle.loads(pickled)[0].predict_proba(IMAGES), expected)
+        save_model(tmp_path, seed=1)
+        for estimators in (pickled, pickle.dumps(pickle.loads(pickled))):
+            classifier, retriever = pickle.loads(estimators)
+            with pytest.raises(ValueError, match="weights of an encoder were replaced"):
+                classifier.predict(IMAGES)
+            with pytest.raises(ValueError, match="weights of an encoder were replaced"):
+                retriever.search(["a cat"])
 
     def test_label_embeddings_are_computed_once(self, folder, monkeypatch):
         calls = []
