@@ -46,6 +46,13 @@ class _OpenCLIPTower(FrozenEncoder):
         import open_clip
 
         architecture, slash, tag = self.model_name.partition("/")
+        if os.path.isfile(tag):
+            raise ValueError(
+                f"model_name={self.model_name!r} ends with a file of weights, not with their "
+                "name. Copy the file to a folder as open_clip_pytorch_model.bin or "
+                f"open_clip_model.safetensors, write {_CONFIG} to it with save_config_for_hf of "
+                "the module open_clip.push_to_hf_hub, and pass the folder."
+            )
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if not slash or (tags and tag not in tags):
             raise ValueError(

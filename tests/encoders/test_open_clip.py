@@ -123,3 +123,11 @@ def test_damaged_model_folder_raises(tmp_path, damage):
         (tmp_path / name).write_bytes(b"garbage" * 9)
     with pytest.raises(ValueError, match="is a folder that could not be loaded"):
         OpenCLIPTextEncoder(str(tmp_path)).transform(TEXTS)
+
+
+def test_file_of_weights_raises_with_remedy(tmp_path):
+    """Unlike in open_clip, a file cannot be passed with its architecture; a folder can."""
+    save_model(tmp_path)
+    path = tmp_path / "open_clip_pytorch_model.bin"
+    with pytest.raises(ValueError, match=r"file of weights, .* pass the folder"):
+        OpenCLIPTextEncoder(f"ViT-B-32/{path}").transform(TEXTS)
