@@ -360,7 +360,8 @@ class BaseAligner(
             data = append_head_pairs(self, head, data)
         if len(data.text) == 1:
             problem = "All captions in y are the same, or have the same features"
-            raise ValueError(f"{problem}. Pass different ones, and check the text encoder if any.")
+            remedy = "Pass different captions or classes, and check the text encoder if any"
+            raise ValueError(f"{problem}. {remedy}.")
         return data
 
     def _get_encoder(self, side: str) -> Any:

@@ -319,6 +319,8 @@ def test_error_names_a_text_encoder_that_returns_equal_features(concepts):
     aligner = CCAAligner(text_encoder=encoder)
     with (
         pytest.warns(UserWarning, match="knows no term of 200 texts"),
-        pytest.raises(ValueError, match="Pass different ones, and check the text encoder"),
+        pytest.raises(
+            ValueError, match="Pass different captions or classes, and check the text encoder"
+        ),
     ):
         aligner.fit(concepts.image[:200], [f"word{i}" for i in range(200)])
