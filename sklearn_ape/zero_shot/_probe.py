@@ -315,7 +315,8 @@ def _find_directions(features: np.ndarray, is_wide: bool) -> tuple[np.ndarray, n
     features = features.astype(np.float64 if is_small else np.float32)
     gram = features @ features.T if is_wide else features.T @ features
     # torch computes this slightly faster, but 30 times slower if other programs use the cores.
-    eigenvalues, vectors = eigh(gram, driver="evd")
+    # With scipy 1.11, this driver fails for a single example.
+    eigenvalues, vectors = eigh(gram, driver="evd" if len(gram) > 1 else None)
     is_kept = eigenvalues > (1e-10 if is_small else 1e-6) * eigenvalues[-1]
     is_kept[:-_MAX_DIRECTIONS] = False
     return np.sqrt(eigenvalues[is_kept], dtype=np.float64), vectors[:, is_kept]
