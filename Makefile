@@ -12,7 +12,7 @@ LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 	$(addprefix tests/encoders/test_,bitmaps.py engines.py head_pairs.py images.py jpeg.py open_clip.py \
 	sentence_transformers.py tiff.py timm.py text_encoder.py transformers.py unreachable_hub.py weights.py) \
 	$(addprefix tests/persistence/test_,formats.py round_trip.py) tests/retrieval/test_index.py tests/utils/test_files.py \
-	tests/cli/test_fit.py tests/cli/test_classify.py
+	tests/cli/test_fit.py tests/cli/test_classify.py tests/zero_shot/test_probe.py
 # Tests that fail with the lowest versions: the exporter of torch 2.6 does not work with the packages that
 # onnxscript requires today (a warning is raised, and torch is used instead). timm 1.0.26 ignores the
 # arguments of a model in a folder (swin, unsuitable_network). The processor of transformers 5.3 resizes images

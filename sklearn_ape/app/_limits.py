@@ -22,6 +22,9 @@ from ..utils.validation import check_integer
 
 _log = logging.getLogger("sklearn_ape.app")
 
+# Visitors whose data are reported as deleted; about 100 bytes each.
+_MAX_REMEMBERED_VISITORS = 10_000
+
 _short_repr = reprlib.Repr()
 _short_repr.maxstring = 60
 
@@ -213,10 +216,6 @@ def format_size(n_bytes: int) -> str:
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"
     return f"{n_bytes} bytes"
-
-
-# Visitors whose data are reported as deleted; about 100 bytes each.
-_MAX_REMEMBERED_VISITORS = 10_000
 
 
 class SessionHolder:
