@@ -46,6 +46,7 @@ from ._closed_form import (
     fit_held_out_logit_scale,
     fit_logit_scale,
     has_stable_whitening,
+    hold_out_pairs,
     make_embedders,
     make_linear_maps,
     whiten_images,
@@ -307,10 +308,15 @@ def train_blend(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
     weight = result.history[result.best_epoch]["blend_weight"]
     # The head is on the device of the training.
     blend = _make_blend(tuned.closed_form, text_head, weight).to("cpu").eval()
-    scale = fit_logit_scale(*embed_pairs(blend, valid), valid.pairs, run.config.max_logit_scale)
+    is_untrained = weight == 0 and tuned.correction is None
+    if is_untrained and len(hold_out_pairs(data)) > 1:
+        scale = _fit_closed_form_scale(head_config, data, run, solve)
+    else:
+        scale = fit_logit_scale(
+            *embed_pairs(blend, valid), valid.pairs, run.config.max_logit_scale
+        )
     if not run.config.refit or weight == 1:
         return blend, scale, result
-    is_untrained = weight == 0 and tuned.correction is None
     maps = solve(data, full_map if is_untrained else image_map)
     closed_form = _make_tuned_closed_form(maps, tuned.correction, run)
     return _make_blend(closed_form, text_head, weight), scale, result
@@ -326,13 +332,7 @@ def _blend_untested(
 ) -> TrainedModule:
     """Return what `train_blend` does if no pairs are held out: a blend, or the closed form."""
     # The scale of the closed form is used: that of a head would suit its training pairs only.
-    scale = fit_held_out_logit_scale(
-        data,
-        lambda pairs: make_embedders(
-            make_closed_form(solve(pairs, head_config.whiten(pairs)), run.ranks)
-        ),
-        run.config.max_logit_scale,
-    )
+    scale = _fit_closed_form_scale(head_config, data, run, solve)
     closed_form = make_closed_form(solve(data, image_map), run.ranks)
     if not trains_head:
         return closed_form, scale, TrainingResult([], 0, 0)
@@ -340,6 +340,17 @@ def _blend_untested(
     training = HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, run)
     result = _train_text_head(training, closed_form, ValidationRecall(None))
     return _make_blend(closed_form, text_head, _DEFAULT_WEIGHT), scale, result
+
+
+def _fit_closed_form_scale(
+    head_config: HeadConfig, data: PairDataset, run: TrainingRun, solve: Callable[..., Maps]
+) -> float:
+    """Return the logit scale of the closed form, fitted on held-out pairs."""
+
+    def fit(pairs: PairDataset) -> tuple[Callable, Callable]:
+        return make_embedders(make_closed_form(solve(pairs, head_config.whiten(pairs)), run.ranks))
+
+    return fit_held_out_logit_scale(data, fit, run.config.max_logit_scale)
 
 
 class _TunedClosedForm(NamedTuple):

@@ -18,7 +18,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
 
 from ..heads import BaseMap, ClosedFormHead, LinearMap, TwoTower, WhitenedMap
-from ..training.data import PairDataset, Split, split_pairs, subset
+from ..training.data import PairDataset, group_pairs, split_pairs, subset
 from ..training.net import embed
 from ..utils.linalg import (
     choose_evenly_spaced,
@@ -48,6 +48,14 @@ MAX_LOGIT_SCALE = 100.0
 _MAX_SCALE_PAIRS = 2048
 VALIDATION_FRACTION = 0.2
 
+# Fewer pairs, in such groups as share neither images nor captions, are held out in turn: with one
+# fifth of 60 to 200 pairs, the scale differed from the best one for new pairs by twice as much.
+_MIN_GROUPS_OF_ONE_SPLIT = 1000
+_N_FOLDS = 5
+
+# With fewer groups, new images of known captions are held out instead of new captions.
+_MIN_GROUPS_OF_CAPTIONS = 50
+
 # The whitening of fewer images per feature depends on each of them, so that a logit scale is too
 # large if it is fitted on images which the whitening was computed from: 19 instead of 9 with 150
 # emoji, but 16.7 instead of 16.6 with 4,000 icons, in features of size 1,280.
@@ -72,8 +80,81 @@ def fit_logit_scale(
     is overconfident: pass held-out pairs if possible. `pairs` are rows of L2-normalized embeddings
     of images and of texts. If there are more than 2,048, an evenly spaced sample of them is used.
     """
+    return _minimize_loss([_make_slope(image, text, pairs)], max_scale)
+
+
+def fit_held_out_logit_scale(
+    data: PairDataset,
+    fit: Callable[[PairDataset], tuple[Any, Any]],
+    max_scale: float = MAX_LOGIT_SCALE,
+    default: float = 1.0,
+) -> float:
+    """Return the logit scale fitted on pairs that are held out of an aligner's fit.
+
+    The pairs of images are used rather than those of prototypes. `fit` is a function of training
+    pairs that returns two functions, which compute L2-normalized embeddings of image features and
+    of text features. With too few images to hold some out, the scale is `default`.
+    """
+    slopes = []
+    for train, held_out in hold_out_pairs(data):
+        embed_image, embed_text = fit(replace(data, pairs=data.pairs[train]))
+        part = subset(data, choose_scale_pairs(data, held_out))
+        slopes.append(_make_slope(embed_image(part.image), embed_text(part.text), part.pairs))
+    return _minimize_loss(slopes, max_scale) if slopes else min(default, max_scale)
+
+
+def hold_out_pairs(data: PairDataset) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows of training pairs and of held-out pairs, once or in five folds.
+
+    The logit scale is fitted on the held-out pairs. A fifth of many pairs is held out. Few pairs
+    are held out in turn, since a fifth of them would be too few for a reliable scale. The held-out
+    pairs share neither an image nor a caption with the others. If there are too few such groups of
+    pairs, as with labels as captions, they may share captions. The list is empty if there are
+    fewer than four images.
+    """
+    rows = _select_rows_with_texts(data)
+    pairs, rng = data.pairs[rows], np.random.RandomState(0)
+    groups, group, sizes = np.unique(group_pairs(pairs), return_inverse=True, return_counts=True)
+    if len(groups) >= _MIN_GROUPS_OF_ONE_SPLIT:
+        split = split_pairs(pairs, VALIDATION_FRACTION, rng)
+        if split.valid is not None:
+            return [(rows[split.train], rows[split.valid])]
+    # A caption of many images is a large group, which stays in training.
+    is_large = sizes > VALIDATION_FRACTION * len(pairs)
+    if np.sum(~is_large) < _MIN_GROUPS_OF_CAPTIONS:
+        groups, group = np.unique(pairs[:, 0], return_inverse=True)
+        is_large = np.zeros(len(groups), dtype=bool)
+    n_folds = min(_N_FOLDS, len(groups) // 2)
+    if n_folds < 2:
+        return []
+    fold = np.where(is_large, n_folds, rng.permutation(len(groups)) % n_folds)[group]
+    return [(rows[fold != i], rows[fold == i]) for i in range(n_folds)]
+
+
+def choose_scale_pairs(data: PairDataset, held_out: np.ndarray) -> np.ndarray:
+    """Return the rows of the held-out pairs of images from which the logit scale is fitted."""
+    rows = held_out[data.pairs[held_out, 0] < data.n_images]
+    rows = rows if len(rows) > 1 else held_out
+    return rows[choose_evenly_spaced(len(rows), _MAX_SCALE_PAIRS)]
+
+
+def _minimize_loss(slopes: list[Callable[[float], float]], max_scale: float) -> float:
+    """Return the scale from 1 to `max_scale` at which the sum of the slopes is zero."""
+
+    def slope(log_scale: float) -> float:
+        return sum(part(math.exp(log_scale)) for part in slopes)
+
     if max_scale <= 1:
         return max_scale
+    if slope(0.0) >= 0:
+        return 1.0
+    if slope(math.log(max_scale)) <= 0:
+        return max_scale
+    return math.exp(brentq(slope, 0.0, math.log(max_scale), xtol=1e-6))
+
+
+def _make_slope(image: Any, text: Any, pairs: np.ndarray) -> Callable[[float], float]:
+    """Return the derivative of the InfoNCE loss, which is convex, as a function of the scale."""
     pairs = pairs[choose_evenly_spaced(len(pairs), _MAX_SCALE_PAIRS)]
     images, texts = pairs[:, 0], pairs[:, 1]
     # torch computes exponentials several times as fast as NumPy.
@@ -88,9 +169,8 @@ def fit_logit_scale(
     target = float(shares @ cosine.numpy()[rows, columns])
     odds, products = torch.empty_like(cosine), torch.empty_like(cosine)
 
-    def slope(log_scale: float) -> float:
-        """Return the derivative of the loss, which is convex, by the scale."""
-        torch.mul(cosine, math.exp(log_scale), out=odds)
+    def slope(scale: float) -> float:
+        torch.mul(cosine, scale, out=odds)
         if odds.min() < _MIN_EXPONENT:
             parts = [(odds.softmax(dim) * cosine).sum(dim) for dim in (0, 1)]
         else:  # several times as fast
@@ -98,44 +178,7 @@ def fit_logit_scale(
             parts = [products.sum(dim) / odds.sum(dim) for dim in (0, 1)]
         return float(torch.cat(parts).sum(dtype=torch.float64)) - target
 
-    if slope(0.0) >= 0:
-        return 1.0
-    if slope(math.log(max_scale)) <= 0:
-        return max_scale
-    return math.exp(brentq(slope, 0.0, math.log(max_scale), xtol=1e-6))
-
-
-def fit_held_out_logit_scale(
-    data: PairDataset,
-    fit: Callable[[PairDataset], tuple[Any, Any]],
-    max_scale: float = MAX_LOGIT_SCALE,
-) -> float:
-    """Return the logit scale fitted on pairs that are held out of an aligner's fit.
-
-    A fifth of the pairs is held out, of images rather than prototypes, or the training pairs are
-    used if there are too few groups of pairs. `fit` is a function of training pairs that returns
-    two functions, which compute L2-normalized embeddings of image features and of text features.
-    """
-    split = hold_out_pairs(data)
-    embed_image, embed_text = fit(replace(data, pairs=data.pairs[split.train]))
-    part = subset(data, choose_scale_pairs(data, split))
-    return fit_logit_scale(embed_image(part.image), embed_text(part.text), part.pairs, max_scale)
-
-
-def hold_out_pairs(data: PairDataset) -> Split:
-    """Hold out a fifth of the pairs, from which the logit scale is fitted."""
-    rows = _select_rows_with_texts(data)
-    split = split_pairs(data.pairs[rows], VALIDATION_FRACTION, np.random.RandomState(0))
-    return Split(rows[split.train], None if split.valid is None else rows[split.valid])
-
-
-def choose_scale_pairs(data: PairDataset, split: Split) -> np.ndarray:
-    """Return the rows of the held-out pairs of images from which the logit scale is fitted."""
-    rows = split.train
-    if split.valid is not None:
-        rows = split.valid[data.pairs[split.valid, 0] < data.n_images]
-        rows = rows if len(rows) > 1 else split.valid
-    return rows[choose_evenly_spaced(len(rows), _MAX_SCALE_PAIRS)]
+    return slope
 
 
 def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:

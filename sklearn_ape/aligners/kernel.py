@@ -174,13 +174,14 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         whiten = partial(whiten_images, whitening=self.whitening, n_components=self.n_components)
         image_map = whiten(data)
         solve = self._make_solver(data, image_map)
-        split, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
-        if split.valid is not None and has_stable_whitening(data):
-            held_out_texts = np.unique(data.pairs[split.valid, 1])
+        splits, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
+        if len(splits) == 1 and has_stable_whitening(data):
+            _, held_out = splits[0]
+            held_out_texts = np.unique(data.pairs[held_out, 1])
         maps = solve(Targets(data, image_map), held_out_texts=held_out_texts)
         module = maps.make_module()
         if maps.held_out_text is not None:
-            rows = choose_scale_pairs(data, split)
+            rows = choose_scale_pairs(data, held_out)
             part, texts = subset(data, rows), np.unique(data.pairs[rows, 1])
             image = embed(module, "image", part.image, "cpu")
             text = maps.held_out_text[np.searchsorted(held_out_texts, texts)]

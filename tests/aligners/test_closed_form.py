@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
+from sklearn.metrics import log_loss
 from sklearn.preprocessing import normalize
 
+from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner
 from sklearn_ape.aligners import _closed_form
 from sklearn_ape.aligners._closed_form import (
     Targets,
@@ -19,7 +22,7 @@ from sklearn_ape.aligners._closed_form import (
     whiten_images,
 )
 from sklearn_ape.losses import InfoNCELoss
-from sklearn_ape.training.data import PairDataset, Split
+from sklearn_ape.training.data import PairDataset
 
 
 def random_units(rng, n, noise=0.0, near=None):
@@ -96,7 +99,7 @@ class TestLogitScale:
         assert fit_logit_scale(image, text, pairs) == fit_logit_scale(image, text, sample)
 
     def test_held_out_images_are_outside_the_fit(self):
-        """Class prototypes are never held out, and few pairs are used for both fit and scale."""
+        """Class prototypes are not used for the scale."""
         rng = np.random.default_rng(0)
         image = random_units(rng, 200)
         text = random_units(rng, 200, 0.3, image)
@@ -113,54 +116,122 @@ class TestLogitScale:
             return embed, embed
 
         assert 4 < fit_held_out_logit_scale(data, fit) < 50
-        images, fitted = calls[0]
         real_images = {row.tobytes() for row in data.image[:100]}
-        assert all(row.tobytes() in real_images - fitted for row in images)
+        for images, fitted in calls[::2]:  # every other call embeds texts
+            assert all(row.tobytes() in real_images - fitted for row in images)
         assert fit_held_out_logit_scale(data, fit, max_scale=3) == pytest.approx(3, rel=1e-3)
-        few = PairDataset(image[:10], text[:10], data.pairs[:10])
-        calls.clear()
-        fit_held_out_logit_scale(few, fit)
-        assert len(calls[0][0]) == 10
+
+    def test_few_pairs_are_all_held_out_in_turn(self):
+        """The scale minimizes the loss of all folds together, each of which has own candidates."""
+        rng = np.random.default_rng(0)
+        image = random_units(rng, 12)
+        text = random_units(rng, 12, 1.0, image)
+        data = PairDataset(image, text, np.column_stack([np.arange(12)] * 2))
+        parts = []
+
+        def fit(training_data):
+            assert not set(training_data.pairs[:, 0]) & set(held_out[len(parts)])
+            parts.append(data.pairs[held_out[len(parts)]])
+            return (lambda features: features), (lambda features: features)
+
+        held_out = [rows for _, rows in hold_out_pairs(data)]
+        assert sorted(np.concatenate(held_out)) == list(range(12))
+        scale = fit_held_out_logit_scale(data, fit)
+        best = minimize_scalar(
+            lambda scale: sum(len(rows) * loss_at(scale, image, text, rows) for rows in parts),
+            bounds=(1, 100),
+            method="bounded",
+        ).x
+        assert len(parts) == 5
+        assert 2 < best < 99
+        assert scale == pytest.approx(best, rel=1e-3)
+
+    @pytest.mark.parametrize(("default", "expected"), [(7.0, 7.0), (200.0, 100.0)])
+    def test_scale_of_three_images_is_the_default(self, default, expected):
+        """No pair can be held out, and a scale of training pairs would be overconfident."""
+        data = PairDataset(np.eye(3), np.eye(3), np.column_stack([np.arange(3)] * 2))
+        assert fit_held_out_logit_scale(data, None, default=default) == expected
+
+
+@pytest.mark.parametrize("cls", [ASIFAligner, CCAAligner, KernelAligner, APEAligner])
+@pytest.mark.parametrize("n_pairs", [20, 100])
+def test_scale_of_few_pairs_suits_new_pairs(features, cls, n_pairs):
+    """With 20 pairs, the scale of the training pairs is more than 30 times as large."""
+    aligner = cls().fit(features.image[:n_pairs], features.text[:n_pairs])
+    new = aligner.transform(features.image[100:]), aligner.transform_text(features.text[100:])
+    best = fit_logit_scale(*new, np.column_stack([np.arange(200)] * 2))
+    assert best / 3 < aligner.logit_scale_ < 3 * best
+
+
+def test_scale_of_labels_as_captions_suits_new_images(features, captioned_images, text_encoder):
+    """No label of three can be held out. The scale of the training images is 8 instead of 2."""
+    names, labels = np.unique(captioned_images.categories, return_inverse=True)
+    texts = text_encoder.transform(names.tolist())
+    aligner = CCAAligner().fit(features.image[:100], texts[labels[:100]])
+    cosines = aligner.similarity(features.image[100:], texts)
+
+    def compute_loss(scale):
+        return log_loss(labels[100:], softmax(scale * cosines, axis=1))
+
+    best = minimize_scalar(compute_loss, bounds=(1, 100), method="bounded").x
+    assert best / 2 < aligner.logit_scale_ < 2 * best
 
 
 class TestHeldOutPairs:
-    def test_a_fifth_is_held_out_without_captions_of_zeros(self):
+    @pytest.mark.parametrize(("n_many", "n_splits"), [(59, 1), (60, 5)])
+    def test_a_fifth_is_held_out_without_captions_of_zeros(self, monkeypatch, n_many, n_splits):
         """Such captions have no cosine. The choice is the same in every call."""
+        monkeypatch.setattr(_closed_form, "_MIN_GROUPS_OF_ONE_SPLIT", n_many)
         data = of_shared_captions()
-        split = hold_out_pairs(data)
-        assert 12 <= len(split.valid) <= 24
-        rows = np.concatenate([split.train, split.valid])
-        assert sorted(rows) == np.flatnonzero(data.pairs[:, 1] != 59).tolist()
-        train, valid = (set(data.pairs[part, 1]) for part in split)
-        assert not train & valid
-        for part, again in zip(split, hold_out_pairs(data), strict=True):
-            np.testing.assert_array_equal(part, again)
+        splits = hold_out_pairs(data)
+        assert len(splits) == n_splits
+        for train, held_out in splits:
+            rows = np.concatenate([train, held_out])
+            assert sorted(rows) == np.flatnonzero(data.pairs[:, 1] != 59).tolist()
+            assert 10 <= len(held_out) <= 24
+            assert not set(data.pairs[train, 1]) & set(data.pairs[held_out, 1])
+        for parts, same_parts in zip(splits, hold_out_pairs(data), strict=True):
+            for rows, same_rows in zip(parts, same_parts, strict=True):
+                np.testing.assert_array_equal(rows, same_rows)
 
-    def test_few_pairs_are_not_split(self):
-        data = PairDataset(np.eye(9), np.eye(9), np.column_stack([np.arange(9)] * 2))
-        split = hold_out_pairs(data)
-        assert split.valid is None
-        np.testing.assert_array_equal(choose_scale_pairs(data, split), np.arange(9))
+    def test_caption_of_many_images_is_not_held_out(self):
+        owner = np.concatenate([np.arange(60), np.zeros(40, dtype=int)])
+        data = PairDataset(np.eye(100), np.eye(60), np.column_stack([np.arange(100), owner]))
+        held_out = np.concatenate([rows for _, rows in hold_out_pairs(data)])
+        assert sorted(held_out) == list(range(1, 60))
+
+    def test_images_of_few_captions_are_held_out(self):
+        pairs = np.column_stack([np.arange(40), np.arange(40) % 4])
+        splits = hold_out_pairs(PairDataset(np.eye(40), np.eye(4), pairs))
+        assert sorted(np.concatenate([rows for _, rows in splits])) == list(range(40))
+        assert all(set(pairs[train, 1]) == {0, 1, 2, 3} for train, _ in splits)
+
+    @pytest.mark.parametrize(("n_images", "n_splits"), [(2, 0), (3, 0), (4, 2), (9, 4), (10, 5)])
+    def test_at_least_two_images_are_held_out(self, n_images, n_splits):
+        pairs = np.column_stack([np.arange(n_images)] * 2)
+        splits = hold_out_pairs(PairDataset(np.eye(n_images), np.eye(n_images), pairs))
+        assert len(splits) == n_splits
+        assert all(len(rows) >= 2 for _, rows in splits)
 
     def test_captions_of_zeros_are_kept_if_there_are_no_others(self):
         data = PairDataset(np.eye(4), np.zeros((4, 3)), np.column_stack([np.arange(4)] * 2))
-        np.testing.assert_array_equal(hold_out_pairs(data).train, np.arange(4))
+        held_out = np.concatenate([rows for _, rows in hold_out_pairs(data)])
+        np.testing.assert_array_equal(np.sort(held_out), np.arange(4))
 
     @pytest.mark.parametrize(
-        ("valid", "chosen"),
+        ("held_out", "chosen"),
         [([1, 4, 3, 7], [1, 3]), ([1, 5], [1, 5]), ([3, 4], [3, 4]), ([4, 5], [4, 5])],
     )
-    def test_scale_is_fitted_on_images_unless_there_is_only_one(self, valid, chosen):
+    def test_scale_is_fitted_on_images_unless_there_is_only_one(self, held_out, chosen):
         """The first four rows are images, the others stand for classes."""
         pairs = np.column_stack([np.arange(8), np.arange(8)[::-1]])
         data = PairDataset(np.eye(8), np.eye(8), pairs, n_prototypes=4)
-        split = Split(np.setdiff1d(np.arange(8), valid), np.array(valid))
-        np.testing.assert_array_equal(choose_scale_pairs(data, split), chosen)
+        np.testing.assert_array_equal(choose_scale_pairs(data, np.array(held_out)), chosen)
 
     def test_number_of_pairs_is_limited(self, monkeypatch):
         monkeypatch.setattr(_closed_form, "_MAX_SCALE_PAIRS", 3)
         data = PairDataset(np.eye(9), np.eye(9), np.column_stack([np.arange(9)] * 2))
-        rows = choose_scale_pairs(data, Split(np.arange(4), np.arange(4, 9)))
+        rows = choose_scale_pairs(data, np.arange(4, 9))
         np.testing.assert_array_equal(rows, [4, 6, 8])
 
 
