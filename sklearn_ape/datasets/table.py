@@ -15,7 +15,7 @@ from sklearn.utils import Bunch
 
 from ..utils.files import describe_similar_file, expand_user
 from ..utils.messages import import_optional, is_invisible, unescape_formula
-from ..utils.validation import find_repeated, format_list, parse_json
+from ..utils.validation import find_repeated, format_list, is_missing, parse_json
 from .base import flatten_single_captions, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -224,12 +224,7 @@ def is_blank(value: object) -> bool:
     """
     if isinstance(value, bytes):
         return not value
-    if isinstance(value, str):
-        return is_invisible(value)
-    # Not `value != value` for all types: an image would be decoded to be compared with itself.
-    if isinstance(value, float):
-        return value != value
-    return value is None or type(value).__name__ in ("NAType", "NaTType")
+    return is_invisible(value) if isinstance(value, str) else is_missing(value)
 
 
 def parse_captions(cells: Sequence[object], where: str) -> list[list[str]]:

@@ -214,14 +214,11 @@ def to_list(values: Iterable[Any]) -> list[Any]:
 
 def get_first(values: Any) -> Any:
     """Return the first item of a sequence or column that is not missing; None if all are."""
-
-    def is_present(item: Any) -> bool:
-        # Comparing an image with itself, to find NaN, would decode it.
-        return hasattr(item, "getexif") or not is_missing(item)
-
     first = values.iloc[0] if hasattr(values, "iloc") else values[0]
     first = first.as_py() if hasattr(first, "as_py") else first
-    return first if is_present(first) else next(filter(is_present, to_list(values)), None)
+    if not is_missing(first):
+        return first
+    return next((item for item in to_list(values) if not is_missing(item)), None)
 
 
 def is_row(item: Any) -> bool:
@@ -233,6 +230,8 @@ def is_missing(value: Any) -> bool:
     """Return whether a value is None, NaN, NaT, the NA of pandas or masked."""
     if value is None or value is np.ma.masked or type(value).__name__ == "NAType":
         return True
+    if hasattr(value, "getexif"):  # an image would be decoded to be compared with itself
+        return False
     differs_from_itself = value != value
     return isinstance(differs_from_itself, bool | np.bool_) and bool(differs_from_itself)
 

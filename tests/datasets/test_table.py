@@ -183,8 +183,9 @@ def test_invalid_types_raise(frame):
         load_pairs(frame, image="kind")
 
 
-def test_missing_labels_raise(folder, frame):
-    frame["kind"] = ["a", None, "b"]
+@pytest.mark.parametrize("empty", [None, np.float32("nan"), np.datetime64("NaT")])
+def test_missing_labels_raise(frame, folder, empty):
+    frame["kind"] = pd.Series(["a", empty, "b"], dtype=object)
     with pytest.raises(ValueError, match=r"no label in column 'kind' of 1 of 3 rows: rows 1"):
         load_pairs(frame, label="kind", root=folder)
 
