@@ -212,10 +212,10 @@ class EmbeddingMapDisplay:
                 "Pass embeddings of one space, not features."
             )
         images = check_items(images, n_images, "images", "image")
-        if text_labels is None and labels is not None and len(labels) == n_texts == n_images:
-            text_labels = labels
         labels = _check_labels(labels, n_images, "labels", "image")
         text_labels = _check_labels(text_labels, n_texts, "text_labels", "text")
+        if text_labels is None and n_texts == n_images:
+            text_labels = labels
         pairs = resolve_pairs(pairs, n_images, n_texts)
         sides = [image_embeddings, text_embeddings]
         points, axis_names = _project(sides, reducer, center, random_state)

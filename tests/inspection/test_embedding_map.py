@@ -103,6 +103,7 @@ class TestEmbeddingMapDisplay:
             ({"reducer": "umap"}, "'pca', 'tsne' or an estimator"),
             ({"reducer": PCA(3)}, "not \\(8, 2\\)"),
             ({"labels": ["a"]}, "labels has 1 items for 4 images"),
+            ({"labels": 5}, "labels must be a sequence"),
             ({"pairs": [[0, 9]]}, "in pair 0, but there are"),
         ],
     )
