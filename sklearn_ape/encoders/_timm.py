@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -267,7 +268,7 @@ class TimmImageEncoder(ImageEncoder):
         super()._check_parameters()
         check_choice(self.pooling, "pooling", ("auto", "mean", "gem", "cls", "cls+mean"))
         check_choice(self.output, "output", ("features", "logits"))
-        if self.views not in (1, 2, 4):
+        if not isinstance(self.views, Integral) or self.views not in (1, 2, 4):
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
             check_packaged(self)

@@ -374,7 +374,7 @@ class TestViews:
         features = TimmImageEncoder(views=4, cache=None).transform([image])
         assert np.isfinite(features).all()
 
-    @pytest.mark.parametrize("views", [0, 3, "2", None])
+    @pytest.mark.parametrize("views", [0, 3, 2.0, "2", None])
     def test_invalid_number_of_views_raises(self, views):
         with pytest.raises(ValueError, match=f"views must be 1, 2 or 4, not {views!r}"):
             TimmImageEncoder(views=views).transform([np.zeros((9, 9, 3), np.uint8)])
