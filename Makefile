@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # An environment with the lowest versions that pyproject.toml allows, and the tests that depend on versions.
 LOWEST := .venv-lowest
-EXTRAS := starter,tables,plots,openvino,onnx,sentence-transformers,distributed,index,hub,serve
+EXTRAS := starter,tables,plots,openvino,onnx,sentence-transformers,distributed,index,serve
 LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 	$(addprefix tests/common/test_,aligners.py aligners_on_raw_inputs.py callbacks.py encoders.py html_representation.py \
 	metadata_routing.py sklearn_tools.py) \

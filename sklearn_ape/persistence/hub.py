@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.files import expand_user
-from ..utils.messages import escape_controls, escape_markdown, import_optional
+from ..utils.messages import escape_controls, escape_markdown
 from .files import FILES, read_model
 from .serialize import Deserializer, Serializer, iter_records
 
@@ -194,7 +194,7 @@ def load_pretrained(
         If the folder has no model, the model is damaged or has a newer format, or its encoders
         have other weights here than when it was fitted.
     ImportError
-        If the package with an encoder's weights, or huggingface_hub, is not installed.
+        If the package with an encoder's weights is not installed.
     OSError
         If the files cannot be read, or the Hub cannot be reached.
 
@@ -251,7 +251,6 @@ def _locate_model(source: str | os.PathLike[str], revision: str | None, token: A
 
 def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message: str) -> str:
     """Upload a folder to the Hub and return the URL of the repository."""
-    import_optional("huggingface_hub", extra="hub", purpose="The Hub")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -280,8 +279,6 @@ def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message
 
 
 def _download(repo_id: str, revision: str | None, token: Any) -> Path:
-    purpose = f"{repo_id!r} is not a folder. A model on the Hub"
-    import_optional("huggingface_hub", extra="hub", purpose=purpose)
     from huggingface_hub import errors, snapshot_download
 
     try:

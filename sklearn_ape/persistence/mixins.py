@@ -330,8 +330,6 @@ class PretrainedMixin(SerializableMixin):
 
         Raises
         ------
-        ImportError
-            If huggingface_hub is not installed.
         OSError
             If the Hub rejects the upload or cannot be reached.
         """

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from sklearn_ape import encoders
 from sklearn_ape.encoders import TransformersTextEncoder, base
@@ -20,7 +21,6 @@ class TestUnreachableHub:
 
     @pytest.fixture
     def folder(self, tmp_path, monkeypatch):
-        constants = pytest.importorskip("huggingface_hub").constants
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(base, "shared_networks", LRUCache(max_entries=8))

@@ -1,7 +1,5 @@
 """Models on the Hugging Face hub, and model cards."""
 
-import sys
-
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
@@ -13,7 +11,6 @@ from sklearn_ape import (
     CrossModalRetriever,
     KernelAligner,
     ZeroShotClassifier,
-    load_pretrained,
 )
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
@@ -21,8 +18,6 @@ from sklearn_ape.persistence.hub import Facts, write_card
 from sklearn_ape.persistence.serialize import Serializer
 from tests.persistence import hub_clients
 from tests.persistence.local_hub import Hub
-
-pytest.importorskip("huggingface_hub")
 
 
 @pytest.fixture
@@ -80,15 +75,6 @@ def test_upload_without_network_raises(hub, tmp_path):
         error = hub_clients.run(hub_clients.upload, hub, tmp_path, **settings)
         assert error.startswith("OSError: 'me/aligner' was not uploaded: ")
         assert "save_pretrained saves the model" in error
-
-
-def test_missing_huggingface_hub_raises(monkeypatch, concepts):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"sklearn-ape\[hub\]"):
-        load_pretrained("owner/name")
-    model = KernelAligner().fit(concepts.image, concepts.text)
-    with pytest.raises(ImportError, match=r"sklearn-ape\[hub\]"):
-        model.push_to_hub("owner/name")
 
 
 @pytest.mark.parametrize("name", ["", None, "../x", "/abs"])
