@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..datasets import get_data_home, load_image_folder, load_openmoji
+from ..datasets.base import name_folder
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
 from ..prompts import TEMPLATES, is_hierarchy, prompts_of, resolve_templates
@@ -117,7 +118,7 @@ def _load_folder_collection(folder: str | os.PathLike[str], cache: Path) -> Imag
     title = f"images of {Path(folder).name!r}"
     # Numbers at the end are kept, unlike in captions: they can distinguish classes.
     names_of_labels = map(escape_controls, data.get("labels", ()))
-    folders = sorted({label.replace("_", " ").strip() for label in names_of_labels} - {""})
+    folders = sorted({name_folder(label) for label in names_of_labels} - {""})
     labels = folders if len(folders) > 1 else None
     return ImageCollection(data.images, names, cache, title, labels=labels)
 

@@ -269,6 +269,7 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
 
     With `allow_groups`, images may be labelled by the groups of a hierarchy.
     """
+    from ..datasets.base import name_folder
     from ..prompts import describe_similar_label, flatten_labels, is_hierarchy
     from ..utils.messages import warn
     from ..utils.validation import format_list
@@ -287,7 +288,7 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
                 "embedded as names of the classes. Set names by a .json file for --labels-file: "
                 f'{{"{classes[0]}": ["a name"], ...}}.'
             )
-        return {label: name_label(label) for label in classes}
+        return {label: name_folder(label) for label in classes}
     leaves, nodes = flatten_labels(names) if is_hierarchy(names) else (names, names)
     label_names = list(map(str, nodes))
     if missing := [label for label in classes if label not in label_names]:
@@ -317,15 +318,6 @@ def _is_number(label: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def name_label(label: Any) -> str:
-    """Return the name of a class whose label is the name of a folder.
-
-    >>> name_label("coffee_cup")
-    'coffee cup'
-    """
-    return str(label).replace("_", " ").strip()
 
 
 def _split_labels(labels: str) -> list[str]:

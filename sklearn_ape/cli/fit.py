@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 
 from . import _inputs as option
-from ._inputs import load_data, name_label, parse_labels, resolve_label_names
+from ._inputs import load_data, parse_labels, resolve_label_names
 from ._output import check_model_folder, print_loading, print_message, resolve_format
 
 _Method = Literal["auto", "few-shot", "extend", "ape", "kernel", "cca", "asif", "lit"]
@@ -253,6 +253,7 @@ def _check_labels_agree(features: Any, images: list[Any], rows: list[int], y: li
 
 def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> None:
     """Set the names of classes as captions if there are no captions, and `from_labels`."""
+    from ..datasets.base import name_folder
     from ..prompts import resolve_class_names
 
     bunch.from_labels = bunch.captions is None
@@ -263,7 +264,7 @@ def _use_labels_as_captions(bunch: Any, data: Path, names: Any, quiet: bool) -> 
                 "image in a subfolder whose name describes it, or set --captions filename if "
                 "the file names describe the images."
             )
-        bunch.captions = [name_label(label) for label in bunch.labels]
+        bunch.captions = [name_folder(label) for label in bunch.labels]
         if names is not None:
             names_by_label = resolve_class_names(resolve_label_names(names, bunch.labels))
             first_name = {str(label): texts[0] for label, texts in names_by_label.items()}

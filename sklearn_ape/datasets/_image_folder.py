@@ -22,6 +22,7 @@ from .base import (
     flatten_single_captions,
     holds_numbers,
     make_result,
+    name_folder,
     read_sidecar,
     split_words,
 )
@@ -353,7 +354,7 @@ def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:
             f"but {len(loose)} are not: {format_list(loose)}. Move them, or pass another source "
             "of captions."
         )
-    return [name.parent.name.replace("_", " ").strip() for name in names]
+    return [name_folder(name.parent.name) for name in names]
 
 
 def _remove_suffixes(file: Path) -> str:

@@ -74,6 +74,15 @@ def split_words(name: str) -> str:
     return re.sub(r"((^|\s+|#|(?<=[^\W\d_]{3}))v?\d+(\.\d+)*)+$", "", text).strip(" .#")
 
 
+def name_folder(folder: str) -> str:
+    """Return the name of a folder as a caption or as the name of a class.
+
+    >>> name_folder("coffee_cup")
+    'coffee cup'
+    """
+    return folder.replace("_", " ").strip()
+
+
 def flatten_single_captions(captions: Sequence[Sequence[str]]) -> list[str] | list[list[str]]:
     """Return a flat list if every image has one caption, and otherwise one list per image."""
     if all(len(texts) == 1 for texts in captions):
