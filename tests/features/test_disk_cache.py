@@ -52,12 +52,6 @@ def test_missing_folders_are_created(tmp_path):
     assert (tmp_path / "one" / "two" / "features.sqlite").is_file()
 
 
-def test_use_outside_with_block_raises(tmp_path):
-    """The error names the `with` statement."""
-    with pytest.raises(RuntimeError, match="outside its `with` block"):
-        DiskFeatureCache(tmp_path).get_many([b"a"])
-
-
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("part", ["header", "schema", "pages", "anywhere"])
 @pytest.mark.filterwarnings("ignore:The feature cache")
@@ -110,7 +104,11 @@ def test_damaged_file_is_renamed_with_a_warning(folder, content):
         assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
     (warning,) = caught
     assert issubclass(warning.category, RuntimeWarning)
-    assert re.search(r"is damaged \([a-z].*\); it was moved to .*\.damaged", str(warning.message))
+    assert re.fullmatch(
+        rf"The feature cache {str(path)!r} is damaged \([a-z].*\); it was moved to "
+        rf"'{path}\.damaged'\. The features are computed again\.",
+        str(warning.message),
+    )
     assert (folder / "features.sqlite.damaged").read_bytes() == content
     with DiskFeatureCache(folder) as cache:
         assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
@@ -272,7 +270,8 @@ def test_file_of_newer_version_is_not_changed(folder, number):
             assert cache.get_many(ENTRIES) == {}
             cache.put_many(ENTRIES)
     (told,) = caught
-    assert re.search(f"format {number};.* Upgrade sklearn-ape", str(told.message))
+    pattern = f"format {number}; this version supports 0.* Upgrade sklearn-ape"
+    assert re.search(pattern, str(told.message))
     assert (folder / "features.sqlite").read_bytes() == content
     assert {file.name for file in folder.iterdir()} == {"features.sqlite"}
 
@@ -285,15 +284,6 @@ def test_invalid_format_number_is_damage(folder):
     with DiskFeatureCache(folder) as cache:
         assert_equal_to_entries(cache.get_many(ENTRIES))
         assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
-
-
-def test_warnings_name_the_file_and_the_consequence(folder):
-    (folder / "features.sqlite").write_bytes(b"garbage " * 5000)
-    with pytest.warns(RuntimeWarning) as told, DiskFeatureCache(folder):
-        pass
-    (message,) = {str(warning.message) for warning in told}
-    assert message.startswith(f"The feature cache '{folder / 'features.sqlite'}' is damaged (")
-    assert message.endswith(" The features are computed again.")
 
 
 def test_to_float16_returns_mask_of_rows_in_range():

@@ -159,10 +159,6 @@ def test_rows_of_other_type_are_cast_and_of_other_width_raise(path):
         np.testing.assert_array_equal(file.finish(), ROWS)
 
 
-def test_missing_folders_are_created(tmp_path):
-    write_complete(tmp_path / "one" / "two" / "rows.npy")
-
-
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
 def test_file_has_default_permissions(path):
     mask = os.umask(0o022)
@@ -171,16 +167,6 @@ def test_file_has_default_permissions(path):
     finally:
         os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
-
-
-def test_second_writer_raises_with_path(path):
-    pytest.importorskip("fcntl")
-    with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
-        file.write(0, ROWS[:CHUNK], "items", {})
-        with pytest.raises(
-            FileLockedError, match=r"rows\.npy\.partial' is being written by another"
-        ):
-            write_chunks(path, 1)
 
 
 class TestSync:

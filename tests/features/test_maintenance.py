@@ -54,7 +54,7 @@ class TestFile:
         connection.execute("PRAGMA user_version = 1")
         connection.close()
         content = (folder / "features.sqlite").read_bytes()
-        with pytest.raises(OSError, match=r"format 1;.* Upgrade sklearn-ape"):
+        with pytest.raises(OSError, match=r"format 1; this version supports 0.* Upgrade sklearn"):
             use(DiskFeatureCache(folder))
         assert (folder / "features.sqlite").read_bytes() == content
 

@@ -12,7 +12,6 @@ import pytest
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _sqlite as _connection
 from sklearn_ape.features._sqlite import (
-    NewerFormatError,
     connect,
     connect_to_existing,
     connect_to_nothing,
@@ -184,20 +183,6 @@ class TestConnectToRead:
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             connection.execute("INSERT INTO numbers VALUES (x'03', x'04')")
         connection.close()
-
-    def test_damaged_file_raises(self, path):
-        path.write_bytes(b"no database at all " * 99)
-        with pytest.raises(sqlite3.DatabaseError, match="not a database"):
-            connect_to_read(path)
-
-    def test_file_of_newer_version_raises(self, path):
-        connection = sqlite3.connect(path)
-        connection.execute("PRAGMA user_version = 7")
-        connection.close()
-        with pytest.raises(NewerFormatError, match=r"format 7; this version supports 0"):
-            connect_to_read(path)
-        with pytest.raises(NewerFormatError, match=r"format 7; this version supports 0"):
-            connect(path, ["numbers"])
 
     @pytest.mark.parametrize("n_failing", [1, 2])
     def test_file_that_cannot_be_shared_is_read_as_immutable(self, path, monkeypatch, n_failing):
