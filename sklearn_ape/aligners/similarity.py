@@ -355,9 +355,10 @@ def check_standardize(standardize: Any) -> None:
     """Raise ValueError unless a ``standardize`` parameter is a bool or a collection."""
     if isinstance(standardize, bool | np.bool_):
         return
-    is_single = isinstance(standardize, str | bytes) or getattr(standardize, "ndim", 1) == 0
+    is_rejected = isinstance(standardize, str | bytes | bytearray | dict)
+    is_single = getattr(standardize, "ndim", 1) == 0
     has_rows = hasattr(standardize, "__len__") and hasattr(standardize, "__getitem__")
-    if is_single or isinstance(standardize, dict) or not has_rows:
+    if is_rejected or is_single or not has_rows:
         raise ValueError(
             "standardize must be True, False or a collection of images (or their features), "
             f"not {standardize!r}."

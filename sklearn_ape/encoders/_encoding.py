@@ -22,7 +22,7 @@ from ..utils.concurrency import ForkSafeLock, LRUCache, delay_forks, map_threade
 from ..utils.messages import HiddenBar, escape_controls, make_progress_bar
 from ..utils.validation import check_choice, check_integer
 from ._engine import Engine
-from .items import EncodingError, ItemError, describe_item
+from .items import BYTES, EncodingError, ItemError, describe_item
 from .weights import Network, find_random_weights, raise_for_random_weights
 
 if TYPE_CHECKING:
@@ -416,7 +416,8 @@ def _check_range(rows: np.ndarray, offset: int) -> None:
 
 def _is_stream(X: Any) -> bool:
     """Return whether X is read item by item, unlike the sequences that `transform` takes."""
-    if isinstance(X, str | bytes | PathLike | dict | set | frozenset | list | tuple | np.ndarray):
+    # Not Sequence, because a class of the user that loads its items lazily may be one.
+    if isinstance(X, str | BYTES | PathLike | dict | set | frozenset | list | tuple):
         return False
     if any(hasattr(X, name) for name in ("columns", "column_names", "dtype", "getexif")):
         return False

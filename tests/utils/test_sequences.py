@@ -55,6 +55,7 @@ SINGLE = {
     "empty str": lambda: "",
     "numpy str": lambda: np.str_("cat"),
     "bytes": lambda: b"cat",
+    "bytearray": lambda: bytearray(b"cat"),
     "path": lambda: Path("cat"),
     "PIL image": lambda: Image.new("RGB", (3, 3)),
     "array without dimensions": lambda: np.array("cat"),
