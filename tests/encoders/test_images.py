@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sklearn_ape.encoders.images import _to_pixels, check_image, digest_image, read_image
+from sklearn_ape.encoders.images import check_image, digest_image, read_image
 from sklearn_ape.encoders.items import ItemError
 
 RGB = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
@@ -454,4 +454,4 @@ def test_damaged_files_give_image_or_item_error(suffix):
 def test_advice_for_other_types_names_the_range_of_values(array, advice):
     """The advice for fractions alone would turn other values into a negative."""
     with pytest.raises(ItemError, match=advice):
-        _to_pixels(array)
+        read_image(array)

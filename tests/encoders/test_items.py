@@ -2,7 +2,6 @@
 
 import pickle
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,23 +16,13 @@ from sklearn_ape.encoders.items import as_items, summarize_errors
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        ("a.png", r"single image, not a sequence of images. Pass a list: \[X\]"),
-        (b"abc", "single image"),
-        (bytearray(b"abc"), "single image"),
-        (Path("a.png"), "single image"),
-        (Image.new("RGB", (2, 2)), "single image"),
         (np.zeros((20, 30, 3), dtype=np.uint8), r"Pass a single image as \[X\]"),
         (np.zeros((20, 30), dtype=np.uint8), r"Pass a single image as \[X\]"),
         (np.zeros((20, 1280)), "in a Pipeline, leave out that encoder"),
         ([], "X is empty: 0 images"),
-        (None, "must be a sequence of images, .* not NoneType"),
-        ({"a": "a.png"}, "must be a sequence of images, .* not dict"),
-        ({"a.png"}, "must be a sequence of images, .* not set"),
-        ((path for path in "ab"), "must be a sequence of images, .* not generator"),
-        (np.array("a.png"), "not an array without dimensions"),
     ],
 )
-def test_non_sequence_raises(method, X, message, no_weights):
+def test_array_or_empty_list_raises(method, X, message, no_weights):
     """fit and transform raise an error before weights are loaded."""
     with pytest.raises(ValueError, match=message):
         getattr(TimmImageEncoder(), method)(X)

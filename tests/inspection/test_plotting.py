@@ -21,7 +21,6 @@ from sklearn_ape.inspection import (
     TrainingHistoryDisplay,
 )
 from sklearn_ape.inspection._plotting import (
-    check_items,
     check_pairs,
     draw_thumbnail,
     format_text,
@@ -148,13 +147,6 @@ def test_invalid_pairs_raise(pairs, message):
 
 def test_empty_pairs_are_allowed():
     assert check_pairs([], 3, 2).shape == (0, 2)
-
-
-def test_invalid_items_raise():
-    with pytest.raises(ValueError, match="captions is a single text, not a sequence"):
-        check_items("cat", 3, "captions", "text")
-    with pytest.raises(ValueError, match="captions has 2 items for 3 texts"):
-        check_items(["a", "b"], 3, "captions", "text")
 
 
 class TestThumbnail:
