@@ -235,17 +235,17 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
             )
         return _TextFeatures(network.model, pooling, normalize, pipeline.preparation.truncate_dim)
 
-    def _sort_rows(self, items: list[Any]) -> list[int]:
+    def _measure_lengths(self, items: list[Any]) -> list[int]:
         pipeline: _TextPipeline = self._get_network().prepare
         if not getattr(pipeline.tokenize, "is_fast", False):
-            return super()._sort_rows(items)
-        # Sort by the number of tokens: in batches sorted by letters, one eighth is padding.
+            return super()._measure_lengths(items)
+        # Numbers of tokens: in batches sorted by letters, one eighth is padding.
         lengths: list[int] = []
         for rows in gen_batches(len(items), _TOKENIZED_AT_ONCE):
             texts = list(map(str.__str__, items[rows]))
             tokens = self._tokenize(pipeline, texts, padding=False)["input_ids"]
             lengths += map(len, tokens)
-        return sorted(range(len(items)), key=lambda row: (lengths[row], items[row]), reverse=True)
+        return lengths
 
     def _is_sensitive_to_padding(self, network: Network) -> bool:
         """Return whether the features of a text change with padding or with tokens behind it."""

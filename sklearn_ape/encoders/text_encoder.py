@@ -211,9 +211,11 @@ class TextEncoder(FrozenEncoder):
     def _sort_rows(self, items: list[Any]) -> list[int]:
         # Batches of similar lengths need the least padding. Equal lengths are sorted by text, so
         # that batches, and thus the rounding of features, do not depend on the order of items.
-        return sorted(
-            range(len(items)), key=lambda row: (len(items[row]), items[row]), reverse=True
-        )
+        lengths = self._measure_lengths(items)
+        return sorted(range(len(items)), key=lambda row: (lengths[row], items[row]), reverse=True)
+
+    def _measure_lengths(self, items: list[Any]) -> list[int]:
+        return list(map(len, items))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
