@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import os
@@ -21,11 +20,10 @@ from typing import Any, Self
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..utils.files import check_writable, expand_user, write_file_atomically
+from ..utils.files import FULL_DISK, check_writable, expand_user, write_file_atomically
 from ..utils.messages import escape_controls, escape_formula, escape_formula_path
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # typer does not export the base class of its errors about options.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -193,7 +191,7 @@ def _describe(error: Exception) -> str:
         return "Out of memory. Pass fewer images at a time."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename!r}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno in _FULL_DISK:  # such as of standard output
+    if isinstance(error, OSError) and error.errno in FULL_DISK:  # such as of standard output
         return f"{error.strerror}. Free some disk space, and run the command again."
     if isinstance(error, _USER_ERRORS):
         return _name_options(str(error))
@@ -337,7 +335,7 @@ def write_atomically(output: Path) -> Iterator[Path]:
         with nullcontext(path) if is_device else write_file_atomically(path) as temporary:
             yield temporary
     except OSError as error:
-        if error.errno not in _FULL_DISK:
+        if error.errno not in FULL_DISK:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(output)) from error
 

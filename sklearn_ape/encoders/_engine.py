@@ -20,7 +20,8 @@ from ..devices import has_fast_bfloat16
 from ..utils.concurrency import at_fork, never_destroy
 
 ENGINES = ("auto", "torch", "onnx", "openvino")
-_PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
+# Packages that an engine needs, beginning with the one that computes.
+PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
 # Names of the precisions in OpenVINO's options and in its list of capabilities.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
@@ -108,7 +109,7 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
             f"engine={engine!r} does not compute in {dtype} on this machine. Pass "
             "dtype='float32' or engine='torch'."
         )
-    missing = [package for package in _PACKAGES[engine] if find_spec(package) is None]
+    missing = [package for package in PACKAGES[engine] if find_spec(package) is None]
     if missing:
         return ImportError(
             f"engine={engine!r} needs the package {' and '.join(missing)}. Run "

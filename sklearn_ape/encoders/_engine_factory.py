@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from ..utils.files import (
+    FULL_DISK,
     digest_file,
     expand_user,
     get_default_data_home,
@@ -30,6 +30,7 @@ from ..utils.messages import warn
 from ._engine import (
     ONNX_FILE,
     OPENVINO_FILE,
+    PACKAGES,
     Engine,
     EngineError,
     Inputs,
@@ -45,9 +46,6 @@ from ._engine import (
 _DIGESTS = "sha256.json"
 # Version of the layout of an export's folder; a new one makes older exports unused.
 _FORMAT = 1
-# Errors that say nothing about the network.
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 # Largest difference from torch's float32 features, as 1 - cosine and as relative error of the
 # norm. Users choose low precision explicitly, so its tolerance only has to find wrong exports.
@@ -165,7 +163,7 @@ def _export_to_onnx(workload: Workload, folder: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises various exceptions for unsupported operations
-        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:  # not about the network
             raise
         raise EngineError(f"torch cannot export the network to ONNX: {error}") from error
 
@@ -264,7 +262,7 @@ def _check_outputs(
 
 def _get_target(name: str, workload: Workload) -> Path:
     """Return the folder of an export, whose name changes with the versions of the libraries."""
-    parts = (name, version(_DISTRIBUTIONS[name]), torch.__version__, _FORMAT, workload.key)
+    parts = (name, version(PACKAGES[name][0]), torch.__version__, _FORMAT, workload.key)
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     return workload.folder / f"{name}-{digest}"
 

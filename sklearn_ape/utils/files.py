@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -28,6 +29,10 @@ IMAGE_SUFFIXES = (
 
 HEIC_SUFFIXES = frozenset({".heic", ".heif"})
 """Formats of phones, which Pillow does not read."""
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors for a disk, a quota or a file that is full."""
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:

@@ -65,7 +65,7 @@ def cosine_distances(a, b):
 @pytest.mark.usefixtures("shared_exports")
 def test_engine_features_equal_torch(engine, paths):
     """Features of images and texts, in batches of different sizes, equal torch's."""
-    pytest.importorskip(_engine._PACKAGES[engine][0])
+    pytest.importorskip(_engine.PACKAGES[engine][0])
     for cls, items in ((TimmImageEncoder, paths), (TransformersTextEncoder, TEXTS)):
         encoder = cls(cache=None, engine="torch")
         expected = encoder.transform(items)
@@ -82,7 +82,7 @@ def test_engine_features_equal_torch(engine, paths):
 @pytest.mark.parametrize("engine", OTHERS)
 def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
     """Another process and another encoder of the network use the export."""
-    pytest.importorskip(_engine._PACKAGES[engine][0])
+    pytest.importorskip(_engine.PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
     weights.shared_networks.clear()
@@ -96,7 +96,7 @@ def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
 @pytest.mark.parametrize("engine", OTHERS)
 def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
     """A flipped bit and a missing file are detected."""
-    pytest.importorskip(_engine._PACKAGES[engine][0])
+    pytest.importorskip(_engine.PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
     for damage in ("bit", "gone"):
@@ -134,7 +134,7 @@ def test_wrong_export_is_rejected(tiny, paths, tmp_path, monkeypatch):
 @pytest.mark.parametrize("engine", OTHERS)
 def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkeypatch):
     """A named engine warns each time; "auto" is silent and tries once."""
-    pytest.importorskip(_engine._PACKAGES[engine][0])
+    pytest.importorskip(_engine.PACKAGES[engine][0])
     tried = []
 
     def fails(workload, folder):
@@ -161,7 +161,7 @@ def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkey
 @pytest.mark.parametrize("engine", OTHERS)
 def test_export_is_repeated_after_a_full_disk(engine, tiny, tmp_path, monkeypatch):
     """A full disk does not mean that the network cannot be exported."""
-    pytest.importorskip(_engine._PACKAGES[engine][0])
+    pytest.importorskip(_engine.PACKAGES[engine][0])
     resource = pytest.importorskip("resource")
     # Python would cut the compiled modules of exporters off at the limit, without an error.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -80,7 +80,7 @@ def test_preprocessing_equals_library(mode, tmp_path):
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_text_tower_is_exported(engine, tmp_path):
     """All texts have the same number of tokens, which is fixed in the network."""
-    pytest.importorskip(_engine._PACKAGES[engine][-1])
+    pytest.importorskip(_engine.PACKAGES[engine][-1])
     folder = tmp_path / "model"
     folder.mkdir()
     save_model(folder)
