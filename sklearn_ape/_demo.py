@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from importlib.resources import files
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,17 +113,11 @@ class DemoResult(NamedTuple):
     n_images_encoded: int  # 0 if all features were cached
 
 
-def run_demo(
-    cache: str | PathLike[str] | None = None,
-    *,
-    random_state: int = 0,
-    n_jobs: int = -1,
-    verbose: int = 1,
-) -> DemoResult:
+def run_demo(cache: Path | None, *, random_state: int, n_jobs: int, verbose: int) -> DemoResult:
     """Extend the starter model by images of OpenMoji, and evaluate on held-out captions.
 
     The starter has been trained without OpenMoji, but with emoji of other styles. Features are
-    cached in the folder `cache`, by default in the data home.
+    cached in the folder `cache`, or in the data home if it is None.
     """
     seconds: dict[str, float] = {}
 
@@ -134,7 +127,7 @@ def run_demo(
         yield
         seconds[name] = time.perf_counter() - start
 
-    folder = get_data_home() / "features" if cache is None else Path(cache)
+    folder = get_data_home() / "features" if cache is None else cache
     with open_cache(folder):
         pass  # an unusable folder raises now, and not after the photographs are named
     image_encoder, text_encoder = make_starter_encoders(cache=folder, verbose=verbose)

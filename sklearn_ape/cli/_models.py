@@ -263,7 +263,7 @@ def select_classifier(
 
 
 def iter_probabilities(
-    classifier: Any, images: Sequence[Any], options: RuntimeOptions, together: bool = False
+    classifier: Any, images: Sequence[Any], options: RuntimeOptions, together: bool
 ) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
     """Classify images in batches, or `together` in one batch.
 
@@ -340,8 +340,8 @@ def split_rows(
     captions: Sequence[Any],
     test_size: float,
     random_state: int,
-    classes: Sequence[str] | None = None,
-    quiet: bool = False,
+    classes: Sequence[str] | None,
+    quiet: bool,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return rows for training and rows for testing; None, with a message, if there are too few.
 
@@ -455,7 +455,7 @@ def make_card_label(score: Score) -> str:
     return f"{score.measure} on held-out images, {score.of} (n={score.n}{interval})"
 
 
-def print_scores(scores: Sequence[Score], file_format: str | None = None) -> None:
+def print_scores(scores: Sequence[Score], file_format: str) -> None:
     """Print scores as a table, one per row."""
     with Table(Score._fields, file_format=file_format) as table:
         for score in scores:
