@@ -141,6 +141,7 @@ def run_demo(cache: Path | None, *, random_state: int, n_jobs: int, verbose: int
     with stage("load images"):
         data = load_openmoji(n_jobs=n_jobs, verbose=verbose)
         train, held_out = _split(data, random_state)
+        groups = group_images(held_out.images)  # a few images occur twice, with two names
     with stage("encode images"):
         image_encoder.transform(data.images)
     with stage("encode captions"):
@@ -149,10 +150,9 @@ def run_demo(cache: Path | None, *, random_state: int, n_jobs: int, verbose: int
         aligner = APEAligner(text_encoder=text_encoder, init="starter")
         model = make_pipeline(image_encoder, aligner).fit(train.images, train.captions)
     with stage("train on fewer images"):
-        curve = _measure_curve(starter, model, train, held_out, random_state)
+        curve = _measure_curve(starter, model, train, held_out, groups, random_state)
     with stage("evaluate"):
         features = image_encoder.transform(held_out.images)
-        groups = group_images(held_out.images)  # a few images occur twice, with two names
         recall = model[-1].retrieval_report(features, held_out.captions, groups=groups)
         predictions, concept_accuracy, concept_top_accuracy = _predict_concepts(
             model, held_out, random_state
@@ -184,6 +184,7 @@ def _measure_curve(
     model: Pipeline,
     train: Bunch,
     held_out: Bunch,
+    groups: np.ndarray,
     random_state: int,
 ) -> list[CurvePoint]:
     """Measure the recall on held-out pairs after training on different numbers of pairs.
@@ -192,7 +193,6 @@ def _measure_curve(
     """
     image_encoder, text_encoder = model[0], model[-1].text_encoder_
     train_features, features = (image_encoder.transform(d.images) for d in (train, held_out))
-    groups = group_images(held_out.images)  # a few images occur twice, with two names
 
     def score(aligner: Any) -> float:
         return aligner.score(features, held_out.captions, groups=groups)

@@ -265,9 +265,8 @@ class SessionHolder:
 
         Requests that were processed at the same time may have changed other fields of it.
         """
-        names = [field.name for field in fields(after)]
-        changes = {name: getattr(after, name) for name in names}
-        changes = {name: x for name, x in changes.items() if x is not getattr(before, name)}
+        values = vars(after).items()
+        changes = {name: value for name, value in values if value is not getattr(before, name)}
         visitor = self._get_visitor()
         with self._lock:
             self.session = replace(self.session, **changes)
