@@ -87,6 +87,7 @@ def search(
     print_loading(quiet)
     from ._models import RuntimeOptions
 
+    _check_query_texts(queries)
     options = RuntimeOptions(cache, device, n_jobs, quiet)
     retriever = _build_index(paths, aligner, options) if images else _load_index(index, options)
     with Table(["query", "rank", "path", "score"], output, file_format) as table:
@@ -95,7 +96,7 @@ def search(
     if empty:
         from ..utils.validation import format_list
 
-        hint = "" if score_bound is None else " Set a lower --min-score to see the nearest images."
+        hint = "" if score_bound is None else " Remove --min-score to see the nearest images."
         print_message(f"Nothing was found for {format_list(empty)}.{hint}", quiet)
 
 
@@ -109,6 +110,19 @@ def _suggest_query(images: Sequence[str]) -> str:
     if texts:
         return f'{texts[0]!r} is not a file. Did you mean --query "{texts[0]}"?'
     return 'Set --query "a red fruit" or --like cat.jpg.'
+
+
+def _check_query_texts(texts: Sequence[str]) -> None:
+    """Raise an error if a text is the path of an image, before the collection is read."""
+    from ..encoders.text_encoder import is_image_file
+
+    for text in texts:
+        if is_image_file(text):
+            raise typer.BadParameter(
+                f"{text!r} is an image file, not a text. To find similar images, pass it as "
+                "--like.",
+                param_hint="--query",
+            )
 
 
 def _check_query_image(path: str) -> None:

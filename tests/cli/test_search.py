@@ -309,7 +309,7 @@ class TestMinScore:
     def test_query_without_results_is_reported(self, photos, run):
         result = run("search", photos, "--query", "a fruit", "--min-score", "0.99")
         assert result.stdout.splitlines() == ["query,rank,path,score"]
-        assert "Nothing was found for 'a fruit'. Set a lower --min-score" in result.stderr
+        assert "Nothing was found for 'a fruit'. Remove --min-score" in result.stderr
 
     def test_auto_lists_related_images(self, photos, run):
         result = run("search", photos, "--query", "a tomato", "--min-score", "auto", "-k", "60")
@@ -339,6 +339,15 @@ def test_query_image_is_checked_first(photos, run, tmp_path, name, message):
     (tmp_path / "cut.png").write_bytes(image[: len(image) // 2])
     result = run("search", photos, "--like", tmp_path / name, code=1)
     assert message in " ".join(result.stderr.split())
+    assert "Encoding" not in result.stderr
+
+
+def test_image_instead_of_text_suggests_like(photos, run):
+    """The images were encoded before an error of the text encoder, which has no such option."""
+    image = next((photos / "food").iterdir())
+    result = run("search", photos, "--query", image, code=2)
+    message = " ".join(result.stderr.split())
+    assert "is an image file, not a text. To find similar images, pass it as --like." in message
     assert "Encoding" not in result.stderr
 
 
