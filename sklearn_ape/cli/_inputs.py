@@ -264,10 +264,13 @@ def parse_labels(
     return names
 
 
-def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False) -> Any:
+def resolve_label_names(
+    names: Any, y: Iterable[Any], allow_groups: bool = False, is_model: bool = False
+) -> Any:
     """Return `names`, which must contain the labels `y` of images, or names made of the labels.
 
-    With `allow_groups`, images may be labelled by the groups of a hierarchy.
+    With `allow_groups`, images may be labelled by the groups of a hierarchy. With `is_model`, the
+    names are those of a saved classifier, and not of --labels.
     """
     from ..datasets.base import name_folder
     from ..prompts import describe_similar_label, flatten_labels, is_hierarchy
@@ -292,17 +295,22 @@ def resolve_label_names(names: Any, y: Iterable[Any], allow_groups: bool = False
     leaves, nodes = flatten_labels(names) if is_hierarchy(names) else (names, names)
     label_names = list(map(str, nodes))
     if missing := [label for label in classes if label not in label_names]:
-        hint = describe_similar_label(
-            missing[0], label_names, "--labels or the labels of the images"
-        )
-        hint = hint or (
-            "Add them to --labels, or remove it to use the labels as names. To use other names "
-            "for a class, write a .json file of labels, "
-            f'{{"{missing[0]}": ["a name", "another name"]}}.'
-        )
+        if is_model:
+            source, to_correct = "The model", "the labels of the images"
+            hint = (
+                "Leave out their images, or set --labels with all labels of the images to "
+                "classify by the names alone."
+            )
+        else:
+            source, to_correct = "--labels", "--labels or the labels of the images"
+            hint = (
+                "Add them to --labels, or remove it to use the labels as names. To use other "
+                "names for a class, write a .json file of labels, "
+                f'{{"{missing[0]}": ["a name", "another name"]}}.'
+            )
+        hint = describe_similar_label(missing[0], label_names, to_correct) or hint
         raise ValueError(
-            "--labels or the model does not contain labels of the images: "
-            f"{format_list(missing)}. {hint}"
+            f"{source} does not contain labels of the images: {format_list(missing)}. {hint}"
         )
     if not allow_groups and (groups := [x for x in classes if x not in set(map(str, leaves))]):
         raise ValueError(

@@ -177,7 +177,8 @@ def _resolve_names(classifier: Any, names: Any, bunch: Any) -> Any:
     # Images of no class have the label that the classifier predicts below its threshold.
     unknown_label = None if classifier is None else str(classifier.unknown_label)
     labels_of_classes = [label for label in labels if str(label) != unknown_label]
-    return resolve_label_names(names, labels_of_classes, allow_groups=True)
+    is_model = classifier is not None
+    return resolve_label_names(names, labels_of_classes, allow_groups=True, is_model=is_model)
 
 
 def _count_fitted(

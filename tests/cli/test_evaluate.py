@@ -246,3 +246,17 @@ def test_few_shot_classifier_on_its_own_images_warns(photos, run, tmp_path):
     assert "60 of 60 images were used to fit" in result.stderr
     rows = {row["of"]: float(row["value"]) for row in csv.DictReader(io.StringIO(result.stdout))}
     assert rows["all"] > 0.9
+
+
+def test_labels_that_the_model_lacks_are_a_message(photos, small_folder, run, tmp_path):
+    """The error said to remove --labels, which was not set."""
+    for label in ("animal", "food"):
+        shutil.copytree(small_folder / label, tmp_path / "train" / label)
+    model = tmp_path / "model"
+    run("fit", tmp_path / "train", "-o", model, "--quiet", "--test-size", "0")
+    result = run("evaluate", photos, "--aligner", model, code=1)
+    message = " ".join(result.stderr.split())
+    assert "The model does not contain labels of the images: 'travel'" in message
+    assert "set --labels with all labels of the images to classify by the names alone" in message
+    labels = ("--labels", "animal,food,travel")
+    assert "accuracy,travel" in run("evaluate", photos, "--aligner", model, *labels).stdout
