@@ -255,19 +255,11 @@ class Standardizer:
     centered cosine, so that logit scales and thresholds keep their meaning. Without captions only
     the first term is used, with the mean standard deviation of the texts.
 
-    `scale` is a factor of the result. `image_moments` are the mean and standard deviation of the
-    cosines of images with the captions of the bank, if it has captions.
+    `scale` is a factor of the result.
     """
 
-    def __init__(
-        self,
-        text: Any,
-        bank: Bank,
-        scale: float = 1.0,
-        image_moments: tuple[np.ndarray, ...] = (),
-    ) -> None:
+    def __init__(self, text: Any, bank: Bank, scale: float = 1.0) -> None:
         self.bank = bank
-        self.image_moments = image_moments
         self.mean, std = compute_moments(text, bank.image)
         self.scale = scale * (std.mean() if bank.text is None else bank.std / 2)
         self.factor = self.scale / _replace_rounding_errors(std)
@@ -275,24 +267,17 @@ class Standardizer:
     def apply(self, cosines: np.ndarray, image: Any) -> None:
         """Standardize cosines of images with all texts in place. Rows of NaN stay NaN."""
         moments = () if self.bank.text is None else compute_moments(image, self.bank.text)
-        self._apply(cosines, [values[:, None] for values in moments])
-
-    def apply_to_rows(self, cosines: np.ndarray, rows: slice, texts: slice) -> None:
-        """Standardize cosines of some images of `image_moments` with some texts in place."""
-        self._apply(cosines, [values[rows, None] for values in self.image_moments], texts)
-
-    def apply_to_pairs(self, cosines: np.ndarray, rows: np.ndarray) -> None:
-        """Standardize cosines of each text with k of the images of `image_moments` in place.
-
-        Both arrays have the shape (n_texts, k).
-        """
-        self._apply(cosines.T, [values[rows.T] for values in self.image_moments])
+        self.apply_moments(cosines, [values[:, None] for values in moments])
 
     @ignores_underflow
-    def _apply(
+    def apply_moments(
         self, cosines: np.ndarray, moments: list[np.ndarray], texts: slice = slice(None)
     ) -> None:
-        """Standardize cosines by the moments of their texts and, if any, of their images."""
+        """Standardize cosines with a slice of the texts in place, one column per text.
+
+        `moments` are the mean and standard deviation of the cosines of the images with the
+        captions of the bank, which are broadcast to the cosines. They are empty without captions.
+        """
         dtype = cosines.dtype
         mean, factor = self.mean[texts].astype(dtype), self.factor[texts].astype(dtype)
         if moments:

@@ -215,13 +215,15 @@ class Collection(NamedTuple):
         """
         n_candidates = len(self.embeddings) if is_candidate is None else int(is_candidate.sum())
         n_compared = min(k + _N_FURTHER, n_candidates)
+        moments = () if standardizer is None else self.get_moments(standardizer.bank.text)
         if standardizer is None and is_candidate is None:
             nearest = self.search_index.search(self.embeddings, queries, n_compared)
         else:
 
             def adjust(products: np.ndarray, rows: slice, block: slice) -> None:
                 if standardizer is not None:
-                    standardizer.apply_to_rows(products, rows, block)
+                    image_moments = [values[rows, None] for values in moments]
+                    standardizer.apply_moments(products, image_moments, block)
                 if is_candidate is not None:
                     products[~is_candidate[rows]] = -np.inf
 
@@ -229,7 +231,7 @@ class Collection(NamedTuple):
         # Products in double precision, since blocks of a matrix product differ in their last bits.
         exact = compute_pair_products(self.embeddings, queries, nearest)
         if standardizer is not None:
-            standardizer.apply_to_pairs(exact, nearest)
+            standardizer.apply_moments(exact.T, [values[nearest.T] for values in moments])
         scores = exact.astype(np.float32)
         order = np.lexsort((nearest, -scores), axis=1)[:, :k]
         rows = self.rows[np.take_along_axis(nearest, order, axis=1)]
@@ -280,8 +282,10 @@ class Collection(NamedTuple):
             self.cache["bank"] = Bank.from_embeddings(drop_missing_rows(sample), captions)
         return self.cache["bank"]
 
-    def get_moments(self, captions: Any) -> tuple[np.ndarray, np.ndarray]:
+    def get_moments(self, captions: Any) -> tuple[np.ndarray, ...]:
         """Return the moments of each image's cosines with captions, the same in every call."""
+        if captions is None:
+            return ()
         if "moments" not in self.cache:
             mean, std = np.empty((2, len(self.embeddings)))
             for rows in iter_row_tiles(len(self.embeddings), self.embeddings.shape[1]):

@@ -395,10 +395,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
             bank = collection.get_bank(captions) if self.standardize else None
         else:
             bank = resolve_bank(self.standardize, self.aligner_)
-        if bank is None:
-            return None
-        moments = () if bank.text is None else collection.get_moments(bank.text)
-        return Standardizer(texts, bank, image_moments=moments)
+        return None if bank is None else Standardizer(texts, bank)
 
     def _check_ready(self) -> Collection:
         """Check that the retriever is fitted and current, and return its collection.
