@@ -35,7 +35,7 @@ from ..training.callbacks import (
     mean_recall,
 )
 from ..training.data import PairDataset
-from ..training.distributed import Ranks, broadcast
+from ..training.distributed import broadcast
 from ..training.net import embed_pairs
 from ..utils.messages import warn
 from ._closed_form import (
@@ -93,11 +93,15 @@ class HeadConfig(NamedTuple):
         return make_head(self.head, data.text.shape[1], image_map.n_out, **self.shape)
 
 
-def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:
+def make_closed_form(
+    maps: Maps, run: TrainingRun, correction: np.ndarray | None = None
+) -> TwoTower:
     """Return the closed-form solution without trained heads, bitwise identical on all ranks."""
+    if correction is not None:
+        maps = apply_correction(maps, correction)
     module = maps.make_module()
-    if ranks is not None:
-        ranks.broadcast_weights(module)
+    if run.ranks is not None:
+        run.ranks.broadcast_weights(module)
     return module
 
 
@@ -173,7 +177,7 @@ def train_heads(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
         if result.best_epoch == 0:
             maps = initialize(data)
             assert maps is not None
-            return make_closed_form(maps, run.ranks), scale, result
+            return make_closed_form(maps, run), scale, result
     return _refit_heads(
         lambda: HeadTraining(_make_module(head_config, initialize(data), data), data, run),
         result,
@@ -206,7 +210,7 @@ def _search_heads(
     run.checkpoint.note_result(result)
     if valid is None or maps is None or result.best_epoch > 0:
         return training.module, net.logit_scale, result
-    closed_form = make_closed_form(maps, run.ranks)
+    closed_form = make_closed_form(maps, run)
     embeddings = embed_pairs(closed_form, valid)
     scale = fit_logit_scale(*embeddings, valid.pairs, run.config.max_logit_scale)
     return closed_form, scale, result
@@ -318,7 +322,7 @@ def train_blend(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
     if not run.config.refit or weight == 1:
         return blend, scale, result
     maps = solve(data, full_map if is_untrained else image_map)
-    closed_form = _make_tuned_closed_form(maps, tuned.correction, run)
+    closed_form = make_closed_form(maps, run, tuned.correction)
     return _make_blend(closed_form, text_head, weight), scale, result
 
 
@@ -333,7 +337,7 @@ def _blend_untested(
     """Return what `train_blend` does if no pairs are held out: a blend, or the closed form."""
     # The scale of the closed form is used: that of a head would suit its training pairs only.
     scale = _fit_closed_form_scale(head_config, data, run, solve)
-    closed_form = make_closed_form(solve(data, image_map), run.ranks)
+    closed_form = make_closed_form(solve(data, image_map), run)
     if not trains_head:
         return closed_form, scale, TrainingResult([], 0, 0)
     text_head = head_config.make_text_head(data, image_map)
@@ -348,7 +352,7 @@ def _fit_closed_form_scale(
     """Return the logit scale of the closed form, fitted on held-out pairs."""
 
     def fit(pairs: PairDataset) -> tuple[Callable, Callable]:
-        return make_embedders(make_closed_form(solve(pairs, head_config.whiten(pairs)), run.ranks))
+        return make_embedders(make_closed_form(solve(pairs, head_config.whiten(pairs)), run))
 
     return fit_held_out_logit_scale(data, fit, run.config.max_logit_scale)
 
@@ -375,7 +379,7 @@ def _choose_tuning(
     `items` are the held-out pairs with one row per image and caption, and `n_valid` is the number
     of those that are distinct.
     """
-    modules = [_make_tuned_closed_form(maps, choice, run) for choice in (None, correction)]
+    modules = [make_closed_form(maps, run, choice) for choice in (None, correction)]
     embeddings = [embed_pairs(module, items) for module in modules]
     recalls = [mean_recall(image, text, items.pairs) for image, text in embeddings]
     untuned, tuned = broadcast(run.ranks, recalls)
@@ -391,14 +395,6 @@ def _choose_tuning(
         min_recall=_compute_min_recall(recall, n_valid),
         correction=correction if is_tuned else None,
     )
-
-
-def _make_tuned_closed_form(
-    maps: Maps, correction: np.ndarray | None, run: TrainingRun
-) -> TwoTower:
-    if correction is not None:
-        maps = apply_correction(maps, correction)
-    return make_closed_form(maps, run.ranks)
 
 
 def _search_blend(
