@@ -295,9 +295,7 @@ def train_blend(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
         return solve_kernel(run, Targets(pairs, image_map), **smoothness, **options)
 
     if valid is None:
-        return _blend_untested(
-            head_config, data, run, full_map, solve, trains_head=not is_untested
-        )
+        return _blend_untested(head_config, data, run, full_map, solve)
 
     image_map = full_map if has_stable_whitening(data) else head_config.whiten(train)
     items = valid.expand_items()
@@ -332,13 +330,12 @@ def _blend_untested(
     run: TrainingRun,
     image_map: WhitenedMap,
     solve: Callable[..., Maps],
-    trains_head: bool,
 ) -> TrainedModule:
     """Return what `train_blend` does if no pairs are held out: a blend, or the closed form."""
     # The scale of the closed form is used: that of a head would suit its training pairs only.
     scale = _fit_closed_form_scale(head_config, data, run, solve)
     closed_form = make_closed_form(solve(data, image_map), run)
-    if not trains_head:
+    if run.config.early_stopping:  # there are too few pairs to hold some out
         return closed_form, scale, TrainingResult([], 0, 0)
     text_head = head_config.make_text_head(data, image_map)
     training = HeadTraining(TwoTower(ClosedFormHead(image_map), text_head), data, run)
