@@ -305,7 +305,7 @@ def _digest_rows(features: Any, rows: np.ndarray) -> np.ndarray:
 def _list_items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
     """Return an identifier of the item of each pair: equal features within a group."""
     _, inverse = np.unique(digests, return_inverse=True)
-    return np.unique(group * len(digests) + inverse, return_inverse=True)[1]
+    return group * len(digests) + inverse
 
 
 def warn_about_equal(kind: str, name: str, keys: np.ndarray, consequence: str) -> None:
