@@ -329,20 +329,6 @@ def check_prevalence(prevalence: Any) -> None:
         check_number(fraction, name, 0, 1, closed="neither")
 
 
-def resolve_prevalence(
-    prevalence: float | Mapping[Any, float], labels: Sequence[Any]
-) -> list[float]:
-    """Return the fraction of each label; raise ValueError if a mapping does not have them all."""
-    if not isinstance(prevalence, Mapping):
-        return [prevalence] * len(labels)
-    missing = [label for label in labels if label not in prevalence]
-    if missing:
-        raise ValueError(
-            f"prevalence has no fraction for the labels {format_list(missing)}. Add them."
-        )
-    return [prevalence[label] for label in labels]
-
-
 def find_default_thresholds(
     scores: np.ndarray, prevalence: float | Mapping[Any, float], labels: Sequence[Any]
 ) -> np.ndarray:
@@ -351,5 +337,12 @@ def find_default_thresholds(
     >>> find_default_thresholds(np.arange(5.0)[:, None], 0.25, ["cat"])
     array([3.])
     """
-    pairs = zip(scores.T, resolve_prevalence(prevalence, labels), strict=True)
-    return np.array([np.quantile(column, 1 - fraction) for column, fraction in pairs])
+    if not isinstance(prevalence, Mapping):
+        prevalence = dict.fromkeys(labels, prevalence)
+    missing = [label for label in labels if label not in prevalence]
+    if missing:
+        raise ValueError(
+            f"prevalence has no fraction for the labels {format_list(missing)}. Add them."
+        )
+    pairs = zip(scores.T, labels, strict=True)
+    return np.array([np.quantile(column, 1 - prevalence[label]) for column, label in pairs])
