@@ -209,7 +209,7 @@ class _Problem:
         n = len(self.codes)
         # Only ratios of weights and alpha matter. With weights of mean 1, alpha determines how
         # precise and how well-conditioned the solution must be.
-        mean_weight = examples.weights.mean() if n else 1.0
+        mean_weight = examples.weights.mean()
         self.weights, self.alpha = examples.weights / mean_weight, alpha / mean_weight
         tolerance = _TOLERANCE_PER_ALPHA * self.alpha * min(1, n / _MANY_EXAMPLES)
         self.tolerance = np.clip(tolerance, _MIN_TOLERANCE, _MAX_TOLERANCE)
@@ -389,7 +389,7 @@ def _make_folds(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
     # Classes with one example would be predicted from their names alone. Examples of a single
     # class are nearly always predicted as it, which would make probabilities extreme.
     is_tested = (counts[codes] >= 2) & (np.count_nonzero(counts) > 1)
-    n_folds = min(_N_FOLDS, int(counts.max(initial=1)))
+    n_folds = min(_N_FOLDS, int(counts.max()))
     # Examples of each class are distributed in turns. Classes begin at different folds, so that
     # the folds have about the same size. They are in the order of their first examples, so that
     # the folds do not depend on the names.
