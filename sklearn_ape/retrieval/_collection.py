@@ -15,7 +15,6 @@ import numpy as np
 from scipy.stats import norm
 from sklearn.base import BaseEstimator
 
-from ..aligners.pairs import holds_images
 from ..aligners.similarity import (
     Bank,
     Standardizer,
@@ -335,10 +334,8 @@ def embed_images(aligner: BaseEstimator, X: Any) -> np.ndarray:
     return embeddings
 
 
-def resolve_items(images: Any, y: Any) -> list[Any] | None:
-    """Return the items of images: the entries of y, or else the images; None for features."""
-    if y is None:
-        return to_list(images) if holds_images(images) else None
+def resolve_items(images: Any, y: Any) -> list[Any]:
+    """Return the entries of y, one per image, as a list."""
     check_sequence(y, "y", "text", "ids or captions")
     y = _to_records(y)
     # tolist would turn numpy dates into integers.

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from ..aligners.pairs import holds_images
 from ..aligners.similarity import Standardizer, check_standardize, resolve_bank, warn_unreadable
 from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap_aligner
 from ..persistence.hub import Facts
@@ -19,6 +20,7 @@ from ..utils.validation import (
     check_number,
     check_sequence,
     format_list,
+    to_list,
 )
 from ._collection import (
     Collection,
@@ -461,9 +463,11 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 def _embed_with_items(
     aligner: BaseEstimator, images: Any, y: Any
 ) -> tuple[np.ndarray, list[Any] | None]:
-    """Return embeddings of images, and their items."""
+    """Return embeddings of images, and the items of `fit`; None for row numbers of features."""
     # y is checked before the images are encoded, which takes long. Images that are the items
     # themselves are listed afterwards, so that the encoder reports invalid ones.
     items = None if y is None else resolve_items(images, y)
     embeddings = embed_images(aligner, images)
-    return embeddings, resolve_items(images, None) if y is None else items
+    if y is None and holds_images(images):
+        items = to_list(images)
+    return embeddings, items
