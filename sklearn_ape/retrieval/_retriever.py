@@ -404,8 +404,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 
         A method uses one collection throughout, since another thread may add images meanwhile.
         """
-        if not hasattr(self, "_collection"):
-            check_is_fitted(self)
+        check_is_fitted(self)
         self._check_parameters()
         self._check_current()
         return self._collection
