@@ -151,15 +151,6 @@ class TestFit:
         aligner.fit(pairs.image[:200], pairs.text[:200])
         assert np.isfinite(aligner.transform_text(pairs.text)).all()
 
-    def test_saved_model_gives_the_same_embeddings(self, blend, pairs, tmp_path):
-        blend.save_pretrained(tmp_path / "model")
-        restored = APEAligner.from_pretrained(tmp_path / "model")
-        assert restored.fingerprint_ == blend.fingerprint_
-        assert restored.history_ == blend.history_
-        np.testing.assert_array_equal(
-            restored.transform_text(pairs.text), blend.transform_text(pairs.text)
-        )
-
     def test_same_seed_gives_bitwise_identical_fits_and_a_summary_if_verbose(
         self, blend, pairs, capsys
     ):

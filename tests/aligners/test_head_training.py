@@ -324,14 +324,6 @@ class TestFit:
         again = clone(tuned).fit(pairs.image, pairs.text)
         assert again.fingerprint_ == tuned.fingerprint_
 
-    def test_saved_model_gives_the_same_embeddings(self, tuned, pairs, tmp_path):
-        tuned.save_pretrained(tmp_path / "model")
-        restored = APEAligner.from_pretrained(tmp_path / "model")
-        assert restored.training_summary_ == tuned.training_summary_
-        np.testing.assert_array_equal(
-            restored.transform_text(pairs.text), tuned.transform_text(pairs.text)
-        )
-
     @pytest.mark.exhaustive
     def test_interrupt_raises_and_keeps_the_fitted_aligner(self, tuned, pairs, monkeypatch):
         """There is no result yet, so that nothing is kept in its place."""
