@@ -12,9 +12,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners._ape_trainer import _add_closed_form, _make_blend
+from sklearn_ape.aligners._ape_trainer import _make_blend
 from sklearn_ape.heads import BlendedHead, ClosedFormHead, TwoTower, make_head
-from sklearn_ape.training.callbacks import BlendRecall, TrainingResult
+from sklearn_ape.training.callbacks import BlendRecall
 from sklearn_ape.training.data import PairDataset
 
 
@@ -230,18 +230,3 @@ class TestChoice:
         recall = BlendRecall(data, text=np.eye(4), baseline=0.9, min_recall=1.0)
         scores = recall.score(np.eye(4), np.eye(4))
         assert scores == {"valid_recall": 0.9, "head_recall": 1.0, "blend_weight": 0.0}
-
-    @pytest.mark.parametrize(
-        ("recalls", "best_epoch", "weight"),
-        [([0.4, 0.6], 2, 0.3), ([0.5, 0.4], 0, 0.0), ([0.52, 0.4], 0, 0.0)],
-    )
-    def test_closed_form_is_kept_unless_a_blend_is_better(self, recalls, best_epoch, weight):
-        history = [
-            {"epoch": i + 1, "valid_recall": recall, "blend_weight": 0.3}
-            for i, recall in enumerate(recalls)
-        ]
-        result = TrainingResult(history, 2, int(np.argmax(recalls)) + 1)
-        result = _add_closed_form(result, {"valid_recall": 0.5, "blend_weight": 0.0}, 0.52)
-        assert result.best_epoch == best_epoch
-        assert result.history[best_epoch]["blend_weight"] == weight
-        assert result.history[0] == {"epoch": 0, "valid_recall": 0.5, "blend_weight": 0.0}
