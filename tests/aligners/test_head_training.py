@@ -320,11 +320,6 @@ class TestFit:
         assert n_alive == [0, 0]
 
     @pytest.mark.exhaustive
-    def test_same_seed_gives_bitwise_identical_fits(self, tuned, pairs):
-        again = clone(tuned).fit(pairs.image, pairs.text)
-        assert again.fingerprint_ == tuned.fingerprint_
-
-    @pytest.mark.exhaustive
     def test_interrupt_raises_and_keeps_the_fitted_aligner(self, tuned, pairs, monkeypatch):
         """There is no result yet, so that nothing is kept in its place."""
 
