@@ -153,16 +153,6 @@ class TestFit:
         assert aligner.fingerprint_ == search.fingerprint_
         assert aligner.logit_scale_ == search.logit_scale_
 
-    def test_interruption_at_the_end_of_an_epoch_counts_the_epoch(self, concepts):
-        class Interrupt(Callback):
-            def on_epoch_end(self, net, **kwargs):
-                raise KeyboardInterrupt
-
-        aligner = small(callbacks=[Interrupt()])
-        with pytest.warns(UserWarning, match="stopped after 1 of 15"):
-            aligner.fit(concepts.image, concepts.text)
-        assert aligner.best_epoch_ == 1
-
     def test_early_stopping_false_trains_all_epochs_on_all_pairs(self, concepts):
         aligner = small(early_stopping=False).fit(concepts.image, concepts.text)
         assert aligner.n_epochs_ == aligner.best_epoch_ == 15
@@ -176,7 +166,7 @@ class TestFit:
         with pytest.raises(FloatingPointError, match="Lower learning_rate"):
             small(learning_rate=1e30).fit(concepts.image, concepts.text)
 
-    def test_interruption_warns_and_keeps_the_best_epoch(self, concepts):
+    def test_interruption_at_the_end_of_an_epoch_counts_the_epoch(self, concepts):
         class Interrupt(Callback):
             def on_epoch_end(self, net, **kwargs):
                 if len(net.history) == 3:
@@ -185,7 +175,7 @@ class TestFit:
         aligner = small(callbacks=[Interrupt()])
         with pytest.warns(UserWarning, match="stopped after 3 of 15 epochs"):
             aligner.fit(concepts.image, concepts.text)
-        assert aligner.transform(concepts.image).shape == (300, 32)
+        assert aligner.n_epochs_ == len(aligner.history_) == 3
 
     def test_skorch_callbacks_are_called_each_epoch(self, concepts):
         epochs = []
