@@ -17,7 +17,6 @@ from sklearn_ape.aligners._closed_form import (
 )
 from sklearn_ape.aligners._kernel_maps import make_kernel_maps
 from sklearn_ape.encoders import HeadPairs
-from sklearn_ape.heads import LinearMap
 from sklearn_ape.training.data import PairDataset
 
 
@@ -133,19 +132,6 @@ def test_linear_maps_equal_ridge_regression():
     expected = Ridge(alpha=alpha).fit(units, embeddings[:, ::-1] * np.sign(signs))
     expected = (units - units.mean(axis=0)) @ expected.coef_.T
     np.testing.assert_allclose(maps.text(torch.from_numpy(text[owner])), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("mean", "weights", "message"),
-    [
-        (np.zeros(3), np.eye(2), "mean and weights have different lengths, 3 and 2"),
-        (np.zeros((2, 1)), np.eye(2), "mean must have 1 axes"),
-        (np.zeros(2), np.full((2, 2), np.inf), "weights contains NaN or infinity"),
-    ],
-)
-def test_invalid_linear_maps_raise(mean, weights, message):
-    with pytest.raises(ValueError, match=message):
-        LinearMap(mean, weights)
 
 
 def test_gamma_scales_with_the_variance_of_the_captions():
