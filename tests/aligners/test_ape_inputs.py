@@ -364,10 +364,6 @@ class TestInvalidInput:
         with pytest.raises(ValueError, match=message):
             small(**{parameter: value}).fit(concepts.image, concepts.text)
 
-    def test_more_components_than_image_features_raise(self, concepts):
-        with pytest.raises(ValueError, match=r"at most 32, the number of image features.*not 33"):
-            small(init="kernel", n_components=33).fit(concepts.image, concepts.text)
-
     def test_missing_captions_raise(self, concepts):
         with pytest.raises(ValueError, match="requires y to be passed"):
             small().fit(concepts.image, None)
