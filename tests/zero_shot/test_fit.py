@@ -330,13 +330,6 @@ class TestEncodedLabels:
         ZeroShotClassifier(names, aligner=aligner).fit(features.image[:18], y)
 
 
-class TestBadInput:
-    def test_numbers_without_names_warn(self, features, text_encoder):
-        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=1)
-        with pytest.warns(UserWarning, match="are embedded as names of the classes"):
-            ZeroShotClassifier(aligner=aligner).fit(features.image[:4], [0, 1, 0, 1])
-
-
 WORDS = ("cat", "dog", "house")
 
 
