@@ -18,7 +18,7 @@ from sklearn.frozen import FrozenEstimator
 
 from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier, load_pretrained
 from sklearn_ape.metrics import per_class_accuracy
-from sklearn_ape.prompts import check_in_labels, prompts_of, resolve_flat_names, validate_y
+from sklearn_ape.prompts import check_in_labels, resolve_flat_names, validate_y
 from sklearn_ape.zero_shot._base import convert_labels
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
@@ -300,11 +300,6 @@ def test_nan_and_infinity_in_y_raise(bad, message):
 def test_column_vector_warns():
     with pytest.warns(DataConversionWarning, match="column-vector"):
         assert validate_y(np.array([["cat"], ["dog"]])) == ["cat", "dog"]
-
-
-def test_name_with_placeholder_is_template_of_its_class():
-    assert prompts_of("cat", ["a {} on a mat"], ("this is {}",)) == ["a cat on a mat"]
-    assert prompts_of("dog", ["dog"], ("this is {}",)) == ["this is dog"]
 
 
 @pytest.mark.parametrize("labels", ["cat", b"cat", bytearray(b"cat"), np.array("cat")])
