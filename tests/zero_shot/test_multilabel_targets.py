@@ -375,16 +375,6 @@ class TestColumnsOfY:
             with pytest.raises(ValueError, match=message):
                 method(numbered.X, frame)
 
-    def test_lists_of_zeros_and_ones_are_read_as_table(self, numbered):
-        labels = in_order(numbered.labels, [0, 1])
-        classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
-        Y = numbered.Y[:, 2:]
-        fitted = clone(classifier).fit(numbered.X, Y)
-        fitted_on_lists = clone(classifier).fit(numbered.X, Y.tolist())
-        np.testing.assert_array_equal(fitted.thresholds_, fitted_on_lists.thresholds_)
-        score = fitted_on_lists.score(numbered.X, Y.tolist())
-        assert score == fitted.score(numbered.X, Y)
-
     @pytest.mark.exhaustive
     def test_predicted_sets_score_like_predicted_table(self, numbered):
         """Also for the labels 0 and 1, whose sets are tuples of zeros and ones."""
