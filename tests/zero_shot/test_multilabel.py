@@ -387,26 +387,6 @@ class TestFit:
         with pytest.raises(ValueError, match="captions is a table with the columns"):
             new.fit(features.image[:60], true_labels[:60], captions=captions)
 
-    @pytest.mark.exhaustive
-    def test_thresholds_are_fitted_on_held_out_images(
-        self, features, true_labels, captioned_images, text_encoder
-    ):
-        fitted_rows = []
-
-        class RecordingAligner(CCAAligner):
-            def fit(self, X, y):
-                fitted_rows.append(set(map(bytes, X)))
-                return super().fit(X, y)
-
-        new = MultiLabelZeroShotClassifier(
-            LABELS, aligner=RecordingAligner(text_encoder=text_encoder)
-        )
-        new.fit(features.image[:90], true_labels[:90], captions=captioned_images.captions[:90])
-        everything = set(map(bytes, features.image[:90]))
-        assert [len(rows) for rows in fitted_rows] == [90, 60, 60, 60]
-        left_out = [everything - rows for rows in fitted_rows[1:]]
-        assert set.union(*left_out) == everything
-
 
 class TestWithScikitLearn:
     @pytest.mark.parametrize("n_labels", [2, 8])
