@@ -11,10 +11,6 @@ from sklearn_ape.aligners.pairs import compute_prototypes
 from sklearn_ape.encoders import HeadPairs, TimmImageEncoder
 
 
-def pair_data(aligner, X, y):
-    return aligner._fit_pairs(X, y)
-
-
 def make_head_pairs(n_image=32, n_text=16, n_classes=5, **parts):
     rng = np.random.default_rng(1)
     weights = rng.standard_normal((n_classes, n_image))
@@ -54,9 +50,9 @@ def test_prototypes_of_real_head_are_near_images_of_their_class(
 
 
 def test_head_pairs_are_appended_to_the_training_pairs(concepts):
-    data = pair_data(CCAAligner(), concepts.image, concepts.text)
+    data = CCAAligner()._fit_pairs(concepts.image, concepts.text)
     head = make_head_pairs()
-    more = pair_data(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    more = CCAAligner(head_pairs=head)._fit_pairs(concepts.image, concepts.text)
     assert data.n_images == more.n_images == 300
     assert (data.n_prototypes, more.n_prototypes) == (0, 5)
     np.testing.assert_array_equal(more.image[:300], data.image)
@@ -69,7 +65,7 @@ def test_class_with_several_texts_has_one_prototype(concepts):
     head = make_head_pairs(
         texts=np.random.default_rng(0).standard_normal((4, 16)), owners=np.array([3, 0, 3, 3])
     )
-    data = pair_data(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    data = CCAAligner(head_pairs=head)._fit_pairs(concepts.image, concepts.text)
     assert data.n_prototypes == 2  # classes without a text give no pairs
     np.testing.assert_array_equal(np.bincount(data.pairs[300:, 0])[300:], [1, 3])
 
@@ -77,7 +73,7 @@ def test_class_with_several_texts_has_one_prototype(concepts):
 def test_text_that_failed_to_encode_is_left_out(concepts):
     head = make_head_pairs()
     head.texts[2] = np.nan
-    data = pair_data(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    data = CCAAligner(head_pairs=head)._fit_pairs(concepts.image, concepts.text)
     assert data.n_prototypes == 4
     assert np.isfinite(data.text).all()
 
@@ -86,9 +82,8 @@ def test_texts_that_are_captions_are_shared(concepts):
     """Otherwise a caption would be a negative for the prototype of the same name."""
     # Features of an encoder depend on the batch size in the last bits.
     texts = np.vstack([concepts.text[7] * (1 + 1e-6), np.ones((2, 16)), np.ones((2, 16))])
-    data = pair_data(
-        CCAAligner(head_pairs=make_head_pairs(texts=texts)), concepts.image, concepts.text
-    )
+    head = make_head_pairs(texts=texts)
+    data = CCAAligner(head_pairs=head)._fit_pairs(concepts.image, concepts.text)
     assert len(data.text) == 301
     assert data.pairs[300:].tolist() == [[300, 7]] + [[300 + i, 300] for i in range(1, 5)]
 
@@ -98,7 +93,7 @@ def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encod
     text_encoder = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))  # faster than MiniLM
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=image_encoder)
     assert clone(aligner).head_pairs is not image_encoder
-    data = pair_data(aligner, features.image, captioned_images.captions)
+    data = aligner._fit_pairs(features.image, captioned_images.captions)
     assert data.n_prototypes == 1000
     assert len(data.pairs) > 2800 + 300
     shared = set(data.pairs[: data.n_images, 1]) & set(data.pairs[data.n_images :, 1])
@@ -113,7 +108,7 @@ def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encod
 def test_user_defined_texts(features, captioned_images, text_encoder):
     head = make_head_pairs(1280, texts=[["hen"], ["duck", "drake"], "cock", ["hen"], ["goose"]])
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
-    data = pair_data(aligner, features.image, captioned_images.captions)
+    data = aligner._fit_pairs(features.image, captioned_images.captions)
     pairs = data.pairs[300:]
     assert np.bincount(pairs[:, 0])[300:].tolist() == [1, 2, 1, 1, 1]
     assert pairs[0, 1] == pairs[pairs[:, 0] == 303, 1]
