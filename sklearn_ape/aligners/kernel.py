@@ -49,15 +49,11 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     Parameters
     ----------
     image_encoder : transformer, str or None, default=None
-        Encoder of images, such as `TimmImageEncoder`. A str is the name of an encoder with
-        default parameters: a name of `sklearn_ape.encoders.list_encoders` such as
-        ``"efficientnet_lite0"``, any model of timm, ``"transformers:NAME"`` or
-        ``"open_clip:NAME"``. If None, X holds features (as in a Pipeline whose first step is
-        the encoder).
+        Encoder of images. A str is the name of an encoder with default parameters, such as
+        ``"efficientnet_lite0"``; see `APEAligner`. If None, X holds features.
     text_encoder : transformer, str or None, default=None
-        Encoder of captions, such as `TransformersTextEncoder`. A str is the name of an encoder
-        with default parameters: ``"all-MiniLM-L6-v2"``, any model of the transformers library,
-        or ``"open_clip:NAME"``. If None, y holds features.
+        Encoder of captions. A str is the name of an encoder with default parameters, such as
+        ``"all-MiniLM-L6-v2"``; see `APEAligner`. If None, y holds features.
     head_pairs : image encoder, str, HeadPairs or None, default=None
         Additional training pairs from the classification head of an image encoder: names,
         synonyms and definitions of its classes; see
