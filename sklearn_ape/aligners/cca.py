@@ -200,10 +200,12 @@ class CCAAligner(ClosedFormAligner):
         cross = compute_covariance(data.image, data.text, (images, texts), (image_mean, text_mean))
         left, correlations, right = np.linalg.svd(image.T @ cross @ text, full_matrices=False)
         left, right = svd_flip(left, right)
+        # A ridge reduces all correlations, also the true ones.
+        is_correlated = correlations > _MIN_CORRELATION / (1 + self.ridge)
         # At least one direction, even if all embeddings are zero.
-        n_out = max(1, int((correlations > _MIN_CORRELATION).sum()))
+        n_out = max(1, int(is_correlated.sum()))
         n_out = min(n_out, self.n_components or n_out, max(1, len(data.pairs) - 1))
-        correlations = np.where(correlations > _MIN_CORRELATION, correlations, 0).clip(max=1)
+        correlations = np.where(is_correlated, correlations, 0).clip(max=1)
         correlations = correlations[:n_out]
         # Half of the exponent on each side, so that products have the full weight.
         weight = np.where(correlations > 0, correlations ** (self.power / 2), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,19 @@ def split_class_and_model(name: str, modality: str) -> tuple[Any, str]:
 
     A name may begin with ``"timm:"``, ``"transformers:"``, ``"open_clip:"`` or
     ``"sentence-transformers:"``. Without a prefix, an image model is of timm and a text model of
-    transformers.
+    transformers. ValueError is raised for a mistyped prefix.
     """
     classes = _CLASSES[modality]
     prefix, colon, model_name = name.partition(":")
     if colon and prefix in classes and model_name:
         return classes[prefix], model_name
+    # Not any unknown prefix: timm has its own, "hf-hub:" and "local-dir:".
+    similar = get_close_matches(prefix, classes, n=1) if colon else []
+    if similar:
+        raise ValueError(
+            f"{name!r} is not the name of an encoder. Did you mean '{similar[0]}:MODEL', with the "
+            f"name of a model of that library for {modality}s?"
+        )
     return next(iter(classes.values())), name
 
 

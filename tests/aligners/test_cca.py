@@ -55,6 +55,14 @@ def test_result_is_invariant_to_affine_maps_of_features(views):
     np.testing.assert_allclose(two.similarity(*other), one.similarity(image, text), atol=1e-3)
 
 
+def test_large_ridge_keeps_the_directions(concepts):
+    """Every correlation is then small, and none was above the rounding error: all were zeros."""
+    images, texts = concepts.image, concepts.text
+    one, other = (CCAAligner(ridge=ridge).fit(images, texts) for ridge in (1e4, 1e12))
+    assert one.n_components_ == other.n_components_ == 8
+    np.testing.assert_allclose(one.transform(images), other.transform(images), atol=1e-3)
+
+
 def test_ridge_is_relative_to_the_variance(views):
     """Features in other units are regularized equally."""
     image, text = views

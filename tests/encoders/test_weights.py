@@ -294,6 +294,8 @@ class TestInvalidEncoders:
             ("nothing", "image", "image_encoder='nothing' is not the name of an encoder of "
              "images. Pass a short name .efficientnet_lite0, efficientnet_lite1"),
             ("", "image", "image_encoder='' is not the name"),
+            ("open-clip:ViT-B-32", "image", "Did you mean 'open_clip:MODEL'"),
+            ("timm:", "image", "Did you mean 'timm:MODEL', with the name of a model of that"),
             (IMAGE, "text", "encodes images, not texts. Pass it as image_encoder"),
             (TEXT, "image", "encodes texts, not images. Pass it as text_encoder"),
         ],
