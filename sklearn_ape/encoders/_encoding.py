@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -312,13 +313,13 @@ def encode_to_file(
     with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
         try:
             file.resume()
-            _encode_chunks(encoder, items, file, n_jobs, progress.update)
+            _encode_chunks(encoder, items, file, source, n_jobs, progress.update)
         except OtherContentError:
             if not overwrite:
                 raise
             file.restart()
             progress.reset()
-            _encode_chunks(encoder, items, file, n_jobs, progress.update)
+            _encode_chunks(encoder, items, file, source, n_jobs, progress.update)
         errors = {
             number * file.chunk_size + row: message
             for number, chunk in sorted(file.finished.items())
@@ -332,14 +333,17 @@ def _encode_chunks(
     encoder: FrozenEncoder,
     items: Iterable[Any],
     file: FeatureFile,
+    source: str,
     n_jobs: int | None,
     update: Callable[[int], Any],
 ) -> None:
     """Encode unfinished chunks, and check that the items of finished chunks have not changed."""
-    worker = clone(encoder).set_params(verbose=0)
+    # "auto" may mean another precision on the machine of a worker.
+    worker = clone(encoder).set_params(verbose=0, dtype=encoder.dtype_)
     failures: list[Exception] = []
+    encode_chunk = partial(_encode_chunk, worker, source, file.dtype.name)
     tasks = (
-        delayed(_encode_chunk)(worker, number, chunk, number in file.finished, file.dtype.name)
+        delayed(encode_chunk)(number, chunk, number in file.finished)
         for number, chunk in _iter_chunks(items, file.n_rows, file.chunk_size, failures)
     )
     parallel = Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
@@ -384,7 +388,12 @@ def _iter_chunks(
 
 
 def _encode_chunk(
-    encoder: FrozenEncoder, number: int, items: list[Any], is_finished: bool, dtype: str
+    encoder: FrozenEncoder,
+    source: str,
+    dtype: str,
+    number: int,
+    items: list[Any],
+    is_finished: bool,
 ) -> _Chunk:
     """Encode a chunk unless it is finished, in a worker."""
     digest = hashlib.sha256()
@@ -395,6 +404,13 @@ def _encode_chunk(
             digest.update(f"bad: {error}".encode(errors="replace"))
     if is_finished:
         return _Chunk(number, digest.hexdigest(), None, {})
+    if encoder._digest_identity().hex() != source:
+        raise ValueError(
+            f"model_name={encoder.model_name!r} has other weights, another version of "
+            f"{encoder._library} or another precision for chunk {number} than when encode_to "
+            "started. Do not replace the model during the run, and use the same model and the "
+            "same versions on all workers."
+        )
     rows = np.empty((0, 0), dtype=dtype)
     try:
         with np.errstate(over="ignore", under="ignore"):  # `_check_range` finds overflow

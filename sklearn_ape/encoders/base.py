@@ -263,8 +263,8 @@ class FrozenEncoder(
             A `FileExistsError`, if the file or the partial file contains features of other items
             or of another encoder.
         ValueError
-            If a feature does not fit in float16, a parameter is invalid, or the file is in the
-            folder of the model.
+            If a feature does not fit in float16, a parameter is invalid, the file is in the folder
+            of the model, or the model is replaced during the run or differs on a worker.
         OSError
             If the file cannot be written, or another process is writing it (`FileLockedError`).
 

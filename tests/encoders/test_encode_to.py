@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 
 import joblib
@@ -12,9 +13,15 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from sklearn_ape.encoders import EncodingError, TransformersTextEncoder
+from sklearn_ape.encoders import (
+    EncodingError,
+    OpenCLIPTextEncoder,
+    TransformersTextEncoder,
+    base,
+)
 from sklearn_ape.features import FileLockedError, OtherContentError
 from sklearn_ape.features.feature_file import FeatureFile
+from tests.encoders.test_open_clip import save_model
 
 TEXTS = [f"{number} {animal}s" for number in range(2, 7) for animal in ("cat", "dog", "emu")]
 CHUNK = 4
@@ -35,6 +42,14 @@ def truth(encoder):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "new" / "texts.npy"
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder)
+    return folder
 
 
 def partial(path):
@@ -409,3 +424,36 @@ def test_full_disk_raises_and_resumes(encoder, tmp_path):
         del features
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_model_that_is_replaced_during_the_run_raises(model_folder, path):
+    """A file never mixes features of different weights, also in chunks of a cluster's workers."""
+
+    class Replaces(Stops):
+        def __iter__(self):
+            for number, text in enumerate(self.items):
+                if number == self.after:
+                    save_model(model_folder, seed=1)
+                yield text
+
+    encoder = OpenCLIPTextEncoder(str(model_folder), cache=None)
+    with pytest.raises(ValueError, match=r"has other weights.* for chunk 2 than"):
+        encoder.encode_to(path, Replaces(TEXTS, 2 * CHUNK), chunk_size=CHUNK)
+    with pytest.raises(OtherContentError, match="another encoder"):
+        encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
+
+
+def test_workers_use_the_precision_of_the_caller(model_folder, path, monkeypatch):
+    """dtype="auto" may mean another precision on other processors, here in other threads."""
+
+    def choose_dtype(engine, device):
+        is_caller = threading.current_thread() is threading.main_thread()
+        return "bfloat16" if is_caller else "float32"
+
+    monkeypatch.setattr(base, "choose_dtype", choose_dtype)
+    encoder = OpenCLIPTextEncoder(str(model_folder), cache=None, engine="torch", dtype="auto")
+    expected = encoder.transform(TEXTS)
+    assert (expected != clone(encoder).set_params(dtype="float32").transform(TEXTS)).any()
+    with joblib.parallel_config("threading", n_jobs=2):
+        features = encoder.encode_to(path, TEXTS, chunk_size=len(TEXTS))
+    np.testing.assert_array_equal(features, expected)
