@@ -24,6 +24,8 @@ from ..utils.messages import import_optional
 from ..utils.sklearn_compat import unfreeze
 from ..utils.validation import check_sequence
 from ._base import BaseAligner
+from .clip import CLIPAligner
+from .lit import LiTAligner
 from .wrapper import unwrap
 
 # Largest difference of an embedding in ONNX Runtime. It is checked for several numbers of rows,
@@ -234,14 +236,14 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
             "image encoder and an aligner."
         )
     check_is_fitted(inner)
-    encoder = unfreeze(encoder or inner._get_encoder("image"))
+    encoder = unfreeze(encoder or _find_encoder(inner, "image"))
     if not isinstance(encoder, ImageEncoder):
         raise ValueError(
             f"aligner is a {type(inner).__name__} without an image encoder of sklearn_ape. Fit it "
             "with image_encoder=TimmImageEncoder(...), or pass the Pipeline of encoder and "
             "aligner."
         )
-    if inner._get_encoder("text") is None:
+    if _find_encoder(inner, "text") is None:
         raise ValueError(
             f"aligner is a {type(inner).__name__} that was fitted on features of texts. Fit it on "
             "captions, with a text_encoder."
@@ -249,6 +251,15 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
     encoder._check_parameters()
     encoder._make_pixel_network(encoder._get_network())  # raises an error if there is none
     return OpenCLIPShape(_Model(inner, encoder), _Transform(encoder), _tokenize)
+
+
+def _find_encoder(aligner: BaseAligner, side: str) -> Any:
+    """Return the encoder that a fitted aligner uses, or None if it was fitted on features."""
+    # CLIPAligner is not fitted, and LiTAligner trains a copy of its text encoder.
+    is_parameter = isinstance(aligner, CLIPAligner) or (
+        side == "text" and isinstance(aligner, LiTAligner)
+    )
+    return getattr(aligner, f"{side}_encoder" if is_parameter else f"{side}_encoder_", None)
 
 
 class _Model(nn.Module):

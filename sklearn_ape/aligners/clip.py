@@ -174,13 +174,13 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     @property
     def logit_scale_(self) -> float:  # type: ignore[override]
         """Logit scale of the trained model."""
-        self.text_encoder._check_parameters()
+        self._check_parameters()
         return float(self.text_encoder._get_network().model.logit_scale.exp().item())
 
     @property
     def n_components_(self) -> int:
         """Size of the embeddings."""
-        self.text_encoder._check_parameters()
+        self._check_parameters()
         return self.text_encoder._n_features_out
 
     # Embeddings of either encoder are also accepted as features.
@@ -189,9 +189,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     @property
     def fingerprint_(self) -> str:
         """Digest of the model's name or files and of the preprocessing."""
+        self._check_parameters()
         encoders = self.image_encoder, self.text_encoder
-        for encoder in encoders:
-            encoder._check_parameters()
         return joblib.hash([encoder._digest_identity() for encoder in encoders])
 
     @property
@@ -210,7 +209,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return {**params, "revision": self.text_encoder._get_recorded_params()["revision"]}
 
     def _check_parameters(self) -> None:
-        self.text_encoder._check_parameters()
+        self.image_encoder._check_parameters()  # it has all parameters
 
     def _get_card_facts(self) -> Facts:
         name = escape_markdown(repr(self._get_model_name()))
@@ -236,6 +235,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return as_float32(features, "X", check_conditioning=False)
 
     def _encode_texts(self, texts: list[str], reset: bool) -> np.ndarray:
+        self._check_parameters()
         return self.text_encoder.transform(texts)
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:

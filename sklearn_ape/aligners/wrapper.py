@@ -51,7 +51,7 @@ def _make_named_aligner(name: str) -> Any:
             "model, leave aligner out, or pass load_starter()."
         )
     aligner = CLIPAligner(name.removeprefix(_OPEN_CLIP))
-    aligner.text_encoder._check_parameters()
+    aligner._check_parameters()
     return aligner
 
 

@@ -95,6 +95,19 @@ def test_fit_validates_and_learns_nothing(folder):
         aligner.transform_text(np.zeros((4, 5)))
 
 
+@pytest.mark.parametrize(
+    "parameter", [{"batch_size": None}, {"batch_size": 2.5}, {"crop": "none"}, {"n_jobs": 0}]
+)
+def test_invalid_parameters_raise_without_images(parameter, folder):
+    """They raise with features and texts, too, and the message has the value that was passed."""
+    features = CLIPAligner(folder).transform(IMAGES)
+    aligner = CLIPAligner(folder, **parameter)
+    ((name, value),) = parameter.items()
+    for call in (lambda: aligner.fit(features), lambda: aligner.transform_text(TEXTS)):
+        with pytest.raises(ValueError, match=f"^{name} must be .* not {value!r}"):
+            call()
+
+
 def test_pickles_contain_no_weights(folder):
     aligner = CLIPAligner(folder)
     expected = aligner.transform(IMAGES)

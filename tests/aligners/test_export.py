@@ -282,3 +282,16 @@ class TestOpenClip:
             as_open_clip(make_pipeline(image_encoder, aligner))
         with pytest.raises(TypeError, match="not SimpleNamespace"):
             as_open_clip(SimpleNamespace())
+
+    def test_unused_encoders_are_not_exported(
+        self, features, image_encoder, text_encoder, captioned_images
+    ):
+        """An aligner that was fitted on features rejects texts, although it has an encoder."""
+        aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
+        aligner.fit(captioned_images.images[:20], features.text[:20])
+        with pytest.raises(ValueError, match="fitted on features of texts"):
+            as_open_clip(aligner)
+        aligner = KernelAligner(text_encoder=text_encoder)
+        aligner.fit(features.image[:20], captioned_images.captions[:20])
+        with pytest.raises(ValueError, match="without an image encoder"):
+            as_open_clip(aligner.set_params(image_encoder=image_encoder))
