@@ -20,7 +20,7 @@ _SYNC_EVERY_S = 1.0
 
 
 class FileLockedError(OSError, RuntimeError):
-    """Another process is writing the same file."""
+    """Another process is writing the same file, or wrote it during the run."""
 
 
 class OtherContentError(FileExistsError):
@@ -75,6 +75,8 @@ class FeatureFile:
         self._journal_file: BinaryIO | None = None
         self._width = self._offset = 0
         self._next_sync = 0.0
+        # Signatures of the files that may be replaced; None if all files may be.
+        self._replaceable: list[tuple[int, ...] | None] | None = None
 
     def __enter__(self) -> FeatureFile:
         return self
@@ -95,6 +97,7 @@ class FeatureFile:
         """Find the finished chunks of an existing file; raise OtherContentError if it differs."""
         if self.path.is_dir():
             raise IsADirectoryError(f"{str(self.path)!r} is a folder. Pass the path of a file.")
+        self._replaceable = self._compute_signatures()
         is_partial = self._partial_path.exists() and self._partial_path.stat().st_size > 0
         self.existing_path = path = self._partial_path if is_partial else self.path
         if not path.exists():
@@ -122,6 +125,7 @@ class FeatureFile:
         """Discard finished chunks. A complete file stays until the new one replaces it."""
         self._close_files()
         self.finished = {}
+        self._replaceable = None
 
     def write(self, number: int, rows: np.ndarray, items: str, errors: Mapping[int, str]) -> None:
         """Write a chunk, and add the digest of its items and its errors by row to the journal."""
@@ -175,6 +179,11 @@ class FeatureFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._width = width
         self._rows_file = self._open_locked()
+        if self._replaceable not in (None, self._compute_signatures()):
+            raise FileLockedError(
+                f"{str(self.path)!r} was written by another process during this run. Run again to "
+                "compare it with X, or pass another path."
+            )
         self._rows_file.truncate(0)
         # The journal first, so that a partial file that is not empty has a journal.
         self._journal_file = self._journal_path.open("wb")
@@ -199,6 +208,17 @@ class FeatureFile:
             f"{str(self._partial_path)!r} is being written by another process. Wait until it has "
             "finished, or pass another path."
         )
+
+    def _compute_signatures(self) -> list[tuple[int, ...] | None]:
+        """Return what identifies the contents of the file and the partial file, if any."""
+        signatures: list[tuple[int, ...] | None] = []
+        for path in (self.path, self._partial_path):
+            status = path.stat() if path.exists() else None
+            if status is None or not status.st_size:  # locking creates an empty file
+                signatures.append(None)
+            else:
+                signatures.append((status.st_ino, status.st_mtime_ns))
+        return signatures
 
     def _read_journal(self) -> tuple[dict[str, Any], dict[int, FinishedChunk], int]:
         """Return the header or {}, the chunks by number, and the length of the complete lines."""

@@ -169,6 +169,17 @@ def test_file_has_default_permissions(path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
+@pytest.mark.parametrize("n_chunks", [1, 3])
+def test_file_that_appears_during_the_run_is_kept(path, n_chunks):
+    """Another process wrote or finished it between the start and the first chunk of this run."""
+    with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
+        file.resume()
+        write_complete(path) if n_chunks == 3 else write_chunks(path, n_chunks)
+        with pytest.raises(FileLockedError, match=r"rows\.npy' was written by another process"):
+            file.write(0, -ROWS[:CHUNK], "items", {})
+    assert read_finished(path) == list(range(n_chunks))
+
+
 class TestSync:
     """Data that must survive a power failure are synced to disk."""
 
