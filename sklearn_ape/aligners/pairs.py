@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from ..utils.validation import (
     check_sequence,
     format_list,
     get_first,
+    is_image,
     is_row,
     number_distinct,
     number_groups,
@@ -93,12 +93,12 @@ def holds_images(X: Any) -> bool:
         return False
     if getattr(X, "ndim", 1) == 3 and X.dtype != np.uint8:  # features with a dimension too many
         return False
-    if is_row(first := get_first(X)):
-        return False
+    first = get_first(X)
+    # A torch dataset returns tuples of an image and a label, about which encoders raise an error.
+    if is_row(first):
+        return isinstance(first, tuple) and any(map(is_image, first[:1]))
     # A column of pandas has the accessor `str` only if it holds texts, which are paths here.
-    if hasattr(X, "str") or isinstance(first, str | os.PathLike | bytes | Mapping):
-        return True
-    return hasattr(first, "getexif") or getattr(first, "ndim", 0) >= 2
+    return hasattr(X, "str") or is_image(first)
 
 
 def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:

@@ -226,6 +226,13 @@ def is_row(item: Any) -> bool:
     return isinstance(item, list | tuple) or len(getattr(item, "shape", ())) == 1
 
 
+def is_image(item: Any) -> bool:
+    """Return whether an item is an image, the path or the content of one, or a dict of these."""
+    if isinstance(item, str | PathLike | bytes | Mapping):
+        return True
+    return hasattr(item, "getexif") or getattr(item, "ndim", 0) >= 2
+
+
 def is_missing(value: Any) -> bool:
     """Return whether a value is None, NaN, NaT, the NA of pandas or masked."""
     if value is None or value is np.ma.masked or type(value).__name__ == "NAType":

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import KFold, cross_val_predict
@@ -69,6 +70,25 @@ def test_features_are_accepted_instead_of_images(folder):
     )
     assert aligner.n_features_in_ == aligner.n_text_features_in_ == aligner.n_components_ == 12
     assert len(aligner.get_feature_names_out()) == 12
+
+
+@pytest.mark.parametrize("image", [Image.fromarray(IMAGES[0]), torch.zeros(3, 8, 8), "a.png"])
+def test_dataset_of_tuples_raises_with_remedy(image, folder):
+    """torchvision's datasets return an image and its class, which are not two features."""
+
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, row):
+            return image, range(2)[row]  # raises IndexError at the end
+
+    classifier = ZeroShotClassifier(TEXTS, aligner=CLIPAligner(folder))
+    with pytest.raises(ValueError, match=r"of tuples, not of images. Pass a list of the images"):
+        classifier.predict(Pairs())
+    aligner = CLIPAligner(folder)
+    features = aligner.transform(IMAGES)
+    np.testing.assert_allclose(aligner.transform([*map(tuple, features)]), features, atol=1e-6)
 
 
 def test_score_and_report_equal_recall(folder):
