@@ -29,6 +29,7 @@ from ..utils.validation import (
     is_row,
     number_distinct,
     number_groups,
+    to_list,
 )
 
 _BLOCK_SIZE = 1024  # rows of features that are digested together
@@ -51,8 +52,8 @@ def as_sequence(y: Any, name: str = "y") -> Any:
     if hasattr(y, "columns"):
         _check_numeric_table(y, name)
         return y
-    if hasattr(y, "to_pylist"):  # a column of pyarrow
-        return y.to_pylist()
+    if hasattr(y, "to_pylist") or not (hasattr(y, "__iter__") or hasattr(y, "__array__")):
+        return to_list(y)  # of a column of pyarrow, or of a dataset of torch
     if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # a column of polars
         return y.to_list()
     is_table = isinstance(y, np.ndarray) and y.ndim == 2 and y.dtype.kind in "UO"

@@ -200,6 +200,16 @@ def _describe_single_item(value: Any, name: str, kind: str) -> tuple[str, str]:
     return f"single {kind}", f"a list: [{item}]"
 
 
+def is_dataset(values: Any) -> bool:
+    """Return whether values can only be indexed, as a torch dataset.
+
+    Iterating over a dataset, which NumPy would do, ends only if the dataset raises IndexError.
+    """
+    other_methods = ("__iter__", "__array__", "ndim")
+    is_indexed = isinstance(values, Sized) and hasattr(values, "__getitem__")
+    return is_indexed and not any(hasattr(values, name) for name in other_methods)
+
+
 def to_list(values: Iterable[Any]) -> list[Any]:
     """Return the values of any collection, or the keys of a mapping, as a list."""
     if isinstance(values, Sized) and not hasattr(values, "__iter__"):
@@ -273,6 +283,8 @@ def as_numeric(features: Any, name: str) -> Any:
     NumPy would convert most of these to unintended numbers. A masked array without masked values,
     tensors of torch, and a column whose cells are arrays or lists are returned as plain arrays.
     """
+    if is_dataset(features):
+        features = to_list(features)
     if isinstance(features, list | tuple) and features and hasattr(features[0], "detach"):
         return [as_numeric(row, name) for row in features]
     if hasattr(features, "detach"):

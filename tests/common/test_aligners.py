@@ -169,6 +169,33 @@ def test_features_without_rows_raise(concepts, convert):
         KernelAligner().fit(concepts.image[:60], rows)
 
 
+class Rows(torch.utils.data.Dataset):
+    """Dataset without an IndexError at its end, at which an iteration over it would end."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        assert row < len(self), "read beyond the end"
+        return self.rows[row]
+
+
+@pytest.mark.parametrize("convert", [lambda rows: rows, torch.from_numpy])
+def test_datasets_of_torch_are_read_up_to_their_length(concepts, convert):
+    image, text = concepts.image[:60], concepts.text[:60]
+    aligner = KernelAligner(random_state=0).fit(Rows(convert(image)), Rows(convert(text)))
+    expected = KernelAligner(random_state=0).fit(image, text)
+    np.testing.assert_array_equal(aligner.transform(Rows(image)), expected.transform(image))
+    captions = [f"caption {number}" for number in range(60)]
+    texts = HashingVectorizer(n_features=16, analyzer="char")
+    aligner = KernelAligner(text_encoder=texts, random_state=0).fit(image, Rows(captions))
+    expected = aligner.transform(image)
+    np.testing.assert_array_equal(aligner.fit(image, captions).transform(image), expected)
+
+
 def test_nan_rows_give_nan_embeddings(aligner, concepts):
     image = concepts.image.copy()
     image[7] = np.nan
