@@ -54,6 +54,20 @@ def test_wrong_names_lose_their_influence(centers, n_per_class):
     assert np.mean(few) > np.mean(labels) - 0.02
 
 
+def test_names_like_those_of_other_classes_lose_influence(centers, monkeypatch):
+    """The names alone predict best with weights between 0.5 and 0.75, but 0.5 is better here."""
+    text = normalize_rows(centers + np.roll(centers, 1, axis=0))
+    test = draw(centers, 30, 0.25, 9)
+
+    def measure_accuracy():
+        probes = [fit(draw(centers, 4, 0.25, seed), text, scale=14.0) for seed in range(5)]
+        return np.mean([predict(probe, test) == test.codes for probe in probes])
+
+    accuracy = measure_accuracy()
+    monkeypatch.setattr(_probe, "_MIN_UNTESTED_WEIGHT", 0.5)
+    assert accuracy > measure_accuracy() + 0.01
+
+
 def test_solution_minimizes_the_documented_loss(centers):
     """The formulas are those of docs/few_labels.md, with the weight 1 of the names."""
     examples, alpha, scale = draw(centers, 4, 0.2, 0), 0.5, 8.0
