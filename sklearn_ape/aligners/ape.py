@@ -374,7 +374,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
                     data,
                     lambda part: make_embedders(extension.fit(part.pairs, *parameters)),
                     max_scale,
-                    default=base.logit_scale_,
+                    expected=base.logit_scale_,
                 ),
             )
             self.history_, self.n_epochs_, self.best_epoch_ = [], 0, 0

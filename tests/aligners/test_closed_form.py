@@ -146,11 +146,26 @@ class TestLogitScale:
         assert 2 < best < 99
         assert scale == pytest.approx(best, rel=1e-3)
 
-    @pytest.mark.parametrize(("default", "expected"), [(7.0, 7.0), (200.0, 100.0)])
-    def test_scale_of_three_images_is_the_default(self, default, expected):
+    @pytest.mark.parametrize(("expected", "scale"), [(None, 1.0), (7.0, 7.0), (200.0, 100.0)])
+    def test_scale_of_three_images_is_the_expected_one(self, expected, scale):
         """No pair can be held out, and a scale of training pairs would be overconfident."""
         data = PairDataset(np.eye(3), np.eye(3), np.column_stack([np.arange(3)] * 2))
-        assert fit_held_out_logit_scale(data, None, default=default) == expected
+        assert fit_held_out_logit_scale(data, None, expected=expected) == pytest.approx(scale)
+
+    def test_few_pairs_that_are_all_right_hardly_exceed_the_expected_scale(self):
+        """Without an expected scale they would have the maximum."""
+
+        def fit(training_data):
+            return (lambda features: features), (lambda features: features)
+
+        scales = []
+        for n_pairs in (4, 400):
+            units = random_units(np.random.default_rng(0), n_pairs)
+            data = PairDataset(units, units, np.column_stack([np.arange(n_pairs)] * 2))
+            assert fit_held_out_logit_scale(data, fit) > 99
+            scales.append(fit_held_out_logit_scale(data, fit, expected=10))
+        assert 10 < scales[0] < 15
+        assert scales[1] > 30
 
 
 @pytest.mark.parametrize("cls", [ASIFAligner, CCAAligner, KernelAligner, APEAligner])
