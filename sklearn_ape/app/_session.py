@@ -328,15 +328,17 @@ class AppService:
     def _get_zero_shot(
         self, session: Session, names: Sequence[str], templates: str
     ) -> ZeroShotClassifier:
-        """Return the served classifier if it has these labels and templates, or a new one."""
+        """Return the served classifier if it has these labels, or a new one."""
         served = self.model.zero_shot or self.model.few_shot
         # A served classifier may define the texts to embed for a label.
         names_by_label = self.model.names or {}
         label_names: Any = {label: names_by_label.get(label, label) for label in names}
         if served is not None and set(map(str, served.classes_)) == set(names):
-            is_unchanged = session.alignment is None and templates == self.initial_templates
-            if served is self.model.zero_shot and is_unchanged:
-                return served
+            if served is self.model.zero_shot and session.alignment is None:
+                if templates == self.initial_templates:
+                    return served
+                params = {**served.get_params(False), "templates": self.templates[templates]}
+                return ZeroShotClassifier(**params)
             if is_hierarchy(served._get_labels()):
                 label_names = served._get_labels()
         return ZeroShotClassifier(

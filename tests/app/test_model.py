@@ -240,6 +240,10 @@ class TestServedClassifier:
         results = service.classify(Session(), image, "house, cat", *options)
         expected = zero_shot.predict_proba([image])[0, 0]
         assert results.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
+        # Other templates do not change the shares and the logit scale.
+        results = service.classify(Session(), image, "house, cat", "photo", 0)
+        expected = zero_shot.set_params(templates="photo").predict_proba([image])[0, 0]
+        assert results.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
 
     @pytest.mark.parametrize("is_few_shot", [False, True])
     def test_groups_of_a_hierarchy_are_predicted(self, served, captioned_images, is_few_shot):
