@@ -119,7 +119,10 @@ def solve_positive_definite(
         corner = _take_corner(rows, start)
         residuals = corner @ (corner.T @ coefficients[start:])
         return Solution(coefficients.cpu().numpy(), residuals.cpu().numpy())
-    raise ValueError("ridge is too small for these captions in single precision. Raise ridge.")
+    raise ValueError(
+        "The kernel matrix of the captions cannot be decomposed in single precision. Raise ridge, "
+        "or lower gamma if you set it."
+    )
 
 
 def get_lower_rows(matrix: torch.Tensor) -> list[torch.Tensor]:
