@@ -48,10 +48,11 @@ MAX_LOGIT_SCALE = 100.0
 _MAX_SCALE_PAIRS = 2048
 VALIDATION_FRACTION = 0.2
 
-# Fewer pairs, in such groups as share neither images nor captions, are held out in turn: with one
-# fifth of 60 to 200 pairs, the scale differed from the best one for new pairs by twice as much.
-# The fits of the folds take up to twice as long as the fit of all pairs.
+# Fewer pairs than both of these are held out in turn: with one fifth of 60 to 200 pairs, the scale
+# differed from the best one for new pairs by twice as much. The fits of the folds take up to twice
+# as long as the fit of all pairs. A group is what shares images or captions.
 _MIN_GROUPS_OF_ONE_SPLIT = 500
+_MIN_PAIRS_OF_ONE_SPLIT = 2000
 _N_FOLDS = 5
 
 # Standard deviation of the logarithm of the scale around the expected one. Extensions of the
@@ -122,12 +123,14 @@ def hold_out_pairs(data: PairDataset) -> list[tuple[np.ndarray, np.ndarray]]:
     fewer than four images.
     """
     rows = _select_rows_with_texts(data)
-    pairs, rng = data.pairs[rows], np.random.RandomState(0)
+    pairs = data.pairs[rows]
     groups, group, sizes = np.unique(group_pairs(pairs), return_inverse=True, return_counts=True)
-    if len(groups) >= _MIN_GROUPS_OF_ONE_SPLIT:
-        split = split_pairs(pairs, VALIDATION_FRACTION, rng)
-        if split.valid is not None:
-            return [(rows[split.train], rows[split.valid])]
+    if len(groups) >= _MIN_GROUPS_OF_ONE_SPLIT or len(pairs) >= _MIN_PAIRS_OF_ONE_SPLIT:
+        for by_image in (False, True):
+            rng = np.random.RandomState(0)
+            split = split_pairs(pairs, VALIDATION_FRACTION, rng, by_image)
+            if split.valid is not None:
+                return [(rows[split.train], rows[split.valid])]
     # A caption of many images is a large group, which stays in training.
     is_large = sizes > VALIDATION_FRACTION * len(pairs)
     if np.sum(~is_large) < _MIN_GROUPS_OF_CAPTIONS:
@@ -136,7 +139,8 @@ def hold_out_pairs(data: PairDataset) -> list[tuple[np.ndarray, np.ndarray]]:
     n_folds = min(_N_FOLDS, len(groups) // 2)
     if n_folds < 2:
         return []
-    fold = np.where(is_large, n_folds, rng.permutation(len(groups)) % n_folds)[group]
+    order = np.random.RandomState(0).permutation(len(groups))
+    fold = np.where(is_large, n_folds, order % n_folds)[group]
     return [(rows[fold != i], rows[fold == i]) for i in range(n_folds)]
 
 

@@ -172,8 +172,9 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         solve = self._make_solver(data, image_map)
         splits, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
         if len(splits) == 1 and has_stable_whitening(data):
-            _, held_out = splits[0]
-            held_out_texts = np.unique(data.pairs[held_out, 1])
+            train, held_out = splits[0]
+            if not np.isin(data.pairs[held_out, 1], data.pairs[train, 1]).any():
+                held_out_texts = np.unique(data.pairs[held_out, 1])
         maps = solve(Targets(data, image_map), held_out_texts=held_out_texts)
         module = maps.make_module()
         if maps.held_out_text is not None:

@@ -46,7 +46,7 @@ def split_class_and_model(name: str, modality: str) -> tuple[Any, str]:
     if colon and prefix in classes and model_name:
         return classes[prefix], model_name
     # Not any unknown prefix: timm has its own, "hf-hub:" and "local-dir:".
-    similar = get_close_matches(prefix, classes, n=1) if colon else []
+    similar = get_close_matches(prefix, classes, n=1) if colon and "/" not in prefix else []
     if similar:
         raise ValueError(
             f"{name!r} is not the name of an encoder. Did you mean '{similar[0]}:MODEL', with the "

@@ -221,6 +221,17 @@ class TestHeldOutPairs:
         assert sorted(np.concatenate([rows for _, rows in splits])) == list(range(40))
         assert all(set(pairs[train, 1]) == {0, 1, 2, 3} for train, _ in splits)
 
+    @pytest.mark.parametrize(("n_texts", "is_shared"), [(4, True), (60, False)])
+    def test_many_images_of_few_captions_are_held_out_once(self, n_texts, is_shared):
+        """Five fits would take long, and a fifth of the images is enough."""
+        n = 2000
+        pairs = np.column_stack([np.arange(n), np.arange(n) % n_texts])
+        data = PairDataset(np.ones((n, 2)), np.ones((n_texts, 2)), pairs)
+        [(train, held_out)] = hold_out_pairs(data)
+        assert len(train) + len(held_out) == n
+        assert 0.15 * n < len(held_out) <= 0.2 * n
+        assert bool(set(pairs[train, 1]) & set(pairs[held_out, 1])) == is_shared
+
     @pytest.mark.parametrize(("n_images", "n_splits"), [(2, 0), (3, 0), (4, 2), (9, 4), (10, 5)])
     def test_at_least_two_images_are_held_out(self, n_images, n_splits):
         pairs = np.column_stack([np.arange(n_images)] * 2)

@@ -306,3 +306,15 @@ def test_anchors_do_not_depend_on_held_out_pairs():
     reference = solve(PairDataset(image[:30], text[:30], pairs))
     np.testing.assert_array_equal(maps.text.coefficients, reference.text.coefficients)
     np.testing.assert_array_equal(maps.image.directions, reference.image.directions)
+
+
+def test_logit_scale_of_many_images_of_few_labels_suits_new_images(concepts):
+    """Their labels are not held out of the fit, so that the fit of the rest is computed."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, 4000)
+    images = (concepts.image[labels] + 2 * rng.standard_normal((4000, 32))).astype(np.float32)
+    texts = concepts.text[:6]
+    aligner = KernelAligner().fit(images[:2000], texts[labels[:2000]])
+    new = aligner.transform(images[2000:]), aligner.transform_text(texts)
+    best = fit_logit_scale(*new, np.column_stack([np.arange(2000), labels[2000:]]))
+    assert aligner.logit_scale_ == pytest.approx(best, rel=0.1)
