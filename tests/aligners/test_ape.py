@@ -176,6 +176,9 @@ class TestFit:
         with pytest.warns(UserWarning, match="stopped after 3 of 15 epochs"):
             aligner.fit(concepts.image, concepts.text)
         assert aligner.n_epochs_ == len(aligner.history_) == 3
+        recalls = [row["valid_recall"] for row in aligner.history_]
+        assert aligner.best_epoch_ == np.argmax(recalls) + 1
+        assert aligner.transform(concepts.image).shape == (300, 32)
 
     def test_skorch_callbacks_are_called_each_epoch(self, concepts):
         epochs = []
