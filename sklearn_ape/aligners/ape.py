@@ -180,8 +180,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         The trained heads, on the CPU.
     logit_scale_ : float
         Logit scale (factor of the cosines). It is learned by training, or fitted on held-out pairs
-        if the closed form, a blend with it or an extended aligner is used. If there are too few
-        pairs to hold some out, it is fitted on the training pairs and too large.
+        if the closed form, a blend with it or an extended aligner is used. With fewer than four
+        images it is 1, or that of the extended aligner.
     history_ : list of dict
         One dict per epoch, with these keys:
 

@@ -59,7 +59,8 @@ class ASIFAligner(ClosedFormAligner):
         Size of the embeddings: the number of training pairs.
     logit_scale_ : float
         Logit scale (factor of the cosines), fitted on held-out pairs. With fewer than 50 groups of
-        pairs that share no image or caption, it is fitted on the training pairs and too large.
+        pairs that share no image or caption, new images of known captions are held out. With
+        fewer than four images it is 1.
     n_parameters_ : int
         Number of stored parameters: the features of the anchors and their means.
     n_features_in_, n_text_features_in_ : int

@@ -103,7 +103,8 @@ class CCAAligner(ClosedFormAligner):
         Size of the embeddings: `n_components`, or fewer if the features have a lower rank.
     logit_scale_ : float
         Logit scale (factor of the cosines), fitted on held-out pairs. With fewer than 50 groups of
-        pairs that share no image or caption, it is fitted on the training pairs and too large.
+        pairs that share no image or caption, new images of known captions are held out. With
+        fewer than four images it is 1.
     n_parameters_ : int
         Number of parameters of the two projections.
     n_features_in_, n_text_features_in_ : int

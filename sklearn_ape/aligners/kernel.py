@@ -99,7 +99,8 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         The gamma used.
     logit_scale_ : float
         Logit scale (factor of the cosines), fitted on held-out pairs. With fewer than 50 groups of
-        pairs that share no image or caption, it is fitted on the training pairs and too large.
+        pairs that share no image or caption, new images of known captions are held out. With
+        fewer than four images it is 1.
     n_parameters_ : int
         Number of stored parameters.
     n_components_ : int

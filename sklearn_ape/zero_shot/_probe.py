@@ -44,9 +44,10 @@ _NAME_WEIGHT_STD = 1.2, 0.1
 # Names keep their weight with one example per class unless the best one is below this. On sets of
 # icons, weights between this and 1 lowered the accuracy by up to 1.6 points.
 _MIN_TRUSTED_WEIGHT = 0.5
-# With more examples, `_MIN_TRUSTED_WEIGHT` is tried in place of weights from it up to this. On 23
-# collections, the accuracy with two examples per class changed by -0.8 to 5.4 points.
-_MIN_UNTESTED_WEIGHT = 0.75
+# With more examples, a weight between the two is not used, but `_MIN_TRUSTED_WEIGHT` is tried in
+# the cross-validation. On 23 collections, the accuracy with two examples per class changed by
+# -0.8 to 5.4 points.
+_MAX_DOUBTED_WEIGHT = 0.75
 # The strength of the penalty at which the adjustments were chosen. A stronger penalty lets the
 # examples, and so the adjustments, change less.
 _DEFAULT_ALPHA = 0.006
@@ -346,7 +347,7 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
     if not is_tested.any():
         return _choose_name_weight_untested(problem, weight)
     validation = _cross_validate(problem, 1.0, folds, is_tested)
-    if weight < _MIN_UNTESTED_WEIGHT:
+    if weight < _MAX_DOUBTED_WEIGHT:
         weight = min(weight, _MIN_TRUSTED_WEIGHT)
         other = _cross_validate(problem, weight, folds, is_tested)
         if other.loss < validation.loss:
@@ -355,7 +356,10 @@ def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:
 
 
 def _fit_name_weight(problem: _Problem) -> float:
-    """Return the weight with which the names alone predict the examples best."""
+    """Return the weight with which the names alone predict the examples best.
+
+    It is at least 1 if a class has no examples.
+    """
     # The temperature is the inverse of the weight: one above 1 is a weight below 1.
     temperature, _ = _fit_temperature(
         problem.base, problem.codes, problem.examples.weights, _NAME_WEIGHT_STD[::-1]

@@ -64,7 +64,7 @@ def test_names_like_those_of_other_classes_lose_influence(centers, monkeypatch):
         return np.mean([predict(probe, test) == test.codes for probe in probes])
 
     accuracy = measure_accuracy()
-    monkeypatch.setattr(_probe, "_MIN_UNTESTED_WEIGHT", 0.5)
+    monkeypatch.setattr(_probe, "_MAX_DOUBTED_WEIGHT", 0.5)
     assert accuracy > measure_accuracy() + 0.01
 
 
