@@ -133,6 +133,8 @@ def fit(
             unfitted = _make_aligner(method, encoder, text_encoder, options, params)
         task = _make_alignment_task(bunch, names, unfitted, base, base_name, templates, options)
     split = _models.split_rows(task.features, task.y, test_size, random_state, task.classes, quiet)
+    if split is None and test_size and method == "extend" and _has_repeated_captions(bunch, task):
+        print_message("To learn the labels and evaluate them, set --method few-shot.", quiet)
     scores, others, n_fitted = _fit_and_score(task, split, refit)
     model = task.model
     if method != "few-shot" and names is not None:
@@ -154,6 +156,14 @@ def _check_options(method: str, options: list[str]) -> None:
                 f"{methods}.",
                 param_hint=name,
             )
+
+
+def _has_repeated_captions(bunch: Any, task: _Task) -> bool:
+    """Return whether there are labels, and captions that repeat as labels do."""
+    from ..aligners.pairs import flatten_captions
+
+    texts = flatten_captions(task.y)[0]
+    return "labels" in bunch and task.classes is None and len(texts) >= 2 * len(set(texts))
 
 
 def _check_has_labels(bunch: Any, data: Path) -> None:

@@ -214,6 +214,14 @@ class TestFewShot:
         assert "without the labelled images" not in answers.stderr
         assert "without the labelled images" in run(*classify, "--labels", "food,cars").stderr
 
+    def test_captions_from_folders_suggest_few_shot(self, photos, run, tmp_path):
+        """Three different captions are too few for a held-out test, but not three labels."""
+        options = ("fit", photos, "-o", tmp_path / "m", "--captions", "folder")
+        result = run(*options)
+        assert "Not evaluated: at least 50 pairs with distinct" in result.stderr
+        assert "To learn the labels and evaluate them, set --method few-shot." in result.stderr
+        assert "--method few-shot" not in run(*options, "--test-size", "0").stderr
+
     @pytest.mark.exhaustive
     def test_captions_of_some_images_can_be_left_out(self, photos, run, tmp_path):
         """Half of the images have text files, which are incomplete as captions."""
