@@ -42,7 +42,7 @@ def search(
     images: option.OptionalImages = None,
     query: Annotated[list[str] | None, typer.Option(help="Query text. Can be repeated.")] = None,
     like: Annotated[
-        list[Path] | None, typer.Option(help="Query image: find similar images. Can be repeated.")
+        list[str] | None, typer.Option(help="Query image: find similar images. Can be repeated.")
     ] = None,
     k: Annotated[
         int, typer.Option("--top-k", "-k", min=1, help="Number of images per query.")
@@ -68,7 +68,7 @@ def search(
     """
     file_format = resolve_format(output, file_format)
     check_output_file(output)
-    queries, likes = list(query or []), [str(expand_user(path)) for path in like or []]
+    queries, likes = list(query or []), [os.path.expanduser(path) for path in like or []]
     if not queries and not likes:
         raise typer.BadParameter(f"No query. {_suggest_query(images or [])}")
     if any(not text.strip() for text in queries):

@@ -329,6 +329,7 @@ class TestMinScore:
         ("cut.png", "cannot be read as an image"),
         ("narrow.png", "cannot be read as an image: it is too narrow"),
         ("none", "does not exist"),
+        ("http://x.org/a.jpg", "'http://x.org/a.jpg' cannot be read as an image: it is a URL"),
     ],
 )
 def test_query_image_is_checked_first(photos, run, tmp_path, name, message):
@@ -337,7 +338,8 @@ def test_query_image_is_checked_first(photos, run, tmp_path, name, message):
     Image.new("RGB", (900, 2)).save(tmp_path / "narrow.png")
     image = next((photos / "food").iterdir()).read_bytes()
     (tmp_path / "cut.png").write_bytes(image[: len(image) // 2])
-    result = run("search", photos, "--like", tmp_path / name, code=1)
+    path = name if "://" in name else tmp_path / name
+    result = run("search", photos, "--like", path, code=1)
     assert message in " ".join(result.stderr.split())
     assert "Encoding" not in result.stderr
 
