@@ -91,7 +91,7 @@ def classify(
             table.drop_columns(_find_repeated_columns(table.rows, top_k, len(errors)))
     report_unreadable(errors, len(paths))
     n_classified = len(paths) - len(errors)
-    if output is not None and n_classified:
+    if table.output is not None and n_classified:
         noun = "image" if n_classified == 1 else "images"
         print_message(f"Classified {n_classified:,} {noun} in {str(output)!r}.", quiet)
     if len(errors) == len(paths):

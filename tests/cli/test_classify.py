@@ -153,6 +153,9 @@ class TestOutput:
         result = run("classify", broken, "--labels", LABELS, "-o", out)
         assert result.stdout == ""
         assert "Classified 12 images" in result.stderr
+        written = run("classify", broken, "--labels", LABELS, "-o", "-")
+        assert written.stdout
+        assert "Classified" not in written.stderr
         frame = pd.read_parquet(out)
         assert frame["label"].notna().sum() == 12
         assert frame["error"].notna().sum() == 2
