@@ -111,9 +111,9 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     features : array-like of shape (n_samples, n_features)
         Features of images or of captions.
     threshold : float, default=0.97
-        Minimum cosine similarity of near-duplicates, in [-1, 1]. With pooled EfficientNet
-        features of drawings, the default finds copies, recolored copies and slight variants.
-        Different images of one kind, such as pages of text, can exceed it; see Notes.
+        Minimum cosine similarity of near-duplicates, in [-1, 1]. With EfficientNet features of
+        drawings, the default finds copies, recolored copies and slight variants, but misses those
+        of 100 pixels or less. Different images of one kind, such as pages of text, can exceed it.
 
     Returns
     -------
