@@ -385,7 +385,11 @@ def load_data(
                 param_hint="--captions",
             )
         try:
-            return load_pairs(path, check_files=strict, **columns)
+            bunch = load_pairs(path, check_files=strict, **columns)
+            if all(isinstance(image, str) and not os.path.isfile(image) for image in bunch.images):
+                # The error for missing files says where relative paths start.
+                return load_pairs(path, check_files=True, **columns)
+            return bunch
         except TypeError as error:  # a cell of the table is not an image
             raise ValueError(str(error)) from error
     if not path.exists():

@@ -222,6 +222,16 @@ class TestFewShot:
         assert "To learn the labels and evaluate them, set --method few-shot." in result.stderr
         assert "--method few-shot" not in run(*options, "--test-size", "0").stderr
 
+    @pytest.mark.parametrize("strict", [(), ("--strict",)])
+    def test_table_in_another_folder_names_the_start_of_paths(self, run, tmp_path, strict):
+        """As the output of `classify photos -o labels/new.csv`, which has paths from elsewhere."""
+        table = tmp_path / "new.csv"
+        table.write_text("path,label\nphotos/a.png,cat\nphotos/b.png,dog\n")
+        options = ("--image", "path", "--label", "label", "-o", tmp_path / "m")
+        message = run("fit", table, *options, *strict, code=1).stderr
+        assert "lists 2 of 2 images that do not exist" in message
+        assert f"Relative paths refer to {str(tmp_path)!r}" in message
+
     @pytest.mark.exhaustive
     def test_captions_of_some_images_can_be_left_out(self, photos, run, tmp_path):
         """Half of the images have text files, which are incomplete as captions."""

@@ -186,8 +186,9 @@ class TestParseLabels:
 class TestLoadData:
     def test_missing_image_raises_only_if_strict(self, small_folder):
         table = small_folder / "pairs.csv"
-        table.write_text("image,caption\ngone.jpg,a cat\n")
-        assert len(load_data(table).images) == 1
+        image = next(small_folder.glob("*/*.png")).relative_to(small_folder)
+        table.write_text(f"image,caption\ngone.jpg,a cat\n{image.as_posix()},a dog\n")
+        assert len(load_data(table).images) == 2
         with pytest.raises(FileNotFoundError, match="gone"):
             load_data(table, strict=True)
 
