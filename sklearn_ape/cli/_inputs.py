@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..utils.files import HEIC_SUFFIXES, IMAGE_SUFFIXES, expand_user
+from ..utils.files import IMAGE_SUFFIXES, describe_conversion, expand_user
 from ._output import print_message
 
 _IMAGES: Any = typer.Argument(
@@ -155,7 +155,7 @@ def _report_skipped(skipped: Counter[str], quiet: bool) -> None:
         n = skipped.total()
         subject = "1 file" if n == 1 else f"{n:,} files"
         suffixes = [f"{count:,} {suffix!r}" for suffix, count in skipped.most_common()]
-        hint = " Convert HEIC images to JPEG." if HEIC_SUFFIXES & set(skipped) else ""
+        hint = describe_conversion(skipped)
         listed = format_list(suffixes, str)
         print_message(f"Skipped {subject} of other formats ({listed}).{hint}", quiet)
 

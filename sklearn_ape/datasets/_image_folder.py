@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.files import HEIC_SUFFIXES, IMAGE_SUFFIXES, describe_similar_file
+from ..utils.files import IMAGE_SUFFIXES, describe_conversion, describe_similar_file
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list
 from .base import (
@@ -161,13 +161,11 @@ def load_image_folder(
         counts = ", ".join(
             f"{count} {suffix!r}" for suffix, count in other_suffixes.most_common(5)
         )
-        hint = (
-            " Convert HEIC images to JPEG." if not HEIC_SUFFIXES.isdisjoint(other_suffixes) else ""
-        )
         raise ValueError(
             f"{str(folder)!r} has no images ({counts or 'no files at all'}). Pass a folder of "
             f"files with the extensions {', '.join(suffixes)}"
-            f"{'' if recursive else ', or recursive=True to include subfolders'}.{hint}"
+            f"{'' if recursive else ', or recursive=True to include subfolders'}."
+            f"{describe_conversion(other_suffixes)}"
         )
     if captions == "auto":
         captions = _detect_source(folder, names, other_suffixes)

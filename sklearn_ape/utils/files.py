@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,9 +27,13 @@ IMAGE_SUFFIXES = (
 )
 """Lower-case and sorted. The wheels of Pillow read all of these formats."""
 
-HEIC_SUFFIXES = frozenset({".heic", ".heif"})
-"""Formats of phones, which Pillow does not read."""
-
+_UNSUPPORTED_FORMATS = {
+    **dict.fromkeys((".heic", ".heif"), "HEIC"),
+    ".jxl": "JPEG XL",
+    ".svg": "SVG",
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "raw"),
+}
+"""Formats of images that Pillow does not read as photographs or drawings."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors for a disk, a quota or a file that is full."""
@@ -53,6 +57,12 @@ def get_default_data_home() -> Path:
         if not folder or folder.startswith("~"):
             folder = os.path.join(os.devnull, "sklearn_ape")
     return expand_user(folder).absolute()
+
+
+def describe_conversion(suffixes: Iterable[str]) -> str:
+    """Return the advice to convert images of formats that cannot be read, or an empty text."""
+    names = sorted({_UNSUPPORTED_FORMATS[s] for s in suffixes if s in _UNSUPPORTED_FORMATS})
+    return f" Convert {' and '.join(names)} images to JPEG." if names else ""
 
 
 def describe_missing_image(path: str) -> str:

@@ -28,6 +28,13 @@ def test_folder_of_heic_images_names_the_remedy(tmp_path):
         load_image_folder(tmp_path)
 
 
+def test_unsupported_formats_name_the_remedy(tmp_path):
+    """Wallpapers in JPEG XL, drawings in SVG and raw photographs were counted without advice."""
+    make(tmp_path, "1.jxl", "2.SVG", "3.nef", "4.CR2", "notes.md")
+    with pytest.raises(ValueError, match=r"Convert JPEG XL and SVG and raw images to JPEG\.$"):
+        load_image_folder(tmp_path)
+
+
 def test_images_outside_subfolders_have_no_labels(folder):
     make(folder, "loose.jpg")
     assert "labels" not in load_image_folder(folder)
