@@ -10,11 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from sklearn.utils import assert_all_finite, column_or_1d
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 
+from .utils.sklearn_compat import as_label_column
 from .utils.validation import (
-    as_label_array,
     check_not_missing,
     check_sequence,
     find_repeated,
@@ -206,7 +206,7 @@ def validate_y(y: Any) -> list[Any]:
 def _to_label_column(y: Any) -> np.ndarray:
     """Return y as an array of one dimension, without NaN, fractions, dates and durations."""
     try:
-        array = column_or_1d(as_label_array(y), warn=True)
+        array = as_label_column(y)
     except ValueError as error:
         # NumPy cannot make an array of rows of different lengths, and describes them at length.
         reason = "its rows have different lengths." if "inhomogeneous" in str(error) else error

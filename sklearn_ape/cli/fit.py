@@ -242,6 +242,7 @@ def _check_labels_agree(features: Any, images: list[Any], rows: list[int], y: li
     The classifier would check the training part only, and name rows of this part.
     """
     from ..aligners.fitted_images import group_equal_images
+    from ..utils.validation import format_list
 
     names = [
         f"{label!r} in row {row}" + (f" ({image!r})" if isinstance(image, str) else "")
@@ -256,8 +257,8 @@ def _check_labels_agree(features: Any, images: list[Any], rows: list[int], y: li
     if conflicts:
         subject = "An image has" if len(conflicts) == 1 else f"{len(conflicts):,} images have"
         raise ValueError(
-            f"{subject} different labels: {next(iter(conflicts.values()))}. The first row is 0. "
-            "Correct the labels, or remove one of the two."
+            f"{subject} different labels: {format_list(conflicts.values(), str)}. The first row "
+            "is 0. Correct the labels, or remove the wrong rows."
         )
 
 

@@ -15,7 +15,7 @@ from sklearn.utils import Bunch
 
 from ..utils.files import describe_similar_file, expand_user
 from ..utils.messages import import_optional, is_invisible, unescape_formula
-from ..utils.validation import find_repeated, format_list, is_missing, parse_json
+from ..utils.validation import as_label_array, find_repeated, format_list, is_missing, parse_json
 from .base import flatten_single_captions, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -434,7 +434,7 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
     # pandas turns integers into floats where a value of the column is missing.
     values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     # str() of a member of an Enum of texts is its name.
-    return np.array([str.__str__(v).strip() if isinstance(v, str) else str(v) for v in values])
+    return as_label_array(str.__str__(v).strip() if isinstance(v, str) else str(v) for v in values)
 
 
 def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:

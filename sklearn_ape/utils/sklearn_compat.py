@@ -1,4 +1,4 @@
-"""Conventions of scikit-learn: callbacks, failed fits, cross-validation, documentation links."""
+"""Conventions of scikit-learn: callbacks, failed fits, labels, weights, splits, documentation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import DataConversionWarning
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import column_or_1d
 
-from .validation import check_integer
+from .messages import warn
+from .validation import as_label_array, check_integer, check_not_masked, check_sequence
 
 try:
     from sklearn.callback import CallbackSupportMixin, ProgressBar, with_callbacks
@@ -101,6 +104,49 @@ def reports_fit(method: Callable[..., Any]) -> Callable[..., Any]:
         return self
 
     return fit
+
+
+def as_label_column(y: Any) -> np.ndarray:
+    """Return labels as an array of one dimension; warn if they are a column.
+
+    The warning of `column_or_1d` would not point to the line of the user's code.
+    """
+    array = as_label_array(y)
+    if array.ndim == 2 and array.shape[1] == 1:
+        warn(
+            "A column-vector y was passed when a 1d array was expected. Pass y.ravel().",
+            DataConversionWarning,
+        )
+    return column_or_1d(array)
+
+
+def validate_weights(sample_weight: Any, n_samples: int) -> np.ndarray:
+    """Return sample weights as floats, which are ones for None; errors name the invalid weight."""
+    if sample_weight is None:
+        return np.ones(n_samples)
+    check_sequence(sample_weight, "sample_weight", "number")
+    check_not_masked(sample_weight, "sample_weight")
+    weights = np.asarray(sample_weight)
+    if weights.dtype.kind == "O":  # such as pandas columns with missing values
+        with suppress(TypeError, ValueError):
+            weights = weights.astype(float)
+    if weights.ndim != 1 or weights.dtype.kind not in "biuf":
+        raise ValueError(
+            "sample_weight must be one number per image, not an array of shape "
+            f"{weights.shape} and type {weights.dtype}."
+        )
+    weights = weights.astype(float)
+    invalid = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if invalid.size:
+        raise ValueError(
+            f"sample_weight holds {weights[invalid[0]]} (row {invalid[0]}). Weights must be "
+            "finite and at least 0."
+        )
+    if not weights.any():
+        raise ValueError(
+            "sample_weight is zero for every image. Pass a weight above 0 for at least one image."
+        )
+    return weights
 
 
 def check_cv(cv: Any) -> None:

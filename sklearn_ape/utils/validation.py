@@ -1,4 +1,4 @@
-"""Checks and conversions of parameters, JSON texts, sequences, features, labels and weights."""
+"""Checks and conversions of parameters, JSON texts, sequences, features and labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
-from contextlib import suppress
 from functools import wraps
 from itertools import islice
 from numbers import Integral, Real
@@ -249,7 +248,10 @@ def is_missing(value: Any) -> bool:
         return True
     if hasattr(value, "getexif"):  # an image would be decoded to be compared with itself
         return False
-    differs_from_itself = value != value
+    try:
+        differs_from_itself = value != value
+    except ArithmeticError:  # the signaling NaN of decimal
+        return True
     return isinstance(differs_from_itself, bool | np.bool_) and bool(differs_from_itself)
 
 
@@ -285,8 +287,14 @@ def as_numeric(features: Any, name: str) -> Any:
     """
     if is_dataset(features):
         features = to_list(features)
-    if isinstance(features, list | tuple) and features and hasattr(features[0], "detach"):
-        return [as_numeric(row, name) for row in features]
+    if isinstance(features, list | tuple) and features:
+        if isinstance(features[0], tuple) and any(map(is_row, features[0])):
+            raise ValueError(
+                f"{name} holds tuples with a row of features each. Pass the rows without other "
+                f"values, such as labels: [{name}[i][0] for i in range(len({name}))]."
+            )
+        if hasattr(features[0], "detach"):
+            return [as_numeric(row, name) for row in features]
     if hasattr(features, "detach"):
         features = features.detach().cpu()
         # NumPy has no bfloat16.
@@ -373,8 +381,8 @@ def ignores_underflow(function: Callable[P, T]) -> Callable[P, T]:
 def as_label_array(y: Any) -> np.ndarray:
     """Return y as an array whose elements are equal to the labels; masked labels become None.
 
-    In a list, NumPy would convert numbers to texts if there are also texts, and a member of an
-    Enum of texts to its name, cut off to the length of the longest value.
+    In a list, NumPy would convert numbers to texts if there are also texts, cut off NUL at the end
+    of texts, and convert a member of an Enum of texts to its name, cut off to the longest value.
     """
     # As an array, a dictionary column of pyarrow would have another label in place of null.
     if hasattr(y, "itercolumns"):  # a table of pyarrow
@@ -385,7 +393,8 @@ def as_label_array(y: Any) -> np.ndarray:
         y = to_list(y)
     if isinstance(y, list):
         y = [str.__str__(label) if isinstance(label, str) else label for label in y]
-        if len({isinstance(label, str) for label in y}) > 1:
+        is_text = [isinstance(label, str) for label in y]
+        if len(set(is_text)) > 1 or (any(is_text) and any(label.endswith("\0") for label in y)):
             return np.fromiter(y, dtype=object, count=len(y))
     return np.asarray(y)
 
@@ -464,32 +473,3 @@ def check_same_length(**values: Any) -> None:
             f"{' and '.join(lengths)} have inconsistent numbers of samples: {listed}. Pass one "
             "entry of each per image."
         )
-
-
-def validate_weights(sample_weight: Any, n_samples: int) -> np.ndarray:
-    """Return sample weights as floats, which are ones for None; errors name the invalid weight."""
-    if sample_weight is None:
-        return np.ones(n_samples)
-    check_sequence(sample_weight, "sample_weight", "number")
-    check_not_masked(sample_weight, "sample_weight")
-    weights = np.asarray(sample_weight)
-    if weights.dtype.kind == "O":  # such as pandas columns with missing values
-        with suppress(TypeError, ValueError):
-            weights = weights.astype(float)
-    if weights.ndim != 1 or weights.dtype.kind not in "biuf":
-        raise ValueError(
-            "sample_weight must be one number per image, not an array of shape "
-            f"{weights.shape} and type {weights.dtype}."
-        )
-    weights = weights.astype(float)
-    invalid = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if invalid.size:
-        raise ValueError(
-            f"sample_weight holds {weights[invalid[0]]} (row {invalid[0]}). Weights must be "
-            "finite and at least 0."
-        )
-    if not weights.any():
-        raise ValueError(
-            "sample_weight is zero for every image. Pass a weight above 0 for at least one image."
-        )
-    return weights

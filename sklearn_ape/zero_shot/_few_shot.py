@@ -22,14 +22,13 @@ from ..prompts import (
     validate_y,
 )
 from ..utils.messages import warn
-from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.sklearn_compat import FitContext, validate_weights, with_callbacks
 from ..utils.validation import (
     check_number,
     check_same_length,
     format_list,
     ignores_underflow,
     to_list,
-    validate_weights,
 )
 from ._base import convert_labels, warn_about_numbers
 from ._classifier import ZeroShotClassifier
@@ -435,15 +434,23 @@ def _check_labels_agree(
     groups = examples.find_copies()
     order = np.lexsort((examples.codes, groups))
     is_conflict = (np.diff(groups[order]) == 0) & (np.diff(examples.codes[order]) != 0)
-    conflicts = np.flatnonzero(is_conflict)
-    if conflicts.size:
-        first, second = (
-            f"{classes[examples.codes[row]]!r} in row {rows[row]}{_name_file(images, rows[row])}"
-            for row in sorted(order[[conflicts[0], conflicts[0] + 1]].tolist())
-        )
+    conflicts: dict[int, tuple[int, int]] = {}
+    for first, second in zip(order[:-1][is_conflict], order[1:][is_conflict], strict=True):
+        conflicts.setdefault(groups[first], (min(first, second), max(first, second)))
+    if conflicts:
+
+        def describe(pair: tuple[int, int]) -> str:
+            return " and ".join(
+                f"{classes[examples.codes[row]]!r} in row {rows[row]}"
+                f"{_name_file(images, rows[row])}"
+                for row in pair
+            )
+
+        subject = "the same image" if len(conflicts) == 1 else f"each of {len(conflicts):,} images"
         message = (
-            f"y has different labels for the same image: {first} and {second}. Correct y, or "
-            "leave one of the rows out."
+            f"y has different labels for {subject}: "
+            f"{format_list(sorted(conflicts.values()), describe)}. Correct y, or leave one of the "
+            "rows out."
         )
         if images is not None:
             raise ValueError(message)

@@ -19,14 +19,14 @@ from ..encoders.items import EncodingError
 from ..persistence.mixins import FittedState
 from ..prompts import resolve_flat_names, to_class_array
 from ..utils.messages import warn
-from ..utils.sklearn_compat import FitContext, check_cv, restored_on_failure, with_callbacks
-from ..utils.validation import (
-    check_number,
-    check_same_length,
-    format_list,
-    ignores_underflow,
+from ..utils.sklearn_compat import (
+    FitContext,
+    check_cv,
+    restored_on_failure,
     validate_weights,
+    with_callbacks,
 )
+from ..utils.validation import check_number, check_same_length, format_list, ignores_underflow
 from ._base import NOT_FITTED, ZeroShotBase, warn_about_numbers
 from ._multilabel_targets import (
     as_table_or_rows,

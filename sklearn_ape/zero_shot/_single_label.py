@@ -25,6 +25,7 @@ from ..prompts import (
     validate_y,
 )
 from ..utils.messages import warn
+from ..utils.sklearn_compat import validate_weights
 from ..utils.validation import (
     check_count,
     check_number,
@@ -32,7 +33,6 @@ from ..utils.validation import (
     format_list,
     ignores_underflow,
     to_builtin,
-    validate_weights,
 )
 from ._base import Hierarchy, ZeroShotBase
 from ._transduction import (

@@ -1,6 +1,7 @@
 """Common tests of aligners: scikit-learn's checks, valid embeddings, errors for bad input."""
 
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -194,6 +195,20 @@ def test_datasets_of_torch_are_read_up_to_their_length(concepts, convert):
     aligner = KernelAligner(text_encoder=texts, random_state=0).fit(image, Rows(captions))
     expected = aligner.transform(image)
     np.testing.assert_array_equal(aligner.fit(image, captions).transform(image), expected)
+
+
+def test_datasets_of_features_and_labels_raise(concepts):
+    """NumPy's message is about an inhomogeneous shape."""
+    rows = torch.from_numpy(concepts.image[:60])
+    aligner = CCAAligner().fit(rows, concepts.text[:60])
+    pairs = torch.utils.data.TensorDataset(rows, torch.arange(60))
+    message = re.escape("X holds tuples with a row of features each. Pass the rows without")
+    for X in (pairs, list(pairs), torch.utils.data.TensorDataset(rows)):
+        with pytest.raises(ValueError, match=message):
+            aligner.transform(X)
+    np.testing.assert_array_equal(
+        aligner.transform([pairs[i][0] for i in range(len(pairs))]), aligner.transform(rows)
+    )
 
 
 def test_nan_rows_give_nan_embeddings(aligner, concepts):

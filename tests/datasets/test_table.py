@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import tracemalloc
+from decimal import Decimal
 from enum import Enum
 from types import SimpleNamespace
 
@@ -178,7 +179,9 @@ def test_invalid_types_raise(frame):
         load_pairs(frame, image="kind")
 
 
-@pytest.mark.parametrize("empty", [None, np.float32("nan"), np.datetime64("NaT")])
+@pytest.mark.parametrize(
+    "empty", [None, np.float32("nan"), np.datetime64("NaT"), Decimal("NaN"), Decimal("sNaN")]
+)
 def test_missing_labels_raise(frame, folder, empty):
     frame["kind"] = pd.Series(["a", empty, "b"], dtype=object)
     with pytest.raises(ValueError, match=r"no label in column 'kind' of 1 of 3 rows: rows 1"):
@@ -209,6 +212,13 @@ def test_labels_of_an_enum_of_texts_are_their_values(folder, frame):
     Kind = Enum("Kind", {"CAT": "cat", "DOG": "dog", "COW": "cow"}, type=str)
     frame["kind"] = pd.Series(list(Kind), dtype=object)
     assert load_pairs(frame, label="kind", root=folder).labels.tolist() == ["cat", "dog", "cow"]
+
+
+def test_labels_that_differ_in_a_trailing_nul_are_different(folder, frame):
+    """NumPy cuts off NUL, which merged them."""
+    frame["kind"] = ["cat", "cat\0", "cat"]
+    labels = load_pairs(frame, label="kind", root=folder).labels
+    assert labels.tolist() == ["cat", "cat\0", "cat"]
 
 
 def test_lists_written_as_text_raise(folder, frame):

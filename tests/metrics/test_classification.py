@@ -28,6 +28,7 @@ def test_per_class_accuracy_is_fraction_of_correct():
         (["1", "2", "2"], ["1", 2, "2"]),
         ([False, True, True], [0, 0, 1]),
         (pd.Categorical(["a", "b", "b"]), np.array(["a", "a", "b"])),
+        (["a", "a\0", "a\0"], ["a", "a", "a\0"]),  # NumPy would cut off NUL
     ],
 )
 def test_predictions_of_another_type_count_as_wrong(y_true, y_pred):

@@ -153,6 +153,11 @@ def nan_rows_in_multilabel_classifier(data, model, labelled, *rest):
     )
 
 
+def labels_in_a_column(data, model, labelled, *rest):
+    X, y = labelled[1], np.array(labelled[2])[:, None]
+    ZeroShotClassifier(["cat", "dog", "house"], aligner=labelled[0]).fit(X, y)
+
+
 def interrupted_training(data, *rest):
     class Stop(Callback):
         def on_epoch_end(self, net, **kwargs):
@@ -199,6 +204,7 @@ CASES = [
     (labels_of_y_that_are_not_classes, "count as errors"),
     (nan_rows_in_classifier, "could not be read"),
     (nan_rows_in_multilabel_classifier, "could not be read"),
+    (labels_in_a_column, "A column-vector y was passed"),
     (interrupted_training, "stopped after 1 of 9 epochs"),
     (locked_checkpoint, "without checkpoints"),
     (damaged_cache, "feature cache"),

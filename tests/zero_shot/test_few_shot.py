@@ -251,6 +251,15 @@ class TestInput:
         with pytest.warns(UserWarning, match="'food' in row 0 and 'animal' in row 2"):
             few.fit(X[[4, 5, 4]], ["food", "animal", "animal"])
 
+    def test_error_for_different_labels_counts_and_lists_images(self):
+        """It named one of them, so that each had to be corrected before the next was found."""
+        images = [np.full((8, 8, 3), shade, dtype=np.uint8) for shade in range(7)]
+        few = FewShotClassifier(LABELS)
+        listed = [f"'food' in row {row} and 'animal' in row {row + 7}, " for row in range(5)]
+        message = f"y has different labels for each of 6 images: {''.join(listed)}..."
+        with pytest.raises(ValueError, match=re.escape(message)):
+            few.fit(images * 2, ["food"] * 7 + ["animal"] * 6 + ["food"])
+
     def test_different_labels_for_all_features_leave_the_names(self, aligner, pool):
         """Examples that nothing distinguishes change the logits of all images equally."""
         X, _ = pool

@@ -167,6 +167,7 @@ def test_invalid_labels_raise_with_type(labels, message):
         ([{"cat"}, {"dog"}], "of type set. For several labels per image, use MultiLabel"),
         (np.eye(3), r"got an array of shape \(3, 3\).*For one-hot rows, pass numpy.argmax"),
         ([b"cat"], "of type bytes. Decode it"),
+        (["cat", "cat\0"], r"y holds 'cat\\x00', which ends in a NUL character"),
     ],
     ids=str,
 )
