@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
@@ -329,8 +331,17 @@ class EmbeddingMapDisplay:
 def _check_labels(labels: Any, n_items: int, name: str, noun: str) -> list[Any] | None:
     """Return one label per `noun` as a list, in which every missing label is None."""
     labels = check_items(labels, n_items, name, noun)
+    if labels is None:
+        return None
     # NaN is not equal to NaN, so that each would be another label.
-    return labels and [None if is_missing(label) else to_builtin(label) for label in labels]
+    labels = [None if is_missing(label) else to_builtin(label) for label in labels]
+    for row, label in enumerate(labels):
+        if not isinstance(label, Hashable):
+            raise ValueError(
+                f"{name} holds {reprlib.repr(label)} in row {row}. Pass one text or number per "
+                f"{noun}."
+            )
+    return labels
 
 
 def _project(
@@ -338,7 +349,7 @@ def _project(
 ) -> tuple[np.ndarray, tuple[str, str]]:
     """Return points of all rows in two dimensions, NaN for rows of NaN, and names of the axes."""
     if center:
-        sides = [side - np.nanmean(side, axis=0) for side in sides]
+        sides = [_center(side) for side in sides]
     embeddings = np.concatenate(sides)
     is_finite = np.isfinite(embeddings).all(axis=1)
     if not is_finite.all():
@@ -357,6 +368,11 @@ def _project(
     if not isinstance(reducer, str):
         estimator = clone(reducer)
     elif reducer == "pca":
+        if embeddings.shape[1] < 2:
+            raise ValueError(
+                "image_embeddings and text_embeddings have 1 component, and reducer='pca' needs "
+                "at least 2. Draw a histogram of the embeddings instead."
+            )
         estimator = PCA(2, random_state=random_state)
     elif reducer == "tsne":
         # The perplexity must be below the number of points; 30 is scikit-learn's default.
@@ -378,6 +394,12 @@ def _project(
     points = np.full((len(embeddings), 2), np.nan)
     points[is_finite] = reduced
     return points, axis_names
+
+
+def _center(side: np.ndarray) -> np.ndarray:
+    """Subtract the mean of the rows without NaN, if there are any."""
+    rows = side[~np.isnan(side).any(axis=1)]
+    return side - rows.mean(axis=0) if len(rows) else side
 
 
 def _assign_colors(*label_lists: Any) -> dict[Any, Any]:

@@ -143,7 +143,7 @@ def check_items(items: Any, n_items: int, name: str, noun: str) -> list[Any] | N
     """Return one label, caption or image per `noun` as a list, or None; check the length."""
     if items is None:
         return None
-    check_sequence(items, name, noun)
+    check_sequence(items, name, name.removesuffix("s").replace("_", " "))
     items = to_list(items)
     if len(items) != n_items:
         raise ValueError(

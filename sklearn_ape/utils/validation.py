@@ -402,7 +402,12 @@ def as_label_array(y: Any) -> np.ndarray:
 def as_labels(y: Any, name: str = "y") -> np.ndarray:
     """Return class labels as a one-dimensional array without converting them."""
     check_sequence(y, name, "class", "classes")
-    labels: Any = as_column(as_label_array(y), name)
+    try:
+        labels: Any = as_column(as_label_array(y), name)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(f"{name} must hold one label per image, not lists of labels.") from None
     if labels.dtype.kind == "O":  # NA of pandas is neither equal to a label nor different from it
         is_na = [type(label).__name__ == "NAType" for label in labels]
         labels = np.where(is_na, None, labels)

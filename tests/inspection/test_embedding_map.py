@@ -63,6 +63,15 @@ class TestEmbeddingMapDisplay:
         assert len(display.lines_.get_segments()) == 5
         assert len(display.plot(thumbnails=True).thumbnails_) == 5
 
+    def test_centering_ignores_images_that_are_left_out(self, recwarn):
+        texts = np.random.default_rng(0).normal(size=(6, 4))
+        missing = np.full((2, 4), np.nan)
+        display = EmbeddingMapDisplay.from_predictions(missing, texts, center=True)
+        expected = PCA(2).fit_transform(texts)
+        np.testing.assert_allclose(display.text_points, expected, atol=1e-9)
+        (warning,) = recwarn
+        assert "leaves out 2 rows" in str(warning.message)
+
     def test_rare_labels_share_a_grey(self):
         image = np.random.default_rng(0).normal(size=(60, 4))
         labels = [f"label_{i % 20}$" for i in range(60)]
@@ -104,6 +113,8 @@ class TestEmbeddingMapDisplay:
             ({"reducer": PCA(3)}, "not \\(8, 2\\)"),
             ({"labels": ["a"]}, "labels has 1 items for 4 images"),
             ({"labels": 5}, "labels must be a sequence"),
+            ({"labels": "abcd"}, "labels is a single label, not a sequence of labels"),
+            ({"labels": ["a", "b", ["c"], "d"]}, r"labels holds \['c'\] in row 2"),
             ({"pairs": [[0, 9]]}, "in pair 0, but there are"),
         ],
     )
@@ -112,3 +123,5 @@ class TestEmbeddingMapDisplay:
             EmbeddingMapDisplay.from_predictions(np.eye(4), np.eye(4), **arguments)
         with pytest.raises(ValueError, match="embeddings of one space"):
             EmbeddingMapDisplay.from_predictions(np.eye(4), np.eye(3))
+        with pytest.raises(ValueError, match="have 1 component, and reducer='pca' needs"):
+            EmbeddingMapDisplay.from_predictions(np.eye(4)[:, :1], np.eye(4)[:, :1])

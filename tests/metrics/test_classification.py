@@ -79,6 +79,7 @@ def test_error_names_the_parameter(name, labels):
         (["a", None], r"y_true has 1 missing value \(row 1\)"),
         (pd.Series(["a", None], dtype="string"), r"y_true has 1 missing value \(row 1\)"),
         ([np.nan, 1.0], r"y_true has 1 missing value \(row 0\)"),
+        ([["a"], ["b", "c"]], "y_true must hold one label per image, not lists of labels"),
         ([1, 2, 3], "inconsistent numbers of samples"),
     ],
 )
