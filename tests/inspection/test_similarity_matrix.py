@@ -79,7 +79,7 @@ class TestSimilarityMatrixDisplay:
         ("arguments", "message"),
         [
             ({"images": [None]}, "images has 1 items for 2 rows"),
-            ({"captions": "ab"}, "captions is a single column"),
+            ({"captions": "ab"}, "captions is a single caption"),
             ({"captions": ["a"]}, "captions has 1 items for 2 columns"),
             ({"pairs": [[0, 2]]}, "pairs has the rows 0 and 2 in pair 0"),
             ({"pairs": "diagonal"}, "'auto'"),
