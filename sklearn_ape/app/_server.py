@@ -230,8 +230,8 @@ def build_app(
     Returns
     -------
     page : gradio.Blocks
-        The page, not started. `serve` starts it with all request limits; ``page.launch()`` alone
-        does not limit uploads.
+        The page, not started. `serve` starts it with all request limits; ``page.launch()`` and
+        ``gradio.mount_gradio_app`` do not limit uploads.
 
     Raises
     ------
@@ -255,7 +255,11 @@ def build_app(
     from ._ui import build_page  # imports Gradio, which takes seconds
 
     limits = Limits() if limits is None else limits
-    return build_page(AppService(load_model(aligner), images, limits), labels)
+    page = build_page(AppService(load_model(aligner), images, limits), labels)
+    # Gradio sets this at the launch, which a page within another application does not have.
+    # Without it, visitors can pass any file of the server instead of an upload.
+    page.has_launched = True
+    return page
 
 
 def serve(
@@ -312,7 +316,9 @@ def serve(
     Notes
     -----
     The page works without a network connection. Uploads are stored in a temporary folder, which
-    is deleted when the page stops. Several pages can run in one process.
+    is deleted when the page stops. Several pages can run in one process. While they run, Gradio
+    applications that were started before in the process, such as pages of `build_app`, reject
+    uploads.
 
     Examples
     --------

@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from sklearn_ape import CrossModalRetriever, KernelAligner, ZeroShotClassifier, load_starter
-from sklearn_ape.app import Limits
+from sklearn_ape.app import Limits, build_app
 from sklearn_ape.app._limits import UserError, join_labels
 from sklearn_ape.app._model import (
     Alignment,
@@ -19,6 +20,7 @@ from sklearn_ape.app._model import (
 )
 from sklearn_ape.app._session import AppService, _summarize
 from tests.app.conftest import PixelEncoder, TrigramEncoder
+from tests.app.visitor import Visitor
 
 
 def build_page(*arguments):
@@ -222,3 +224,22 @@ def test_examples_are_hidden_if_no_image_can_be_read(fast_aligner, captioned_ima
         gallery = next(e for e in elements if e.get("elem_id") == "classify-examples")
         heading = next(e for e in elements if "Examples: click" in str(e.get("value")))
         assert gallery["visible"] is heading["visible"] is is_shown
+
+
+@pytest.mark.parametrize("name", ["classify", "load_images"])
+def test_mounted_page_rejects_server_files(name, fast_aligner, captioned_images, captioned_zip):
+    """Gradio checks the files of a request only if the page was launched."""
+    import gradio
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    page = build_app(fast_aligner, images=captioned_images.images[:5])
+    app = gradio.mount_gradio_app(FastAPI(), page, path="/page")
+    visitor = Visitor("http://testserver/page/")
+    with TestClient(app, base_url="http://testserver/page/") as visitor.http:
+        path = captioned_images.images[0] if name == "classify" else captioned_zip(0, 3)
+        more = ("cat, dog", "simple", 0) if name == "classify" else ()
+        file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        assert visitor.answer(name, file, *more)[0] == "error"
+        (uploaded,) = visitor.upload(Path(path).read_bytes(), Path(path).name).json()
+        assert visitor.answer(name, file | {"path": uploaded}, *more)[0] == "complete"
