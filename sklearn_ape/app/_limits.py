@@ -8,6 +8,8 @@ import re
 import reprlib
 import threading
 import traceback
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +26,9 @@ _log = logging.getLogger("sklearn_ape.app")
 
 # Visitors whose data are reported as deleted; about 100 bytes each.
 _MAX_REMEMBERED_VISITORS = 10_000
+# Visitors, most of them without data, whose fields on the page Gradio stores; about 100 kB each.
+# Beyond it, Gradio deletes the data of the visitor who was inactive longest.
+MAX_VISITORS = 1_000
 
 _short_repr = reprlib.Repr()
 _short_repr.maxstring = 60
@@ -218,6 +223,32 @@ def format_size(n_bytes: int) -> str:
     return f"{n_bytes} bytes"
 
 
+class _HoldersWithData:
+    """The holders of visitors with data; beyond a limit, the least recently used are emptied."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # Gradio deletes the holders of visitors who were inactive for a while.
+        self._holders: OrderedDict[str, weakref.ref[SessionHolder]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def mark_as_used(self, visitor: str, holder: SessionHolder) -> None:
+        """Store a holder as the last used one, and empty those beyond the limit."""
+        with self._lock:
+            self._holders[visitor] = weakref.ref(holder)
+            self._holders.move_to_end(visitor)
+            n_excess = max(0, len(self._holders) - self._limit)
+            oldest = [self._holders.popitem(last=False)[1]() for _ in range(n_excess)]
+        for excess in oldest:
+            if excess is not None:
+                excess.delete()
+
+    def discard(self, visitor: str) -> None:
+        """Forget a visitor without data."""
+        with self._lock:
+            self._holders.pop(visitor, None)
+
+
 class SessionHolder:
     """The current session of a visitor, whose requests may be processed at the same time.
 
@@ -231,29 +262,37 @@ class SessionHolder:
         limits: Limits,
         get_visitor: Callable[[], str | None],
         has_data: LRUCache[str, bool] | None = None,
+        with_data: _HoldersWithData | None = None,
     ) -> None:
         self.session = self._initial = initial
         self._limits = limits
         self._get_visitor = get_visitor
         # Whether each visitor has data, shared by all copies.
         self._has_data = LRUCache(_MAX_REMEMBERED_VISITORS) if has_data is None else has_data
+        self._with_data = _HoldersWithData(limits.sessions) if with_data is None else with_data
         self._is_new = True
+        self._is_deleted = False
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SessionHolder:
-        return SessionHolder(self._initial, self._limits, self._get_visitor, self._has_data)
+        shared = self._has_data, self._with_data
+        return SessionHolder(self._initial, self._limits, self._get_visitor, *shared)
 
     def open(self) -> Any:
         """Return the session; raise `UserError` if the visitor's data have been deleted."""
         visitor = self._get_visitor()
-        if self._is_new and visitor is not None and self._has_data.get(visitor):
-            minutes = max(1, self._limits.idle_seconds // 60)
-            raise UserError(
-                "Your aligner, images and corrections were deleted, because they had not changed "
-                f"for {minutes} minutes, or because more than {self._limits.sessions} visitors "
-                "use this page. Reload the page to begin again."
-            )
+        has_data = visitor is not None and bool(self._has_data.get(visitor))
+        if self._is_deleted or (self._is_new and has_data):
+            self._raise_deleted()
+        if has_data:
+            assert visitor is not None
+            self._with_data.mark_as_used(visitor, self)
         return self.session
+
+    def delete(self) -> None:
+        """Delete the data of the visitor, whose next request raises `UserError`."""
+        with self._lock:
+            self.session, self._is_deleted = self._initial, True
 
     def change(self, process: Callable[[Any], Any]) -> None:
         """Process a request by a function that returns a changed session."""
@@ -267,9 +306,26 @@ class SessionHolder:
         """
         values = vars(after).items()
         changes = {name: value for name, value in values if value is not getattr(before, name)}
-        visitor = self._get_visitor()
+        if not changes:
+            return
         with self._lock:
+            if self._is_deleted:  # during the request
+                self._raise_deleted()
             self.session = replace(self.session, **changes)
-            self._is_new = self._is_new and not changes
-            if changes and visitor is not None:  # programs may send requests without a name
-                self._has_data.put(visitor, self.session != self._initial)
+            self._is_new = False
+            has_data = self.session != self._initial
+        visitor = self._get_visitor()
+        if visitor is not None:  # programs may send requests without a name
+            self._has_data.put(visitor, has_data)
+            if has_data:
+                self._with_data.mark_as_used(visitor, self)
+            else:
+                self._with_data.discard(visitor)
+
+    def _raise_deleted(self) -> None:
+        minutes = max(1, self._limits.idle_seconds // 60)
+        raise UserError(
+            "Your aligner, images and corrections were deleted, because they had not changed for "
+            f"{minutes} minutes, or because more than {self._limits.sessions} visitors have data "
+            "on this page. Reload the page to begin again."
+        )

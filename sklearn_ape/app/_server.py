@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._limits import Limits, format_size
+from ._limits import MAX_VISITORS, Limits, format_size
 from ._model import load_model
 from ._session import AppService
 from ._uploads import measure_folder, page_folders
@@ -418,7 +418,7 @@ def _launch(
         footer_links=[],
         allowed_paths=[],
         max_file_size=limits.upload_bytes,
-        state_session_capacity=limits.sessions,
+        state_session_capacity=max(limits.sessions, MAX_VISITORS),
         app_kwargs={"middleware": _make_middleware(host, limits, folder), "docs_url": None},
         **options,
     )

@@ -36,6 +36,35 @@ class TestSessionHolder:
         holder.change(service.reset_images)
         assert deepcopy(initial).open() is service.initial_session
 
+    def test_data_deleted_during_a_request_are_not_mixed_with_its_results(
+        self, service, captioned_zip
+    ):
+        """An index of the deleted images would be used for the initial images."""
+        visitor = "first"
+        limits = replace(service.limits, sessions=1)
+        initial = SessionHolder(service.initial_session, limits, lambda: visitor)
+        first, second = deepcopy(initial), deepcopy(initial)
+        archive = captioned_zip(200, 204)
+        first.change(lambda session: service.load_images(session, archive, ignore_progress))
+        before = first.open()
+        unindexed = replace(before, index=None)
+        indexed, _ = service.search(unindexed, "a cat", None, 3, ignore_progress)
+        visitor = "second"
+        second.change(lambda session: service.load_images(session, archive, ignore_progress))
+        visitor = "first"
+        with pytest.raises(UserError, match="more than 1 visitors have data on this page"):
+            first.update(before, indexed)
+        assert first.session is service.initial_session
+        visitor = "second"
+        assert second.open().images is not None
+        second.change(service.reset_images)
+        visitor = "third"
+        deepcopy(initial).change(
+            lambda session: service.load_images(session, archive, ignore_progress)
+        )
+        visitor = "second"  # has nothing left that was deleted
+        assert second.open() is not None
+
     def test_results_of_a_replaced_aligner_are_not_used(
         self, service, captioned_zip, captioned_images
     ):
@@ -111,8 +140,11 @@ class TestSessions:
             options = (Path(images[0]), "cat, tuba", "simple", 0)
             first("classify", *options).result()
             first("correct", *options, "tuba").result()
-            second("classify", *options).result()  # deletes the data of the first visitor
+            for _ in range(2):  # visitors without data, who deleted those of the first
+                self.open_page(running.url)("classify", *options).result()
+            assert "Labelled images used: 1." in first("classify", *options).result()[1]
+            second("correct", *options, "tuba").result()  # deletes the data of the first visitor
             for name, inputs in {"classify": options, "search": ("a cat", None, 3)}.items():
                 with pytest.raises(Exception, match=r"were deleted, .* Reload the page"):
                     first(name, *inputs).result()
-            second("classify", *options).result()  # without data, nothing is lost
+            assert "Labelled images used: 1." in second("classify", *options).result()[1]
