@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..utils.validation import check_sequence, to_list
 from ._limits import MAX_VISITORS, Limits, format_size
 from ._model import load_model
 from ._session import AppService
@@ -240,7 +241,7 @@ def build_app(
     NotFittedError
         If the aligner is not fitted.
     ValueError
-        If the aligner was fitted on features and has no encoders.
+        If the aligner was fitted on features and has no encoders, or `labels` are not texts.
 
     See Also
     --------
@@ -255,6 +256,7 @@ def build_app(
     from ._ui import build_page  # imports Gradio, which takes seconds
 
     limits = Limits() if limits is None else limits
+    labels = _check_labels(labels)
     page = build_page(AppService(load_model(aligner), images, limits), labels)
     # Gradio sets this at the launch, which a page within another application does not have.
     # Without it, visitors can pass any file of the server instead of an upload.
@@ -329,6 +331,7 @@ def serve(
     >>> page.close()  # doctest: +SKIP
     """
     limits = Limits() if limits is None else limits
+    labels = _check_labels(labels)
     host = host.strip("[]")  # IPv6 addresses may have brackets
     if host not in _LOOPBACK_HOSTS:
         print(
@@ -348,6 +351,18 @@ def serve(
             with _handle_signals(signal.SIG_IGN):  # a closed terminal sends several
                 running.close()
     return running
+
+
+def _check_labels(labels: Any) -> list[str] | None:
+    """Return the initial labels as a list; raise ValueError unless they are texts."""
+    if labels is None:
+        return None
+    check_sequence(labels, "labels", "label")
+    texts = to_list(labels)
+    for label in texts:
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"labels has {label!r}, which is not a text. Pass names of classes.")
+    return [str(text) for text in texts]
 
 
 def _start(

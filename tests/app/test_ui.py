@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sklearn_ape import CrossModalRetriever, KernelAligner, ZeroShotClassifier, load_starter
@@ -243,3 +244,19 @@ def test_mounted_page_rejects_server_files(name, fast_aligner, captioned_images,
         assert visitor.answer(name, file, *more)[0] == "error"
         (uploaded,) = visitor.upload(Path(path).read_bytes(), Path(path).name).json()
         assert visitor.answer(name, file | {"path": uploaded}, *more)[0] == "complete"
+
+
+def test_invalid_initial_labels_raise(fast_aligner):
+    """A single text was split into its characters."""
+    with pytest.raises(ValueError, match=r"labels is a single label, .* Pass a list"):
+        build_app(fast_aligner, labels="cat")
+    for label in (1, None, " "):
+        with pytest.raises(ValueError, match=rf"labels has {label!r}, which is not a text"):
+            build_app(fast_aligner, labels=["cat", label])
+
+
+def test_initial_labels_may_be_an_array(fast_aligner, captioned_images):
+    images = captioned_images.images[:5]
+    page = build_app(fast_aligner, images=images, labels=np.array(["cat", "dog"]))
+    values = [block.value for block in page.blocks.values() if hasattr(block, "value")]
+    assert "cat, dog" in values
