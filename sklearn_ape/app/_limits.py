@@ -228,7 +228,7 @@ class _HoldersWithData:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # Gradio deletes the holders of visitors who were inactive for a while.
+        # Weak, because Gradio deletes the holders of visitors who left or were inactive.
         self._holders: OrderedDict[str, weakref.ref[SessionHolder]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -237,6 +237,8 @@ class _HoldersWithData:
         with self._lock:
             self._holders[visitor] = weakref.ref(holder)
             self._holders.move_to_end(visitor)
+            for other in [name for name, ref in self._holders.items() if ref() is None]:
+                del self._holders[other]
             n_excess = max(0, len(self._holders) - self._limit)
             oldest = [self._holders.popitem(last=False)[1]() for _ in range(n_excess)]
         for excess in oldest:

@@ -65,6 +65,21 @@ class TestSessionHolder:
         visitor = "second"  # has nothing left that was deleted
         assert second.open() is not None
 
+    def test_visitors_who_left_do_not_count(self, service, captioned_zip):
+        visitor = "first"
+        limits = replace(service.limits, sessions=2)
+        initial = SessionHolder(service.initial_session, limits, lambda: visitor)
+        archive = captioned_zip(200, 204)
+        holder = deepcopy(initial)
+        holder.change(lambda session: service.load_images(session, archive, ignore_progress))
+        for name in ("second", "third"):
+            visitor = name
+            deepcopy(initial).change(
+                lambda session: service.load_images(session, archive, ignore_progress)
+            )
+        visitor = "first"
+        assert holder.open().images is not None
+
     def test_results_of_a_replaced_aligner_are_not_used(
         self, service, captioned_zip, captioned_images
     ):
