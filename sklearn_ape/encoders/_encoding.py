@@ -312,7 +312,7 @@ def encode_to_file(
     progress = _make_encoder_bar(encoder, n_rows, encoder.verbose if verbose is None else verbose)
     with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
         try:
-            file.resume()
+            file.resume(overwrite)
             _encode_chunks(encoder, items, file, source, n_jobs, progress.update)
         except OtherContentError:
             if not overwrite:

@@ -93,12 +93,21 @@ class FeatureFile:
                     file.close()
         self._rows_file = self._journal_file = None
 
-    def resume(self) -> None:
-        """Find the finished chunks of an existing file; raise OtherContentError if it differs."""
+    def resume(self, overwrite: bool = False) -> None:
+        """Find the finished chunks of an existing file; raise OtherContentError if it differs.
+
+        With `overwrite`, a file that another process writes during the run may be replaced, too.
+        """
         if self.path.is_dir():
             raise IsADirectoryError(f"{str(self.path)!r} is a folder. Pass the path of a file.")
-        self._replaceable = self._compute_signatures()
         is_partial = self._partial_path.exists() and self._partial_path.stat().st_size > 0
+        if is_partial:
+            # Locked before it is read, since another process could finish and rename it meanwhile.
+            self._rows_file = self._open_locked()
+            is_partial = os.fstat(self._rows_file.fileno()).st_size > 0
+        if not is_partial:
+            self._close_files()
+        self._replaceable = None if overwrite else self._compute_signatures()
         self.existing_path = path = self._partial_path if is_partial else self.path
         if not path.exists():
             return
@@ -115,8 +124,9 @@ class FeatureFile:
             }
         if not is_partial and len(self.finished) < self.n_chunks:
             raise OtherContentError(f"{str(path)!r} was damaged or changed after it was written.")
-        if is_partial and self.finished:
-            self._rows_file = self._open_locked()
+        if not self.finished:
+            self._close_files()
+        elif is_partial:
             self._journal_file = self._journal_path.open("r+b")
             self._journal_file.truncate(n_bytes)
             self._journal_file.seek(n_bytes)

@@ -180,6 +180,36 @@ def test_file_that_appears_during_the_run_is_kept(path, n_chunks):
     assert read_finished(path) == list(range(n_chunks))
 
 
+def test_file_that_appears_during_the_run_is_overwritten_on_request(path):
+    """As a file that existed at the start."""
+    with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
+        file.resume(overwrite=True)
+        write_complete(path)
+        for number in range(3):
+            file.write(number, -ROWS[number * CHUNK : (number + 1) * CHUNK], "items", {})
+        np.testing.assert_array_equal(file.finish(), -ROWS)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_other_process_cannot_finish_a_partial_file_that_is_read(path, monkeypatch, overwrite):
+    """The other process renamed it, and this one replaced it by a file without these chunks."""
+    pytest.importorskip("fcntl")
+    write_chunks(path, 2)
+    read_journal = FeatureFile._read_journal
+
+    def write_before_reading(file):
+        monkeypatch.undo()
+        with pytest.raises(FileLockedError):
+            write_complete(path)
+        return read_journal(file)
+
+    monkeypatch.setattr(FeatureFile, "_read_journal", write_before_reading)
+    with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
+        file.resume(overwrite)
+        file.write(2, ROWS[2 * CHUNK :], "items", {})
+        np.testing.assert_array_equal(file.finish(), ROWS)
+
+
 class TestSync:
     """Data that must survive a power failure are synced to disk."""
 
