@@ -364,8 +364,8 @@ def drop_missing_rows(embeddings: Any) -> np.ndarray:
     embeddings = embeddings[~np.isnan(embeddings[:, 0])]
     if not len(embeddings) or not np.ptp(embeddings, axis=0).max() > _MIN_STD:
         raise ValueError(
-            "standardize is a collection of images that are unreadable or all the same. Pass "
-            "images that differ."
+            "standardize needs images that differ, and those of the collection are unreadable or "
+            "all the same. Pass images that differ as standardize, or pass standardize=False."
         )
     return embeddings
 
