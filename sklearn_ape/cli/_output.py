@@ -281,7 +281,7 @@ def check_output_file(output: Path | None, n_bytes: int = _MIN_FREE_BYTES) -> No
     if path.is_dir():
         raise IsADirectoryError(f"{str(file)!r} is a folder. Pass the name of a file.")
     if path.is_file() or not path.exists():  # else a device such as /dev/null
-        _check_writable(file, n_bytes)
+        _check_writable(file, path.resolve().parent, n_bytes)
 
 
 def check_output_folder(output: Path) -> None:
@@ -289,7 +289,12 @@ def check_output_folder(output: Path) -> None:
     path = expand_user(output)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{str(output)!r} is a file. Pass the name of a folder.")
-    _check_writable(output, _MIN_FREE_BYTES)
+    _check_writable(output, find_written_folder(path), _MIN_FREE_BYTES)
+
+
+def find_written_folder(folder: Path) -> Path:
+    """Return where files are created first to write a folder: in itself if it exists."""
+    return folder if folder.is_dir() else folder.resolve().parent
 
 
 def check_model_folder(output: Path, is_index: bool = False) -> None:
@@ -309,8 +314,7 @@ def check_model_folder(output: Path, is_index: bool = False) -> None:
             )
 
 
-def _check_writable(output: Path, n_bytes: int) -> None:
-    folder = expand_user(output).resolve().parent
+def _check_writable(output: Path, folder: Path, n_bytes: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder)

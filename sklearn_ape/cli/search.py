@@ -24,6 +24,7 @@ from ._output import (
     Table,
     check_model_folder,
     check_output_file,
+    find_written_folder,
     print_loading,
     print_message,
     resolve_format,
@@ -271,7 +272,7 @@ def index(
         )
     folder = expand_user(output)
     # Not time.time(): the clock of a file server may differ from that of this computer.
-    with tempfile.TemporaryFile(dir=folder.resolve().parent) as file:
+    with tempfile.TemporaryFile(dir=find_written_folder(folder)) as file:
         started_at = os.fstat(file.fileno()).st_mtime_ns
     paths = list(map(make_absolute, list_images(images, quiet)))
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -201,6 +202,26 @@ class TestUpdate:
         (tmp_path / "index" / "notes.txt").write_text("This file is newer than the index.")
         assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
+
+    def test_folder_in_a_folder_without_permission(self, photos, run, tmp_path, monkeypatch):
+        """A mounted folder is writable where its parent is not, and may be on another disk."""
+        run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
+        create, usage = tempfile.TemporaryFile, shutil.disk_usage
+
+        def deny(*args, dir=None, **options):
+            if dir == tmp_path:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(dir))
+            return create(*args, dir=dir, **options)
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", deny)
+        measured = []
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: measured.append(path) or usage(path)
+        )
+        arguments = ("index", photos / "food", "-o", tmp_path / "index", "--update")
+        assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
+        assert measured == [tmp_path / "index"]
+        assert "cannot be written" in run("index", photos, "-o", tmp_path / "new", code=1).stderr
 
     @pytest.mark.exhaustive
     def test_copied_index(self, photos, run, tmp_path):
