@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -74,12 +75,24 @@ def inspect_file(path: Path) -> DiskCacheInfo:
             ):
                 key = dtype.name, (n_bytes - _sqlite.CHECKSUM_SIZE) // dtype.itemsize
                 counts[key] = counts.get(key, 0) + count
-    statuses = [file.stat() for file in _sqlite.list_files(path) if file.exists()]
+    statuses = [path.stat(), *_read_statuses(_sqlite.list_files(path)[1:])]
     n_bytes = sum(status.st_size for status in statuses)
     last_change = max(status.st_mtime for status in statuses)
-    others = [*path.parent.glob(f"{path.name}.damaged*"), *path.parent.glob("engines/**/*")]
-    n_other_bytes = sum(file.stat().st_size for file in others if file.is_file())
+    others = [*path.parent.glob(f"{path.name}.damaged*")]
+    # Unlike glob, os.walk skips a folder that another process removes meanwhile.
+    for folder, _, names in os.walk(path.parent / "engines"):
+        others += [Path(folder, name) for name in names]
+    n_other_bytes = sum(status.st_size for status in _read_statuses(others))
     return DiskCacheInfo(n_bytes, n_other_bytes, datetime.fromtimestamp(last_change), counts)
+
+
+def _read_statuses(paths: Iterable[Path]) -> list[os.stat_result]:
+    """Return the status of each file that exists; other processes may remove files meanwhile."""
+    statuses = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            statuses.append(path.stat())
+    return statuses
 
 
 def verify_file(path: Path) -> DiskCacheReport:

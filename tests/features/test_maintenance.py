@@ -105,6 +105,21 @@ class TestInfo:
         (folder / "unrelated").write_bytes(b"x" * 99)
         assert DiskFeatureCache(folder).info().n_other_bytes == 42
 
+    def test_export_that_another_process_removes_is_not_counted(self, folder, monkeypatch):
+        """FileNotFoundError was raised while another process replaced an exported network."""
+        for name in "ab":
+            (folder / "engines" / name).mkdir(parents=True)
+            (folder / "engines" / name / "model.xml").write_bytes(b"x" * 30)
+        scan = os.scandir
+
+        def remove_and_scan(path):
+            if os.fspath(path) == os.fspath(folder / "engines" / "a"):
+                os.rename(path, folder / "removed")
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", remove_and_scan)
+        assert DiskFeatureCache(folder).info().n_other_bytes == 30
+
     def test_open_cache_can_be_inspected(self, folder):
         """The log of an open cache belongs to the size."""
         with DiskFeatureCache(folder) as cache:
