@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import functools
 import glob
+import json
 import math
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,13 +31,17 @@ from ._output import (
     resolve_format,
 )
 
-# File in the folder of an index with the time of `_read_time`. The times of the other files are
-# not suitable, because copying the folder changes them.
-_TIME = "indexed_at"
+# File in the folder of an index with what `_read_record` returns, as JSON. The times of the other
+# files are not suitable, because copying the folder changes them.
+_RECORD = "indexed_at"
 
 # Errors for paths of files that do not exist. Others, such as those of a share that is not
 # connected, say nothing about the file.
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+
+# A folder that was renamed, or a clock that was set back, leaves images that differ from those of
+# the index, but are older than it. Their sizes or times differ.
+_Stamp = list[int] | None
 
 
 def search(
@@ -275,22 +280,26 @@ def index(
     with tempfile.TemporaryFile(dir=find_written_folder(folder)) as file:
         started_at = os.fstat(file.fileno()).st_mtime_ns
     paths = list(map(make_absolute, list_images(images, quiet)))
+    stamps = {path: _read_stamp(path) for path in paths}
 
     print_loading(quiet)
     from ._models import RuntimeOptions
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
     if update and folder.is_dir():
-        retriever = _update_index(folder, paths, options)
+        retriever = _update_index(folder, paths, stamps, options)
     else:
         retriever = _build_index(paths, aligner, options, kind)
     retriever.save_pretrained(folder)
-    with write_file_atomically(folder / _TIME) as temporary:
-        temporary.write_text(str(started_at), encoding="ascii")
+    record = {"time": started_at, "stamps": [stamps[path] for path in retriever.items_]}
+    with write_file_atomically(folder / _RECORD) as temporary:
+        temporary.write_text(json.dumps(record), encoding="ascii")
     print_message(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
 
 
-def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
+def _update_index(
+    folder: Path, paths: Sequence[str], stamps: Mapping[str, _Stamp], options: Any
+) -> Any:
     """Return the index in a folder after embedding new and changed images only."""
     from ._models import encode_images, get_image_encoder
 
@@ -303,7 +312,10 @@ def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
             "of images. Create it again without --update."
         )
     indexed = set(items)
-    changed = _find_changed(indexed.intersection(paths), _read_time(folder))
+    indexed_at, old_stamps = _read_record(folder, items)
+    common = indexed.intersection(paths)
+    changed = {path for path in common if stamps[path] != old_stamps.get(path)}
+    changed |= _find_changed(common - changed, indexed_at)
     removed = indexed.difference(paths)
     existing = sorted(filter(_may_exist, removed))
     if existing:  # unless an image was indexed by a link, and is passed by another path
@@ -343,16 +355,26 @@ def _may_exist(path: str) -> bool:
         return error.errno not in _MISSING
 
 
-def _read_time(folder: Path) -> int:
-    """Return the time, in nanoseconds, at which the images of an index began to be read."""
+def _read_record(folder: Path, items: Sequence[str]) -> tuple[int, dict[str, _Stamp]]:
+    """Return when the images of an index began to be read, in nanoseconds, and their stamps."""
     try:
-        return int((folder / _TIME).read_text(encoding="ascii"))
-    except (FileNotFoundError, ValueError):  # saved in Python, or damaged
-        return 0  # all images are embedded again
+        record = json.loads((folder / _RECORD).read_text(encoding="ascii"))
+        return int(record["time"]), dict(zip(items, record["stamps"], strict=True))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # saved in Python, or damaged
+        return 0, {}  # all images are embedded again
+
+
+def _read_stamp(path: str) -> _Stamp:
+    """Return the size and the time of an image, or None if it does not exist."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _find_changed(paths: Iterable[str], indexed_at: int) -> set[str]:
-    """Return the images that may have changed after a time in nanoseconds.
+    """Return the images with the same stamps that may have changed after a time in nanoseconds.
 
     Copies may keep the time of the original, but the system records when they replaced the file.
     """

@@ -1,6 +1,7 @@
 """The commands `search` and `index`."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -202,6 +203,36 @@ class TestUpdate:
         (tmp_path / "index" / "notes.txt").write_text("This file is newer than the index.")
         assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
         assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
+
+    def test_folder_that_is_renamed_to_an_indexed_one(self, photos, run, tmp_path):
+        """Its images have names of the index and are older than it, so none was embedded."""
+        images = sorted((photos / "food").iterdir())[:3]
+        for folder, sources in (("a", images), ("b", [images[1], images[0], images[2]])):
+            (tmp_path / folder).mkdir()
+            for target, source in zip(images, sources, strict=True):
+                shutil.copy2(source, tmp_path / folder / target.name)
+        time.sleep(0.05)  # longer than the resolution of the time stamps
+        run("index", tmp_path / "a", "-o", tmp_path / "index", "--quiet")
+        (tmp_path / "a").rename(tmp_path / "c")
+        (tmp_path / "b").rename(tmp_path / "a")
+        arguments = ("index", tmp_path / "a", "-o", tmp_path / "index", "--update")
+        assert "Images embedded: 2, removed: 0." in run(*arguments).stderr
+        assert "Images embedded: 0, removed: 0." in run(*arguments).stderr
+        query = [str(tmp_path / "a" / images[0].name)]
+        result = load_pretrained(tmp_path / "index").search(query, k=1, modality="image")
+        assert result.items == [query]
+
+    def test_clock_that_was_set_back_after_indexing(self, photos, run, tmp_path):
+        """Images that changed were older than the index, so none was embedded."""
+        shutil.copytree(photos / "food", tmp_path / "food")
+        first, second = sorted((tmp_path / "food").iterdir())[:2]
+        arguments = ("index", tmp_path / "food", "-o", tmp_path / "index", "--update")
+        run(*arguments)
+        record = json.loads((tmp_path / "index" / "indexed_at").read_text())
+        record["time"] += 10**12
+        (tmp_path / "index" / "indexed_at").write_text(json.dumps(record))
+        shutil.copy(second, first)
+        assert "Images embedded: 1, removed: 0." in run(*arguments).stderr
 
     def test_folder_in_a_folder_without_permission(self, photos, run, tmp_path, monkeypatch):
         """A mounted folder is writable where its parent is not, and may be on another disk."""
