@@ -77,6 +77,7 @@ class FeatureFile:
         self._next_sync = 0.0
         # Signatures of the files that may be replaced; None if all files may be.
         self._replaceable: list[tuple[int, ...] | None] | None = None
+        self._signature: tuple[int, ...] | None = None  # of the complete file with these features
 
     def __enter__(self) -> FeatureFile:
         return self
@@ -107,7 +108,8 @@ class FeatureFile:
             is_partial = os.fstat(self._rows_file.fileno()).st_size > 0
         if not is_partial:
             self._close_files()
-        self._replaceable = None if overwrite else self._compute_signatures()
+        signatures = self._compute_signatures()
+        self._signature, self._replaceable = signatures[0], None if overwrite else signatures
         self.existing_path = path = self._partial_path if is_partial else self.path
         if not path.exists():
             return
@@ -167,9 +169,12 @@ class FeatureFile:
             if os.name == "nt":  # Windows cannot rename open files
                 self._close_files()
             os.replace(self._partial_path, self.path)
+            self._signature = self._compute_signatures()[0]
             sync(self.path.parent)
             self._close_files()
-        return np.load(self.path, mmap_mode="r")
+        features = np.load(self.path, mmap_mode="r")
+        self._check_unchanged(self._signature, self._compute_signatures()[0])
+        return features
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -189,11 +194,8 @@ class FeatureFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._width = width
         self._rows_file = self._open_locked()
-        if self._replaceable not in (None, self._compute_signatures()):
-            raise FileLockedError(
-                f"{str(self.path)!r} was written by another process during this run. Run again to "
-                "compare it with X, or pass another path."
-            )
+        if self._replaceable is not None:
+            self._check_unchanged(self._replaceable, self._compute_signatures())
         self._rows_file.truncate(0)
         # The journal first, so that a partial file that is not empty has a journal.
         self._journal_file = self._journal_path.open("wb")
@@ -202,6 +204,13 @@ class FeatureFile:
         npy_header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False}
         npy.write_array_header_1_0(self._rows_file, npy_header | {"shape": (self.n_rows, width)})
         self._offset = self._rows_file.tell()
+
+    def _check_unchanged(self, before: object, now: object) -> None:
+        if before != now:
+            raise FileLockedError(
+                f"{str(self.path)!r} was written by another process during this run. Run again to "
+                "compare it with X, or pass another path."
+            )
 
     def _open_locked(self) -> BinaryIO:
         """Open the partial file and lock it against other processes."""

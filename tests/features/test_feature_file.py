@@ -210,6 +210,32 @@ def test_other_process_cannot_finish_a_partial_file_that_is_read(path, monkeypat
         np.testing.assert_array_equal(file.finish(), ROWS)
 
 
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_file_that_another_process_replaces_is_not_returned(path, monkeypatch, is_complete):
+    """It has features of other items, which were returned as those of this run."""
+
+    def replace():
+        with FeatureFile(path, "other", len(ROWS), CHUNK, "float32") as other:
+            for number in range(3):
+                other.write(number, -ROWS[number * CHUNK : (number + 1) * CHUNK], "items", {})
+            other.finish()
+
+    def replace_before_sync(folder):
+        monkeypatch.undo()
+        replace()
+
+    write_complete(path) if is_complete else write_chunks(path, 3)
+    with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
+        file.resume()
+        if is_complete:
+            replace()
+        else:
+            monkeypatch.setattr(_file, "sync", replace_before_sync)
+        with pytest.raises(FileLockedError, match=r"rows\.npy' was written by another process"):
+            file.finish()
+    np.testing.assert_array_equal(np.load(path), -ROWS)
+
+
 class TestSync:
     """Data that must survive a power failure are synced to disk."""
 
