@@ -224,31 +224,32 @@ def format_size(n_bytes: int) -> str:
 
 
 class _HoldersWithData:
-    """The holders of visitors with data; beyond a limit, the least recently used are emptied."""
+    """The holders of visitors with data; beyond a limit, the least recently used are emptied.
+
+    `lock` must be held to change it or a holder. It is shared by all holders, so that a visitor's
+    data cannot be deleted between the check of a request and its use of the data.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         # Weak, because Gradio deletes the holders of visitors who left or were inactive.
         self._holders: OrderedDict[str, weakref.ref[SessionHolder]] = OrderedDict()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def mark_as_used(self, visitor: str, holder: SessionHolder) -> None:
         """Store a holder as the last used one, and empty those beyond the limit."""
-        with self._lock:
-            self._holders[visitor] = weakref.ref(holder)
-            self._holders.move_to_end(visitor)
-            for other in [name for name, ref in self._holders.items() if ref() is None]:
-                del self._holders[other]
-            n_excess = max(0, len(self._holders) - self._limit)
-            oldest = [self._holders.popitem(last=False)[1]() for _ in range(n_excess)]
-        for excess in oldest:
+        self._holders[visitor] = weakref.ref(holder)
+        self._holders.move_to_end(visitor)
+        for other in [name for name, ref in self._holders.items() if ref() is None]:
+            del self._holders[other]
+        while len(self._holders) > self._limit:
+            excess = self._holders.popitem(last=False)[1]()
             if excess is not None:
                 excess.delete()
 
     def discard(self, visitor: str) -> None:
         """Forget a visitor without data."""
-        with self._lock:
-            self._holders.pop(visitor, None)
+        self._holders.pop(visitor, None)
 
 
 class SessionHolder:
@@ -274,7 +275,6 @@ class SessionHolder:
         self._with_data = _HoldersWithData(limits.sessions) if with_data is None else with_data
         self._is_new = True
         self._is_deleted = False
-        self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SessionHolder:
         shared = self._has_data, self._with_data
@@ -283,18 +283,18 @@ class SessionHolder:
     def open(self) -> Any:
         """Return the session; raise `UserError` if the visitor's data have been deleted."""
         visitor = self._get_visitor()
-        has_data = visitor is not None and bool(self._has_data.get(visitor))
-        if self._is_deleted or (self._is_new and has_data):
-            self._raise_deleted()
-        if has_data:
-            assert visitor is not None
-            self._with_data.mark_as_used(visitor, self)
-        return self.session
+        with self._with_data.lock:
+            has_data = visitor is not None and bool(self._has_data.get(visitor))
+            if self._is_deleted or (self._is_new and has_data):
+                self._raise_deleted()
+            if has_data:
+                assert visitor is not None
+                self._with_data.mark_as_used(visitor, self)
+            return self.session
 
     def delete(self) -> None:
         """Delete the data of the visitor, whose next request raises `UserError`."""
-        with self._lock:
-            self.session, self._is_deleted = self._initial, True
+        self.session, self._is_deleted = self._initial, True
 
     def change(self, process: Callable[[Any], Any]) -> None:
         """Process a request by a function that returns a changed session."""
@@ -310,14 +310,15 @@ class SessionHolder:
         changes = {name: value for name, value in values if value is not getattr(before, name)}
         if not changes:
             return
-        with self._lock:
+        visitor = self._get_visitor()
+        with self._with_data.lock:
             if self._is_deleted:  # during the request
                 self._raise_deleted()
             self.session = replace(self.session, **changes)
             self._is_new = False
+            if visitor is None:  # programs may send requests without a name
+                return
             has_data = self.session != self._initial
-        visitor = self._get_visitor()
-        if visitor is not None:  # programs may send requests without a name
             self._has_data.put(visitor, has_data)
             if has_data:
                 self._with_data.mark_as_used(visitor, self)

@@ -10,7 +10,7 @@ import pytest
 
 from sklearn_ape import ZeroShotClassifier
 from sklearn_ape.app import Limits, serve
-from sklearn_ape.app._limits import SessionHolder, UserError
+from sklearn_ape.app._limits import SessionHolder, UserError, _HoldersWithData
 from sklearn_ape.app._session import AppService
 from tests.app.conftest import ignore_progress
 
@@ -79,6 +79,37 @@ class TestSessionHolder:
             )
         visitor = "first"
         assert holder.open().images is not None
+
+    def test_data_are_not_deleted_while_a_request_begins(
+        self, service, captioned_zip, monkeypatch
+    ):
+        """The request used the initial images in place of those of the visitor."""
+        limits = replace(service.limits, sessions=1)
+        visitor = threading.local()
+        initial = SessionHolder(service.initial_session, limits, lambda: visitor.name)
+        holders = {name: deepcopy(initial) for name in ("first", "second")}
+        archive = captioned_zip(200, 204)
+
+        def load(name):
+            visitor.name = name
+            holders[name].change(lambda session: replace(session, images=images))
+
+        images = service.load_images(service.initial_session, archive, ignore_progress).images
+        load("first")
+        other = threading.Thread(target=load, args=("second",))
+        mark_as_used = _HoldersWithData.mark_as_used
+
+        def mark_late(*arguments):
+            monkeypatch.undo()
+            other.start()
+            other.join(0.2)
+            mark_as_used(*arguments)
+
+        monkeypatch.setattr(_HoldersWithData, "mark_as_used", mark_late)
+        assert holders["first"].open().images is images
+        other.join()
+        with pytest.raises(UserError, match="were deleted"):
+            holders["first"].open()
 
     def test_results_of_a_replaced_aligner_are_not_used(
         self, service, captioned_zip, captioned_images
