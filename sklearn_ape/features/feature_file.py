@@ -101,7 +101,7 @@ class FeatureFile:
         """
         if self.path.is_dir():
             raise IsADirectoryError(f"{str(self.path)!r} is a folder. Pass the path of a file.")
-        is_partial = self._partial_path.exists() and self._partial_path.stat().st_size > 0
+        is_partial = self._compute_signatures()[1] is not None
         if is_partial:
             # Locked before it is read, since another process could finish and rename it meanwhile.
             self._rows_file = self._open_locked()
@@ -168,8 +168,9 @@ class FeatureFile:
                 self._rows_file.truncate(self._offset + self.n_rows * self._row_bytes)
             if os.name == "nt":  # Windows cannot rename open files
                 self._close_files()
+            # Before it is renamed, since another process could replace it immediately afterwards.
+            self._signature = self._compute_signatures()[1]
             os.replace(self._partial_path, self.path)
-            self._signature = self._compute_signatures()[0]
             sync(self.path.parent)
             self._close_files()
         features = np.load(self.path, mmap_mode="r")
@@ -232,11 +233,13 @@ class FeatureFile:
         """Return what identifies the contents of the file and the partial file, if any."""
         signatures: list[tuple[int, ...] | None] = []
         for path in (self.path, self._partial_path):
-            status = path.stat() if path.exists() else None
-            if status is None or not status.st_size:  # locking creates an empty file
+            try:
+                status = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
                 signatures.append(None)
-            else:
-                signatures.append((status.st_ino, status.st_mtime_ns))
+                continue
+            # Locking creates an empty file.
+            signatures.append((status.st_ino, status.st_mtime_ns) if status.st_size else None)
         return signatures
 
     def _read_journal(self) -> tuple[dict[str, Any], dict[int, FinishedChunk], int]:

@@ -220,8 +220,9 @@ def test_file_that_another_process_replaces_is_not_returned(path, monkeypatch, i
                 other.write(number, -ROWS[number * CHUNK : (number + 1) * CHUNK], "items", {})
             other.finish()
 
-    def replace_before_sync(folder):
+    def rename_and_replace(*paths):
         monkeypatch.undo()
+        os.replace(*paths)
         replace()
 
     write_complete(path) if is_complete else write_chunks(path, 3)
@@ -230,7 +231,7 @@ def test_file_that_another_process_replaces_is_not_returned(path, monkeypatch, i
         if is_complete:
             replace()
         else:
-            monkeypatch.setattr(_file, "sync", replace_before_sync)
+            monkeypatch.setattr(os, "replace", rename_and_replace)
         with pytest.raises(FileLockedError, match=r"rows\.npy' was written by another process"):
             file.finish()
     np.testing.assert_array_equal(np.load(path), -ROWS)
