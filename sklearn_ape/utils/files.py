@@ -62,7 +62,8 @@ def get_default_data_home() -> Path:
 def describe_conversion(suffixes: Iterable[str]) -> str:
     """Return the advice to convert images of formats that cannot be read, or an empty text."""
     names = sorted({_UNSUPPORTED_FORMATS[s] for s in suffixes if s in _UNSUPPORTED_FORMATS})
-    return f" Convert {' and '.join(names)} images to JPEG." if names else ""
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+    return f" Convert {listed} images to JPEG." if names else ""
 
 
 def describe_missing_image(path: str) -> str:

@@ -31,7 +31,7 @@ def test_folder_of_heic_images_names_the_remedy(tmp_path):
 def test_unsupported_formats_name_the_remedy(tmp_path):
     """Wallpapers in JPEG XL, drawings in SVG and raw photographs were counted without advice."""
     make(tmp_path, "1.jxl", "2.SVG", "3.nef", "4.CR2", "notes.md")
-    with pytest.raises(ValueError, match=r"Convert JPEG XL and SVG and raw images to JPEG\.$"):
+    with pytest.raises(ValueError, match=r"Convert JPEG XL, SVG and raw images to JPEG\.$"):
         load_image_folder(tmp_path)
 
 
