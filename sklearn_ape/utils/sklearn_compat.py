@@ -114,7 +114,7 @@ def as_label_column(y: Any) -> np.ndarray:
     array = as_label_array(y)
     if array.ndim == 2 and array.shape[1] == 1:
         warn(
-            "A column-vector y was passed when a 1d array was expected. Pass y.ravel().",
+            "A column-vector y was passed when a 1d array was expected. Pass np.ravel(y).",
             DataConversionWarning,
         )
     return column_or_1d(array)

@@ -204,7 +204,7 @@ CASES = [
     (labels_of_y_that_are_not_classes, "count as errors"),
     (nan_rows_in_classifier, "could not be read"),
     (nan_rows_in_multilabel_classifier, "could not be read"),
-    (labels_in_a_column, "A column-vector y was passed"),
+    (labels_in_a_column, "when a 1d array was expected. Pass np.ravel(y)."),
     (interrupted_training, "stopped after 1 of 9 epochs"),
     (locked_checkpoint, "without checkpoints"),
     (damaged_cache, "feature cache"),
