@@ -56,7 +56,7 @@ def test_wrong_names_lose_their_influence(centers, n_per_class):
 
 @pytest.mark.parametrize("n_per_class", [1, 4])
 def test_names_like_those_of_other_classes_lose_influence(centers, n_per_class, monkeypatch):
-    """The names alone predict best with weights of 0.5 to 0.75, but lower ones are better."""
+    """The names alone predict best with weights of 0.5 to 0.75, and 1 is too much for them."""
     text = normalize_rows(centers + np.roll(centers, 1, axis=0))
     test = draw(centers, 30, 0.25, 9)
 
