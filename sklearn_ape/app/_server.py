@@ -309,7 +309,7 @@ def serve(
     OSError
         If the port is in use, or `host` is not an address of this computer.
     ValueError, NotFittedError
-        If the aligner cannot be used, see `build_app`.
+        If the aligner or `labels` cannot be used, see `build_app`.
 
     See Also
     --------
