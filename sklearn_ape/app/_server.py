@@ -241,7 +241,8 @@ def build_app(
     NotFittedError
         If the aligner is not fitted.
     ValueError
-        If the aligner was fitted on features and has no encoders, or `labels` are not texts.
+        If the aligner was fitted on features, so that it cannot encode images and texts, or
+        `labels` are not texts.
 
     See Also
     --------
