@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
+from ..utils.concurrency import single_threaded_blas
 from ..utils.validation import (
     as_column,
     as_floats,
@@ -194,14 +194,15 @@ def _count_in_threads(count: Callable[[int, int], np.ndarray], max_threads: int)
 
     BLAS would use several threads for the products only, and count in a single thread.
     """
-    blas = ThreadpoolController().select(user_api="blas") if max_threads > 1 else None
-    n_blas_threads = [library["num_threads"] for library in blas.info()] if blas else []
-    n_threads = min(max_threads, max(n_blas_threads, default=1))
-    if blas is None or n_threads < 2:
+    if max_threads < 2:
         return count(0, 1)
-    with blas.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
-        counts = pool.map(count, range(n_threads), [n_threads] * n_threads)
-        return np.sum(list(counts), axis=0)
+    with single_threaded_blas() as n_blas_threads:
+        n_threads = min(max_threads, n_blas_threads)
+        if n_threads < 2:
+            return count(0, 1)
+        with ThreadPoolExecutor(n_threads) as pool:
+            counts = pool.map(count, range(n_threads), [n_threads] * n_threads)
+            return np.sum(list(counts), axis=0)
 
 
 def check_pairs(

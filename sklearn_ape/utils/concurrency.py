@@ -1,4 +1,4 @@
-"""Thread map, locks that survive a fork, and a thread-safe LRU cache."""
+"""Threads, locks that survive a fork, and a thread-safe LRU cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -237,6 +238,31 @@ def map_threaded(
         with delay_forks:
             pool.shutdown()
             _wait_until_threads_end(thread_ids)
+
+
+# A child that was forked while another thread held it never gets it, and computes in one thread.
+_blas_lock = threading.Lock()
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[int]:
+    """Let BLAS use one thread, and yield the number of threads that it used before.
+
+    The number is 1 while another thread is in this context: only the thread that changes the
+    setting of BLAS, which is the same for all threads, may restore it.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    if not _blas_lock.acquire(blocking=False):
+        yield 1
+        return
+    try:
+        blas = ThreadpoolController().select(user_api="blas")
+        n_threads = max((library["num_threads"] for library in blas.info()), default=1)
+        with blas.limit(limits=1):
+            yield n_threads
+    finally:
+        _blas_lock.release()
 
 
 def _wait_until_threads_end(thread_ids: list[int]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import LogitTiles, warn_unreadable
-from ..aligners.wrapper import unwrap_aligner
+from ..aligners.wrapper import embed_with_features, unwrap_aligner
 from ..features.matrix import is_table
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
@@ -33,7 +33,18 @@ from ..utils.validation import (
 from ._base import convert_labels, warn_about_numbers
 from ._classifier import ZeroShotClassifier
 from ._label_embeddings import embed_labels
-from ._probe import Examples, ImageVectors, Probe, fit_probe, make_vectors
+from ._probe import Examples, Probe, fit_probe, make_vectors
+
+
+class _ImageVectors(NamedTuple):
+    """Turns images into vectors; see `make_vectors`."""
+
+    aligner: Any
+    center: np.ndarray | None
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the vectors of images, or rows of NaN for those that could not be read."""
+        return make_vectors(*embed_with_features(self.aligner, X), self.center)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -321,7 +332,7 @@ class FewShotClassifier(ZeroShotClassifier):
         if not hasattr(self, "coef_"):
             return super()._make_class_logits()
         return LogitTiles(
-            ImageVectors(self.aligner_, self._center),
+            _ImageVectors(self.aligner_, self._center),
             to_class_array(self._names),
             texts=self.coef_,
             scale=1 / self.temperature_,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from scipy.linalg import eigh
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from ..aligners.fitted_images import group_equal_images
 from ..aligners.wrapper import embed_with_features
 from ..metrics import expected_calibration_error
-from ..utils.linalg import normalize_rows
+from ..utils.concurrency import single_threaded_blas
+from ..utils.linalg import find_directions, normalize_rows
 from ..utils.messages import make_progress_bar
 
 # Feature that is appended to the vectors for the intercept. It is smaller than their norm, so the
@@ -35,6 +38,10 @@ _MAX_DIRECTIONS = 640
 _TOLERANCE_PER_ALPHA = 0.5
 _MIN_TOLERANCE, _MAX_TOLERANCE = 1e-5, 3e-3
 _MANY_EXAMPLES = 1000
+# Products of matrices with more operations are computed by all threads of BLAS together. Smaller
+# ones are computed by one thread per fold: the threads of BLAS wait for each other after each
+# product, so that fits took 3 to 10 times as long if another program used one of the cores.
+_MAX_OPERATIONS_PER_THREAD = 1e9
 # Standard deviation of the logarithm of the temperature, before the examples are known.
 _TEMPERATURE_STD = 0.3
 # The same for a weight of the names below and above 1. Wrong names must lose their influence with
@@ -118,17 +125,6 @@ def make_vectors(
     return np.hstack([embeddings, normalize_rows(features - center)])
 
 
-class ImageVectors(NamedTuple):
-    """Turns images into vectors; see `make_vectors`."""
-
-    aligner: Any
-    center: np.ndarray | None
-
-    def transform(self, X: Any) -> np.ndarray:
-        """Return the vectors of images, or rows of NaN for those that could not be read."""
-        return make_vectors(*embed_with_features(self.aligner, X), self.center)
-
-
 class Probe(NamedTuple):
     """Fitted softmax regression, whose logits are ``vectors @ coef.T + intercept``.
 
@@ -156,8 +152,13 @@ def fit_probe(
     If some classes have no examples, what the embeddings share is subtracted from a and r, and the
     logits of the other classes are adjusted; see `FewShotClassifier`.
     """
-    with make_progress_bar(None, None, desc="Solving") as progress:
-        problem = _Problem(examples, vectors, text, scale, alpha, progress.update)
+    n_operations = len(vectors) * min(*vectors.shape, _MAX_DIRECTIONS) * len(text)
+    is_small = n_operations <= _MAX_OPERATIONS_PER_THREAD
+    with (
+        make_progress_bar(None, None, desc="Solving") as progress,
+        single_threaded_blas() if is_small else nullcontext(1) as n_threads,
+    ):
+        problem = _Problem(examples, vectors, text, scale, alpha, n_threads, progress.update)
         name_weight, validation = _choose_name_weight(problem)
         residual = problem.solve(name_weight) / name_weight
     n_components = text.shape[1]
@@ -207,9 +208,12 @@ class _Problem:
         text: np.ndarray,
         scale: float,
         alpha: float,
+        n_threads: int = 1,
         report_iteration: Callable[[], object] = lambda: None,
     ) -> None:
         self.examples, self.report_iteration = examples, report_iteration
+        self.n_threads = n_threads
+        self.solutions: dict[float, np.ndarray] = {}  # of all examples, by weight of the names
         self.codes, self.n_classes = examples.codes, len(text)
         n = len(self.codes)
         # Only ratios of weights and alpha matter. With weights of mean 1, alpha determines how
@@ -227,7 +231,7 @@ class _Problem:
         # The residual is a linear combination of the features (representer theorem), so the
         # smaller one of the two Gram matrices yields all its coordinates.
         self.is_wide = n < self.features.shape[1]
-        singular, self.directions = _find_directions(self.features, self.is_wide)
+        singular, self.directions = find_directions(self.features, self.is_wide, _MAX_DIRECTIONS)
         # The Hessian of the cross entropy is that of least squares times p * (1 - p), which is
         # about a fiftieth per class at the solution, where most examples are fitted well. Dividing
         # by the root of the Hessian makes all directions about equally curved.
@@ -271,11 +275,32 @@ class _Problem:
 
     def solve(self, name_weight: float) -> np.ndarray:
         """Return the residual that is best for all examples, one column per class."""
-        every_row = np.arange(len(self.codes))
-        coordinates = self.root[:, None] * self.solve_coordinates(every_row, name_weight)
+        if name_weight not in self.solutions:
+            every_row = np.arange(len(self.codes))
+            self.solutions[name_weight] = self.solve_coordinates(every_row, name_weight)
+        coordinates = self.root[:, None] * self.solutions[name_weight]
         if not self.is_wide:
             return self.directions @ coordinates
         return self.features.T @ (self.directions @ (coordinates / self.singular[:, None]))
+
+    def solve_folds(self, folds: np.ndarray, name_weight: float) -> list[np.ndarray]:
+        """Return, for each fold, the coordinates that are best for the examples of the others.
+
+        The solution for all examples is computed with them, so that no thread waits.
+        """
+        row_sets = [np.flatnonzero(folds != fold) for fold in range(folds.max() + 1)]
+        is_solved = name_weight in self.solutions
+        if not is_solved:
+            row_sets.append(np.arange(len(folds)))
+        solve = partial(self.solve_coordinates, name_weight=name_weight)
+        if self.n_threads > 1:
+            with ThreadPoolExecutor(self.n_threads) as pool:
+                results = list(pool.map(solve, row_sets))
+        else:  # a pool would delay KeyboardInterrupt
+            results = list(map(solve, row_sets))
+        if not is_solved:
+            self.solutions[name_weight] = results.pop()
+        return results
 
     def solve_coordinates(self, rows: np.ndarray, name_weight: float) -> np.ndarray:
         """Return the coordinates of the residual that is best for some of the examples."""
@@ -310,21 +335,6 @@ class _Problem:
             # of a high weight, it rejected the first step, and the result was the start.
             result = minimize(loss, result.x, method="L-BFGS-B", **settings)
         return result.x.reshape(shape)
-
-
-def _find_directions(features: np.ndarray, is_wide: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest singular values, and the left (is_wide) or right singular vectors."""
-    # Of many directions only the largest are kept, for which float32 is precise enough. It takes
-    # half the time.
-    is_small = min(features.shape) <= _MAX_DIRECTIONS
-    features = features.astype(np.float64 if is_small else np.float32)
-    gram = features @ features.T if is_wide else features.T @ features
-    # torch computes this slightly faster, but 30 times slower if other programs use the cores.
-    # With scipy 1.11, this driver fails for a single example.
-    eigenvalues, vectors = eigh(gram, driver="evd" if len(gram) > 1 else None)
-    is_kept = eigenvalues > (1e-10 if is_small else 1e-6) * eigenvalues[-1]
-    is_kept[:-_MAX_DIRECTIONS] = False
-    return np.sqrt(eigenvalues[is_kept], dtype=np.float64), vectors[:, is_kept]
 
 
 class _Validation(NamedTuple):
@@ -459,9 +469,8 @@ def _predict_held_out(problem: _Problem, name_weight: float, folds: np.ndarray) 
     """Predict the examples of each fold by the other folds."""
     logits = np.float32(name_weight) * problem.base
     adjustments = np.zeros(logits.shape)
-    for fold in range(folds.max() + 1):
+    for fold, coordinates in enumerate(problem.solve_folds(folds, name_weight)):
         is_held_out = folds == fold
-        coordinates = problem.solve_coordinates(np.flatnonzero(~is_held_out), name_weight)
         logits[is_held_out] += problem.inputs[is_held_out] @ coordinates.astype(np.float32)
         adjustments[is_held_out] = problem.compute_adjustments(~is_held_out)
     return _Predictions(logits, adjustments, problem.codes, problem.examples.weights)

@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController
 
-from sklearn_ape.utils.concurrency import ForkSafeLock, delay_forks, map_threaded
+from sklearn_ape.utils.concurrency import (
+    ForkSafeLock,
+    delay_forks,
+    map_threaded,
+    single_threaded_blas,
+)
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 SCRIPT = Path(__file__).with_name("forked_work.py")
@@ -223,3 +229,40 @@ def test_torch_uses_one_core_per_thread(n_threads):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(n_before)
+
+
+def count_blas_threads():
+    return {lib["num_threads"] for lib in ThreadpoolController().select(user_api="blas").info()}
+
+
+def test_threads_that_share_blas_restore_its_threads():
+    """The second one to enter would restore the number that the first one set."""
+    entered, is_left = threading.Event(), threading.Event()
+    numbers = []
+
+    def enter_and_wait():
+        with single_threaded_blas() as n_threads:
+            numbers.append(n_threads)
+            entered.set()
+            is_left.wait()
+
+    with ThreadpoolController().limit(limits=3, user_api="blas"):
+        with single_threaded_blas() as n_threads:
+            assert n_threads == 3
+            assert count_blas_threads() == {1}
+            other = threading.Thread(target=enter_and_wait)
+            other.start()
+            entered.wait()
+        is_left.set()
+        other.join()
+        assert numbers == [1]
+        assert count_blas_threads() == {3}
+
+
+def test_error_restores_the_threads_of_blas():
+    with ThreadpoolController().limit(limits=3, user_api="blas"):
+        for _ in range(2):
+            with pytest.raises(KeyError), single_threaded_blas() as n_threads:
+                raise KeyError
+            assert n_threads == 3
+            assert count_blas_threads() == {3}

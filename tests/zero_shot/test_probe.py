@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from sklearn_ape.utils.linalg import normalize_rows
 from sklearn_ape.zero_shot import _probe
@@ -248,3 +249,25 @@ def test_weights_may_be_tiny_or_huge(centers, factor):
     np.testing.assert_allclose(probe.coef, fit(examples, centers).coef, rtol=1e-4, atol=1e-4)
     assert 0.5 < probe.accuracy <= 1
     assert 0.1 < probe.temperature < 10
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    """BLAS rounds differently with several threads, so that machines would give other results."""
+    examples = draw(make_centers(60), 12, 0.3, 0)  # products that BLAS would divide
+    probes = []
+    for n_threads in (1, 2, 3):
+        with threadpool_limits(n_threads, user_api="blas"):
+            probes.append(fit(examples, make_centers(60)))
+    for probe in probes[1:]:
+        for value, expected in zip(probe, probes[0], strict=True):
+            np.testing.assert_array_equal(value, expected)
+
+
+def test_large_problem_is_solved_as_a_small_one(centers, monkeypatch):
+    """All threads of BLAS compute each product, instead of a thread per fold."""
+    examples = draw(centers, 8, 0.2, 0)
+    small = fit(examples, centers)
+    monkeypatch.setattr(_probe, "_MAX_OPERATIONS_PER_THREAD", 0)
+    large = fit(examples, centers)
+    np.testing.assert_allclose(large.coef, small.coef, rtol=1e-3, atol=1e-3)
+    assert large.accuracy == small.accuracy
