@@ -175,7 +175,7 @@ class ZeroShotClassifier(SingleLabelClassifier):
         check_same_length(X=X, y=y, captions=captions)
         needs_y = self.labels is None or (captions is None and not keeps_aligner)
         values = validate_y(y) if needs_y or y is not None else None
-        names = self._fit_names(values, keeps_aligner)
+        names = self._fit_names(values, learns_from_y=not keeps_aligner)
         if captions is None and not keeps_aligner:
             self._warn_if_fit_was_lost()
         self.aligner_ = self._make_aligner(X, values, names, captions, context)
@@ -184,8 +184,12 @@ class ZeroShotClassifier(SingleLabelClassifier):
         context.end()
         return self
 
-    def _fit_names(self, y: list[Any] | None, keeps_aligner: bool) -> dict[Any, list[str]]:
-        """Return the names of each class, from labels or from y; y must agree with labels."""
+    def _fit_names(self, y: list[Any] | None, learns_from_y: bool) -> dict[Any, list[str]]:
+        """Return the names of each class, from labels or from y; y must agree with labels.
+
+        If `fit` learns nothing from y, y may also hold `unknown_label`, and numbers that may be
+        those of a meta-estimator raise an error instead of a warning.
+        """
         if self.labels is None:
             names = resolve_flat_names(dict.fromkeys(y or ()), "y")
             warn_about_numbers("y", names)
@@ -194,20 +198,20 @@ class ZeroShotClassifier(SingleLabelClassifier):
         if y is not None:
             check_not_groups(y, self.labels)
             # With images of no class, a search can choose the threshold of a fitted aligner.
-            check_in_labels(y, names, [self.unknown_label] if keeps_aligner else [])
+            check_in_labels(y, names, [] if learns_from_y else [self.unknown_label])
             if may_be_encoded(y, names):
-                self._report_encoded_labels(y, names, keeps_aligner)
+                self._report_encoded_labels(y, names, learns_from_y)
         return names
 
     def _report_encoded_labels(
-        self, y: list[Any], names: Mapping[Any, list[str]], keeps_aligner: bool
+        self, y: list[Any], names: Mapping[Any, list[str]], learns_from_y: bool
     ) -> None:
         message = (
             f"y holds the numbers from 0 to {max(y)} only, and labels has {len(names)} classes. "
             "Within VotingClassifier and other meta-estimators, which number the labels of y "
             "before they call fit, these numbers may stand for other labels. "
         )
-        if keeps_aligner:  # fit would learn nothing from y, so that it is not needed
+        if not learns_from_y:  # so that fit is not needed
             raise ValueError(
                 f"{message}Predict without fit, since the aligner is fitted, or pass labels that "
                 "are texts, or only those that y holds."

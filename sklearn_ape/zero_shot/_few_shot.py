@@ -292,12 +292,11 @@ class FewShotClassifier(ZeroShotClassifier):
             names = resolve_flat_names(classes)
             check_in_labels(values, names)
         else:
-            # Unlike for names alone, numbers of a meta-estimator in y are only warned about.
-            known = values
+            class_values = values
             if self.labels is not None and keeps_aligner:
                 # Images of no class are for searches that choose the threshold.
-                known = [value for value in values if value != self.unknown_label]
-            names = self._fit_names(known, keeps_aligner=False)
+                class_values = [value for value in values if value != self.unknown_label]
+            names = self._fit_names(class_values, learns_from_y=True)
         if self.labels is not None:
             warn_about_numbers("labels", names)
         names = {label: names[label] for label in sorted(names)}
