@@ -87,17 +87,21 @@ class Alignment(NamedTuple):
 class Model(NamedTuple):
     """A fitted aligner for images and texts, and the labels of a classifier that contained it.
 
-    A classifier is kept as `few_shot` if it has labelled images, otherwise as `zero_shot`, also
-    with the names and templates of a multi-label classifier. The name is shown on the page.
-    `names` are the texts that the classifier embeds for each label.
+    A multi-label `classifier` is replaced by a single-label one with its names and templates. The
+    name is shown on the page. `names` are the texts that the classifier embeds for each label.
     """
 
     aligner: Any
     labels: list[str] | None = None
-    few_shot: FewShotClassifier | None = None
+    classifier: ZeroShotClassifier | None = None
     name: str = "aligner"
     names: dict[str, list[str]] | None = None
-    zero_shot: ZeroShotClassifier | None = None
+
+    @property
+    def few_shot(self) -> FewShotClassifier | None:
+        """The classifier, if it has labelled images."""
+        classifier: Any = self.classifier
+        return classifier if hasattr(classifier, "coef_") else None
 
 
 def load_model(aligner: Any) -> Model:
@@ -128,22 +132,18 @@ def load_model(aligner: Any) -> Model:
             )
     # Uploads of visitors must not be stored in the caches of the encoders.
     fitted = replace_caches(fitted, None)
-    few_shot = zero_shot = None
+    classifier: Any = None
     if labels and isinstance(estimator, ZeroShotClassifier | MultiLabelZeroShotClassifier):
-        classifier: Any = copy.copy(estimator)
+        classifier = copy.copy(estimator)
         if isinstance(estimator, MultiLabelZeroShotClassifier):  # the page shows one label
             classifier = ZeroShotClassifier(
                 estimator._resolve_names(), templates=estimator.templates
             )
         classifier.aligner = classifier.aligner_ = fitted
         classifier._note_fit()
-        if hasattr(classifier, "coef_"):
-            few_shot = classifier
-        else:
-            zero_shot = classifier
     if not isinstance(aligner, str | os.PathLike):  # otherwise, it names the model
         aligner = getattr(estimator, "aligner", aligner)  # of a classifier or retriever
-    return Model(fitted, labels, few_shot, _name_model(aligner, inner), names, zero_shot)
+    return Model(fitted, labels, classifier, _name_model(aligner, inner), names)
 
 
 def _name_model(source: Any, aligner: Any) -> str:

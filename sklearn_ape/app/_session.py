@@ -231,7 +231,7 @@ class AppService:
         # served classifier does.
         self.templates: dict[str, Any] = {name: name for name in TEMPLATES}
         self.initial_templates, self.initial_threshold = "simple", 0.0
-        served = model.few_shot or model.zero_shot
+        served = model.classifier
         if served is not None:
             templates: Any = served.templates
             has_name = isinstance(templates, str) and templates in TEMPLATES
@@ -329,12 +329,12 @@ class AppService:
         self, session: Session, names: Sequence[str], templates: str
     ) -> ZeroShotClassifier:
         """Return the served classifier if it has these labels, or a new one."""
-        served = self.model.zero_shot or self.model.few_shot
+        served = self.model.classifier
         # A served classifier may define the texts to embed for a label.
         names_by_label = self.model.names or {}
         label_names: Any = {label: names_by_label.get(label, label) for label in names}
         if served is not None and set(map(str, served.classes_)) == set(names):
-            if served is self.model.zero_shot and session.alignment is None:
+            if served is not self.model.few_shot and session.alignment is None:
                 if templates == self.initial_templates:
                     return served
                 params = {**served.get_params(False), "templates": self.templates[templates]}
