@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import pickle
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
@@ -148,6 +149,17 @@ def group_equal_images(features: np.ndarray) -> np.ndarray:
             groups[rows] = n_groups
             n_groups += 1
     return groups
+
+
+def find_label_conflicts(groups: np.ndarray, labels: Sequence[Any]) -> list[tuple[int, int]]:
+    """Return the first row and the first row with another label, for each group that has two."""
+    first_rows: dict[int, int] = {}
+    conflicts: dict[int, tuple[int, int]] = {}
+    for row, group in enumerate(groups.tolist()):
+        first = first_rows.setdefault(group, row)
+        if labels[first] != labels[row]:
+            conflicts.setdefault(group, (first, row))
+    return list(conflicts.values())
 
 
 def digest_embedding(aligner: Any) -> str:

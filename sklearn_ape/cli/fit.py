@@ -241,24 +241,21 @@ def _check_labels_agree(features: Any, images: list[Any], rows: list[int], y: li
 
     The classifier would check the training part only, and name rows of this part.
     """
-    from ..aligners.fitted_images import group_equal_images
+    from ..aligners.fitted_images import find_label_conflicts, group_equal_images
     from ..utils.validation import format_list
 
-    names = [
-        f"{label!r} in row {row}" + (f" ({image!r})" if isinstance(image, str) else "")
-        for label, row, image in zip(y, rows, images, strict=True)
-    ]
-    first_positions: dict[int, int] = {}
-    conflicts: dict[int, str] = {}
-    for position, group in enumerate(group_equal_images(features).tolist()):
-        first = first_positions.setdefault(group, position)
-        if y[first] != y[position]:
-            conflicts.setdefault(group, f"{names[first]} and {names[position]}")
+    def describe(position: int) -> str:
+        image = images[position]
+        file = f" ({image!r})" if isinstance(image, str) else ""
+        return f"{y[position]!r} in row {rows[position]}{file}"
+
+    conflicts = find_label_conflicts(group_equal_images(features), y)
     if conflicts:
         subject = "An image has" if len(conflicts) == 1 else f"{len(conflicts):,} images have"
+        pairs = format_list(conflicts, lambda pair: " and ".join(map(describe, pair)))
         raise ValueError(
-            f"{subject} different labels: {format_list(conflicts.values(), str)}. The first row "
-            "is 0. Correct the labels, or remove the wrong rows."
+            f"{subject} different labels: {pairs}. The first row is 0. Correct the labels, or "
+            "remove the wrong rows."
         )
 
 

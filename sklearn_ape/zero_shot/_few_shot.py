@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from ..aligners.fitted_images import find_label_conflicts
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import LogitTiles, warn_unreadable
 from ..aligners.wrapper import embed_with_features, unwrap_aligner
@@ -441,30 +442,24 @@ def _check_labels_agree(
     examples: Examples, rows: np.ndarray, classes: list[Any], images: Any
 ) -> None:
     """Raise ValueError if the same image has different labels; warn about equal features."""
-    groups = examples.find_copies()
-    order = np.lexsort((examples.codes, groups))
-    is_conflict = (np.diff(groups[order]) == 0) & (np.diff(examples.codes[order]) != 0)
-    conflicts: dict[int, tuple[int, int]] = {}
-    for first, second in zip(order[:-1][is_conflict], order[1:][is_conflict], strict=True):
-        conflicts.setdefault(groups[first], (min(first, second), max(first, second)))
-    if conflicts:
+    conflicts = sorted(find_label_conflicts(examples.find_copies(), examples.codes.tolist()))
+    if not conflicts:
+        return
 
-        def describe(pair: tuple[int, int]) -> str:
-            return " and ".join(
-                f"{classes[examples.codes[row]]!r} in row {rows[row]}"
-                f"{_name_file(images, rows[row])}"
-                for row in pair
-            )
-
-        subject = "the same image" if len(conflicts) == 1 else f"each of {len(conflicts):,} images"
-        message = (
-            f"y has different labels for {subject}: "
-            f"{format_list(sorted(conflicts.values()), describe)}. Correct y, or leave one of the "
-            "rows out."
+    def describe(pair: tuple[int, int]) -> str:
+        return " and ".join(
+            f"{classes[examples.codes[row]]!r} in row {rows[row]}{_name_file(images, rows[row])}"
+            for row in pair
         )
-        if images is not None:
-            raise ValueError(message)
-        warn(message)  # features of different images may be equal
+
+    subject = "the same image" if len(conflicts) == 1 else f"each of {len(conflicts):,} images"
+    message = (
+        f"y has different labels for {subject}: {format_list(conflicts, describe)}. Correct y, or "
+        "leave one of the rows out."
+    )
+    if images is not None:
+        raise ValueError(message)
+    warn(message)  # features of different images may be equal
 
 
 def _name_file(images: Any, row: int) -> str:

@@ -260,6 +260,11 @@ class TestInput:
         with pytest.raises(ValueError, match=re.escape(message)):
             few.fit(images * 2, ["food"] * 7 + ["animal"] * 6 + ["food"])
 
+    def test_error_for_different_labels_names_the_first_row_of_each_label(self):
+        images = [np.full((8, 8, 3), 7, dtype=np.uint8)] * 3
+        with pytest.raises(ValueError, match="'food' in row 0 and 'animal' in row 2"):
+            FewShotClassifier(LABELS).fit(images, ["food", "food", "animal"])
+
     def test_different_labels_for_all_features_leave_the_names(self, aligner, pool):
         """Examples that nothing distinguishes change the logits of all images equally."""
         X, _ = pool
