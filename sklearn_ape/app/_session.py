@@ -338,7 +338,7 @@ class AppService:
                 if templates == self.initial_templates:
                     return served
                 params = {**served.get_params(False), "templates": self.templates[templates]}
-                return ZeroShotClassifier(**params)
+                return type(served)(**params)
             if is_hierarchy(served._get_labels()):
                 label_names = served._get_labels()
         return ZeroShotClassifier(

@@ -286,6 +286,18 @@ class TestServedClassifier:
         expected = few_shot.predict_proba([image])[0, 0]
         assert result.probabilities["2"] == pytest.approx(expected, abs=1e-5)
 
+    def test_other_templates_of_a_few_shot_classifier_without_images(
+        self, served, captioned_images
+    ):
+        """The page answered with "Unexpected error": it passed alpha to ZeroShotClassifier."""
+        image, params = captioned_images.images[5], {"aligner": served, "logit_scale": 2.0}
+        model = load_model(FewShotClassifier(["cat", "house"], alpha=0.1, **params))
+        service = AppService(model, captioned_images.images[:4], Limits())
+        result = service.classify(Session(), image, "cat, house", "photo", 0)
+        few_shot = FewShotClassifier(["cat", "house"], templates="photo", **params)
+        expected = few_shot.predict_proba([image])[0, 0]
+        assert result.probabilities["cat"] == pytest.approx(expected, abs=1e-5)
+
     @pytest.mark.parametrize("is_few_shot", [False, True])
     def test_classifier_in_pipeline_and_search(
         self, served, image_encoder, captioned_images, is_few_shot
