@@ -25,8 +25,7 @@ from ..features.matrix import (
     select,
     stays_stored,
 )
-from ..metrics import recall_at_k
-from ..metrics.retrieval import compute_both_ranks
+from ..metrics.retrieval import compute_both_ranks, recall_at_k
 from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
 from ..utils.linalg import choose_evenly_spaced
@@ -72,6 +71,7 @@ class BaseAligner(
     text_encoder: Any
     head_pairs: Any = None
     _text_feature_names: Any = ()  # columns of y, if `fit` was given a table
+    _n_features_out = property(lambda self: self.n_components_)  # for get_feature_names_out
 
     _runtime_params: ClassVar = frozenset({"checkpoint", "device", "verbose"})
     _unsaved_params: ClassVar = frozenset({"callbacks"})
@@ -488,7 +488,7 @@ class BaseAligner(
 
     def __sklearn_is_fitted__(self) -> bool:
         # Set at the end of the fit, so that a failed fit leaves no fitted aligner.
-        return "_n_features_out" in self.__dict__
+        return "n_components_" in self.__dict__
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

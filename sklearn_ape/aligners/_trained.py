@@ -85,7 +85,7 @@ class ClosedFormAligner(BaseAligner):
 
     @abstractmethod
     def _fit_data(self, data: PairDataset) -> None:
-        """Set the attributes that result from the fit, including `logit_scale_`."""
+        """Set the results; all aligners have those that CONTRIBUTING.md lists."""
 
 
 class TrainingRun(NamedTuple):
@@ -380,7 +380,6 @@ def get_fitted_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any
         "logit_scale_": float(logit_scale),
         "n_parameters_": sum(tensor.numel() for tensor in (*trained_parameters, *map_buffers)),
         "n_components_": module.n_components,
-        "_n_features_out": module.n_components,
         "fingerprint_": module.fingerprint(),
     }
 

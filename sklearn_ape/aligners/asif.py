@@ -118,7 +118,7 @@ class ASIFAligner(ClosedFormAligner):
 
     def _set_anchors(self, image: _Anchors, text: _Anchors) -> None:
         self._anchors = {"image": image, "text": text}
-        self.n_components_ = self._n_features_out = len(image.rows)
+        self.n_components_ = len(image.rows)
         self.n_parameters_ = sum(side.mean.size + side.unit.size for side in (image, text))
         # Includes k and power, which change the embeddings as well.
         self.fingerprint_ = fingerprint(*map(np.asarray, (*image, *text)))

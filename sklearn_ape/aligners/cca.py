@@ -172,7 +172,7 @@ class CCAAligner(ClosedFormAligner):
     ) -> None:
         self._projections = {"image": image, "text": text}
         self.correlations_ = correlations
-        self.n_components_ = self._n_features_out = len(correlations)
+        self.n_components_ = len(correlations)
         self.n_parameters_ = sum(array.size for array in (*image, *text))
         self.fingerprint_ = fingerprint(*image, *text)
 

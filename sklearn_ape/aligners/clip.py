@@ -184,7 +184,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return self.text_encoder._n_features_out
 
     # Embeddings of either encoder are also accepted as features.
-    n_features_in_ = n_text_features_in_ = _n_features_out = n_components_
+    n_features_in_ = n_text_features_in_ = n_components_
 
     @property
     def fingerprint_(self) -> str:

@@ -301,7 +301,7 @@ def test_aligner_with_another_text_module_as_base_raises(base, own):
     """The tower of LiTAligner takes tokens, to which no features can be added."""
     tuned = LiTAligner()
     tuned.module_ = TwoTower(base.module_.image_head, torch.nn.Linear(16, 32))
-    tuned._n_features_out = 32
+    tuned.n_components_ = 32
     with pytest.raises(TypeError, match="a fitted APEAligner or KernelAligner, not LiTAligner"):
         APEAligner(init=tuned).fit(*own)
 
