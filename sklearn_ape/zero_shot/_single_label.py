@@ -67,7 +67,7 @@ class SingleLabelClassifier(ZeroShotBase):
             the score of the first class. NaN for images that could not be read.
         """
         scores = self._prepare_logits().collect(X)
-        _warn_if_unreadable(scores)
+        _warn_about_scores_of_nan(scores)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     @ignores_underflow
@@ -87,7 +87,7 @@ class SingleLabelClassifier(ZeroShotBase):
             class.
         """
         probabilities = to_probabilities(self._prepare_logits().collect(X))
-        _warn_if_unreadable(probabilities)
+        _warn_about_scores_of_nan(probabilities)
         return probabilities
 
     @ignores_underflow
@@ -106,7 +106,7 @@ class SingleLabelClassifier(ZeroShotBase):
             probabilities that are rounded to 0.
         """
         log_probabilities = log_softmax(self._prepare_logits().collect(X), axis=1)
-        _warn_if_unreadable(log_probabilities)
+        _warn_about_scores_of_nan(log_probabilities)
         return log_probabilities
 
     def predict(self, X: Any) -> np.ndarray:
@@ -195,7 +195,7 @@ class SingleLabelClassifier(ZeroShotBase):
            and Global Consistency", NeurIPS 2003.
         """
         probabilities = self._propagate(X)
-        _warn_if_unreadable(probabilities)
+        _warn_about_scores_of_nan(probabilities)
         return probabilities
 
     @ignores_underflow
@@ -414,7 +414,7 @@ class SingleLabelClassifier(ZeroShotBase):
         """Return the index of the class of each image, or `UNKNOWN` or `UNREADABLE`."""
         # Tile by tile: the logits of all images may not fit in memory.
         codes = np.concatenate([self._choose(tile.logits) for tile in logits.iter_tiles(X)])
-        self._warn_about_unreadable(codes)
+        self._warn_about_unknown_labels(codes)
         return codes
 
     def _choose(self, logits: np.ndarray) -> np.ndarray:
@@ -430,7 +430,7 @@ class SingleLabelClassifier(ZeroShotBase):
         """Return labels and their probabilities; for `unknown_label` that of the best class."""
         # The logarithm turns probabilities into logits.
         codes = self._choose(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
-        self._warn_about_unreadable(codes)
+        self._warn_about_unknown_labels(codes)
         node_probabilities = probabilities
         if is_hierarchy(self._get_labels()):
             node_probabilities = probabilities @ self._get_hierarchy().membership
@@ -438,7 +438,7 @@ class SingleLabelClassifier(ZeroShotBase):
         chosen = np.where(codes < 0, probabilities.max(axis=1), chosen)
         return self._decode(codes, self.classes_), chosen
 
-    def _warn_about_unreadable(self, codes: np.ndarray) -> None:
+    def _warn_about_unknown_labels(self, codes: np.ndarray) -> None:
         if self.threshold is None:
             unreadable = np.flatnonzero(codes == UNREADABLE)
             warn_unreadable(unreadable, len(codes), f"are predicted as {self.unknown_label!r}")
@@ -470,7 +470,7 @@ class SingleLabelClassifier(ZeroShotBase):
             resolve_class_prior(self.class_prior, to_class_array(sorted(names)))
 
 
-def _warn_if_unreadable(scores: np.ndarray) -> None:
+def _warn_about_scores_of_nan(scores: np.ndarray) -> None:
     """Warn about rows of NaN, for which ``argmax`` returns the first class."""
     warn_unreadable(
         np.flatnonzero(np.isnan(scores[:, 0])),
