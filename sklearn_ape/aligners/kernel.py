@@ -171,6 +171,9 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         whiten = partial(whiten_images, whitening=self.whitening, n_components=self.n_components)
         image_map = whiten(data)
         solve = self._make_solver(data, image_map)
+        # The logit scale is fitted on held-out pairs. If their captions and the whitening are not
+        # affected by the split, their embeddings follow from the decomposition for all pairs.
+        # Otherwise, a second solution is computed.
         splits, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
         if len(splits) == 1 and has_stable_whitening(data):
             train, held_out = splits[0]
