@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # An environment with the lowest versions that pyproject.toml allows, and the tests that depend on versions.
 LOWEST := .venv-lowest
 EXTRAS := starter,tables,plots,openvino,onnx,sentence-transformers,distributed,index,serve
-LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
+LOWEST_TESTS := tests/test_package.py tests/app tests/curation tests/training \
 	$(addprefix tests/common/test_,aligners.py aligners_on_raw_inputs.py callbacks.py encoders.py html_representation.py \
 	metadata_routing.py sklearn_tools.py) \
 	tests/aligners/test_lit.py::TestWhatIsTrained tests/aligners/test_clip.py \

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import inspect
 import io
 import json
 import os
@@ -12,7 +13,6 @@ import socket
 import stat
 import tempfile
 import threading
-import typing
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -190,8 +190,8 @@ class TestLimits:
         (place,) = visitor.upload(content, name).json()
         assert visitor.http.get(f"{API}/file={place}").content == content
 
-    def test_page_loads_nothing_from_other_servers(self, visitor):
-        html = visitor.http.get("/").text
+    def test_page_loads_nothing_from_other_servers(self, page, visitor):
+        html = visitor.http.get("/").text.replace(f'"{page.url}', '"/')
         for tag in ("<script", "<link"):
             for part in html.split(tag)[1:]:
                 opening = part.split(">", 1)[0]
@@ -199,6 +199,10 @@ class TestLimits:
         assert "googleapis" not in html + visitor.http.get("/theme.css").text
 
     def test_browser_stores_no_history(self, visitor):
+        from gradio import Blocks
+
+        if "run_history" not in inspect.signature(Blocks.launch).parameters:
+            pytest.skip("Gradio has no history before 6.24")
         assert '"run_history":false' in visitor.http.get("/").text
 
 
@@ -296,22 +300,6 @@ class TestServe:
             serve(fast_aligner, captioned_images.images[:5], port=None, verbose=0)
         signal.signal(signal.SIGTERM, before)
         assert os.listdir(temporary_folder) == []
-
-    @pytest.mark.exhaustive
-    def test_starts_with_the_lowest_version_of_gradio(
-        self, fast_aligner, captioned_images, monkeypatch
-    ):
-        """It evaluates the annotations of listeners, and has no history of runs."""
-        from gradio import Blocks
-
-        def launch_without_history(page, **options):
-            assert "run_history" not in options
-            return launch(page, **options)
-
-        launch = Blocks.launch
-        monkeypatch.setattr(Blocks, "launch", launch_without_history)
-        monkeypatch.setattr("gradio.utils.get_type_hints", typing.get_type_hints)
-        serve(fast_aligner, captioned_images.images[:5], port=None, block=False, verbose=0).close()
 
     def test_uploads_are_deleted_at_stop(
         self, fast_aligner, captioned_images, temporary_folder, monkeypatch
