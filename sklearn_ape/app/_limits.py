@@ -107,10 +107,24 @@ def make_visitor_message(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     # Other errors may contain paths and values of the server, which visitors must not see.
-    # File names of visitors are in the traceback: control characters must not reach a terminal.
+    _log_error(error)
+    return "Unexpected error on the server. Try again, or upload a smaller file."
+
+
+def make_download_message(error: BaseException) -> str:
+    """Return why a fitted aligner cannot be downloaded, after logging the error."""
+    _log_error(error)
+    return (
+        "The aligner is in use, but cannot be downloaded, because the server could not store the "
+        "file. Ask the person who runs the page to free disk space, then align again."
+    )
+
+
+def _log_error(error: BaseException) -> None:
+    """Log the traceback of an error."""
+    # It may contain file names of visitors: control characters must not reach a terminal.
     trace = "".join(traceback.format_exception(error))
     _log.error("A request failed.\n%s", escape_controls(trace, keep="\n"))
-    return "Unexpected error on the server. Try again, or upload a smaller file."
 
 
 def hide_folder(error: BaseException, folder: str | os.PathLike[str]) -> UserError:

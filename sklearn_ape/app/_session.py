@@ -29,6 +29,7 @@ from ._limits import (
     UserError,
     check_text,
     format_percent,
+    make_download_message,
     parse_labels,
     quote,
     scale_progress,
@@ -132,8 +133,7 @@ def get_file_names(paths: Sequence[str]) -> list[str]:
 def make_examples(collection: ImageCollection) -> list[tuple[Any, str]]:
     """Return thumbnails and names of a few images."""
     rows = [collection.names.index(name) for name in _EXAMPLE_NAMES if name in collection.names]
-    step = len(collection.images) // _N_EXAMPLES or 1
-    rows += range(0, len(collection.images), step)
+    rows += range(0, len(collection.images), len(collection.images) // _N_EXAMPLES or 1)
     examples = []
     for row in dict.fromkeys(rows):
         with contextlib.suppress(Exception):  # skip unreadable images
@@ -441,8 +441,11 @@ class AppService:
                 self.model.aligner, data, method, head_pairs, scale_progress(progress, start, 1)
             )
         remark = f"The captions are from {data.source}. {describe_problems(problems)}"
-        download = save_zip(alignment)
-        session = replace(session, alignment=alignment, download=download, index=None)
+        session = replace(session, alignment=alignment, download=None, index=None)
+        try:
+            session = replace(session, download=save_zip(alignment))
+        except OSError as error:  # such as a full disk; the fitted aligner must not be lost
+            remark += f" {make_download_message(error)}"
         return session.set_few_shot(None), remark
 
     def reset_aligner(self, session: Session) -> Session:

@@ -1,5 +1,6 @@
 """Downloads and uploads of aligners, including hostile zip files."""
 
+import errno
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import (
+    CCAAligner,
     FewShotClassifier,
     KernelAligner,
     MultiLabelZeroShotClassifier,
@@ -100,6 +102,21 @@ class TestRoundTrip:
         assert os.path.isfile(path)
         session = service.reset_aligner(session)
         assert not os.path.exists(path)
+
+    def test_full_disk_does_not_discard_the_aligner(
+        self, service, captioned_zip, monkeypatch, caplog
+    ):
+        def fill(*args, **kwargs):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        archive = captioned_zip(0, 20)
+        monkeypatch.setattr(CCAAligner, "save_pretrained", fill)
+        session, remark = service.align(Session(), archive, "cca", False, ignore_progress)
+        assert session.alignment.n_pairs == 20
+        assert session.download is None
+        assert "cannot be downloaded" in remark
+        assert "free disk space" in remark
+        assert "No space left on device" in caplog.text
 
 
 class TestHostileZips:
