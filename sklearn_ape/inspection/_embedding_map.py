@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Hashable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
@@ -336,11 +335,13 @@ def _check_labels(labels: Any, n_items: int, name: str, noun: str) -> list[Any] 
     # NaN is not equal to NaN, so that each would be another label.
     labels = [None if is_missing(label) else to_builtin(label) for label in labels]
     for row, label in enumerate(labels):
-        if not isinstance(label, Hashable):
+        try:
+            hash(label)
+        except TypeError as error:  # such as a list, or a tuple that holds one
             raise ValueError(
                 f"{name} holds {reprlib.repr(label)} in row {row}. Pass one text or number per "
                 f"{noun}."
-            )
+            ) from error
     return labels
 
 

@@ -433,9 +433,10 @@ def compute_similarity_maps(
     >>> maps.mean(axis=(2, 3)).shape
     (1, 2)
     """
-    check_sequence(texts, "texts", "text")
-    if not len(texts):
-        raise ValueError("texts is empty. Pass at least one text.")
+    for items, kind in ((images, "image"), (texts, "text")):
+        check_sequence(items, f"{kind}s", kind)
+        if not len(items):
+            raise ValueError(f"{kind}s is empty. Pass at least one {kind}.")
     estimator = resolve_aligner(estimator)
     preprocessing, aligner = unwrap(estimator, "estimator")
     check_is_fitted(aligner)
@@ -464,9 +465,8 @@ def compute_similarity_maps(
     cosines = np.asarray(estimator.transform(images), np.float32) @ embeddings.T
     maps += (cosines - maps.mean(axis=1))[:, None]
     maps = maps.transpose(0, 2, 1).reshape(*cosines.shape, *grid.shape[1:3])
-    # Reflection at the edges leaves the mean as it is.
     sigma = (0, 0, _BLUR * maps.shape[2], _BLUR * maps.shape[3])
-    return gaussian_filter(maps, sigma, mode="reflect"), pixels
+    return gaussian_filter(maps, sigma, mode="reflect"), pixels  # reflection keeps the mean
 
 
 @torch.inference_mode()

@@ -115,6 +115,7 @@ class TestEmbeddingMapDisplay:
             ({"labels": 5}, "labels must be a sequence"),
             ({"labels": "abcd"}, "labels is a single label, not a sequence of labels"),
             ({"labels": ["a", "b", ["c"], "d"]}, r"labels holds \['c'\] in row 2"),
+            ({"labels": ["a", (1, ["b"]), "c", "d"]}, r"labels holds \(1, \['b'\]\) in row 1"),
             ({"pairs": [[0, 9]]}, "in pair 0, but there are"),
         ],
     )

@@ -169,6 +169,10 @@ class TestMaps:
             compute_similarity_maps(on_features, images[:1], ["a cat"])
         with pytest.raises(ValueError, match="single text"):
             compute_similarity_maps(None, images[:1], "a cat")
+        with pytest.raises(ValueError, match="images is empty"):
+            compute_similarity_maps(None, [], ["a cat"])
+        with pytest.raises(ValueError, match="images is a single image, not a sequence"):
+            compute_similarity_maps(None, "cat.png", ["a cat"])
         with pytest.raises(ValueError, match="texts is empty"):
             compute_similarity_maps(None, images[:1], [])
 
