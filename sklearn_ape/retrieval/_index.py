@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from numbers import Number
 from typing import Any, Self
 
 import numpy as np
@@ -321,7 +322,9 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
                 f"queries has a list with a text in row {row}. Pass a text, or a pair of an image "
                 "and a text as a tuple: (image, text)."
             )
-        if types == [True, False]:
+        # A tuple of two numbers is a row of features.
+        is_pair = isinstance(query, tuple) and len(query) == 2
+        if types == [True, False] or (is_pair and not isinstance(query[1], str | Number)):
             raise ValueError(
                 f"queries has a pair in row {row} whose text is of type "
                 f"{type(query[1]).__name__}. Pass the image first and then a text: (image, text)."

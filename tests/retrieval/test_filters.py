@@ -237,6 +237,19 @@ class TestPairs:
         assert both != emoji.search([image], k=3, modality="image").items[0]
         assert text[0] in emoji.search([(image, "milk")], k=8).items[0]
 
+    def test_scores_are_those_of_the_definition(self, emoji):
+        """Images and texts count equally, although images differ more from each other."""
+        image, text = load_openmoji().images[7], "a red fruit"
+        embeddings = emoji._collection.embeddings
+        combined = np.zeros(embeddings.shape[1])
+        aligner = emoji.aligner_
+        for query in (*aligner.transform([image]), *aligner.transform_text([text])):
+            combined += query / np.std(embeddings @ query)
+        scores = embeddings @ (combined / np.linalg.norm(combined))
+        result = emoji.search([(image, text)], k=5)
+        np.testing.assert_array_equal(result.indices[0], np.argsort(-scores)[:5])
+        np.testing.assert_allclose(result.scores[0], np.sort(scores)[::-1][:5], rtol=1e-4)
+
     def test_scores_are_cosines(self):
         retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
         collection = retriever._collection
@@ -253,6 +266,7 @@ class TestPairs:
             ([("a.png", " ")], "an empty text in row 0"),
             ([("red", b"")], r"row 0 whose text is of type bytes\. Pass the image first"),
             ([("a.png", "red"), ("b.png", np.nan)], r"pair in row 1 whose text is of type float"),
+            ([(FEATURES[0], FEATURES[1])], r"pair in row 0 whose text is of type ndarray\. Pass"),
         ],
     )
     def test_invalid_pairs_raise(self, emoji, queries, message):
