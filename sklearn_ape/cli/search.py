@@ -360,8 +360,8 @@ def _read_record(folder: Path, items: Sequence[str]) -> tuple[int, dict[str, _St
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="ascii"))
         return int(record["time"]), dict(zip(items, record["stamps"], strict=True))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # saved in Python, or damaged
-        return 0, {}  # all images are embedded again
+    except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError):
+        return 0, {}  # saved in Python, or damaged: all images are embedded again
 
 
 def _read_stamp(path: str) -> _Stamp:
