@@ -28,7 +28,7 @@ _log = logging.getLogger("sklearn_ape.app")
 _MAX_REMEMBERED_VISITORS = 10_000
 # Visitors, most of them without data, whose fields on the page Gradio stores; about 100 kB each.
 # Beyond it, Gradio deletes the data of the visitor who was inactive longest.
-MAX_VISITORS = 1_000
+_MAX_VISITORS = 1_000
 
 _short_repr = reprlib.Repr()
 _short_repr.maxstring = 60
@@ -224,6 +224,11 @@ class Limits:
             check_integer(getattr(self, field.name), field.name, 1)
 
 
+def get_max_visitors(limits: Limits) -> int:
+    """Return the number of visitors, with and without data, for whom Gradio stores data."""
+    return max(limits.sessions, _MAX_VISITORS)
+
+
 def format_percent(probability: float) -> str:
     """Return a probability as a rounded percentage, with two digits below 1%."""
     return f"{probability:.0%}" if probability >= 0.01 else f"{100 * probability:.2g}%"
@@ -344,5 +349,6 @@ class SessionHolder:
         raise UserError(
             "Your aligner, images and corrections were deleted, because they had not changed for "
             f"{minutes} minutes, or because more than {self._limits.sessions} visitors have data "
-            "on this page. Reload the page to begin again."
+            f"on this page, or more than {get_max_visitors(self._limits):,} have used it. Reload "
+            "the page to begin again."
         )

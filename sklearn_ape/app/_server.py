@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.validation import check_sequence, to_list
-from ._limits import MAX_VISITORS, Limits, format_size
+from ._limits import Limits, format_size, get_max_visitors
 from ._model import load_model
 from ._session import AppService
 from ._uploads import measure_folder, page_folders
@@ -434,7 +434,7 @@ def _launch(
         footer_links=[],
         allowed_paths=[],
         max_file_size=limits.upload_bytes,
-        state_session_capacity=max(limits.sessions, MAX_VISITORS),
+        state_session_capacity=get_max_visitors(limits),
         app_kwargs={"middleware": _make_middleware(host, limits, folder), "docs_url": None},
         **options,
     )

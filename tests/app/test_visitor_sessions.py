@@ -52,7 +52,8 @@ class TestSessionHolder:
         visitor = "second"
         second.change(lambda session: service.load_images(session, archive, ignore_progress))
         visitor = "first"
-        with pytest.raises(UserError, match="more than 1 visitors have data on this page"):
+        reason = r"more than 1 visitors have data on this page, or more than 1,000 have used it\."
+        with pytest.raises(UserError, match=reason):
             first.update(before, indexed)
         assert first.session is service.initial_session
         visitor = "second"
