@@ -55,13 +55,18 @@ class NewerFormatError(Exception):
 
 
 def list_files(path: Path) -> list[Path]:
-    """Return the paths of the file of a cache, its log, and the index of the log."""
+    """Return the paths of the file of a cache, its log, and the index of the log.
+
+    The log is in the folder of the file itself, also if the path is a symbolic link.
+    """
+    path = path.resolve()
     return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
 
 
 def is_read_only(path: Path) -> bool:
     """Return whether a file of a cache, or its folder, exists and is not writable."""
-    files = (path.parent, *list_files(path))
+    file, *logs = list_files(path)
+    files = (file.parent, file, *logs)
     # Another process may remove its log between the first two checks.
     return any(f.exists() and not os.access(f, os.W_OK) and f.exists() for f in files)
 

@@ -98,6 +98,15 @@ class TestInfo:
         assert info.n_bytes == (folder / "features.sqlite").stat().st_size
         assert info.last_change == datetime.fromtimestamp(1e9)
 
+    def test_log_of_a_linked_file_is_measured(self, folder, tmp_path):
+        link = tmp_path / "link" / "features.sqlite"
+        link.parent.mkdir()
+        link.symlink_to(folder / "features.sqlite")
+        with DiskFeatureCache(link.parent) as cache:
+            cache.put_many(make_features(10, 5))
+            assert cache.info().n_bytes == DiskFeatureCache(folder).info().n_bytes
+            assert (folder / "features.sqlite-wal").stat().st_size > 0
+
     def test_other_files_are_exports_and_damaged_files(self, folder):
         (folder / "engines" / "a").mkdir(parents=True)
         (folder / "engines" / "a" / "model.xml").write_bytes(b"x" * 30)

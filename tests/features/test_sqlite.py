@@ -208,6 +208,17 @@ class TestConnectToRead:
         assert options == ["?mode=ro", "?immutable=1"]
 
 
+def test_link_into_a_read_only_folder_is_read_only(tmp_path, monkeypatch):
+    """The log cannot be written there. The cache was treated as damaged, and its link renamed."""
+    folder, link = tmp_path / "shared", tmp_path / "cache"
+    folder.mkdir()
+    (folder / "features.sqlite").touch()
+    link.symlink_to(folder / "features.sqlite")
+    assert not is_read_only(link)
+    monkeypatch.setattr(_connection.os, "access", lambda file, mode: file != folder)
+    assert is_read_only(link)
+
+
 def test_log_that_is_removed_meanwhile_is_not_read_only(tmp_path, monkeypatch):
     """Caches of concurrent processes were not written to."""
     log = tmp_path / "cache-wal"
