@@ -64,17 +64,25 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)
+        if resolved.type == "meta":
+            raise TypeError("Tensors of the device 'meta' have no values.")
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"device must be 'auto' or a device of torch such as 'cpu', 'cuda:0' or 'mps', not "
             f"{device!r}."
         ) from error
     backends = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    counters = {"cuda": torch.cuda, "mps": torch.mps, "xpu": torch.xpu}
     for kind, backend in backends.items():
         if resolved.type == kind and not backend.is_available():
             raise ValueError(
                 f"device={device!r} is not available: torch finds no {kind.upper()} device. Use "
                 "device='auto'."
+            )
+        if resolved.type == kind and (resolved.index or 0) >= (n := counters[kind].device_count()):
+            raise ValueError(
+                f"device={device!r} is not available: the last {kind.upper()} device that torch "
+                f"finds is '{kind}:{n - 1}'. Use it, or device='auto'."
             )
     return resolved
 

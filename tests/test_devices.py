@@ -34,7 +34,17 @@ def test_missing_gpu_of_apple_or_intel_raises(device, backend, monkeypatch):
         resolve_device(device)
 
 
-@pytest.mark.parametrize("device", ["gpu", "", 3.5, ["cpu"]])
+@pytest.mark.parametrize(("device", "backend"), [("cuda", torch.cuda), ("xpu", torch.xpu)])
+def test_missing_gpu_of_several_raises(device, backend, monkeypatch):
+    """The error of torch during the work names neither the parameter nor the valid devices."""
+    monkeypatch.setattr(backend, "is_available", lambda: True)
+    monkeypatch.setattr(backend, "device_count", lambda: 2)
+    assert resolve_device(f"{device}:1").index == 1
+    with pytest.raises(ValueError, match=rf"device='{device}:7' .* is '{device}:1'\. Use it, or"):
+        resolve_device(f"{device}:7")
+
+
+@pytest.mark.parametrize("device", ["gpu", "", 3.5, ["cpu"], "meta", torch.device("meta")])
 def test_unknown_device_raises(device):
     """The error lists the valid names."""
     with pytest.raises(ValueError, match="device must be 'auto' or a device"):
