@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -63,7 +63,7 @@ class DiskCacheReport(NamedTuple):
 def inspect_file(path: Path) -> DiskCacheInfo:
     """Return the size and the contents of a file; see `DiskFeatureCache.info`."""
     counts: dict[tuple[str, int], int] = {}
-    with _open(path) as connection:
+    with _open(path, _sqlite.connect_to_inspect) as connection:
         for table in _list_feature_tables(connection):
             dtype = _sqlite.DTYPES[table]
             # SQLite returns lengths without reading the values. Damaged values have any type and
@@ -106,7 +106,7 @@ def verify_file(path: Path) -> DiskCacheReport:
     except _DamagedFileError as error:
         problems.append(str(error.__cause__))
     try:
-        with _open(path) as connection:
+        with _open(path, _sqlite.connect_to_inspect) as connection:
             results = connection.execute(f"PRAGMA integrity_check({_MAX_PROBLEMS})")
             lines = [bytes(line).decode(errors="replace") for (line,) in results]
             problems += [line for line in lines if line != "ok"]
@@ -117,7 +117,7 @@ def verify_file(path: Path) -> DiskCacheReport:
 
 def _iter_entries(path: Path) -> Iterator[tuple[str, list[tuple[bytes, bytes]]]]:
     """Yield the name of a table and up to 1,000 of its entries, for all entries of a file."""
-    with _open(path) as connection:
+    with _open(path, _sqlite.connect_to_inspect) as connection:
         for table in _list_feature_tables(connection):
             rows = connection.execute(f"SELECT key, value FROM {table}")
             while entries := rows.fetchmany(_ROWS_PER_FETCH):
@@ -127,7 +127,7 @@ def _iter_entries(path: Path) -> Iterator[tuple[str, list[tuple[bytes, bytes]]]]
 def prune_file(path: Path, max_bytes: int | None, dimension: int | None) -> int:
     """Remove features from a file and shrink it; see `DiskFeatureCache.prune`."""
     n_removed = 0
-    with _open(path) as connection:
+    with _open(path, _sqlite.connect_to_existing) as connection:
         if _sqlite.is_read_only(path):
             raise PermissionError(
                 f"The feature cache {str(path)!r} is not writable. Change its permissions, or "
@@ -207,7 +207,9 @@ def _list_feature_tables(connection: sqlite3.Connection) -> list[str]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[sqlite3.Connection]:
+def _open(
+    path: Path, connect: Callable[[Path], sqlite3.Connection]
+) -> Iterator[sqlite3.Connection]:
     """Open an existing file, and raise errors of SQLite as OSError."""
     if not path.is_file():
         raise FileNotFoundError(
@@ -216,7 +218,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         )
     name = f"The feature cache {str(path)!r}"
     try:
-        with closing(_sqlite.connect_to_existing(path)) as connection:
+        with closing(connect(path)) as connection:
             yield connection
     except _sqlite.NewerFormatError as error:
         raise OSError(f"{name} {error}.") from error

@@ -108,6 +108,17 @@ def connect_to_existing(path: Path) -> sqlite3.Connection:
     return _open(path, "?mode=rw")
 
 
+def connect_to_inspect(path: Path) -> sqlite3.Connection:
+    """Open an existing file for reading, also on a full disk, where a log cannot be created."""
+    try:
+        return connect_to_existing(path)
+    except sqlite3.OperationalError:
+        _, log, _ = list_files(path)
+        if log.exists() and log.stat().st_size:  # features in it would be missing
+            raise
+        return connect_to_read(path)
+
+
 def list_tables(connection: sqlite3.Connection) -> set[str]:
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
     return {name.decode(errors="replace") for (name,) in names if isinstance(name, bytes)}

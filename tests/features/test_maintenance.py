@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -97,6 +98,21 @@ class TestInfo:
         info = DiskFeatureCache(folder).info()
         assert info.n_bytes == (folder / "features.sqlite").stat().st_size
         assert info.last_change == datetime.fromtimestamp(1e9)
+
+    def test_file_on_a_full_disk_can_be_inspected(self, folder):
+        """SQLite cannot create the index of its log, without which it opens no file to write."""
+        expected = DiskFeatureCache(folder).info().counts
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+        try:
+            assert DiskFeatureCache(folder).info().counts == expected
+            assert DiskFeatureCache(folder).verify() == (N_ENTRIES, 0, [])
+            with pytest.raises(OSError, match="free some disk space"):
+                DiskFeatureCache(folder).prune(max_bytes=0)
+            (folder / "features.sqlite-wal").write_bytes(b"")
+            assert DiskFeatureCache(folder).info().counts == expected
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
     def test_log_of_a_linked_file_is_measured(self, folder, tmp_path):
         link = tmp_path / "link" / "features.sqlite"
