@@ -86,6 +86,10 @@ class FeatureFile:
         self._close_files()
 
     def _close_files(self) -> None:
+        # Opening created the file to lock it. Nothing was written if another process was faster.
+        if self._rows_file is not None and os.fstat(self._rows_file.fileno()).st_size == 0:
+            with suppress(OSError):  # Windows cannot delete open files
+                self._partial_path.unlink()
         for file in (self._rows_file, self._journal_file):
             if file is not None:
                 # Closing writes buffered data again, which fails on a full disk. The journal does

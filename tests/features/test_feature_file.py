@@ -177,6 +177,7 @@ def test_file_that_appears_during_the_run_is_kept(path, n_chunks):
         write_complete(path) if n_chunks == 3 else write_chunks(path, n_chunks)
         with pytest.raises(FileLockedError, match=r"rows\.npy' was written by another process"):
             file.write(0, -ROWS[:CHUNK], "items", {})
+    assert path.with_name("rows.npy.partial").exists() == (n_chunks < 3)  # no empty file
     assert read_finished(path) == list(range(n_chunks))
 
 
