@@ -72,8 +72,8 @@ def load_image_folder(
         Source of the captions:
 
         - "sidecar": a text file next to each image, with the same stem and the extension
-          ``.txt`` or ``.caption``, in lower or upper case. Each line that is not blank is a
-          caption.
+          ``.txt`` or ``.caption``, in lower or upper case, or else with this extension after
+          the whole name, such as ``photo.jpg.txt``. Each line that is not blank is a caption.
         - "table": ``metadata.csv``, ``metadata.jsonl``, ``metadata.parquet`` or ``captions.csv``
           in the folder, with the columns ``file_name`` or ``image`` (relative to the folder) and
           ``caption`` or ``text`` [1]_. An image with several rows has several captions.

@@ -99,8 +99,10 @@ def read_text(file: Path) -> str:
 
 
 def find_sidecar(image: Path) -> Path | None:
-    """Return the text file next to an image, if there is one."""
-    files = (image.with_suffix(end) for suffix in SIDECARS for end in (suffix, suffix.upper()))
+    """Return the text file next to an image, `photo.txt` or `photo.jpg.txt`, if there is one."""
+    stems = (image.with_suffix(""), image)
+    ends = [end for suffix in SIDECARS for end in (suffix, suffix.upper())]
+    files = (stem.with_name(stem.name + end) for stem in stems for end in ends)
     return next((file for file in files if file.is_file()), None)
 
 

@@ -171,6 +171,18 @@ def test_unicode_line_separators_stay_in_caption(folder, mark):
     assert load_image_folder(folder).captions[2] == ["a dog of ours", "a brown dog", "a pet"]
 
 
+def test_sidecars_may_be_named_after_the_whole_image_file(tmp_path):
+    """Export tools write photo.jpg.txt, which was not found."""
+    make(tmp_path, "a.jpg", "a.png")
+    (tmp_path / "a.jpg.txt").write_text("a photograph")
+    (tmp_path / "a.png.CAPTION").write_text("a drawing")
+    for source in ("auto", "sidecar"):
+        data = load_image_folder(tmp_path, captions=source)
+        assert data.captions == ["a photograph", "a drawing"]
+    (tmp_path / "a.txt").write_text("both")
+    assert load_image_folder(tmp_path).captions == ["both", "both"]
+
+
 def test_missing_or_empty_sidecars_raise(folder):
     write_sidecars(folder)
     make(folder, *(f"birds/{i}.jpg" for i in range(7)))
