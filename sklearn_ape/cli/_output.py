@@ -11,7 +11,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -132,7 +132,7 @@ class CommandGroup(TyperGroup):
             sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")  # type: ignore[union-attr]
         try:
             with warnings.catch_warnings(), _escape_usage_errors():
-                warnings.showwarning = _print_warning
+                warnings.showwarning = _make_warning_printer()
                 result = super().invoke(ctx)
                 sys.stdout.flush()
                 return result
@@ -206,8 +206,20 @@ def _describe(error: Exception) -> str:
     return f"Unexpected error ({name}). This is a bug. Please report it with the lines above."
 
 
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print_message(f"sklearn-ape: Warning: {_name_options(str(message))}")
+def _make_warning_printer() -> Callable[..., None]:
+    """Return a function that prints each distinct warning once.
+
+    Python forgets which warnings it has shown whenever filters change, as they do in a command.
+    """
+    printed = set()
+
+    def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = _name_options(str(message))
+        if text not in printed:
+            printed.add(text)
+            print_message(f"sklearn-ape: Warning: {text}")
+
+    return print_warning
 
 
 def _name_options(text: str) -> str:

@@ -33,6 +33,18 @@ def test_home_that_cannot_be_written_is_not_used(small_folder, run, tmp_path, mo
     assert len(result.stdout.splitlines()) == 13
 
 
+def test_full_disk_is_reported_once(small_folder, run, tmp_path, monkeypatch):
+    """Every encoder of a command opens the cache, and each of them warned."""
+
+    def commit(cache):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(DiskFeatureCache, "_commit", commit)
+    options = ("--captions", "filename", "--method", "kernel", "--cache", tmp_path / "cache")
+    result = run("fit", small_folder, "-o", tmp_path / "model", *options)
+    assert result.stderr.count("is no longer written to: database or disk is full") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
