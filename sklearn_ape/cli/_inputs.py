@@ -372,6 +372,7 @@ def load_data(
     An option that has no effect with the kind of the data is an error.
     """
     from ..datasets import load_image_folder, load_pairs
+    from ..datasets.table import check_images_exist
 
     path, captions = expand_user(data), captions.lower()
     without_captions = captions == "none"
@@ -388,7 +389,8 @@ def load_data(
             bunch = load_pairs(path, check_files=strict, **columns)
             if all(isinstance(image, str) and not os.path.isfile(image) for image in bunch.images):
                 # The error for missing files says where relative paths start.
-                return load_pairs(path, check_files=True, **columns)
+                file = path.absolute()
+                check_images_exist(bunch.images, file.parent, repr(str(file)))
             return bunch
         except TypeError as error:  # a cell of the table is not an image
             raise ValueError(str(error)) from error

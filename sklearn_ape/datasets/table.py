@@ -388,7 +388,7 @@ def load_pairs(
         ]
         check_utf8(unknown, f"column {image!r}", where)
     if check_files:  # last, because it is slow for many files
-        _check_files(bunch.images, base, where)
+        check_images_exist(bunch.images, base, where)
     return make_result(bunch, return_X_y)
 
 
@@ -466,7 +466,8 @@ def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
     return images
 
 
-def _check_files(images: list[Any], base: Path, where: str) -> None:
+def check_images_exist(images: list[Any], base: Path, where: str) -> None:
+    """Raise FileNotFoundError if an image file of a table does not exist."""
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
