@@ -372,6 +372,7 @@ def load_data(
     An option that has no effect with the kind of the data is an error.
     """
     from ..datasets import load_image_folder, load_pairs
+    from ..datasets.base import SIDECARS
     from ..datasets.table import check_images_exist
 
     path, captions = expand_user(data), captions.lower()
@@ -405,6 +406,9 @@ def load_data(
             )
     source: Any = None if without_captions else captions
     bunch = load_image_folder(path, captions=source)
-    if bunch.captions is None:  # otherwise the other files are the captions
-        _report_skipped(Counter(bunch.other_files), quiet)
+    others = Counter(bunch.other_files)
+    if bunch.captions is not None and captions not in ("folder", "filename"):
+        for suffix in (*SIDECARS, *TABLE_SUFFIXES):  # the captions
+            others.pop(suffix, None)
+    _report_skipped(others, quiet)
     return bunch

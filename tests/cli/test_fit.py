@@ -169,6 +169,17 @@ class TestErrors:
         assert "zz.png" in result.stderr
         assert not (tmp_path / "m").exists()
 
+    @pytest.mark.parametrize("captions", ["folder", "filename", "sidecar"])
+    def test_skipped_files_are_reported_beside_captions(
+        self, photos, captioned, run, tmp_path, captions
+    ):
+        """They were reported only if there were no captions."""
+        folder = captioned if captions == "sidecar" else shutil.copytree(photos, tmp_path / "p")
+        (folder / "scan.heic").write_bytes(b"")
+        arguments = ("--captions", captions, "--method", "kernel", "--test-size", 0)
+        result = run("fit", folder, "-o", tmp_path / "model", *arguments)
+        assert "Skipped 1 file of other formats (1 '.heic')." in result.stderr
+
     def test_missing_captions_raise(self, captioned, run, tmp_path):
         for text in captioned.glob("*.txt"):
             text.unlink()
