@@ -309,8 +309,11 @@ def find_written_folder(folder: Path) -> Path:
     return folder if folder.is_dir() else folder.resolve().parent
 
 
-def check_model_folder(output: Path, is_index: bool = False) -> None:
-    """Raise an error if a model, or an index, cannot be saved to a folder."""
+def check_model_folder(output: Path, class_name: str | None = None) -> None:
+    """Raise an error if a model cannot be saved to a folder.
+
+    If the class of the model is known, a saved model of another class is an error, too.
+    """
     check_output_folder(output)
     folder = expand_user(output)
     if folder.is_dir():
@@ -318,8 +321,8 @@ def check_model_folder(output: Path, is_index: bool = False) -> None:
 
         check_replaceable(folder)
         name = read_class_name(folder)
-        if name is not None and is_index != (name == "CrossModalRetriever"):
-            what = f"a model of class {name}" if is_index else "an index"
+        if class_name is not None and name not in (None, class_name):
+            what = "an index" if name == "CrossModalRetriever" else f"a model of class {name}"
             raise FileExistsError(
                 f"{str(output)!r} has {what}, which would be replaced. Pass another folder, or "
                 "delete this one."

@@ -108,6 +108,7 @@ def fit(
         _check_options(method, set_options)
     if method == "few-shot":
         _check_has_labels(bunch, data)
+        check_model_folder(output, "FewShotClassifier")
         task = _make_few_shot_task(bunch, names, aligner, templates, options)
     else:
         if label is not None and bunch.captions is not None:
@@ -131,6 +132,8 @@ def fit(
             if head_pairs:
                 params["head_pairs"] = encoder
             unfitted = _make_aligner(method, encoder, text_encoder, options, params)
+        class_name = type(unfitted).__name__ if names is None else ZeroShotClassifier.__name__
+        check_model_folder(output, class_name)  # before the images are encoded
         task = _make_alignment_task(bunch, names, unfitted, base, base_name, templates, options)
     split = _models.split_rows(task.features, task.y, test_size, random_state, task.classes, quiet)
     if split is None and test_size and method == "extend" and _has_repeated_captions(bunch, task):

@@ -180,6 +180,17 @@ class TestErrors:
         result = run("fit", folder, "-o", tmp_path / "model", *arguments)
         assert "Skipped 1 file of other formats (1 '.heic')." in result.stderr
 
+    def test_model_of_another_class_is_not_replaced(self, photos, run, tmp_path):
+        """A classifier with labelled images was replaced by an aligner without a message."""
+        out = tmp_path / "model"
+        run("fit", photos, "-o", out, "--test-size", 0, "--quiet")
+        for options in ((), ("--labels", "an animal,food")):
+            arguments = ("--captions", "filename", *QUICK, *options)
+            result = run("fit", photos, "-o", out, *arguments, code=1)
+            assert "has a model of class FewShotClassifier, which would" in result.stderr
+            assert isinstance(load_pretrained(out), FewShotClassifier)
+        run("fit", photos, "-o", out, "--test-size", 0, "--quiet")  # the same class
+
     def test_missing_captions_raise(self, captioned, run, tmp_path):
         for text in captioned.glob("*.txt"):
             text.unlink()
