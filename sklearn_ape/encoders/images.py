@@ -356,7 +356,10 @@ def _suggest_uint8_cast(dtype: np.dtype) -> str:
         rules += ", (127.5 * (array + 1)).astype('uint8') for values from -1 to 1"
     elif dtype.kind != "b":
         rules = "(array // 16).astype('uint8') for 12 bits, (array // 257).astype('uint8') for 16"
-    return f"Pass {rules}, or array.astype('uint8') for values from 0 to 255."
+    return (
+        f"Pass {rules}, or array.astype('uint8') for values from 0 to 255. Scale values of another "
+        "range, such as 0 to 16, to this one."
+    )
 
 
 def _suggest_conversion(item: Any) -> str:

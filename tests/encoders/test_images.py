@@ -387,7 +387,7 @@ def bad_items(folder):
         "a number": (3, "is of type int"),
         "a dict": ({"bytes": good}, "is of type dict"),
         "a closed image": (closed, "cannot be read"),
-        "a float array": (RGB / 255.0, "not uint8 from 0 to 255.*255 . array"),
+        "a float array": (RGB / 255.0, "not uint8 from 0 to 255.*255 . array.*such as 0 to 16"),
         "a bool array": (RGB > 100, "not uint8"),
         "channels first": (RGB.transpose(2, 0, 1), "Channels must be last"),
         "two channels": (RGB[..., :2], "shape .H, W, 3."),
