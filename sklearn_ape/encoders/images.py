@@ -357,8 +357,8 @@ def _suggest_uint8_cast(dtype: np.dtype) -> str:
     elif dtype.kind != "b":
         rules = "(array // 16).astype('uint8') for 12 bits, (array // 257).astype('uint8') for 16"
     return (
-        f"Pass {rules}, or array.astype('uint8') for values from 0 to 255. Scale values of another "
-        "range, such as 0 to 16, to this one."
+        f"Pass {rules}, or array.astype('uint8') for values from 0 to 255. Scale values of "
+        "another range, such as 0 to 16, to this one."
     )
 
 

@@ -38,10 +38,10 @@ _MAX_DIRECTIONS = 640
 _TOLERANCE_PER_ALPHA = 0.5
 _MIN_TOLERANCE, _MAX_TOLERANCE = 1e-5, 3e-3
 _MANY_EXAMPLES = 1000
-# Products of matrices with more operations are computed by all threads of BLAS together. Smaller
-# ones are computed by one thread per fold: the threads of BLAS wait for each other after each
-# product, so that fits took 3 to 10 times as long if another program used one of the cores.
-_MAX_OPERATIONS_PER_THREAD = 1e9
+# Folds are solved by a thread each if a product of matrices has this many operations. With fewer
+# ones, threads would wait for Python. More are computed by all threads of BLAS together, which
+# wait for each other: smaller fits took 3 to 10 times as long if another program used a core.
+_MIN_THREADED, _MAX_THREADED = 2e7, 1e9
 # Standard deviation of the logarithm of the temperature, before the examples are known.
 _TEMPERATURE_STD = 0.3
 # The same for a weight of the names below and above 1. Wrong names must lose their influence with
@@ -153,11 +153,12 @@ def fit_probe(
     logits of the other classes are adjusted; see `FewShotClassifier`.
     """
     n_operations = len(vectors) * min(*vectors.shape, _MAX_DIRECTIONS) * len(text)
-    is_small = n_operations <= _MAX_OPERATIONS_PER_THREAD
     with (
         make_progress_bar(None, None, desc="Solving") as progress,
-        single_threaded_blas() if is_small else nullcontext(1) as n_threads,
+        single_threaded_blas() if n_operations <= _MAX_THREADED else nullcontext(1) as n_threads,
     ):
+        if n_operations < _MIN_THREADED:
+            n_threads = 1
         problem = _Problem(examples, vectors, text, scale, alpha, n_threads, progress.update)
         name_weight, validation = _choose_name_weight(problem)
         residual = problem.solve(name_weight) / name_weight
@@ -286,20 +287,15 @@ class _Problem:
     def solve_folds(self, folds: np.ndarray, name_weight: float) -> list[np.ndarray]:
         """Return, for each fold, the coordinates that are best for the examples of the others.
 
-        The solution for all examples is computed with them, so that no thread waits.
+        Several threads also solve all examples at the same time, so that none of them waits.
         """
         row_sets = [np.flatnonzero(folds != fold) for fold in range(folds.max() + 1)]
-        is_solved = name_weight in self.solutions
-        if not is_solved:
-            row_sets.append(np.arange(len(folds)))
         solve = partial(self.solve_coordinates, name_weight=name_weight)
-        if self.n_threads > 1:
-            with ThreadPoolExecutor(self.n_threads) as pool:
-                results = list(pool.map(solve, row_sets))
-        else:  # a pool would delay KeyboardInterrupt
-            results = list(map(solve, row_sets))
-        if not is_solved:
-            self.solutions[name_weight] = results.pop()
+        if self.n_threads == 1:  # a pool would delay KeyboardInterrupt
+            return list(map(solve, row_sets))
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            *results, solution = pool.map(solve, [*row_sets, np.arange(len(folds))])
+        self.solutions[name_weight] = solution
         return results
 
     def solve_coordinates(self, rows: np.ndarray, name_weight: float) -> np.ndarray:

@@ -251,8 +251,10 @@ def test_weights_may_be_tiny_or_huge(centers, factor):
     assert 0.1 < probe.temperature < 10
 
 
-def test_result_does_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("min_threaded", [0, np.inf])
+def test_result_does_not_depend_on_the_number_of_threads(min_threaded, monkeypatch):
     """BLAS rounds differently with several threads, so that machines would give other results."""
+    monkeypatch.setattr(_probe, "_MIN_THREADED", min_threaded)
     examples = draw(make_centers(60), 12, 0.3, 0)  # products that BLAS would divide
     probes = []
     for n_threads in (1, 2, 3):
@@ -267,7 +269,7 @@ def test_large_problem_is_solved_as_a_small_one(centers, monkeypatch):
     """All threads of BLAS compute each product, instead of a thread per fold."""
     examples = draw(centers, 8, 0.2, 0)
     small = fit(examples, centers)
-    monkeypatch.setattr(_probe, "_MAX_OPERATIONS_PER_THREAD", 0)
+    monkeypatch.setattr(_probe, "_MAX_THREADED", 0)
     large = fit(examples, centers)
     np.testing.assert_allclose(large.coef, small.coef, rtol=1e-3, atol=1e-3)
     assert large.accuracy == small.accuracy
