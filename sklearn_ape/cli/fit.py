@@ -249,16 +249,15 @@ def _check_labels_agree(features: Any, images: list[Any], rows: list[int], y: li
 
     def describe(position: int) -> str:
         image = images[position]
-        file = f" ({image!r})" if isinstance(image, str) else ""
-        return f"{y[position]!r} in row {rows[position]}{file}"
+        place = f"for {image!r}" if isinstance(image, str) else f"in row {rows[position]} (from 0)"
+        return f"{y[position]!r} {place}"
 
     conflicts = find_label_conflicts(group_equal_images(features), y)
     if conflicts:
         subject = "An image has" if len(conflicts) == 1 else f"{len(conflicts):,} images have"
         pairs = format_list(conflicts, lambda pair: " and ".join(map(describe, pair)))
         raise ValueError(
-            f"{subject} different labels: {pairs}. The first row is 0. Correct the labels, or "
-            "remove the wrong rows."
+            f"{subject} different labels: {pairs}. Correct the labels, or remove the wrong images."
         )
 
 

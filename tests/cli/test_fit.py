@@ -340,8 +340,8 @@ class TestFewShot:
         for other in results[1:]:
             np.testing.assert_allclose(other, results[0], atol=1e-6)
 
-    def test_image_with_different_labels_is_named_by_its_row(self, photos, run, tmp_path):
-        """The training part, which is fitted first, has other rows than the table."""
+    def test_files_of_an_image_with_different_labels_are_named(self, photos, run, tmp_path):
+        """The training part, which is fitted first, would be described by its rows."""
         paths = sorted(photos.rglob("*.png"))
         copy = shutil.copy(paths[0], tmp_path / "copy.png")
         lines = [*(f"{path},{path.parent.name}" for path in paths), f"{copy},travel"]
@@ -349,8 +349,8 @@ class TestFewShot:
         table.write_text("\n".join(["image,label", *lines]), encoding="utf-8")
         result = run("fit", table, "--label", "label", "-o", tmp_path / "model", code=1)
         message = " ".join(result.stderr.split())
-        assert f"An image has different labels: 'animal' in row 0 ('{paths[0]}')" in message
-        assert f"and 'travel' in row {len(paths)} ('{copy}'). The first row is 0." in message
+        assert f"An image has different labels: 'animal' for '{paths[0]}'" in message
+        assert f"and 'travel' for '{copy}'. Correct the labels" in message
 
     def test_table_of_labels_without_captions(self, photos, run, tmp_path):
         """Such as a corrected table of `classify`."""
