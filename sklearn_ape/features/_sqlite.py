@@ -59,7 +59,7 @@ def list_files(path: Path) -> list[Path]:
 
     The log is in the folder of the file itself, also if the path is a symbolic link.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for a loop of links
     return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
 
 

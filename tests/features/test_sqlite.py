@@ -219,6 +219,14 @@ def test_link_into_a_read_only_folder_is_read_only(tmp_path, monkeypatch):
     assert is_read_only(link)
 
 
+def test_loop_of_links_is_not_used(tmp_path):
+    """It ended the run with RuntimeError."""
+    (tmp_path / "features.sqlite").symlink_to(tmp_path / "features.sqlite")
+    message = "cannot be written to: unable to open database file"
+    with pytest.warns(RuntimeWarning, match=message), DiskFeatureCache(tmp_path) as cache:
+        cache.put_many(ENTRIES)
+
+
 def test_log_that_is_removed_meanwhile_is_not_read_only(tmp_path, monkeypatch):
     """Caches of concurrent processes were not written to."""
     log = tmp_path / "cache-wal"
