@@ -112,9 +112,10 @@ def connect_to_inspect(path: Path) -> sqlite3.Connection:
     """Open an existing file for reading, also on a full disk, where a log cannot be created."""
     try:
         return connect_to_existing(path)
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
         _, log, _ = list_files(path)
-        if log.exists() and log.stat().st_size:  # features in it would be missing
+        # Features in the log would be missing, and a file may be damaged while it is written.
+        if _is_busy(error) or (log.exists() and log.stat().st_size):
             raise
         return connect_to_read(path)
 
@@ -135,11 +136,15 @@ def retry_while_busy(open_file: Callable[[], sqlite3.Connection]) -> sqlite3.Con
         try:
             return open_file()
         except sqlite3.DatabaseError as error:
-            is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            if not is_busy or time.monotonic() > deadline:
+            if not _is_busy(error) or time.monotonic() > deadline:
                 raise
             # SQLite itself does not wait while several processes create the same file.
             time.sleep(0.01)
+
+
+def _is_busy(error: sqlite3.DatabaseError) -> bool:
+    """Return whether an error means that another process locks the file."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def is_damage(error: sqlite3.DatabaseError, path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -99,8 +98,11 @@ class TestInfo:
         assert info.n_bytes == (folder / "features.sqlite").stat().st_size
         assert info.last_change == datetime.fromtimestamp(1e9)
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="limits of Unix")
     def test_file_on_a_full_disk_can_be_inspected(self, folder):
         """SQLite cannot create the index of its log, without which it opens no file to write."""
+        import resource
+
         expected = DiskFeatureCache(folder).info().counts
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
@@ -113,6 +115,17 @@ class TestInfo:
             assert DiskFeatureCache(folder).info().counts == expected
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    @pytest.mark.parametrize("inspect", [DiskFeatureCache.info, DiskFeatureCache.verify])
+    def test_file_that_is_being_written_is_not_inspected(self, folder, monkeypatch, inspect):
+        """It was read as on a full disk, although the other process was changing it."""
+        monkeypatch.setattr(_sqlite, "_BUSY_TIMEOUT_S", 0.1)
+        writer = sqlite3.connect(folder / "features.sqlite", isolation_level=None)
+        writer.execute("PRAGMA locking_mode = EXCLUSIVE")
+        writer.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(OSError, match=r"database is locked\. Close other programs"):
+            inspect(DiskFeatureCache(folder))
+        writer.close()
 
     def test_log_of_a_linked_file_is_measured(self, folder, tmp_path):
         link = tmp_path / "link" / "features.sqlite"
