@@ -244,7 +244,7 @@ def test_threads_that_share_blas_restore_its_threads():
         with single_threaded_blas() as n_threads:
             numbers.append(n_threads)
             entered.set()
-            is_left.wait()
+            is_left.wait(10)
 
     with ThreadpoolController().limit(limits=3, user_api="blas"):
         with single_threaded_blas() as n_threads:
@@ -252,7 +252,7 @@ def test_threads_that_share_blas_restore_its_threads():
             assert count_blas_threads() == {1}
             other = threading.Thread(target=enter_and_wait)
             other.start()
-            entered.wait()
+            assert entered.wait(10)
         is_left.set()
         other.join()
         assert numbers == [1]
