@@ -249,7 +249,8 @@ def single_threaded_blas() -> Iterator[int]:
     """Let BLAS use one thread, and yield the number of threads that it used before.
 
     The number is 1 while another thread is in this context: only the thread that changes the
-    setting of BLAS, which is the same for all threads, may restore it.
+    setting of BLAS, which is the same for all threads, may restore it. It is also 1 if BLAS
+    ignores the limit.
     """
     from threadpoolctl import ThreadpoolController
 
@@ -260,7 +261,9 @@ def single_threaded_blas() -> Iterator[int]:
         blas = ThreadpoolController().select(user_api="blas")
         n_threads = max((library["num_threads"] for library in blas.info()), default=1)
         with blas.limit(limits=1):
-            yield n_threads
+            # OpenBLAS 0.3.31 ignores limits that are set outside of the main thread.
+            is_limited = all(library["num_threads"] == 1 for library in blas.info())
+            yield n_threads if is_limited else 1
     finally:
         _blas_lock.release()
 

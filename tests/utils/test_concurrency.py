@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,17 @@ def test_threads_that_share_blas_restore_its_threads():
         other.join()
         assert numbers == [1]
         assert count_blas_threads() == {3}
+
+
+def test_ignored_limit_of_blas_gives_no_more_threads():
+    """OpenBLAS 0.3.31 ignores it outside of the main thread, so that 9 threads used 3 cores."""
+
+    def enter():
+        with single_threaded_blas() as n_threads:
+            return n_threads * max(count_blas_threads())
+
+    with ThreadpoolController().limit(limits=3, user_api="blas"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(enter).result() == 3
 
 
 def test_error_restores_the_threads_of_blas():
