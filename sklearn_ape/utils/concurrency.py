@@ -240,32 +240,25 @@ def map_threaded(
             _wait_until_threads_end(thread_ids)
 
 
-# A child that was forked while another thread held it never gets it, and computes in one thread.
-_blas_lock = threading.Lock()
+_blas_lock = ForkSafeLock()
 
 
 @contextmanager
 def single_threaded_blas() -> Iterator[int]:
     """Let BLAS use one thread, and yield the number of threads that it used before.
 
-    The number is 1 while another thread is in this context: only the thread that changes the
-    setting of BLAS, which is the same for all threads, may restore it. It is also 1 if BLAS
-    ignores the limit.
+    One thread of the process is in this context at a time: the setting of BLAS is the same for all
+    threads, and would be restored while another one relies on it. The number is 1 if the setting
+    cannot be changed, such as in the threads of a caller that has limited BLAS itself.
     """
     from threadpoolctl import ThreadpoolController
 
-    if not _blas_lock.acquire(blocking=False):
-        yield 1
-        return
-    try:
+    with _blas_lock:
         blas = ThreadpoolController().select(user_api="blas")
         n_threads = max((library["num_threads"] for library in blas.info()), default=1)
         with blas.limit(limits=1):
-            # OpenBLAS 0.3.31 ignores limits that are set outside of the main thread.
             is_limited = all(library["num_threads"] == 1 for library in blas.info())
             yield n_threads if is_limited else 1
-    finally:
-        _blas_lock.release()
 
 
 def _wait_until_threads_end(thread_ids: list[int]) -> None:

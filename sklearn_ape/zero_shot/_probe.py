@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -15,7 +14,7 @@ from scipy.special import log_softmax, softmax
 from ..aligners.fitted_images import group_equal_images
 from ..aligners.wrapper import embed_with_features
 from ..metrics import expected_calibration_error
-from ..utils.concurrency import single_threaded_blas
+from ..utils.concurrency import map_threaded, single_threaded_blas
 from ..utils.linalg import find_directions, normalize_rows
 from ..utils.messages import make_progress_bar
 
@@ -293,8 +292,8 @@ class _Problem:
         solve = partial(self.solve_coordinates, name_weight=name_weight)
         if self.n_threads == 1:  # a pool would delay KeyboardInterrupt
             return list(map(solve, row_sets))
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            *results, solution = pool.map(solve, [*row_sets, np.arange(len(folds))])
+        every_row = np.arange(len(folds))
+        *results, solution = map_threaded(solve, [*row_sets, every_row], self.n_threads)
         self.solutions[name_weight] = solution
         return results
 

@@ -1,5 +1,6 @@
 """Tests of the softmax regression of few-shot classification, on vectors around class centers."""
 
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -263,6 +264,16 @@ def test_result_does_not_depend_on_the_number_of_threads(min_threaded, monkeypat
     for probe in probes[1:]:
         for value, expected in zip(probe, probes[0], strict=True):
             np.testing.assert_array_equal(value, expected)
+
+
+def test_result_does_not_depend_on_fits_in_other_threads():
+    """Each fit sets the number of threads of BLAS, which is the same for all threads."""
+    examples, centers = draw(make_centers(60), 12, 0.3, 0), make_centers(60)
+    expected = fit(examples, centers)
+    with ThreadPoolExecutor(3) as pool:
+        for probe in pool.map(lambda _: fit(examples, centers), range(9)):
+            for value, other in zip(probe, expected, strict=True):
+                np.testing.assert_array_equal(value, other)
 
 
 def test_large_problem_is_solved_as_a_small_one(centers, monkeypatch):
