@@ -410,12 +410,14 @@ class TestChoice:
                 TimmImageEncoder(tiny, engine=engine).fit(paths)
         assert TimmImageEncoder(tiny, device="cpu")._resolve_engine_name() == "torch"
 
-    def test_unsupported_device_or_precision_raises(self, tiny, paths):
+    def test_unsupported_device_or_precision_raises(self, tiny, paths, monkeypatch):
         pytest.importorskip("onnxruntime")
         with pytest.raises(ValueError, match=r"engine='onnx' does not compute in bfloat16"):
             TimmImageEncoder(tiny, engine="onnx", dtype="bfloat16").fit(paths)
-        with pytest.raises(ValueError, match=r"computes on the CPU, but device is 'meta'"):
-            TimmImageEncoder(tiny, engine="onnx", device="meta").fit(paths)
+        monkeypatch.setattr(base, "resolve_device", torch.device)  # without a GPU
+        with pytest.raises(ValueError, match=r"computes on the CPU, but device is 'cuda'"):
+            TimmImageEncoder(tiny, engine="onnx", device="cuda").fit(paths)
+        monkeypatch.undo()
         with pytest.raises(ValueError, match="engine must be one of auto, torch, onnx, openvino"):
             TimmImageEncoder(tiny, engine="tensorrt").fit(paths)
 
