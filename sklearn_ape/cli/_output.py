@@ -310,18 +310,18 @@ def find_written_folder(folder: Path) -> Path:
 
 
 def check_model_folder(output: Path, class_name: str | None = None) -> None:
-    """Raise an error if a model cannot be saved to a folder.
+    """Raise an error if a model, whose class may be known, cannot be saved to a folder.
 
-    If the class of the model is known, a saved model of another class is an error, too.
+    It replaces a saved model of the same class, and an aligner replaces any aligner.
     """
     check_output_folder(output)
-    folder = expand_user(output)
-    if folder.is_dir():
+    if (folder := expand_user(output)).is_dir():
         from ..persistence.files import check_replaceable, read_class_name
 
         check_replaceable(folder)
         name = read_class_name(folder)
-        if class_name is not None and name not in (None, class_name):
+        kinds = {"aligner" if f"{n}".endswith("Aligner") else n for n in (name, class_name)}
+        if len(kinds - {None}) > 1:
             what = "an index" if name == "CrossModalRetriever" else f"a model of class {name}"
             raise FileExistsError(
                 f"{str(output)!r} has {what}, which would be replaced. Pass another folder, or "

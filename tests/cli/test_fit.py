@@ -191,6 +191,12 @@ class TestErrors:
             assert isinstance(load_pretrained(out), FewShotClassifier)
         run("fit", photos, "-o", out, "--test-size", 0, "--quiet")  # the same class
 
+    def test_aligner_is_replaced_by_another_aligner(self, photos, run, tmp_path):
+        out = tmp_path / "model"
+        for method in ("asif", "kernel"):
+            run("fit", photos, "-o", out, "--captions", "filename", "--method", method)
+        assert isinstance(load_pretrained(out), KernelAligner)
+
     def test_missing_captions_raise(self, captioned, run, tmp_path):
         for text in captioned.glob("*.txt"):
             text.unlink()
