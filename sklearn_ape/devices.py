@@ -71,18 +71,24 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             f"device must be 'auto' or a device of torch such as 'cpu', 'cuda:0' or 'mps', not "
             f"{device!r}."
         ) from error
-    backends = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
-    counters = {"cuda": torch.cuda, "mps": torch.mps, "xpu": torch.xpu}
-    for kind, backend in backends.items():
-        if resolved.type == kind and not backend.is_available():
+    gpus = {
+        "cuda": (torch.cuda, torch.cuda),
+        "mps": (torch.backends.mps, torch.mps),
+        "xpu": (torch.xpu, torch.xpu),
+    }
+    kind = resolved.type
+    if kind in gpus:
+        backend, module = gpus[kind]
+        if not backend.is_available():
             raise ValueError(
                 f"device={device!r} is not available: torch finds no {kind.upper()} device. Use "
                 "device='auto'."
             )
-        if resolved.type == kind and (resolved.index or 0) >= (n := counters[kind].device_count()):
+        n_devices = module.device_count()
+        if (resolved.index or 0) >= n_devices:
             raise ValueError(
                 f"device={device!r} is not available: the last {kind.upper()} device that torch "
-                f"finds is '{kind}:{n - 1}'. Use it, or device='auto'."
+                f"finds is '{kind}:{n_devices - 1}'. Use it, or device='auto'."
             )
     return resolved
 
