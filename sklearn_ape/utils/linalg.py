@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from scipy.linalg import eigh
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.special import softmax
 from sklearn.utils import gen_batches
 from torch import nn
 
@@ -151,6 +152,105 @@ def find_directions(
     is_kept = eigenvalues > (1e-10 if is_small else 1e-6) * eigenvalues[-1]
     is_kept[:-n_max] = False
     return np.sqrt(eigenvalues[is_kept], dtype=np.float64), vectors[:, is_kept]
+
+
+# Iterations of a softmax regression, and of the search along one direction.
+_MAX_ITERATIONS, _MAX_SEARCHES = 200, 20
+# Before the first iteration, p (1 - p) is assumed to have this mean, divided by the number of
+# classes: near the solution, most rows are fitted well. It is measured after this many iterations.
+_FIRST_VARIANCE, _MEASURED_AT = 0.02, 10
+# The slope at the end of a search, relative to that at its start. Less of it does not save
+# iterations.
+_MAX_SLOPE = 0.3
+
+
+def solve_softmax_regression(
+    inputs: np.ndarray,
+    base: np.ndarray,
+    codes: np.ndarray,
+    weights: np.ndarray,
+    penalty: np.ndarray,
+    tolerance: float,
+    report_iteration: Callable[[], object],
+) -> np.ndarray:
+    """Return the coefficients of a softmax regression, one column per class.
+
+    The logits are ``base + inputs @ coef``. The coefficients minimize the sum of the weighted
+    cross entropies plus half the sum of ``penalty[:, None] * coef**2``. The largest component of
+    the gradient becomes at most `tolerance` times that of coefficients of zero.
+
+    These are conjugate gradients (Polak and Ribière), preconditioned by an estimated diagonal of
+    the Hessian. The logits are linear in the coefficients, so that the search along a direction
+    needs no products of matrices. This takes a third of the time of `scipy.optimize.minimize`.
+    """
+    rows, n_classes = np.arange(len(inputs)), base.shape[1]
+    penalty = penalty.astype(np.float32)[:, None]
+    coef = np.zeros((inputs.shape[1], n_classes), dtype=np.float32)
+    logits, proba = base, softmax(base, axis=1)
+    squares = weights @ inputs**2
+    variances = np.full(n_classes, _FIRST_VARIANCE / max(n_classes, 2))
+    last_gradient, last_norm, allowed = np.zeros_like(coef), 1.0, 0.0
+    for iteration in range(_MAX_ITERATIONS):
+        errors = proba.copy()
+        errors[rows, codes] -= 1
+        errors *= weights[:, None]
+        gradient = inputs.T @ errors + penalty * coef
+        largest = np.abs(gradient).max(initial=0)  # inputs may have no columns
+        if iteration == 0:
+            allowed = tolerance * largest
+        if largest <= allowed:
+            break
+        if iteration == _MEASURED_AT:
+            variances = np.average(proba * (1 - proba), axis=0, weights=weights)
+        if iteration in (0, _MEASURED_AT):
+            preconditioner = (1 / (np.outer(squares, variances) + penalty)).astype(np.float32)
+            direction = np.zeros_like(coef)
+        scaled = preconditioner * gradient
+        norm = np.vdot(scaled, gradient)
+        direction *= max(0, (norm - np.vdot(scaled, last_gradient)) / last_norm)
+        direction -= scaled
+        last_gradient, last_norm = gradient, norm
+        change = inputs @ direction
+        slope = float(np.vdot(penalty * coef, direction))
+        curvature = float(np.vdot(penalty * direction, direction))
+        step, proba = _search_line(logits, proba, change, codes, weights, slope, curvature)
+        logits = logits + step * change
+        coef += step * direction
+        report_iteration()
+    return coef
+
+
+def _search_line(
+    logits: np.ndarray,
+    proba: np.ndarray,
+    change: np.ndarray,
+    codes: np.ndarray,
+    weights: np.ndarray,
+    penalty_slope: float,
+    penalty_curvature: float,
+) -> tuple[np.float32, np.ndarray]:
+    """Return the step with about the smallest loss along a direction, and probabilities there.
+
+    `change` is what a step of 1 adds to the logits. Newton's method finds the zero of the slope,
+    which increases along the direction, within bounds that become narrower.
+    """
+    change_of_class = change[np.arange(len(change)), codes]
+    low, high, first_slope = np.float32(0), np.float32(np.inf), None
+    step = low
+    for _ in range(_MAX_SEARCHES):
+        mean = np.einsum("ij,ij->i", proba, change)
+        slope = weights @ (mean - change_of_class) + penalty_slope + step * penalty_curvature
+        if first_slope is None:
+            first_slope = abs(slope)
+        elif abs(slope) <= _MAX_SLOPE * first_slope:
+            break
+        low, high = (step, high) if slope < 0 else (low, step)
+        variance = np.sum(proba * (change - mean[:, None]) ** 2, axis=1)
+        step = np.float32(step - slope / (weights @ variance + penalty_curvature))
+        if not low < step < high:
+            step = np.float32((low + high) / 2 if high < np.inf else 2 * low)
+        proba = softmax(logits + step * change, axis=1)
+    return step, proba
 
 
 def sum_by_group(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:

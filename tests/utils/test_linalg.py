@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
-from sklearn_ape.utils.linalg import compute_covariance, compute_mean, eigh_of_covariance
+from sklearn_ape.utils.linalg import (
+    compute_covariance,
+    compute_mean,
+    eigh_of_covariance,
+    solve_softmax_regression,
+)
 
 
 @pytest.mark.parametrize(("n_rows", "n_eigenvalues"), [(30, 30), (50, 50), (51, 100)])
@@ -19,3 +26,55 @@ def test_eigenvectors_give_the_covariance(n_rows, n_eigenvalues):
     assert (np.diff(variances) >= 0).all()
     np.testing.assert_allclose(directions.T @ directions, np.eye(n_eigenvalues), atol=1e-12)
     np.testing.assert_allclose(directions * variances @ directions.T, matrix, atol=1e-9)
+
+
+def draw_regression(n_rows, n_inputs, n_classes, weights):
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((n_rows, n_inputs)) * np.geomspace(1, 0.01, n_inputs)
+    base = 3 * rng.standard_normal((n_rows, n_classes))
+    codes = (base + inputs @ rng.standard_normal((n_inputs, n_classes))).argmax(axis=1)
+    return inputs, base, codes, np.resize(weights, n_rows)
+
+
+@pytest.mark.parametrize("penalty", [1e-4, 1.0])
+@pytest.mark.parametrize("weights", [[1], [1e-3, 1, 300]], ids=["equal", "unequal"])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (6, 5, 3), (60, 80, 2), (200, 40, 20)])
+def test_softmax_regression_minimizes_its_loss(shape, weights, penalty):
+    """The gradient becomes small, and L-BFGS in double precision finds no better solution."""
+    inputs, base, codes, weights = draw_regression(*shape, weights)
+    rows, penalties = np.arange(len(inputs)), np.linspace(penalty, 2 * penalty, inputs.shape[1])
+
+    def loss(flat):
+        coef = flat.reshape(inputs.shape[1], -1)
+        log_proba = log_softmax(base + inputs @ coef, axis=1)
+        errors = weights[:, None] * np.exp(log_proba)
+        errors[rows, codes] -= weights
+        value = penalties @ (coef**2).sum(axis=1) / 2 - weights @ log_proba[rows, codes]
+        return value, (inputs.T @ errors + penalties[:, None] * coef).ravel()
+
+    start = np.zeros(inputs.shape[1] * base.shape[1])
+    options = {"gtol": 1e-9, "ftol": 0, "maxiter": 5000, "maxfun": 10000}
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).fun
+    parts = [part.astype(np.float32) for part in (inputs, base)]
+    iterations = []
+    coef = solve_softmax_regression(
+        *parts, codes, weights.astype(np.float32), penalties, 1e-5, lambda: iterations.append(1)
+    )
+    value, gradient = loss(coef.ravel())
+    largest = np.abs(loss(start)[1]).max()
+    assert np.abs(gradient).max() < 1.1e-5 * largest
+    assert value - best < 1e-3 * best + 3e-5 * loss(start)[0]
+    assert 0 < len(iterations) < 100
+
+
+def test_softmax_regression_without_inputs_returns_no_coefficients():
+    coef = solve_softmax_regression(
+        np.zeros((2, 0), np.float32),
+        np.zeros((2, 3), np.float32),
+        np.array([0, 1]),
+        np.ones(2, np.float32),
+        np.zeros(0),
+        1e-3,
+        lambda: None,
+    )
+    assert coef.shape == (0, 3)
