@@ -65,10 +65,9 @@ class TextTower(nn.Module):
 
     def get_state(self) -> dict[str, Any]:
         """Return the trained weights, the linear map and the encoder, without its weights."""
-        trained = [(name, p) for name, p in self.tower.named_parameters() if p.requires_grad]
         return {
             "encoder": self.encoder,
-            "trained": {name: parameter.detach().numpy() for name, parameter in trained},
+            "trained": {name: tensor.numpy() for name, tensor in self._list_trained().items()},
             "projection": get_head_state(self.projection),
         }
 
@@ -77,12 +76,12 @@ class TextTower(nn.Module):
         """Return the tower whose `get_state` was saved."""
         tower = cls(state.value("encoder"), None)
         trained = state.part("trained")
-        with torch.no_grad():
-            for name, parameter in tower.tower.named_parameters():
-                parameter.requires_grad_(name in trained)
-                if name in trained:
-                    array = trained.array(name, tuple(parameter.shape))
-                    parameter.copy_(torch.from_numpy(array))
+        for name, parameter in tower.tower.named_parameters():
+            parameter.requires_grad_(name in trained)
+        for name, tensor in tower._list_trained().items():
+            if name in trained:  # older files have no buffers
+                array = trained.array(name, tuple(tensor.shape), kinds="fiub")
+                tensor.copy_(torch.from_numpy(array))
         projection = restore_head(state.part("projection"))
         if not isinstance(projection, LinearHead) or projection.n_out != n_out:
             raise ValueError(
@@ -91,6 +90,12 @@ class TextTower(nn.Module):
             )
         tower.projection = projection
         return tower
+
+    def _list_trained(self) -> dict[str, torch.Tensor]:
+        """Return the trained weights and the buffers, such as the statistics of batch norms."""
+        saved = self.tower.state_dict()
+        trained = {n: p.detach() for n, p in self.tower.named_parameters() if p.requires_grad}
+        return trained | {n: b for n, b in self.tower.named_buffers() if n in saved}
 
     def digest(self) -> str:
         """Return a digest of the weights before training and of the parameters of the encoder."""

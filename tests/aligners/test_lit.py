@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
 
-from sklearn_ape import LiTAligner, ZeroShotClassifier
+from sklearn_ape import LiTAligner, ZeroShotClassifier, load_pretrained
 from sklearn_ape.encoders import OpenCLIPTextEncoder, TransformersTextEncoder
 
 transformers = pytest.importorskip("transformers")
@@ -99,6 +99,13 @@ def fitted(encoder, pairs):
 def briefly_fitted(encoder, pairs):
     """Return an aligner fitted in one epoch, which tests do not change."""
     return small(encoder, max_epochs=1).fit(*pairs)
+
+
+class TokenBatchNorm(torch.nn.BatchNorm1d):
+    """Batch norm of the features of all tokens."""
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
 
 
 def weights(module):
@@ -297,6 +304,28 @@ class TestScikitLearn:
         cloned = clone(aligner)
         assert not hasattr(cloned, "module_")
         assert len(pickle.dumps(cloned)) < len(stored) / 4
+
+    def test_statistics_of_batch_norms_are_saved(self, tmp_path, pairs, monkeypatch):
+        """Training changes these buffers, which are not parameters of the tower."""
+        embeddings_class = transformers.models.bert.modeling_bert.BertEmbeddings
+        initialize = embeddings_class.__init__
+
+        def initialize_with_batch_norm(self, config):
+            initialize(self, config)
+            self.LayerNorm = TokenBatchNorm(config.hidden_size)
+
+        monkeypatch.setattr(embeddings_class, "__init__", initialize_with_batch_norm)
+        text_encoder, checkpoint = save_encoder(tmp_path / "bert"), tmp_path / "checkpoint"
+        aligner = small(text_encoder, max_epochs=1, checkpoint=checkpoint).fit(*pairs)
+        batch_norm = aligner.module_.text_head.tower.embeddings.LayerNorm
+        assert batch_norm.num_batches_tracked > 0
+        aligner.save_pretrained(tmp_path / "model")
+        restored = small(text_encoder, max_epochs=1, checkpoint=checkpoint).fit(*pairs)
+        for copied in (load_pretrained(tmp_path / "model"), restored):
+            assert copied.fingerprint_ == aligner.fingerprint_
+            np.testing.assert_array_equal(
+                copied.transform_text(pairs[1]), aligner.transform_text(pairs[1])
+            )
 
     @pytest.mark.exhaustive
     def test_pipeline_and_classifier_predict(self, encoder, pairs):
