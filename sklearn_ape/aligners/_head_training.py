@@ -186,40 +186,47 @@ class LeftOutPairs(PairDataset):
     The prediction of a ridge regression without one of its observations follows from it, the
     observation, and its share in the prediction. This is exact for images with one caption. The
     captions of an image count as one observation; they have the same target.
-
-    For a `BlendInputHead`, `text_features` are the features of all texts, which precede the
-    prediction in the inputs, and `text_rows` the rows of those in `text`. `matrix` is the
-    correction by which predictions are multiplied, or None.
     """
 
     shares: Any = None
     mean_target: Any = None
-    text_features: Any = None
-    text_rows: Any = None
-    matrix: Any = None
-
-    def _list_sources(self) -> list[Any]:
-        texts = [] if self.text_features is None else [self.text_features]
-        return [*super()._list_sources(), *texts]
 
     def features(self, index: Any) -> dict[str, torch.Tensor]:
-        """Return whitened images, and left-out predictions of norm ``sqrt(n_features)``.
-
-        In a blend, return the inputs of a `BlendInputHead` in place of the predictions.
-        """
+        """Return whitened images, and left-out predictions of norm ``sqrt(n_features)``."""
         features = super().features(index)
         image, prediction = features["image"], features["text"]
         share = self.shares[np.asarray(index), None].to(image.device)
         target = l2_normalize(image) - self.mean_target.to(image.device)
         left_out = (prediction - share * target) / (1 - share).clamp_min(_MIN_OTHER_SHARE)
-        embedding = l2_normalize(left_out) * image.shape[1] ** 0.5
+        features["text"] = l2_normalize(left_out) * image.shape[1] ** 0.5
+        return features
+
+
+@dataclass(eq=False, repr=False)
+class BlendPairs(LeftOutPairs):
+    """Pairs of an image and the input of a `BlendInputHead` for its text.
+
+    `text_features` are the features of all texts, which precede the prediction in the inputs, and
+    `text_rows` the rows of those in `text`. `matrix` is the correction by which predictions are
+    multiplied, or None.
+    """
+
+    text_features: Any = None
+    text_rows: Any = None
+    matrix: torch.Tensor | None = None
+
+    def _list_sources(self) -> list[Any]:
+        return [*super()._list_sources(), self.text_features]
+
+    def features(self, index: Any) -> dict[str, torch.Tensor]:
+        """Return whitened images, and features of texts with left-out predictions of norm 1."""
+        features = super().features(index)
+        prediction = features["text"]
         if self.matrix is not None:
-            embedding = embedding @ self.matrix.to(embedding.device)
-        if self.text_features is not None:
-            rows = self.text_rows[self.pairs[np.asarray(index), 1]]
-            text = self._read_rows(self.text_features, torch.from_numpy(rows))
-            embedding = torch.cat([text, l2_normalize(embedding)], dim=1)
-        features["text"] = embedding
+            prediction = prediction @ self.matrix.to(prediction.device)
+        rows = self.text_rows[self.pairs[np.asarray(index), 1]]
+        text = self._read_rows(self.text_features, torch.from_numpy(rows))
+        features["text"] = torch.cat([text, l2_normalize(prediction)], dim=1)
         return features
 
 
@@ -290,10 +297,15 @@ class BlendTraining(LeftOutTraining):
         image_head, text_head = super().make_trained_heads()
         return [image_head, BlendInputHead(text_head, BlendRecall.preferred_weight)]
 
-    def make_inputs(self, data: PairDataset) -> LeftOutPairs:
+    def make_inputs(self, data: PairDataset) -> BlendPairs:
         """Return the images, and the features of their texts with the kernel's embeddings."""
-        return replace(
-            super().make_inputs(data),
+        left_out = super().make_inputs(data)
+        return BlendPairs(
+            left_out.image,
+            left_out.text,
+            left_out.pairs,
+            shares=left_out.shares,
+            mean_target=left_out.mean_target,
             text_features=as_tensor(data.text),
             text_rows=self.fit.texts,
             matrix=self.correction,
