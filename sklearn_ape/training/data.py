@@ -200,9 +200,10 @@ def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
     if dataset.items is not None:
         n_texts = len(dataset.text)
         keys = pairs[:, 0] * n_texts + pairs[:, 1]
-        items = dataset.items[np.isin(dataset.items[:, 1] * n_texts + dataset.items[:, 3], keys)]
-        items[:, 1] = np.searchsorted(images, items[:, 1])
-        items[:, 3] = np.searchsorted(texts, items[:, 3])
+        image_item, image_row, text_item, text_row = dataset.items.T
+        renumbered = np.searchsorted(images, image_row), np.searchsorted(texts, text_row)
+        items = np.column_stack([image_item, renumbered[0], text_item, renumbered[1]])
+        items = items[np.isin(image_row * n_texts + text_row, keys)]
     return PairDataset(
         select(dataset.image, images),
         select(dataset.text, texts),
