@@ -91,12 +91,6 @@ class TextTower(nn.Module):
         tower.projection = projection
         return tower
 
-    def _list_trained(self) -> dict[str, torch.Tensor]:
-        """Return the trained weights and the buffers, such as the statistics of batch norms."""
-        saved = self.tower.state_dict()
-        trained = {n: p.detach() for n, p in self.tower.named_parameters() if p.requires_grad}
-        return trained | {n: b for n, b in self.tower.named_buffers() if n in saved}
-
     def digest(self) -> str:
         """Return a digest of the weights before training and of the parameters of the encoder."""
         weights = fingerprint(*(tensor.numpy() for tensor in self.tower.state_dict().values()))
@@ -184,6 +178,12 @@ class TextTower(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Map tokens from `tokenize` to embeddings of shape (n_texts, n_out)."""
         return self.projection(self.features(tokens))
+
+    def _list_trained(self) -> dict[str, torch.Tensor]:
+        """Return the trained weights and the buffers, such as the statistics of batch norms."""
+        saved = self.tower.state_dict()
+        trained = {n: p.detach() for n, p in self.tower.named_parameters() if p.requires_grad}
+        return trained | {n: b for n, b in self.tower.named_buffers() if n in saved}
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
         from transformers import BatchEncoding

@@ -308,8 +308,9 @@ class TrainedAligner(BaseAligner):
         return self.max_epochs
 
     def _make_training_config(self, n_pairs: int) -> TrainingConfig:
-        parameters = self._get_flat_parameters() | {"device": self.device_}
-        parameters["max_epochs"] = self._count_epochs(n_pairs)
+        """Return the parameters that have the name of a field of `TrainingConfig`."""
+        resolved = {"device": self.device_, "max_epochs": self._count_epochs(n_pairs)}
+        parameters = self._get_flat_parameters() | resolved
         names = {field.name for field in fields(TrainingConfig)} & parameters.keys()
         return TrainingConfig(**{name: parameters[name] for name in names})
 
