@@ -16,14 +16,14 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.utils import Bunch
 
 from ..utils.files import digest_file, expand_user
-from ..utils.messages import import_optional, make_progress_bar
+from ..utils.messages import import_optional
 from ..utils.validation import check_integer
 from .base import (
     check_folder,
     explain_write_errors,
     get_data_home,
     make_result,
-    run_tasks,
+    render_images,
     svg_to_png,
     write_bytes_atomically,
 )
@@ -255,14 +255,9 @@ def _render(
         (file, name) for file, name in zip(files, names, strict=True) if name not in existing
     ]
     if missing:
-        import_optional("resvg_py", extra="starter", purpose="load_openmoji")
-        bar = make_progress_bar(
-            len(missing), verbose, delay=0, desc="Rendering OpenMoji", unit="image"
-        )
-        with explain_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            tasks = (delayed(_render_file)(file, folder / name, size) for file, name in missing)
-            run_tasks(tasks, n_jobs, bar)
+        tasks = (delayed(_render_file)(file, folder / name, size) for file, name in missing)
+        bar = {"total": len(missing), "verbose": verbose, "delay": 0, "unit": "image"}
+        render_images(tasks, folder, n_jobs, "load_openmoji", desc="Rendering OpenMoji", **bar)
     return [str(folder / name) for name in names]
 
 

@@ -14,14 +14,13 @@ from joblib import delayed
 from PIL import Image
 from sklearn.utils import Bunch
 
-from ..utils.messages import import_optional, make_progress_bar, warn
+from ..utils.messages import warn
 from ..utils.validation import check_integer, format_list
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
 from .base import (
-    explain_write_errors,
     get_data_home,
     make_result,
-    run_tasks,
+    render_images,
     svg_to_png,
     write_bytes_atomically,
 )
@@ -302,18 +301,13 @@ def _render_missing(
             missing.setdefault(icon.icon_set.prefix, []).append(icon)
     if not missing:
         return
-    import_optional("resvg_py", extra="starter", purpose="load_iconify")
-    with explain_write_errors(folder):
-        for prefix in missing:
-            (folder / prefix).mkdir(parents=True, exist_ok=True)
-        n_missing = sum(map(len, missing.values()))
-        tasks = (
-            delayed(_render_icon)(icon, svg, folder, size)
-            for absent in missing.values()
-            for icon, svg in _iter_drawings(absent)
-        )
-        bar = make_progress_bar(n_missing, verbose, desc="Rendering icons", unit="icon")
-        run_tasks(tasks, n_jobs, bar)
+    tasks = (
+        delayed(_render_icon)(icon, svg, folder, size)
+        for absent in missing.values()
+        for icon, svg in _iter_drawings(absent)
+    )
+    bar = {"total": sum(map(len, missing.values())), "verbose": verbose, "unit": "icon"}
+    render_images(tasks, folder, n_jobs, "load_iconify", desc="Rendering icons", **bar)
 
 
 def _iter_drawings(icons: Sequence[Icon]) -> Iterator[tuple[Icon, str]]:
@@ -332,6 +326,7 @@ def _render_icon(icon: Icon, svg: str, folder: Path, size: int) -> None:
     with Image.open(io.BytesIO(png)) as image:
         is_blank = image.convert("RGB").getcolors(maxcolors=1) is not None
     path = folder / f"{icon.stem}{'.blank' if is_blank else '.png'}"
+    path.parent.mkdir(exist_ok=True)
     write_bytes_atomically(path, b"" if is_blank else png)
 
 

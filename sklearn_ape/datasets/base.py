@@ -14,7 +14,7 @@ from joblib import Parallel
 from sklearn.utils import Bunch
 
 from ..utils.files import expand_user, get_default_data_home
-from ..utils.messages import is_invisible
+from ..utils.messages import import_optional, is_invisible, make_progress_bar
 
 # The renderer ends the process if there is too little memory for an image.
 _MAX_SIZE = 8192
@@ -142,9 +142,14 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def run_tasks(tasks: Iterable[Any], n_jobs: int | None, bar: Any) -> None:
-    """Run calls that are made by `joblib.delayed`, in `n_jobs` processes, with a progress bar."""
-    with bar:
+def render_images(
+    tasks: Iterable[Any], folder: Path, n_jobs: int | None, purpose: str, **bar_options: Any
+) -> None:
+    """Run calls, made by `joblib.delayed`, that use `svg_to_png` and write images to a folder."""
+    import_optional("resvg_py", extra="starter", purpose=purpose)
+    bar = make_progress_bar(**bar_options)
+    with explain_write_errors(folder), bar:
+        folder.mkdir(parents=True, exist_ok=True)
         for _ in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks):
             bar.update()
 
