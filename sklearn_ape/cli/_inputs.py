@@ -36,7 +36,7 @@ LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of a ta
 Captions = Annotated[
     str,
     typer.Option(
-        help="Captions in a folder: sidecar, table, folder, filename or auto; none: no captions."
+        help="Captions of a folder: sidecar (photo.txt), table, folder, filename, auto or none."
     ),
 ]
 Aligner = Annotated[
@@ -64,9 +64,7 @@ LabelsFile = Annotated[
 ]
 Templates = Annotated[
     str,
-    typer.Option(
-        help="Prompt templates: none, simple, photo, clip, drawing, or your own with {}."
-    ),
+    typer.Option(help="Prompt templates: none, simple, photo, clip, drawing or 'a map of {}'."),
 ]
 DEFAULT_TEMPLATES = "simple"
 Output = Annotated[
@@ -105,7 +103,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl")
 DEFAULT_IMAGE_ENCODER, DEFAULT_TEXT_ENCODER = "efficientnet_lite0", "all-MiniLM-L6-v2"
 Cache = Annotated[
     str | None,
-    typer.Option(help="Feature cache folder (default: your user cache; 'memory': none on disk)."),
+    typer.Option(help="Feature cache folder (default: your user cache), or 'memory'."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
 NJobs = Annotated[int, typer.Option("--n-jobs", help="Threads to read images; -1: all cores.")]
@@ -114,7 +112,7 @@ Quiet = Annotated[
 ]
 RandomState = Annotated[int, typer.Option(help="Random seed.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop at unreadable images instead of skipping.")
+    bool, typer.Option("--strict", help="Stop at unreadable images instead of skipping them.")
 ]
 
 
@@ -304,13 +302,13 @@ def resolve_label_names(
         else:
             source, to_correct = "--labels", "--labels or the labels of the images"
             hint = (
-                "Add them to --labels, or remove it to use the labels as names. To use other "
-                "names for a class, write a .json file of labels, "
+                "Add them, or leave out --labels to use the labels as names. To describe labels "
+                "by other texts, pass --labels-file labels.json with "
                 f'{{"{missing[0]}": ["a name", "another name"]}}.'
             )
         hint = describe_similar_label(missing[0], label_names, to_correct) or hint
         raise ValueError(
-            f"{source} does not contain labels of the images: {format_list(missing)}. {hint}"
+            f"{source} does not contain these labels of the images: {format_list(missing)}. {hint}"
         )
     if not allow_groups and (groups := [x for x in classes if x not in set(map(str, leaves))]):
         raise ValueError(

@@ -455,12 +455,14 @@ def make_card_label(score: Score) -> str:
     return f"{score.measure} on held-out images, {score.of} (n={score.n}{interval})"
 
 
-def print_scores(scores: Sequence[Score], file_format: str) -> None:
-    """Print scores as a table, one per row."""
+def print_scores(scores: Sequence[Score], file_format: str, test_set: str) -> None:
+    """Print scores as a table, one per row, and explain its columns on a terminal."""
     with Table(Score._fields, file_format=file_format) as table:
         for score in scores:
             numbers = (None if np.isnan(x) else round(x, 4) for x in score[2:5])
             table.write([score.measure, score.of, *numbers, score.n])
+    if table.file_format == "table":
+        print(f"low to high is the 95 % confidence interval. n is the number of {test_set}.")
 
 
 def make_score(measure: str, of: str, hits: Any) -> Score:

@@ -93,7 +93,7 @@ def classify(
     n_classified = len(paths) - len(errors)
     if table.output is not None and n_classified:
         noun = "image" if n_classified == 1 else "images"
-        print_message(f"Classified {n_classified:,} {noun} in {str(output)!r}.", quiet)
+        print_message(f"Classified {n_classified:,} {noun}. Saved in {str(output)!r}.", quiet)
     if len(errors) == len(paths):
         raise typer.Exit(1)
 

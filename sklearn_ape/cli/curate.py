@@ -76,7 +76,9 @@ def curate(
     n_jobs: option.NJobs = -1,
     quiet: option.Quiet = False,
 ) -> None:
-    """Select training pairs that match your labels, without noisy captions and near-duplicates.
+    """Select captioned images that match your labels, to train on.
+
+    Near-duplicates and the captions that fit their images worst are dropped.
 
     Example: sklearn-ape curate photos/ --labels "cat,dog" -n 500 -o chosen.csv
     """
@@ -222,6 +224,6 @@ def _print_summary(names: list[str], reasons: list[str]) -> None:
     # The text before the first colon is the kind of reason.
     kinds = Counter(reason.split(":")[0] for reason in reasons)
     for kind, count in kinds.most_common():
-        print_message(f"  {count:,} {kind}")
+        print_message(f"  {count:,}: {kind}")
     by_label = ", ".join(f"{count} {name!r}" for name, count in Counter(names).items())
     print_message(f"Selected pairs by label: {by_label}.")

@@ -123,7 +123,8 @@ def evaluate(
             "this aligner, so these scores are higher than on new images. Evaluate on images "
             "that were held out."
         )
-    _models.print_scores(scores, file_format)  # last, because the reader may stop reading
+    # Last, because the reader may stop reading.
+    _models.print_scores(scores, file_format, "images or captions")
 
 
 def _check_report(output: Path | None) -> None:

@@ -33,16 +33,17 @@ def fit(
         _Method,
         typer.Option(
             metavar="KIND",
-            help="few-shot (labels only); for captions: extend (the starter model), or new: "
-            "ape, kernel or cca (closed form), asif (no training), lit (trains the text encoder).",
+            help="few-shot learns labels. For captions: extend (the starter model), or a new "
+            "aligner: ape, kernel, cca, asif or lit.",
         ),
     ] = "auto",
     aligner: option.Aligner = None,
     depth: Annotated[
-        int | None, typer.Option(min=1, help="Layers of the head of ape. Default: 3.")
+        int | None, typer.Option(min=1, help="Layers of the head (ape). Default: 3.")
     ] = None,
     head_pairs: Annotated[
-        bool, typer.Option(help="Also train on the encoder's class names.", show_default=False)
+        bool,
+        typer.Option(help="Also train on the image encoder's class names.", show_default=False),
     ] = False,
     image_encoder: option.ImageEncoder = option.DEFAULT_IMAGE_ENCODER,
     text_encoder: option.TextEncoder = option.DEFAULT_TEXT_ENCODER,
@@ -56,7 +57,7 @@ def fit(
     test_size: Annotated[
         float, typer.Option(min=0, max=0.9, help="Fraction held out for evaluation; 0: none.")
     ] = 0.2,
-    refit: Annotated[bool, typer.Option(help="Finally fit on all images.")] = True,
+    refit: Annotated[bool, typer.Option(help="At the end, fit on all images.")] = True,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder to resume interrupted training (ape, lit).")
     ] = None,
@@ -68,9 +69,10 @@ def fit(
     n_jobs: option.NJobs = -1,
     quiet: option.Quiet = False,
 ) -> None:
-    """Fit on your own images, evaluate on held-out images and save the result.
+    """Train on your own images, and test on held-out ones.
 
-    Captions give an aligner, and labels alone a few-shot classifier.
+    Images with captions extend the starter model. Images with labels only, such as the names of
+    subfolders, train a few-shot classifier.
 
     Example: sklearn-ape fit photos/ -o my-model
     """
@@ -145,8 +147,9 @@ def fit(
     card = {_models.make_card_label(score): score.value for score in scores}
     model.save_pretrained(output, scores=card)
     if scores:
-        _models.print_scores([*scores, *others], file_format)
-    print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
+        _models.print_scores([*scores, *others], file_format, "held-out images or captions")
+    saved = f"Saved in {str(output)!r}, which other commands use as --aligner."
+    print_message(f"Fitted on {n_fitted:,} images. {saved}", quiet)
 
 
 def _check_options(method: str, options: list[str]) -> None:

@@ -49,7 +49,10 @@ def demo(
     n_jobs: option.NJobs = -1,
     quiet: option.Quiet = False,
 ) -> None:
-    """Name photographs, extend the starter model by emoji, test it and write a report.
+    """Show what the package does, in a report with images.
+
+    The starter model names photographs. It is then extended by captioned emoji, and tested on
+    other emoji.
 
     Example: sklearn-ape demo --output demo_report
     """
@@ -104,7 +107,7 @@ def serve(
     ] = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Start a web app to try an aligner. Press Ctrl-C to stop it.
+    """Start a web app to try a model. Press Ctrl-C to stop it.
 
     Example: sklearn-ape serve --images photos/ --aligner my-aligner
     """
@@ -138,7 +141,7 @@ _Folder = Annotated[
 def show_cache(
     folder: _Folder = None, file_format: option.PrintedFormat = None, quiet: option.Quiet = False
 ) -> None:
-    """Show the size of the cache, and its features by dimension and type.
+    """Show the size of the cache, and count its features.
 
     The cache does not store which encoder computed a feature, or when. The dimension
     can identify the encoder: efficientnet_lite0 has 1280, all-MiniLM-L6-v2 has 384.
@@ -248,7 +251,7 @@ app = typer.Typer(
 )
 
 
-for command in (demo, fit, classify, search, index, evaluate, encode, curate, models, serve):
+for command in (demo, classify, search, index, fit, evaluate, curate, encode, models, serve):
     app.command(cls=GroupedCommand)(command)
 
 cache_app = typer.Typer(no_args_is_help=True)
@@ -284,7 +287,7 @@ def about(
         ),
     ] = False,
 ) -> None:
-    """Align two frozen encoders; classify and search images by text.
+    """Classify and search images by text, and train on your own images.
 
     Results go to standard output, progress to standard error. Exit status: 0 on
     success, 1 on error (see the message), 2 for invalid options, 130 if interrupted.

@@ -294,7 +294,7 @@ def index(
     record = {"time": started_at, "stamps": [stamps[path] for path in retriever.items_]}
     with write_file_atomically(folder / _RECORD) as temporary:
         temporary.write_text(json.dumps(record), encoding="ascii")
-    print_message(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
+    print_message(f"Indexed {retriever.n_samples_fit_:,} images. Saved in {str(output)!r}.", quiet)
 
 
 def _update_index(

@@ -36,7 +36,7 @@ class TestCurate:
         copies = [reason for reason in reasons.values() if reason.startswith("nearly the same")]
         assert copies
         assert "Selected 12 of 62 pairs" in result.stderr
-        assert f"{len(copies)} nearly the same image as another" in result.stderr
+        assert f"{len(copies)}: nearly the same image as another" in result.stderr
 
     def test_captions_of_an_image_are_not_duplicates(self, photos, rows, tmp_path):
         """A path with "./" was another image."""
@@ -52,7 +52,7 @@ class TestCurate:
             *("curate", flawed_folder, "--captions", "filename", "--labels", LABELS),
             *("--per-label", "3", "-o", tmp_path / "chosen.csv"),
         )
-        assert "3 a caption that fits its image poorly" in result.stderr  # of 61
+        assert "3: a caption that fits its image poorly" in result.stderr  # of 61
         assert rows("evaluate", tmp_path / "chosen.csv", "--label", "label")
 
     def test_labels_of_a_hierarchy_are_its_classes(self, photos, rows, tmp_path):

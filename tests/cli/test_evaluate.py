@@ -256,7 +256,7 @@ def test_labels_that_the_model_lacks_are_a_message(photos, small_folder, run, tm
     run("fit", tmp_path / "train", "-o", model, "--quiet", "--test-size", "0")
     result = run("evaluate", photos, "--aligner", model, code=1)
     message = " ".join(result.stderr.split())
-    assert "The model does not contain labels of the images: 'travel'" in message
+    assert "The model does not contain these labels of the images: 'travel'" in message
     assert "set --labels with all labels of the images to classify by the names alone" in message
     labels = ("--labels", "animal,food,travel")
     assert "accuracy,travel" in run("evaluate", photos, "--aligner", model, *labels).stdout

@@ -242,6 +242,13 @@ class TestFewShot:
         assert "without the labelled images" not in answers.stderr
         assert "without the labelled images" in run(*classify, "--labels", "food,cars").stderr
 
+    def test_table_on_a_terminal_explains_its_columns(self, photos, run, tmp_path):
+        out = tmp_path / "model"
+        result = run("fit", photos, "-o", out, "--format", "table")
+        assert "low to high is the 95 % confidence interval" in result.stdout
+        assert "number of held-out images" in result.stdout
+        assert f"Saved in {str(out)!r}, which other commands use as --aligner." in result.stderr
+
     def test_captions_from_folders_suggest_few_shot(self, photos, run, tmp_path):
         """Three different captions are too few for a held-out test, but not three labels."""
         options = ("fit", photos, "-o", tmp_path / "m", "--captions", "folder")
@@ -370,7 +377,7 @@ class TestFewShot:
     @pytest.mark.parametrize(
         ("arguments", "message", "code"),
         [
-            (("--labels", "animal,food"), "does not contain labels of the images: 'travel'", 1),
+            (("--labels", "animal,food"), "these labels of the images: 'travel'", 1),
             (("--method", "kernel", "--aligner", "x"), "the methods few-shot, extend.", 2),
             (("--checkpoint", "c"), "use one of the methods ape, lit.", 2),
             (("--head-pairs",), "use one of the methods ape, kernel, cca, asif.", 2),
@@ -403,7 +410,8 @@ class TestNamesOfFolders:
         assert float(next(csv.DictReader(io.StringIO(evaluated)))["value"]) > 0.8
         wrong = ("--method", method, "--labels", "x,y")
         result = run("fit", tmp_path / "codes", "-o", tmp_path / "other", *wrong, code=1)
-        assert "does not contain labels of the images: 'A1'" in " ".join(result.stderr.split())
+        message = " ".join(result.stderr.split())
+        assert "does not contain these labels of the images: 'A1'" in message
 
     @pytest.mark.parametrize("method", ["kernel", "few-shot"])
     def test_images_labelled_by_a_group_raise(self, small_folder, run, tmp_path, method):

@@ -44,6 +44,16 @@ print([name for name in heavy if name in sys.modules])
         output = " ".join(run(*command.split(), "--help").stdout.split())
         assert ("by file suffix" in output) == (command in ("classify", "search", "curate"))
 
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_help_fits_on_a_screen(self, command, run):
+        assert len(run(command, "--help").stdout.splitlines()) <= 60
+
+    @pytest.mark.parametrize("group", [(), ("cache",)])
+    def test_summaries_of_commands_are_not_truncated(self, group, run):
+        _, _, summaries = run(*group, "--help").stdout.partition("Commands:")
+        assert summaries
+        assert "..." not in summaries
+
     def test_help_lists_all_commands(self, run):
         output = run("--help").stdout
         assert all(re.search(rf"\b{command}\b", output) for command in COMMANDS)

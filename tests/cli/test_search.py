@@ -59,7 +59,7 @@ class TestSearch:
 
     def test_saved_index_gives_same_results(self, small_folder, rows, run, tmp_path):
         out = tmp_path / "my-index"
-        assert "12 images indexed" in run("index", small_folder, "-o", out).stderr
+        assert "Indexed 12 images." in run("index", small_folder, "-o", out).stderr
         arguments = ("--query", "something to eat", "-k", "3")
         fresh = rows("search", small_folder, *arguments)
         for image in small_folder.rglob("*.png"):
