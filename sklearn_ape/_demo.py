@@ -301,9 +301,10 @@ def print_result(result: DemoResult) -> None:
     console.print(photographs)
     n = result.n_held_out
     console.print(
-        f"\nThe starter model, which was trained on emoji of other styles, was extended by "
-        f"{result.n_train} captioned emoji, and tested on {n} held-out images, whose captions are "
-        "not among them."
+        f"\nThe starter model was trained on emoji of other styles. It was extended by "
+        f"{result.n_train:,} captioned emoji, and tested on {n} others with other captions. "
+        "Recall@k is the share of images or captions for which the right result is among the "
+        "first k."
     )
     curve = _make_table(
         "Recall@1 by number of training pairs",
@@ -349,8 +350,9 @@ def print_result(result: DemoResult) -> None:
     console.print(
         "\nNext, with your own images:\n"
         '  sklearn-ape classify FOLDER --labels "a cat,a dog"   (without training)\n'
-        "  sklearn-ape fit FOLDER --captions filename -o MODEL  (with your captions)\n"
-        '  APEAligner(init="starter").fit(images, captions)     (in Python)',
+        '  sklearn-ape search FOLDER --query "a cat"            (without training)\n'
+        "  sklearn-ape fit FOLDER -o MODEL                      (a subfolder per class)\n"
+        "  sklearn-ape fit FOLDER --captions filename -o MODEL  (file names as captions)",
         highlight=False,
         markup=False,
     )
