@@ -92,7 +92,8 @@ def curate(
     names = parse_labels(labels, labels_file, required=True, least=1)
     if all(limit is None for limit in (n_pairs, per_label, min_similarity)):
         raise typer.BadParameter(
-            "No number of pairs. Set --n-pairs 500, --per-label 50 or --min-similarity 0.4."
+            "The number of pairs to select is not set. Set --n-pairs 500, --per-label 50 or "
+            "--min-similarity 0.4."
         )
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption)
     _check_images_and_captions(bunch, data)
