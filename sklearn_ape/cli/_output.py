@@ -484,11 +484,11 @@ def _print_table(columns: list[str], rows: list[Sequence[Any]], stream: Any) -> 
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(box=box.SIMPLE_HEAD)
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, name in enumerate(columns):
         is_numeric = any(isinstance(row[column], int | float) for row in rows)
-        justify: Any = "right" if is_numeric else "left"
-        table.add_column(Text(escape_controls(name)), justify=justify, overflow="fold")
+        heading = Text(escape_controls(name).replace("_", " "))  # can be wrapped
+        table.add_column(heading, justify="right" if is_numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_format_cell(value)) for value in row))  # Text ignores [markup]
     Console(file=stream).print(table)

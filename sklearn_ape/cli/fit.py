@@ -148,6 +148,12 @@ def fit(
     model.save_pretrained(output, scores=card)
     if scores:
         _models.print_scores([*scores, *others], file_format, "held-out images or captions")
+        if method == "few-shot" and others[0].value <= 1 / len(model.classes_):
+            print_message(
+                "The names alone are not better than guessing. To describe the classes by other "
+                f'names, pass --labels-file labels.json with {{"{task.y[0]}": "a name", ...}}.',
+                quiet,
+            )
     saved = f"Saved in {str(output)!r}, which other commands use as --aligner."
     print_message(f"Fitted on {n_fitted:,} images. {saved}", quiet)
 

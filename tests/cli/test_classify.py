@@ -81,10 +81,10 @@ class TestImages:
     def test_table_repeats_neither_errors_nor_the_first_label(self, broken, run, monkeypatch):
         monkeypatch.setenv("COLUMNS", "200")
         options = ("classify", broken, "--labels", LABELS, "--format", "table", "-k", "2")
-        header = "path label probability label_2 probability_2"
+        header = "path label probability label 2 probability 2"
         assert run(*options).stdout.split("\n")[1].split() == header.split()
         result = run(*options, "--threshold", "0.99")  # the label is "unknown" for some
-        header = "path label probability label_1 probability_1 label_2 probability_2"
+        header = "path label probability label 1 probability 1 label 2 probability 2"
         assert result.stdout.split("\n")[1].split() == header.split()
         assert "zz cut short.png' is damaged" in result.stderr
         for number in range(4):  # more errors than the message lists

@@ -249,6 +249,14 @@ class TestFewShot:
         assert "number of held-out images" in result.stdout
         assert f"Saved in {str(out)!r}, which other commands use as --aligner." in result.stderr
 
+    def test_names_that_do_not_describe_the_images_are_reported(self, photos, run, tmp_path):
+        names = {"animal": "a meal", "food": "a vehicle", "travel": "an animal"}
+        (tmp_path / "names.json").write_text(json.dumps(names))
+        note = "not better than guessing. To describe the classes by other names, pass --labels"
+        fit = ("fit", photos, "-o", tmp_path / "model")
+        assert note in run(*fit, "--labels-file", tmp_path / "names.json").stderr
+        assert note not in run(*fit).stderr
+
     def test_captions_from_folders_suggest_few_shot(self, photos, run, tmp_path):
         """Three different captions are too few for a held-out test, but not three labels."""
         options = ("fit", photos, "-o", tmp_path / "m", "--captions", "folder")
