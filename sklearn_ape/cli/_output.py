@@ -296,12 +296,12 @@ def check_output_file(output: Path | None, n_bytes: int = _MIN_FREE_BYTES) -> No
         _check_writable(file, path.resolve().parent, n_bytes)
 
 
-def check_output_folder(output: Path) -> None:
+def check_output_folder(output: Path, n_bytes: int = _MIN_FREE_BYTES) -> None:
     """Raise an error if a folder cannot be written; create its parents if they are missing."""
     path = expand_user(output)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{str(output)!r} is a file. Pass the name of a folder.")
-    _check_writable(output, find_written_folder(path), _MIN_FREE_BYTES)
+    _check_writable(output, find_written_folder(path), n_bytes)
 
 
 def find_written_folder(folder: Path) -> Path:
@@ -309,19 +309,19 @@ def find_written_folder(folder: Path) -> Path:
     return folder if folder.is_dir() else folder.resolve().parent
 
 
-def check_model_folder(output: Path, class_name: str | None = None) -> None:
-    """Raise an error if a model, whose class may be known, cannot be saved to a folder.
+def check_model_folder(output: Path, *kinds: str) -> None:
+    """Raise an error if a model of one of these kinds cannot be saved to a folder.
 
-    It replaces a saved model of the same class, and an aligner replaces any aligner.
+    It replaces a saved model of the same kind. A kind is a class, or "Aligner" for any aligner.
     """
-    check_output_folder(output)
+    check_output_folder(output, 2**25)  # most models contain the starter model, of 23 MiB
     if (folder := expand_user(output)).is_dir():
         from ..persistence.files import check_replaceable, read_class_name
 
         check_replaceable(folder)
         name = read_class_name(folder)
-        kinds = {"aligner" if f"{n}".endswith("Aligner") else n for n in (name, class_name)}
-        if len(kinds - {None}) > 1:
+        kind = "Aligner" if f"{name}".endswith("Aligner") else name
+        if kind not in (None, *kinds):
             what = "an index" if name == "CrossModalRetriever" else f"a model of class {name}"
             raise FileExistsError(
                 f"{str(output)!r} has {what}, which would be replaced. Pass another folder, or "

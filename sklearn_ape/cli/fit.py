@@ -82,7 +82,7 @@ def fit(
 
     options = _models.RuntimeOptions(cache, device, n_jobs, quiet)
     file_format = resolve_format(None, file_format)
-    check_model_folder(output)
+    check_model_folder(output, "Aligner", "FewShotClassifier", "ZeroShotClassifier")
     names = parse_labels(labels, labels_file)
     if depth is not None and method == "auto":
         method = "ape"
@@ -134,8 +134,8 @@ def fit(
             if head_pairs:
                 params["head_pairs"] = encoder
             unfitted = _make_aligner(method, encoder, text_encoder, options, params)
-        class_name = type(unfitted).__name__ if names is None else ZeroShotClassifier.__name__
-        check_model_folder(output, class_name)  # before the images are encoded
+        kind = "Aligner" if names is None else "ZeroShotClassifier"
+        check_model_folder(output, kind)  # before the images are encoded
         task = _make_alignment_task(bunch, names, unfitted, base, base_name, templates, options)
     split = _models.split_rows(task.features, task.y, test_size, random_state, task.classes, quiet)
     if split is None and test_size and method == "extend" and _has_repeated_captions(bunch, task):

@@ -22,6 +22,7 @@ from sklearn_ape.cli._inputs import list_images, load_data, parse_labels
 from sklearn_ape.cli._output import (
     FileName,
     Table,
+    check_model_folder,
     check_output_file,
     check_output_folder,
     print_loading,
@@ -419,6 +420,13 @@ class TestOutputs:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(OSError, match="needs about 50 MiB, but only 1 MiB are free"):
             check_output_file(tmp_path / "out.npy", 50 * 2**20)
+
+    def test_disk_without_space_for_a_model_raises(self, tmp_path, monkeypatch):
+        """Models were fitted, and then lost because they could not be saved."""
+        usage = namedtuple("usage", "total used free")(10**9, 10**9 - 2**24, 2**24)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(OSError, match="needs about 32 MiB, but only 16 MiB are free"):
+            check_model_folder(tmp_path / "model", "Aligner")
 
 
 def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys, monkeypatch):

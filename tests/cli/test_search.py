@@ -342,7 +342,8 @@ class TestUpdate:
             shutil.copytree(FIXTURES / name, tmp_path / name)
         result = run("index", photos, "-o", tmp_path / "kernel", *update, code=1)
         assert "kernel' has a model of class KernelAligner, which would be rep" in result.stderr
-        result = run("fit", photos, "-o", tmp_path / "retriever", code=1)
+        # The folder is checked before the data are loaded.
+        result = run("fit", tmp_path / "missing", "-o", tmp_path / "retriever", code=1)
         assert "retriever' has an index, which would be replaced" in result.stderr
 
     def test_unknown_kind_names_the_option(self, photos, run, tmp_path):
