@@ -225,7 +225,6 @@ def _make_few_shot_task(
     images, y = [bunch.images[row] for row in rows], [y[row] for row in rows]
     features = encoded.features[rows]
     _check_labels_agree(features, images, rows, y)
-    encoder.set_params(verbose=0)  # the features of all readable images are cached now
     classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
 
     def score(train: Any, test: Any) -> tuple[list[Any], list[Any]]:
@@ -368,8 +367,7 @@ def _make_alignment_task(
     if bunch.from_labels:
         # Without names, the captions that are made of the labels are the classes.
         classes = texts if names is None else [str(bunch.labels[row]) for row in rows]
-    # The features of all readable images are cached now.
-    aligner.image_encoder.set_params(on_error="raise", verbose=0)
+    aligner.image_encoder.set_params(on_error="raise")
 
     def score(train: Any, test: Any) -> tuple[list[Any], list[Any]]:
         held_out = [images[row] for row in test]

@@ -17,6 +17,9 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
+from sklearn_ape.encoders import _encoding
+from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.utils.messages import HiddenBar
 from tests.encoders.test_open_clip import save_model as save_clip
 from tests.encoders.tiny_networks import text_folder
 
@@ -159,6 +162,22 @@ class TestFit:
         one, other = (load_pretrained(tmp_path / name) for name in ("a", "b"))
         assert one.fingerprint_ == other.fingerprint_
         assert one.checkpoint is None
+
+    @pytest.mark.parametrize("method", ["few-shot", "extend"])
+    def test_progress_is_shown_if_features_are_not_cached(
+        self, photos, run, tmp_path, monkeypatch, method
+    ):
+        """If the disk was full, the images were encoded several times with one progress bar."""
+        bars = []
+        monkeypatch.setattr(DiskFeatureCache, "put_many", lambda cache, features: None)
+        monkeypatch.setattr(
+            _encoding,
+            "_make_encoder_bar",
+            lambda encoder, total, verbose: bars.append((total, verbose)) or HiddenBar(),
+        )
+        cache = ("--cache", tmp_path / "features")
+        run("fit", photos, "-o", tmp_path / "out", "--method", method, "--test-size", 0, *cache)
+        assert [verbose for total, verbose in bars if total == 60] == [1, 1]
 
 
 class TestErrors:
