@@ -270,7 +270,6 @@ def resolve_format(output: Path | None, file_format: str | None) -> str:
             raise typer.BadParameter(
                 f"{str(file)!r} has no suffix of a known format. Use one of "
                 f"{', '.join(_FORMAT_BY_SUFFIX)}, or set --format.",
-                param_hint="--output",
             )
     if resolved == "parquet":
         if file is None and sys.stdout.isatty():
@@ -335,13 +334,13 @@ def _check_writable(output: Path, folder: Path, n_bytes: int) -> None:
         check_writable(folder)
     except OSError as error:
         raise OSError(
-            f"{str(output)!r} cannot be written ({error.strerror}). Choose another --output."
+            f"{str(output)!r} cannot be written ({error.strerror}). Choose another path."
         ) from error
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise OSError(
             f"{str(output)!r} needs about {n_bytes / 2**20:,.0f} MiB, but only "
-            f"{free / 2**20:,.0f} MiB are free. Free some disk space, or choose another --output."
+            f"{free / 2**20:,.0f} MiB are free. Free some disk space, or choose another path."
         )
 
 

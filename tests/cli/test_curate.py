@@ -74,3 +74,11 @@ class TestCurate:
     )
     def test_invalid_arguments_are_messages(self, small_folder, run, arguments, code, message):
         assert message in run("curate", small_folder, *arguments, code=code).stderr
+
+    @pytest.mark.parametrize(("name", "code"), [("dropped.txt", 2), ("file/dropped.csv", 1)])
+    def test_errors_about_dropped_do_not_name_output(self, small_folder, run, name, code):
+        (small_folder / "file").write_text("")
+        arguments = ("--labels", LABELS, "-n", "5", "--dropped", small_folder / name)
+        error = run("curate", small_folder, *arguments, code=code).stderr
+        assert name in error
+        assert "--output" not in error
