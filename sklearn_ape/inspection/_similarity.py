@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
+from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import resolve_aligner, unwrap
 from ..devices import default_state
 from ..heads import ConcatenatedHead, ExtendedHead, TwoTower
@@ -446,14 +447,13 @@ def compute_similarity_maps(
             f"estimator has the image encoder {type(encoder).__name__}, which has no grid of "
             "features. Use an aligner with a TimmImageEncoder."
         )
-    module = getattr(aligner, "module_", None)
-    if not isinstance(module, TwoTower):
+    if not isinstance(module := getattr(aligner, "module_", None), TwoTower):
         raise TypeError(
             f"estimator has the aligner {type(aligner).__name__}, whose map of images is not a "
             "head. Use APEAligner or KernelAligner."
         )
     grid, pixels = encoder.transform_grid(images, enlarge=True)
-    embeddings = np.asarray(aligner.transform_text(list(texts)), np.float32)
+    embeddings = np.asarray(aligner.transform_text(flatten_captions(texts)[0]), np.float32)
     cell_outputs, outputs = _map_cells(module.image_head, torch.from_numpy(grid).flatten(1, 2))
     if ((cell_outputs.mean(dim=1) - outputs).norm(dim=1) > _TOLERANCE).any():
         raise ValueError(

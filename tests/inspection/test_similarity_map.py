@@ -175,6 +175,8 @@ class TestMaps:
             compute_similarity_maps(None, "cat.png", ["a cat"])
         with pytest.raises(ValueError, match="texts is empty"):
             compute_similarity_maps(None, images[:1], [])
+        with pytest.raises(ValueError, match="row 0: None is not a text"):
+            compute_similarity_maps(None, images[:1], [None])
 
 
 class TestDisplay:
