@@ -366,21 +366,21 @@ class FrozenEncoder(
 
     def _get_network(self) -> Network:
         """Return the network that all encoders with the same weights and loader share."""
-        loader = self._loader or type(self).__name__
-        device = self._resolve_device()
-        weights = self._get_weights_key()
-        if os.path.isdir(self.model_name):  # the files of the folder may have been replaced
-            weights += digest_folder(self.model_name)
+
+        def make_key() -> tuple[str | None, ...]:
+            # The files of a folder may be replaced, and a branch of the hub may move.
+            weights = (self._get_weights_key(), self._compute_weights_fingerprint())
+            return self._loader or type(self).__name__, *weights, str(self._resolve_device())
 
         def load() -> Network:
-            # Libraries initialize weights at random before they read them. The fork keeps the
-            # state of the user's generator.
+            # Libraries initialize weights at random first. The fork keeps the user's generator.
             with default_state(), torch.random.fork_rng(devices=[]):
-                network = self._load_network(device)
-                network.model.requires_grad_(False).eval()
+                network = self._load_network(self._resolve_device())
+            network.model.requires_grad_(False).eval()
             return network
 
-        return shared_networks.get_or_create((loader, weights, str(device)), load)
+        network = shared_networks.get_or_create(make_key(), load)
+        return shared_networks.get_or_create(make_key(), lambda: network)  # if downloaded now
 
     def _is_width_known(self) -> bool:
         # The identity of a model that is not in the hub's local cache would download it.

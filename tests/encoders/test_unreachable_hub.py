@@ -1,10 +1,12 @@
 """Sentence-transformers models in the local cache of a hub that cannot be reached."""
 
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import load_file, save_file
 
 from sklearn_ape import encoders
 from sklearn_ape.encoders import TransformersTextEncoder, base
@@ -71,6 +73,37 @@ class TestUnreachableHub:
 
         monkeypatch.setattr(TransformersTextEncoder, "_load_network", download_and_load)
         assert "unknown_files" not in TransformersTextEncoder("me/model")._get_identity()
+
+    def test_moved_branch_is_loaded_again(self, folder, tmp_path):
+        """The features of the earlier weights were stored as those of the new ones."""
+        other = folder / "snapshots" / ("1" * 40)
+        shutil.copytree(folder / "snapshots" / self.commit, other)
+        weights = load_file(other / "model.safetensors")
+        noise = np.random.default_rng(0).standard_normal
+        weights = {k: v + noise(v.shape).astype(v.dtype) for k, v in weights.items()}
+        save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+        cache = str(tmp_path / "features")
+        features = TransformersTextEncoder("me/model", cache=cache).transform(TEXTS)
+        (folder / "refs" / "main").write_text(other.name)
+        moved = TransformersTextEncoder("me/model", cache=cache).transform(TEXTS)
+        pinned = TransformersTextEncoder("me/model", revision=other.name, cache=None)
+        np.testing.assert_allclose(moved, pinned.transform(TEXTS), atol=1e-5)
+        assert np.abs(moved - features).max() > 1e-3
+
+    def test_downloaded_model_is_loaded_once(self, folder, monkeypatch):
+        """The commit, which is part of the key of the network, is unknown before the download."""
+        load = TransformersTextEncoder._load_network
+        loads = []
+
+        def download_and_load(encoder, device):
+            loads.append(device)
+            (folder.parent / "later").rename(folder)
+            return load(encoder, device)
+
+        folder.rename(folder.parent / "later")
+        monkeypatch.setattr(TransformersTextEncoder, "_load_network", download_and_load)
+        TransformersTextEncoder("me/model", cache=None).transform(TEXTS)
+        assert len(loads) == 1
 
     def test_representation_does_not_load_an_incomplete_model(self, snapshot):
         TransformersTextEncoder("me/model")._repr_html_()
