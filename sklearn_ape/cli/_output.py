@@ -308,12 +308,12 @@ def find_written_folder(folder: Path) -> Path:
     return folder if folder.is_dir() else folder.resolve().parent
 
 
-def check_model_folder(output: Path, *kinds: str) -> None:
+def check_model_folder(output: Path, *kinds: str, has_starter: bool = False) -> None:
     """Raise an error if a model of one of these kinds cannot be saved to a folder.
 
     It replaces a saved model of the same kind. A kind is a class, or "Aligner" for any aligner.
     """
-    check_output_folder(output, 2**25)  # most models contain the starter model, of 23 MiB
+    check_output_folder(output, 2**25 if has_starter else _MIN_FREE_BYTES)  # it has 23 MiB
     if (folder := expand_user(output)).is_dir():
         from ..persistence.files import check_replaceable, read_class_name
 

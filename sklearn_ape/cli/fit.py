@@ -110,7 +110,7 @@ def fit(
         _check_options(method, set_options)
     if method == "few-shot":
         _check_has_labels(bunch, data)
-        check_model_folder(output, "FewShotClassifier")
+        check_model_folder(output, "FewShotClassifier", has_starter=aligner is None)
         task = _make_few_shot_task(bunch, names, aligner, templates, options)
     else:
         if label is not None and bunch.captions is not None:
@@ -135,7 +135,8 @@ def fit(
                 params["head_pairs"] = encoder
             unfitted = _make_aligner(method, encoder, text_encoder, options, params)
         kind = "Aligner" if names is None else "ZeroShotClassifier"
-        check_model_folder(output, kind)  # before the images are encoded
+        has_starter = method == "extend" and aligner is None
+        check_model_folder(output, kind, has_starter=has_starter)  # before images are encoded
         task = _make_alignment_task(bunch, names, unfitted, base, base_name, templates, options)
     split = _models.split_rows(task.features, task.y, test_size, random_state, task.classes, quiet)
     if split is None and test_size and method == "extend" and _has_repeated_captions(bunch, task):

@@ -269,7 +269,7 @@ def index(
 
     Example: sklearn-ape index photos/ -o my-index
     """
-    check_model_folder(output, "CrossModalRetriever")
+    check_model_folder(output, "CrossModalRetriever", has_starter=aligner is None)
     if update and (aligner is not None or kind != "exact"):
         raise typer.BadParameter(
             "keeps the aligner and the kind of the index. Remove --aligner and --kind.",

@@ -426,7 +426,8 @@ class TestOutputs:
         usage = namedtuple("usage", "total used free")(10**9, 10**9 - 2**24, 2**24)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(OSError, match="needs about 32 MiB, but only 16 MiB are free"):
-            check_model_folder(tmp_path / "model", "Aligner")
+            check_model_folder(tmp_path / "model", "Aligner", has_starter=True)
+        check_model_folder(tmp_path / "model", "Aligner")
 
 
 def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys, monkeypatch):
