@@ -109,7 +109,7 @@ def keep_numbers_together(app: Any, doctree: nodes.document, docname: str) -> No
     """Replace the spaces in "80 %" and "5.1 ± 1.4", so that browsers do not break lines there."""
     for text in list(doctree.findall(nodes.Text)):
         kept = text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
-        if kept != text and not isinstance(text.parent, (nodes.literal, nodes.literal_block)):
+        if kept != text and not isinstance(text.parent, (nodes.literal, nodes.FixedTextElement)):
             text.parent.replace(text, nodes.Text(kept))
 
 

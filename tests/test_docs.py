@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from docutils.core import publish_doctree
 from numpydoc.validate import validate
 from sklearn.base import BaseEstimator
 
@@ -316,3 +317,13 @@ def test_example_prints_expected_output(path, capsys):
 def test_every_example_is_checked():
     """Each example has expected output, so that wrong results are detected."""
     assert {path.stem for path in EXAMPLES} == set(EXPECTED_OUTPUT)
+
+
+def test_numbers_stay_together_except_in_code(monkeypatch):
+    """The extension takes the empty line from the end of the code before that."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # which the configuration sets
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    page = publish_doctree("About 80 %.\n\n::\n\n  5 ± 1")
+    runpy.run_path(str(DOCS / "_extensions" / "own_words.py"))["strip"](None, page)
+    runpy.run_path(str(DOCS / "conf.py"))["keep_numbers_together"](None, page, "page")
+    assert page.astext() == "About 80\u00a0%.\n\n5 ± 1"
