@@ -158,10 +158,14 @@ def find_directions(
 _MAX_ITERATIONS, _MAX_SEARCHES = 200, 20
 # Before the first iteration, p (1 - p) is assumed to have this mean, divided by the number of
 # classes: near the solution, most rows are fitted well. It is measured after this many iterations.
-_FIRST_VARIANCE, _MEASURED_AT = 0.02, 10
+# A measured value is at least this part of the first one: saturated probabilities have none.
+_FIRST_VARIANCE, _MEASURED_AT, _MIN_VARIANCE = 0.02, 10, 1e-4
 # The slope at the end of a search, relative to that at its start. Less of it does not save
 # iterations.
 _MAX_SLOPE = 0.3
+# Largest change of a logit by the first step of a search, and largest ratio of two steps. Where
+# probabilities are saturated, the loss has no curvature, and Newton's method goes much too far.
+_MAX_CHANGE, _MAX_RATIO = 100, 10
 
 
 def solve_softmax_regression(
@@ -177,19 +181,25 @@ def solve_softmax_regression(
 
     The logits are ``base + inputs @ coef``. The coefficients minimize the sum of the weighted
     cross entropies plus half the sum of ``penalty[:, None] * coef**2``. The largest component of
-    the gradient becomes at most `tolerance` times that of coefficients of zero.
+    the gradient becomes at most `tolerance` times that of coefficients of zero, unless 200
+    iterations do not suffice or the rest is lost to rounding.
 
     These are conjugate gradients (Polak and Ribière), preconditioned by an estimated diagonal of
     the Hessian. The logits are linear in the coefficients, so that the search along a direction
     needs no products of matrices. This takes a third of the time of `scipy.optimize.minimize`.
     """
     rows, n_classes = np.arange(len(inputs)), base.shape[1]
-    penalty = penalty.astype(np.float32)[:, None]
+    precision = np.finfo(np.float32)
+    penalty = penalty.astype(np.float32).clip(precision.tiny)[:, None]
     coef = np.zeros((inputs.shape[1], n_classes), dtype=np.float32)
     logits, proba = base, softmax(base, axis=1)
     squares = weights @ inputs**2
-    variances = np.full(n_classes, _FIRST_VARIANCE / max(n_classes, 2))
-    last_gradient, last_norm, allowed = np.zeros_like(coef), 1.0, 0.0
+    first_variance = _FIRST_VARIANCE / max(n_classes, 2)
+    variances = np.full(n_classes, first_variance)
+    # A smaller gradient is lost to rounding, or changes coefficients by less than rounding does.
+    terms = (weights @ np.abs(inputs)).max(initial=0), penalty.min(initial=1)
+    allowed = precision.eps * max(terms)
+    last_gradient, last_norm = np.zeros_like(coef), 1.0
     for iteration in range(_MAX_ITERATIONS):
         errors = proba.copy()
         errors[rows, codes] -= 1
@@ -197,11 +207,12 @@ def solve_softmax_regression(
         gradient = inputs.T @ errors + penalty * coef
         largest = np.abs(gradient).max(initial=0)  # inputs may have no columns
         if iteration == 0:
-            allowed = tolerance * largest
+            allowed = max(allowed, tolerance * largest)
         if largest <= allowed:
             break
         if iteration == _MEASURED_AT:
             variances = np.average(proba * (1 - proba), axis=0, weights=weights)
+            variances = variances.clip(_MIN_VARIANCE * first_variance)
         if iteration in (0, _MEASURED_AT):
             preconditioner = (1 / (np.outer(squares, variances) + penalty)).astype(np.float32)
             direction = np.zeros_like(coef)
@@ -232,23 +243,27 @@ def _search_line(
     """Return the step with about the smallest loss along a direction, and probabilities there.
 
     `change` is what a step of 1 adds to the logits. Newton's method finds the zero of the slope,
-    which increases along the direction, within bounds that become narrower.
+    which increases along the direction, within bounds that become narrower. The step is 0 if the
+    direction is not a descent.
     """
     change_of_class = change[np.arange(len(change)), codes]
-    low, high, first_slope = np.float32(0), np.float32(np.inf), None
-    step = low
-    for _ in range(_MAX_SEARCHES):
+    step = low = np.float32(0)
+    high = np.float32(np.inf)
+    limit = _MAX_CHANGE / (np.abs(change).max() + np.finfo(np.float32).eps)
+    for search in range(_MAX_SEARCHES):
         mean = np.einsum("ij,ij->i", proba, change)
         slope = weights @ (mean - change_of_class) + penalty_slope + step * penalty_curvature
-        if first_slope is None:
-            first_slope = abs(slope)
-        elif abs(slope) <= _MAX_SLOPE * first_slope:
+        if search == 0:
+            first_slope = slope
+        if first_slope >= 0 or abs(slope) <= -_MAX_SLOPE * first_slope:
             break
         low, high = (step, high) if slope < 0 else (low, step)
+        end = min(high, limit)
         variance = np.sum(proba * (change - mean[:, None]) ** 2, axis=1)
-        step = np.float32(step - slope / (weights @ variance + penalty_curvature))
-        if not low < step < high:
-            step = np.float32((low + high) / 2 if high < np.inf else 2 * low)
+        curvature = weights @ variance + penalty_curvature
+        is_between = abs(slope) < curvature * (end - low)
+        step = np.float32(step - slope / curvature if is_between else (low + end) / 2)
+        limit = max(limit, _MAX_RATIO * step)
         proba = softmax(logits + step * change, axis=1)
     return step, proba
 

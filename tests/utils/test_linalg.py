@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from sklearn_ape.utils.linalg import (
     compute_covariance,
@@ -78,3 +78,30 @@ def test_softmax_regression_without_inputs_returns_no_coefficients():
         lambda: None,
     )
     assert coef.shape == (0, 3)
+
+
+def test_softmax_regression_corrects_certain_predictions():
+    """Where the loss has no curvature, the search along a line went to the other extreme."""
+    codes = np.arange(40) % 4
+    base = np.tile(np.array([20, 0, 0, 0], np.float32), (40, 1))
+    ones = np.ones((40, 1), np.float32)
+    coef = solve_softmax_regression(
+        ones, base, codes, ones[:, 0], np.array([1e-8]), 1e-5, lambda: None
+    )
+    np.testing.assert_allclose(softmax(base[0] + coef[0]), 0.25, atol=1e-3)
+
+
+@pytest.mark.parametrize(("weight", "logit"), [(1, 50), (1e-30, 1)])
+def test_softmax_regression_stops_if_the_gradient_is_negligible(weight, logit):
+    """It divided by zero, and made all iterations for gradients that are lost to rounding."""
+    inputs = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    codes = np.arange(6) % 3
+    base = logit * np.eye(3, dtype=np.float32)[codes]
+    weights = np.full(6, weight, np.float32)
+    iterations = []
+    with np.errstate(all="raise", under="ignore"):
+        coef = solve_softmax_regression(
+            inputs, base, codes, weights, np.full(2, 0.1), 1e-5, lambda: iterations.append(1)
+        )
+    assert len(iterations) == 0
+    np.testing.assert_array_equal(coef, 0)
