@@ -366,21 +366,21 @@ class FrozenEncoder(
 
     def _get_network(self) -> Network:
         """Return the network that all encoders with the same weights and loader share."""
-
-        def make_key() -> tuple[str | None, ...]:
-            # The files of a folder may be replaced, and a branch of the hub may move.
-            weights = (self._get_weights_key(), self._compute_weights_fingerprint())
-            return self._loader or type(self).__name__, *weights, str(self._resolve_device())
+        device = self._resolve_device()
 
         def load() -> Network:
             # Libraries initialize weights at random first. The fork keeps the user's generator.
             with default_state(), torch.random.fork_rng(devices=[]):
-                network = self._load_network(self._resolve_device())
+                network = self._load_network(device)
             network.model.requires_grad_(False).eval()
             return network
 
-        network = shared_networks.get_or_create(make_key(), load)
-        return shared_networks.get_or_create(make_key(), lambda: network)  # if downloaded now
+        key = (self._loader or type(self).__name__, self._get_weights_key(), str(device))
+        weights = self._compute_weights_fingerprint()  # a folder or a branch may have changed
+        network = shared_networks.get_or_create((*key, weights), load)
+        if weights is None:  # they have been downloaded now
+            shared_networks.put((*key, self._compute_weights_fingerprint()), network)
+        return network
 
     def _is_width_known(self) -> bool:
         # The identity of a model that is not in the hub's local cache would download it.
@@ -407,8 +407,8 @@ class FrozenEncoder(
     def _get_parts_of_digest(self) -> dict[str, Any]:
         """Return everything that features depend on, without loading weights.
 
-        Unlike `_digest_identity`, the parts do not include the commit of a hub model, which stays
-        the same within a process. The weights in a folder may change.
+        Unlike `_digest_identity`, the parts do not include the commit of a hub model, which is
+        not known before the model is downloaded.
         """
         parts = self.get_params(deep=False)  # with those of subclasses that are not dataclasses
         for name in self._runtime_params | {"on_error"}:
