@@ -324,7 +324,8 @@ def resolve_bank(standardize: Any, estimator: Any) -> Bank | None:
         )
     images = _select_rows(standardize, choose_evenly_spaced(n_images))
     # Paths are the same if the files have changed, so the contents of files are digested, too.
-    key = digest_exactly(estimator, images, digest_images(images))
+    weights = getattr(aligner, "_weights_fingerprint", None)  # of a CLIP model on the hub
+    key = digest_exactly(estimator, weights, images, digest_images(images))
     banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
     bank = banks.get(key) if key else None
     if bank is None:

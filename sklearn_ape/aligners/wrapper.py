@@ -171,6 +171,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         self._at_fit = {
             "embeddings": digest_embedding(self._get_aligner_in_use()),
             "parameters": {name: getattr(self, name) for name in self._fit_only},
+            "clip_weights": self._get_clip_weights(),
         }
 
     def _check_current(self) -> None:
@@ -189,7 +190,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
                     "or restore the previous value."
                 )
         is_current = digest_embedding(self._get_aligner_in_use()) == record["embeddings"]
-        weights = record.get("clip_weights")  # only of an unpickled estimator
+        weights = record["clip_weights"]
         if not is_current or (weights and self._get_clip_weights() not in (None, weights)):
             raise ValueError(
                 f"aligner was changed since this {type(self).__name__} was fitted: it was fitted "
@@ -223,7 +224,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
             state["_at_fit"] = {
                 "embeddings": None if is_current else "",
                 "parameters": changed,
-                "clip_weights": record.get("clip_weights") or self._get_clip_weights(),
+                "clip_weights": record["clip_weights"] or self._get_clip_weights(),
             }
         if "aligner_" in state and self._uses_starter():
             state["aligner_"] = None  # tens of megabytes that every installation has

@@ -68,8 +68,9 @@ def _identify(aligner: BaseEstimator) -> str:
     digest = digest_embedding(aligner)
     if isinstance(getattr(aligner, "text_encoder_", None), FrozenEncoder):
         return digest
+    weights = getattr(aligner, "_weights_fingerprint", None)  # of a CLIP model on the hub
     # Encoders of other libraries may depend on more than their parameters, so each object differs.
-    return f"{digest} {number_object(aligner)}"
+    return f"{digest} {weights} {number_object(aligner)}"
 
 
 def _embed_with_disk_cache(

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -210,6 +211,31 @@ class TestClassifier:
                 classifier.predict(IMAGES)
             with pytest.raises(ValueError, match="weights of an encoder were replaced"):
                 retriever.search(["a cat"])
+
+    def test_moved_branch_is_used_for_images_and_labels(self, tmp_path, monkeypatch):
+        """Labels and reference images had embeddings of the earlier weights."""
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        model = tmp_path / "models--me--clip"
+        commits = [str(seed) * 40 for seed in range(2)]
+        for seed, commit in enumerate(commits):
+            (model / "snapshots" / commit).mkdir(parents=True)
+            save_model(model / "snapshots" / commit, seed)
+        (model / "refs").mkdir()
+        (model / "refs" / "main").write_text(commits[0])
+        aligner = CLIPAligner("me/clip")
+        plain = ZeroShotClassifier(TEXTS, aligner=aligner)
+        standardized = clone(plain).set_params(standardize=IMAGES)
+        for classifier in (plain, standardized):
+            classifier.predict_proba(IMAGES)
+        fitted = clone(plain).fit(IMAGES)
+        (model / "refs" / "main").write_text(commits[1])
+        pinned = CLIPAligner("me/clip", revision=commits[1])
+        for classifier in (plain, standardized):
+            expected = clone(classifier).set_params(aligner=pinned).predict_proba(IMAGES)
+            np.testing.assert_allclose(classifier.predict_proba(IMAGES), expected, atol=1e-5)
+        with pytest.raises(ValueError, match="weights of an encoder were replaced"):
+            fitted.predict(IMAGES)
 
     def test_label_embeddings_are_computed_once(self, folder, monkeypatch):
         calls = []
