@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -150,9 +151,12 @@ def fit(
     if scores:
         _models.print_scores([*scores, *others], file_format, "held-out images or captions")
         if method == "few-shot" and others[0].value <= 1 / len(model.classes_):
+            label = json.dumps(task.y[0], ensure_ascii=False)
+            example = "" if labels_file else f' labels.json with {{{label}: "a name", ...}}'
             print_message(
-                "The names alone are not better than guessing. To describe the classes by other "
-                f'names, pass --labels-file labels.json with {{"{task.y[0]}": "a name", ...}}.',
+                f"The names alone classify {100 * others[0].value:.0f} % of the held-out images "
+                "correctly, which is not better than guessing. Describe the classes by other "
+                f"names in --labels-file{example}.",
                 quiet,
             )
     saved = f"Saved in {str(output)!r}, which other commands use as --aligner."

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -269,12 +270,20 @@ class TestFewShot:
         assert f"Saved in {str(out)!r}, which other commands use as --aligner." in result.stderr
 
     def test_names_that_do_not_describe_the_images_are_reported(self, photos, run, tmp_path):
+        out, note = ("-o", tmp_path / "model"), "of the held-out images correctly, which is not"
+        folder = tmp_path / "renamed"
+        for name, other in (("animal", "food"), ("food", "travel"), ("travel", "animal")):
+            shutil.copytree(photos / name, folder / other)
+        message = run("fit", folder, *out).stderr
+        assert f"{note} better than guessing. Describe the classes by other names in" in message
+        (example,) = re.findall(r"--labels-file labels.json with (\{.*), \.\.\.\}\.", message)
+        assert json.loads(example + "}") == {"animal": "a name"}
         names = {"animal": "a meal", "food": "a vehicle", "travel": "an animal"}
         (tmp_path / "names.json").write_text(json.dumps(names))
-        note = "not better than guessing. To describe the classes by other names, pass --labels"
-        fit = ("fit", photos, "-o", tmp_path / "model")
-        assert note in run(*fit, "--labels-file", tmp_path / "names.json").stderr
-        assert note not in run(*fit).stderr
+        message = run("fit", photos, *out, "--labels-file", tmp_path / "names.json").stderr
+        assert f"{note} better than guessing" in message
+        assert "names in --labels-file." in message
+        assert note not in run("fit", photos, *out).stderr
 
     def test_captions_from_folders_suggest_few_shot(self, photos, run, tmp_path):
         """Three different captions are too few for a held-out test, but not three labels."""
