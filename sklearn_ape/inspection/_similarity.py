@@ -12,7 +12,6 @@ from scipy.ndimage import gaussian_filter
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import resolve_aligner, unwrap
 from ..devices import default_state
 from ..heads import ConcatenatedHead, ExtendedHead, TwoTower
@@ -381,13 +380,12 @@ class SimilarityMapDisplay:
         image_ax.imshow(self.image)
         image_ax.set_title("image")
         self.ims_ = []
-        options = {"interpolation": "bilinear", "extent": (0, width, height, 0)}
+        options = {"interpolation": "bilinear", "extent": (0, width, height, 0), "alpha": alpha}
         for ax, text, values in zip(map_axes, self.texts, self.maps, strict=True):
             # Without its own colors, the image does not hide those of the map.
             ax.imshow(self.image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
             ax.set_title(f"{format_text(text, lines=2)}\n{values.mean():.2f}")
-            im = ax.imshow(values, cmap=cmap, alpha=alpha, vmin=-limit, vmax=limit, **options)
-            self.ims_.append(im)
+            self.ims_.append(ax.imshow(values, cmap=cmap, vmin=-limit, vmax=limit, **options))
         figure.colorbar(self.ims_[-1], ax=self.axes_.tolist(), label="contribution to the cosine")
         self.figure_ = figure
         return self
@@ -438,6 +436,8 @@ def compute_similarity_maps(
         check_sequence(items, f"{kind}s", kind)
         if not len(items):
             raise ValueError(f"{kind}s is empty. Pass at least one {kind}.")
+    if invalid := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"texts has {invalid[0]!r}, which is not a text. Pass one str per map.")
     estimator = resolve_aligner(estimator)
     preprocessing, aligner = unwrap(estimator, "estimator")
     check_is_fitted(aligner)
@@ -453,7 +453,7 @@ def compute_similarity_maps(
             "head. Use APEAligner or KernelAligner."
         )
     grid, pixels = encoder.transform_grid(images, enlarge=True)
-    embeddings = np.asarray(aligner.transform_text(flatten_captions(texts)[0]), np.float32)
+    embeddings = np.asarray(aligner.transform_text(list(texts)), np.float32)
     cell_outputs, outputs = _map_cells(module.image_head, torch.from_numpy(grid).flatten(1, 2))
     if ((cell_outputs.mean(dim=1) - outputs).norm(dim=1) > _TOLERANCE).any():
         raise ValueError(

@@ -175,8 +175,9 @@ class TestMaps:
             compute_similarity_maps(None, "cat.png", ["a cat"])
         with pytest.raises(ValueError, match="texts is empty"):
             compute_similarity_maps(None, images[:1], [])
-        with pytest.raises(ValueError, match="row 0: None is not a text"):
-            compute_similarity_maps(None, images[:1], [None])
+        for text in (None, ["a cat", "a pet"]):  # two texts would have two maps
+            with pytest.raises(ValueError, match=r"which is not a text\. Pass one str"):
+                compute_similarity_maps(None, images[:1], ["a dog", text])
 
 
 class TestDisplay:
