@@ -29,8 +29,8 @@ from .libraries import save_open_clip_model
 
 _K, _N_QUERIES, _N_BASE = 10, 200, 2000
 _N_ROUNDS = 3
-# Parameters of the graphs of usearch, which are its defaults, for those of faiss.
-_CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 64
+# Parameters of the graphs of usearch, for those of faiss. The first two are its defaults.
+_CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 256
 
 # Arguments as in clip-retrieval's `clip_index`. Prints the seconds to build, and the median
 # seconds of a search for one query and for all; writes the neighbours.

@@ -43,6 +43,11 @@ _MERGE_RATIO = 16
 # leave some without neighbors: 2 to 3 % of the nearest of 300 images were missed.
 _N_SEQUENTIAL = 2048
 
+# Candidates that a search of a graph keeps. Texts are far from all images: with 64 candidates,
+# the default of usearch, searches by text found 90 to 96 % of the nearest images of two
+# collections, and with 256 at least 99 %.
+_EXPANSION_SEARCH = 256
+
 # Largest difference of two embeddings of the same image, if one of them is stored in float16.
 _ROUNDING = 1e-3
 
@@ -97,6 +102,7 @@ class UsearchIndex(Index):
 
     def __init__(self, index: Any) -> None:
         self.index = index
+        self.index.expansion_search = _EXPANSION_SEARCH  # which is not in a saved graph
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
         matches = self.index.search(queries, k)
@@ -127,7 +133,7 @@ class UsearchIndex(Index):
     def __setstate__(self, state: dict[str, Any]) -> None:
         import usearch.index as usearch
 
-        self.index = usearch.Index.restore(state["graph"])
+        UsearchIndex.__init__(self, usearch.Index.restore(state["graph"]))
 
 
 def make_index(name: str, embeddings: np.ndarray) -> Index:
