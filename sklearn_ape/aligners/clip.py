@@ -40,7 +40,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         Name of the weights, if `model` is the architecture only:
         ``CLIPAligner("ViT-B-32", pretrained="openai")``.
     revision : str or None, default=None
-        Branch, tag or commit of a model on the hub.
+        Branch, tag or commit of a model on the hub. It must be None if `model` or
+        `pretrained` names weights of OpenCLIP.
     crop : {"center", "pad"}, default="center"
         Preprocessing of images. ``"center"`` is the network's own preprocessing. ``"pad"``
         first pads images to squares with white.

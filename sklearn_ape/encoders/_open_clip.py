@@ -60,6 +60,12 @@ class _OpenCLIPTower(FrozenEncoder):
                 "'architecture/weights' such as 'ViT-B-32/laion2b_s34b_b79k', a hub name or a "
                 f"folder.{suggest_names(self.model_name, _list_pretrained())}"
             )
+        if tags and self.revision is not None:
+            raise ValueError(
+                f"revision={self.revision!r} applies to models on the hub, and "
+                f"model_name={self.model_name!r} is a name of OpenCLIP. Set revision to None, or "
+                "pass the name of the model on the hub, 'owner/name'."
+            )
 
     def _is_hub_name(self) -> bool:
         import open_clip
@@ -109,7 +115,8 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model on the
         Hugging Face Hub, or a folder with ``open_clip_config.json`` and weights.
     revision : str or None, default=None
-        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch. It
+        must be None if `model_name` is ``"architecture/weights"``.
     crop : {"center", "pad"}, default="center"
         Treatment of images that are not square. ``"center"`` uses the network's own
         preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead.
@@ -194,7 +201,8 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model on the
         Hugging Face Hub, or a folder with ``open_clip_config.json`` and weights.
     revision : str or None, default=None
-        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch. It
+        must be None if `model_name` is ``"architecture/weights"``.
     batch_size : {"auto"} or int, default="auto"
         Number of texts per forward pass. ``"auto"`` is the fastest size. It is halved if the
         memory of the GPU is too small.

@@ -91,17 +91,25 @@ def test_text_tower_is_exported(engine, tmp_path):
 
 
 def test_hub_name_may_have_the_prefix_of_open_clip(tmp_path, monkeypatch):
-    """The name without the prefix is downloaded."""
+    """The revision of the name without the prefix is downloaded."""
     save_model(tmp_path)
-    names = []
+    downloads = []
 
-    def download(repo_id, **_):
-        names.append(repo_id)
+    def download(repo_id, revision, **_):
+        downloads.append((repo_id, revision))
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    OpenCLIPTextEncoder("hf-hub:owner/model", cache=None).transform(TEXTS)
-    assert set(names) == {"owner/model"}
+    OpenCLIPTextEncoder("hf-hub:owner/model", revision="v2", cache=None).transform(TEXTS)
+    assert set(downloads) == {("owner/model", "v2")}
+
+
+def test_revision_of_weights_that_open_clip_names_raises():
+    """It was ignored, so that features were those of other weights."""
+    message = r"revision='v2' applies to models on the hub.*Set revision to None, or pass the name"
+    for encoder in (OpenCLIPImageEncoder, OpenCLIPTextEncoder):
+        with pytest.raises(ValueError, match=message):
+            encoder("ViT-B-32/openai", revision="v2").fit(TEXTS)
 
 
 def test_replaced_model_folder_is_reloaded(tmp_path):
