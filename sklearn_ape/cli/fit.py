@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from ..utils.files import expand_user
 from . import _inputs as option
 from ._inputs import load_data, parse_labels, resolve_label_names
 from ._output import check_model_folder, print_loading, print_message, resolve_format
@@ -101,6 +102,10 @@ def fit(
     if checkpoint is not None:
         from ..aligners.checkpoint import prepare_folder
 
+        if expand_user(checkpoint).resolve() == expand_user(output).resolve():
+            raise typer.BadParameter(
+                "is the folder of --output. Pass another folder.", param_hint="--checkpoint"
+            )
         prepare_folder(checkpoint)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     if method == "auto":

@@ -243,6 +243,12 @@ class TestErrors:
     def test_incompatible_options_raise(self, photos, run, tmp_path, arguments, message):
         assert message in run("fit", photos, "-o", tmp_path / "m", *arguments, code=2).stderr
 
+    def test_checkpoint_in_output_raises_before_training(self, photos, run, tmp_path):
+        """Saving failed after the training, since the folder then had other files."""
+        same = (tmp_path / "m", "--checkpoint", tmp_path / "x" / ".." / "m")
+        result = run("fit", photos, "--method", "ape", "-o", *same, code=2)
+        assert "is the folder of --output. Pass another" in " ".join(result.stderr.split())
+
 
 class TestFewShot:
     def test_labelled_folders_give_a_few_shot_classifier(self, photos, run, tmp_path):
