@@ -416,8 +416,8 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
     missing = [row for row, value in enumerate(values) if is_blank(value)]
     if missing:
         raise ValueError(
-            f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows: "
-            f"rows {format_list(missing)} (the first is 0). Remove these rows, or add labels."
+            f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows "
+            f"(numbered from 0): {format_list(missing)}. Remove these rows, or add labels."
         )
     for row, value in enumerate(values):
         if isinstance(value, list | tuple | Set | np.ndarray) or _is_written_list(value):

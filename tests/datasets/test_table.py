@@ -184,7 +184,7 @@ def test_invalid_types_raise(frame):
 )
 def test_missing_labels_raise(frame, folder, empty):
     frame["kind"] = pd.Series(["a", empty, "b"], dtype=object)
-    with pytest.raises(ValueError, match=r"no label in column 'kind' of 1 of 3 rows: rows 1"):
+    with pytest.raises(ValueError, match=r"'kind' of 1 of 3 rows \(numbered from 0\): 1\."):
         load_pairs(frame, label="kind", root=folder)
 
 
