@@ -33,7 +33,6 @@ _HANDLED_BY_TYPER = (_UsageError, typer.Exit, typer.Abort)
 # checked before they are passed on, so that it is a bug of this package.
 _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 
-
 # Patterns of messages for Python, and the texts for users of commands that replace them.
 _REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     (
@@ -50,11 +49,11 @@ _REPLACEMENTS: tuple[tuple[str, Any], ...] = (
         lambda match: f"--{match[0].replace('_', '-')}",
     ),
     (r"\blabels=\{'([^']*)': '([^']*)'\}", r'--labels-file labels.json with {"\1": "\2"}'),
+    (r"\bmodel_name=(?=['\"])", ""),  # the name is that of an option, or of a saved model
     (r"cache=None", "--cache memory"),
     (r"\bcaptions=None", "--captions none"),
     (r"list_encoders\(\)", "'sklearn-ape models'"),
 )
-
 
 # Options by the heading under which --help lists them. All others are advanced.
 _GROUPS = {

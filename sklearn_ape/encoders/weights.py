@@ -163,7 +163,8 @@ def check_packaged(encoder: Any) -> None:
     name = encoder.model_name
     if not any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__):
         raise ValueError(
-            f"model_name={name!r} is for another encoder. Use {PACKAGED[name].encoder}."
+            f"model_name={name!r} encodes {PACKAGED[name].modality}s and is for another class. "
+            f"Use {PACKAGED[name].encoder}."
         )
     find_packaged_file(name)
 
@@ -194,14 +195,18 @@ def verify_digest(name: str, path: Path) -> Path:
 
 
 def suggest_names(name: str, candidates: Iterable[str]) -> str:
-    """Return " Did you mean ...?" with the candidates closest to a mistyped name, or ""."""
+    """Return " Did you mean ...?" with the candidates closest to a mistyped name, or "".
+
+    Of equally close candidates, the first ones are chosen.
+    """
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     if name in by_lower.values():
         return ""
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
-    if not close:
-        return ""
-    return f" Did you mean {' or '.join(repr(by_lower[match]) for match in close)}?"
+    # Not get_close_matches, which chooses the last ones in alphabetical order.
+    ratios = {c: difflib.SequenceMatcher(None, c, name.lower()).ratio() for c in by_lower}
+    closest = sorted(ratios, key=ratios.__getitem__, reverse=True)[:3]
+    close = [repr(by_lower[candidate]) for candidate in closest if ratios[candidate] >= 0.6]
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 # Digests of folders, by the paths and stamps of all files.

@@ -95,6 +95,22 @@ class TestMakeEncoders:
             make_image_encoder("open_clip:RN50/openai", RuntimeOptions("memory"), pooling="mean")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("efficientnet_lite", "sklearn-ape: 'efficientnet_lite' is not an image encoder."),
+        ("efficientnet_lite", "Did you mean 'efficientnet_lite0'"),
+        ("all-MiniLM-L6-v2", "sklearn-ape: 'all-MiniLM-L6-v2' encodes texts"),
+    ],
+)
+def test_wrong_encoders_are_named_without_the_parameter(
+    small_folder, run, tmp_path, name, message
+):
+    """The option is not `model_name`, which errors of encoders begin with."""
+    result = run("encode", small_folder, "-o", tmp_path / "a.npy", "--encoder", name, code=1)
+    assert message in result.stderr
+
+
 def test_table_of_the_user_is_not_replaced(run, tmp_path, monkeypatch):
     """The list of rows has the name of the features, as a table of the same images may have."""
     (tmp_path / "texts.txt").write_text("a cat\n")

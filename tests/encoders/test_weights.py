@@ -103,6 +103,12 @@ def test_valid_name_is_not_suggested_instead_of_itself():
     assert registry.suggest_names("ViT-B-32/openai", ["ViT-B-32/openai", "ViT-B-16/openai"]) == ""
 
 
+def test_first_of_equally_close_names_are_suggested():
+    """The packaged encoders, which need no download, are the first ones."""
+    names = [f"lite{size}" for size in range(5)]
+    assert registry.suggest_names("lite", names) == " Did you mean 'lite0' or 'lite1' or 'lite2'?"
+
+
 @pytest.mark.parametrize(
     "cls", [OpenCLIPImageEncoder, TransformersImageEncoder, TransformersTextEncoder]
 )
