@@ -375,8 +375,8 @@ def _make_alignment_task(
     images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = None
     if bunch.from_labels:
-        # Without names, the captions that are made of the labels are the classes.
-        classes = texts if names is None else [str(bunch.labels[row]) for row in rows]
+        classes = [str(bunch.labels[row]) for row in rows]
+        names = resolve_label_names(names, classes)
     aligner.image_encoder.set_params(on_error="raise")
 
     def score(train: Any, test: Any) -> tuple[list[Any], list[Any]]:
@@ -388,8 +388,7 @@ def _make_alignment_task(
             if base is None:
                 return scores, []
             return scores, _score_base(base, base_name, held_out, captions, groups, scores)
-        class_names = sorted(set(classes)) if names is None else names
-        classifier = ZeroShotClassifier(class_names, aligner=aligner, templates=templates)
+        classifier = ZeroShotClassifier(names, aligner=aligner, templates=templates)
         predicted = [str(label) for label in classifier.predict(held_out)]
         return _models.score_accuracy([classes[row] for row in test], predicted), []
 

@@ -455,6 +455,17 @@ class TestNamesOfFolders:
         message = " ".join(result.stderr.split())
         assert "does not contain these labels of the images: 'A1'" in message
 
+    def test_scores_are_named_as_in_evaluate(self, photos, run, tmp_path):
+        """With names as captions, the score of this folder was that of "wild animal"."""
+        shutil.copytree(photos, tmp_path / "photos")
+        (tmp_path / "photos" / "animal").rename(tmp_path / "photos" / "wild_animal")
+        options = ("-o", tmp_path / "model", "--method", "kernel", "--no-refit")
+        fitted = run("fit", tmp_path / "photos", *options).stdout
+        evaluated = run("evaluate", tmp_path / "photos", "--aligner", tmp_path / "model").stdout
+        for stdout in (fitted, evaluated):
+            names = {row["of"] for row in csv.DictReader(io.StringIO(stdout))}
+            assert names == {"all", "food", "travel", "wild_animal"}
+
     @pytest.mark.parametrize("method", ["kernel", "few-shot"])
     def test_images_labelled_by_a_group_raise(self, small_folder, run, tmp_path, method):
         """They do not say which class of the group they show."""
