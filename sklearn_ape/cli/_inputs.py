@@ -235,6 +235,11 @@ def parse_labels(
         raise typer.BadParameter("--labels and --labels-file are both set. Use one of them.")
     if labels:
         names: Any = [name for part in labels for name in _split_labels(part)]
+        if len(names) == 1 and Path(names[0]).suffix.lower() in (".txt", ".json", *TABLE_SUFFIXES):
+            raise typer.BadParameter(
+                f"{names[0]!r} is the name of a file, not a label. Pass it to --labels-file.",
+                param_hint="--labels",
+            )
     elif labels_file is not None:
         names = _read_labels(labels_file)
     elif required:

@@ -252,7 +252,7 @@ def _get_file(output: Path | None) -> Path | None:
     return None if str(output) == "-" else output
 
 
-def resolve_format(output: Path | None, file_format: str | None) -> str:
+def resolve_format(output: Path | None, file_format: str | None, option: str = "--output") -> str:
     """Return the format of an output, by --format or its suffix; check that it can be written."""
     file = _get_file(output)
     if file_format is not None:
@@ -266,9 +266,11 @@ def resolve_format(output: Path | None, file_format: str | None) -> str:
     else:
         resolved = _FORMAT_BY_SUFFIX.get(file.suffix.lower(), "")
         if not resolved:
+            hint = ", or set --format" if option == "--output" else ""
             raise typer.BadParameter(
                 f"{str(file)!r} has no suffix of a known format. Use one of "
-                f"{', '.join(_FORMAT_BY_SUFFIX)}, or set --format.",
+                f"{', '.join(_FORMAT_BY_SUFFIX)}{hint}.",
+                param_hint=option,
             )
     if resolved == "parquet":
         if file is None and sys.stdout.isatty():

@@ -84,7 +84,7 @@ def curate(
     """
     file_format = resolve_format(output, file_format)
     if dropped is not None:
-        resolve_format(dropped, None)
+        resolve_format(dropped, None, "--dropped")
         if output is not None and output.resolve() == dropped.resolve():
             raise typer.BadParameter(f"--output and --dropped are both {str(dropped)!r}.")
     check_output_file(output)

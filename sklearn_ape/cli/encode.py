@@ -156,13 +156,13 @@ def _encode_to_file(
 
 
 def _check_listing(listing: Path, columns: list[str]) -> None:
-    """Raise FileExistsError if a file exists that is not the list of rows of an earlier run."""
+    """Raise FileExistsError if a file exists that an earlier run did not write."""
     if not listing.exists():
         return
     with listing.open("rb") as file:
         header = file.readline().strip()
     if header != ",".join(columns).encode():
         raise FileExistsError(
-            f"{str(listing)!r} exists and is not a list of rows that 'sklearn-ape encode' wrote. "
-            "Give --overwrite to replace it, or choose another --output."
+            f"{str(listing)!r} exists and is not a list of {columns[1]}s that 'sklearn-ape "
+            "encode' wrote. Give --overwrite to replace it, or choose another --output."
         )

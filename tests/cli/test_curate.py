@@ -82,3 +82,4 @@ class TestCurate:
         error = run("curate", small_folder, *arguments, code=code).stderr
         assert name in error
         assert "--output" not in error
+        assert "--format" not in error

@@ -117,11 +117,11 @@ def test_table_of_the_user_is_not_replaced(run, tmp_path, monkeypatch):
     table = tmp_path / "photos.csv"
     table.write_text("file,label\na.jpg,cat\n")
     arguments = ("encode", "-o", tmp_path / "photos.npy", "--texts", tmp_path / "texts.txt")
-    assert "is not a list of rows" in run(*arguments, code=1).stderr
+    assert "is not a list of texts" in run(*arguments, code=1).stderr
     assert table.read_text() == "file,label\na.jpg,cat\n"
     monkeypatch.setenv("HOME", str(tmp_path))  # the shell does not expand --output=~/photos.npy
     in_home = ("encode", "--output=~/photos.npy", *arguments[3:])
-    assert "is not a list of rows" in run(*in_home, code=1).stderr
+    assert "is not a list of texts" in run(*in_home, code=1).stderr
     run(*arguments, "--overwrite")
     run(*arguments)  # the list that the command itself wrote
     assert listed(table) == [{"row": "0", "text": "a cat", "error": ""}]

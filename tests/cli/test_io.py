@@ -129,6 +129,11 @@ class TestParseLabels:
         [
             ("cat,dog,cat", ValueError, "repeat: 'cat'"),
             ("cat", typer.BadParameter, "'cat' is the only label"),
+            (
+                "cats.json",
+                typer.BadParameter,
+                "name of a file, not a label. Pass it to --labels-f",
+            ),
             ("cat; dog", typer.BadParameter, "labels, separated by commas and in quotes"),
             (" , ", typer.BadParameter, "contains no names"),
         ],
