@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,9 +34,11 @@ ImageColumn = Annotated[str, typer.Option("--image", help="Column of a table: im
 CaptionColumn = Annotated[str, typer.Option("--caption", help="Column of a table: captions.")]
 LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of a table: labels.")]
 Captions = Annotated[
-    str,
+    Literal["auto", "sidecar", "table", "folder", "filename", "none"],
     typer.Option(
-        help="Captions of a folder: sidecar (photo.txt), table, folder, filename, auto or none."
+        metavar="SOURCE",
+        case_sensitive=False,
+        help="Captions of a folder: sidecar (photo.txt), table, folder, filename, auto or none.",
     ),
 ]
 Aligner = Annotated[
@@ -62,9 +64,22 @@ LabelsFile = Annotated[
         '{"animal": {"bird": null}}.'
     ),
 ]
+
+
+def _check_templates(templates: str) -> str:
+    """Raise ValueError for invalid templates, before images are encoded."""
+    from ..prompts import resolve_templates
+
+    resolve_templates(templates)
+    return templates
+
+
 Templates = Annotated[
     str,
-    typer.Option(help="Prompt templates: none, simple, photo, clip, drawing or 'a map of {}'."),
+    typer.Option(
+        help="Prompt templates: none, simple, photo, clip, drawing or 'a map of {}'.",
+        callback=_check_templates,
+    ),
 ]
 DEFAULT_TEMPLATES = "simple"
 Output = Annotated[
@@ -378,7 +393,7 @@ def load_data(
     from ..datasets.base import SIDECARS
     from ..datasets.table import check_images_exist
 
-    path, captions = expand_user(data), captions.lower()
+    path = expand_user(data)
     without_captions = captions == "none"
     if path.is_file():
         if without_captions and columns.get("caption", "caption") == "caption":

@@ -44,8 +44,7 @@ _REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     (r"Their features are NaN; `errors_` lists all of them", "They are skipped"),
     (r"\b(captions|device|templates)=(['\"])(\S+?)\2", r"--\1 \3"),
     (
-        # Other messages that begin with "captions" are about the texts, not about --captions.
-        r"^(captions(?= must)|device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])",
+        r"^(device|dtype|n_jobs|n_pairs|pooling|templates)(?=[ =])",
         lambda match: f"--{match[0].replace('_', '-')}",
     ),
     (r"\blabels=\{'([^']*)': '([^']*)'\}", r'--labels-file labels.json with {"\1": "\2"}'),

@@ -175,6 +175,30 @@ def test_messages_name_options(small_folder, run, tmp_path, arguments, message):
     assert "='" not in result.stderr
 
 
+def test_captions_lists_its_values(small_folder, run):
+    """Python has the value None in place of "none"."""
+    result = run("evaluate", small_folder, "--captions", "folders", code=2)
+    assert "'folders' is not one of 'auto', 'sidecar'" in " ".join(result.stderr.split())
+    assert "'none'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("curate", "--labels", "animal,food", "-n", "5", "--captions", "filename"),
+        ("evaluate",),
+        ("fit", "-o", "model"),
+    ],
+)
+def test_unknown_templates_raise_before_encoding(
+    small_folder, run, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sklearn_ape.cli._models.encode_images", None)
+    result = run(*command, small_folder, "--templates", "drawin", code=1)
+    assert "--templates drawin is not a set of templates" in result.stderr
+
+
 def test_texts_cannot_be_skipped(small_folder, run):
     """No option skips texts, such as those of a script that is not UTF-8."""
     result = run("search", small_folder, "--query", "K\udce4se", code=1)
