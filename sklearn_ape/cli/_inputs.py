@@ -131,6 +131,17 @@ Strict = Annotated[
 ]
 
 
+def check_replaces_no_input(output: Path | None, *inputs: Path | None) -> None:
+    """Raise an error if an output file is an input of the command."""
+    if output is None:
+        return
+    path = expand_user(output).resolve()
+    if any(file is not None and expand_user(file).resolve() == path for file in inputs):
+        raise typer.BadParameter(
+            f"{str(output)!r} is an input, which the output would replace. Choose another name."
+        )
+
+
 def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     """Return the paths of the images that the arguments name, in order and without duplicates.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import _inputs as option
-from ._inputs import list_images, parse_labels
+from ._inputs import check_replaces_no_input, list_images, parse_labels
 from ._output import (
     FileName,
     Table,
@@ -59,6 +59,7 @@ def classify(
     Example: sklearn-ape classify photos/ --labels "cat,dog,bird" -o names.csv
     """
     file_format = resolve_format(output, file_format)
+    check_replaces_no_input(output, labels_file)
     check_output_file(output)
     names = parse_labels(labels, labels_file, required=aligner is None)
     paths = list_images(images, quiet)

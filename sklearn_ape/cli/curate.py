@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _inputs as option
-from ._inputs import load_data, make_absolute, parse_labels
+from ._inputs import check_replaces_no_input, load_data, make_absolute, parse_labels
 from ._output import (
     FileName,
     Table,
@@ -87,8 +87,9 @@ def curate(
         resolve_format(dropped, None, "--dropped")
         if output is not None and output.resolve() == dropped.resolve():
             raise typer.BadParameter(f"--output and --dropped are both {str(dropped)!r}.")
-    check_output_file(output)
-    check_output_file(dropped)
+    for file in (output, dropped):
+        check_replaces_no_input(file, data, labels_file)
+        check_output_file(file)
     names = parse_labels(labels, labels_file, required=True, least=1)
     if all(limit is None for limit in (n_pairs, per_label, min_similarity)):
         raise typer.BadParameter(

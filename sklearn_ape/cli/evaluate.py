@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import _inputs as option
-from ._inputs import load_data, parse_labels, resolve_label_names
+from ._inputs import check_replaces_no_input, load_data, parse_labels, resolve_label_names
 from ._output import (
     check_output_file,
     print_loading,
@@ -58,6 +58,7 @@ def evaluate(
     Example: sklearn-ape evaluate photos/ --aligner my-aligner --figure report.png
     """
     file_format = resolve_format(None, file_format)
+    check_replaces_no_input(output, data, labels_file)
     _check_report(output)
     _check_figure(figure)
     names = parse_labels(labels, labels_file)

@@ -199,6 +199,27 @@ def test_unknown_templates_raise_before_encoding(
     assert "--templates drawin is not a set of templates" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("curate", "pairs.csv", "--labels", "cat", "-n", "1", "-o"), "pairs.csv"),
+        (("curate", "pairs.csv", "--labels", "cat", "-n", "1", "--dropped"), "pairs.csv"),
+        (("curate", "pairs.csv", "-n", "1", "--labels-file", "names.json", "-o"), "names.json"),
+        (("evaluate", "pairs.csv", "--labels-file", "names.json", "-o"), "names.json"),
+        (("classify", "a.png", "--labels-file", "names.json", "-o"), "names.json"),
+    ],
+)
+def test_output_does_not_replace_an_input(run, tmp_path, monkeypatch, command, name):
+    """`curate pairs.csv -o pairs.csv` deleted all pairs that it did not select."""
+    monkeypatch.chdir(tmp_path)
+    contents = {"pairs.csv": "image,caption\na.png,a cat\n", "names.json": '["cat", "dog"]'}
+    for file, content in contents.items():
+        (tmp_path / file).write_text(content)
+    result = run(*command, f"./{name}", code=2)
+    assert f"'{name}' is an input" in result.stderr
+    assert (tmp_path / name).read_text() == contents[name]
+
+
 def test_texts_cannot_be_skipped(small_folder, run):
     """No option skips texts, such as those of a script that is not UTF-8."""
     result = run("search", small_folder, "--query", "K\udce4se", code=1)
