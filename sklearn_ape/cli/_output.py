@@ -49,6 +49,7 @@ _REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ),
     (r"\blabels=\{'([^']*)': '([^']*)'\}", r'--labels-file labels.json with {"\1": "\2"}'),
     (r"\bmodel_name=(?=['\"])", ""),  # the name is that of an option, or of a saved model
+    ("that save_pretrained writes", "that 'sklearn-ape fit' or 'sklearn-ape index' writes"),
     (r"cache=None", "--cache memory"),
     (r"\bcaptions=None", "--captions none"),
     (r"list_encoders\(\)", "'sklearn-ape models'"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.files import describe_similar_file, expand_user
+from ..utils.files import describe_conversion, describe_similar_file, expand_user
 from ..utils.messages import import_optional, is_invisible, unescape_formula
 from ..utils.validation import as_label_array, find_repeated, format_list, is_missing, parse_json
 from .base import flatten_single_captions, make_result
@@ -60,6 +60,7 @@ def read_table(file: Path) -> Table:
             hint = " Save it in Excel as 'CSV UTF-8', or pass pandas.read_excel(...)."
         if kind == ".json":
             hint = " Save it as .jsonl, with one object per line, or pass pandas.read_json(...)."
+        hint = hint or describe_conversion([kind])
         raise ValueError(
             f"{str(file)!r} has an unknown format. Pass a file whose name ends in "
             f"{', '.join(_FORMATS)}.{hint}"

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +34,8 @@ _UNSUPPORTED_FORMATS = {
     **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "raw"),
 }
 """Formats of images that Pillow does not read as photographs or drawings."""
+
+_ARCHIVE_SUFFIXES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors for a disk, a quota or a file that is full."""
@@ -59,8 +61,10 @@ def get_default_data_home() -> Path:
     return expand_user(folder).absolute()
 
 
-def describe_conversion(suffixes: Iterable[str]) -> str:
-    """Return the advice to convert images of formats that cannot be read, or an empty text."""
+def describe_conversion(suffixes: Collection[str]) -> str:
+    """Return the advice to convert images or unpack archives, or an empty text."""
+    if not set(suffixes).isdisjoint(_ARCHIVE_SUFFIXES):
+        return " Unpack archives first."
     names = sorted({_UNSUPPORTED_FORMATS[s] for s in suffixes if s in _UNSUPPORTED_FORMATS})
     listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
     return f" Convert {listed} images to JPEG." if names else ""

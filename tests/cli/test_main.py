@@ -220,6 +220,11 @@ def test_output_does_not_replace_an_input(run, tmp_path, monkeypatch, command, n
     assert (tmp_path / name).read_text() == contents[name]
 
 
+def test_folder_without_a_model_names_the_commands_that_write_one(small_folder, run):
+    result = run("search", "--index", small_folder, "--query", "a cat", code=1)
+    assert "that 'sklearn-ape fit' or 'sklearn-ape index' writes" in result.stderr
+
+
 def test_texts_cannot_be_skipped(small_folder, run):
     """No option skips texts, such as those of a script that is not UTF-8."""
     result = run("search", small_folder, "--query", "K\udce4se", code=1)

@@ -35,6 +35,14 @@ def test_unsupported_formats_name_the_remedy(tmp_path):
         load_image_folder(tmp_path)
 
 
+def test_archive_of_images_names_the_remedy(tmp_path):
+    make(tmp_path, "photos.zip")
+    with pytest.raises(ValueError, match=r"1 '\.zip'.* Unpack archives first\.$"):
+        load_image_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"has an unknown format.* Unpack archives first\.$"):
+        load_pairs(tmp_path / "photos.zip")
+
+
 def test_images_outside_subfolders_have_no_labels(folder):
     make(folder, "loose.jpg")
     assert "labels" not in load_image_folder(folder)
