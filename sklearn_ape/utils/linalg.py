@@ -164,7 +164,8 @@ _FIRST_VARIANCE, _MEASURED_AT, _MIN_VARIANCE = 0.02, 10, 1e-4
 # iterations.
 _MAX_SLOPE = 0.3
 # Largest change of a logit by the first step of a search, and largest ratio of two steps. Where
-# probabilities are saturated, the loss has no curvature, and Newton's method goes much too far.
+# probabilities are saturated, the curvature of the loss is almost 0, and Newton's method goes much
+# too far.
 _MAX_CHANGE, _MAX_RATIO = 100, 10
 
 

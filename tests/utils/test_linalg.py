@@ -81,7 +81,7 @@ def test_softmax_regression_without_inputs_returns_no_coefficients():
 
 
 def test_softmax_regression_corrects_certain_predictions():
-    """Where the loss has no curvature, the search along a line went to the other extreme."""
+    """Where the curvature of the loss is 0, the search along a line went to the other extreme."""
     codes = np.arange(40) % 4
     base = np.tile(np.array([20, 0, 0, 0], np.float32), (40, 1))
     ones = np.ones((40, 1), np.float32)
