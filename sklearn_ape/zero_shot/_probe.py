@@ -55,6 +55,9 @@ _DOUBTED_WEIGHT = 0.75
 # cross-validation. On 23 collections, the accuracy with two per class changed by -0.8 to 5.4
 # points.
 _MAX_VALIDATED_WEIGHT = 0.5
+# Weakest penalty, per mean weight, that a solution in single precision depends on. Without this
+# limit, a cross-validation of 40 classes of emoji predicted 36 instead of 57 % right with 1e-9.
+_MIN_ALPHA = 1e-5
 # The strength of the penalty at which the adjustments were chosen. A stronger penalty lets the
 # examples, and so the adjustments, change less.
 _DEFAULT_ALPHA = 0.006
@@ -219,7 +222,8 @@ class _Problem:
         # Only ratios of weights and alpha matter. With weights of mean 1, alpha determines how
         # precise and how well-conditioned the solution must be.
         mean_weight = examples.weights.mean()
-        self.weights, self.alpha = examples.weights / mean_weight, alpha / mean_weight
+        self.weights = examples.weights / mean_weight
+        self.alpha = max(alpha / mean_weight, _MIN_ALPHA)
         tolerance = _TOLERANCE_PER_ALPHA * self.alpha * min(1, n / _MANY_EXAMPLES)
         self.tolerance = np.clip(tolerance, _MIN_TOLERANCE, _MAX_TOLERANCE)
         self.has_all_classes = len(np.unique(self.codes)) == self.n_classes

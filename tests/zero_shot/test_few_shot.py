@@ -120,6 +120,17 @@ class TestAccuracy:
         other.fit(X[:40], y[:40], sample_weight=np.full(40, 10.0))
         np.testing.assert_allclose(other.coef_, few.coef_, atol=1e-3)
 
+    @pytest.mark.parametrize("factor", [1e-7, 1e-9, 1e-30])
+    def test_cross_validation_is_precise_with_hardly_any_penalty(self, aligner, pool, factor):
+        """Fewer held-out examples were predicted correctly, and probabilities were wrong, too."""
+        X, y = pool
+        expected = FewShotClassifier(LABELS, aligner=aligner, alpha=1e-4).fit(X, y)
+        few = FewShotClassifier(LABELS, aligner=aligner, alpha=factor).fit(X, y)
+        weighted = FewShotClassifier(LABELS, aligner=aligner, alpha=1.0)
+        weighted.fit(X, y, sample_weight=np.full(len(y), 1 / factor))
+        for model in (few, weighted):
+            assert model.cv_accuracy_ > expected.cv_accuracy_ - 0.03
+
     def test_probabilities_are_calibrated_by_cross_validation(self, aligner, pool):
         """The temperature reduces the loss of images that were not used."""
         X, y = pool
