@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
 import reprlib
 import threading
 import traceback
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ..encoders.items import ItemError
 from ..encoders.text_encoder import validate_text
@@ -251,20 +251,18 @@ class _HoldersWithData:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # Weak, because Gradio deletes the holders of visitors who left or were inactive.
-        self._holders: OrderedDict[str, weakref.ref[SessionHolder]] = OrderedDict()
+        # By visitor, the least recently used first. Weak, because Gradio deletes the holders of
+        # visitors who left or were inactive.
+        self._holders: WeakValueDictionary[str, SessionHolder] = WeakValueDictionary()
         self.lock = threading.Lock()
 
     def mark_as_used(self, visitor: str, holder: SessionHolder) -> None:
         """Store a holder as the last used one, and empty those beyond the limit."""
-        self._holders[visitor] = weakref.ref(holder)
-        self._holders.move_to_end(visitor)
-        for other in [name for name, ref in self._holders.items() if ref() is None]:
-            del self._holders[other]
-        while len(self._holders) > self._limit:
-            excess = self._holders.popitem(last=False)[1]()
-            if excess is not None:
-                excess.delete()
+        self.discard(visitor)  # to move it to the end
+        self._holders[visitor] = holder
+        for other, excess in list(self._holders.items())[: -self._limit]:
+            excess.delete()
+            self.discard(other)
 
     def discard(self, visitor: str) -> None:
         """Forget a visitor without data."""
@@ -279,25 +277,21 @@ class SessionHolder:
     """
 
     def __init__(
-        self,
-        initial: Any,
-        limits: Limits,
-        get_visitor: Callable[[], str | None],
-        has_data: LRUCache[str, bool] | None = None,
-        with_data: _HoldersWithData | None = None,
+        self, initial: Any, limits: Limits, get_visitor: Callable[[], str | None]
     ) -> None:
         self.session = self._initial = initial
         self._limits = limits
         self._get_visitor = get_visitor
-        # Whether each visitor has data, shared by all copies.
-        self._has_data = LRUCache(_MAX_REMEMBERED_VISITORS) if has_data is None else has_data
-        self._with_data = _HoldersWithData(limits.sessions) if with_data is None else with_data
+        # Both are shared by all copies. The first says whether each visitor has data.
+        self._has_data: LRUCache[str, bool] = LRUCache(_MAX_REMEMBERED_VISITORS)
+        self._with_data = _HoldersWithData(limits.sessions)
         self._is_new = True
         self._is_deleted = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SessionHolder:
-        shared = self._has_data, self._with_data
-        return SessionHolder(self._initial, self._limits, self._get_visitor, *shared)
+        copied = copy.copy(self)
+        copied.session, copied._is_new, copied._is_deleted = self._initial, True, False
+        return copied
 
     def open(self) -> Any:
         """Return the session; raise `UserError` if the visitor's data have been deleted."""

@@ -81,6 +81,17 @@ class TestSessionHolder:
         visitor = "first"
         assert holder.open().images is not None
 
+    def test_no_data_are_deleted_below_the_limit(self, service):
+        limits = replace(service.limits, sessions=3)
+        initial = SessionHolder(service.initial_session, limits, lambda: visitor)
+        holders = {name: deepcopy(initial) for name in ("first", "second")}
+        for name, holder in holders.items():
+            visitor = name
+            holder.change(lambda session: replace(session, images=service.images))
+        for name, holder in holders.items():
+            visitor = name
+            assert holder.open().images is service.images
+
     def test_data_are_not_deleted_while_a_request_begins(
         self, service, captioned_zip, monkeypatch
     ):
