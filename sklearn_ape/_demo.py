@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from sklearn.datasets import load_sample_images
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -24,7 +23,7 @@ from sklearn.utils import Bunch
 from .aligners import APEAligner, KernelAligner
 from .aligners.starter import load_starter, make_starter_encoders
 from .datasets import get_data_home, load_openmoji
-from .encoders.images import group_images
+from .encoders.images import group_images, read_image
 from .features import open_cache
 from .retrieval import CrossModalRetriever
 from .zero_shot import ZeroShotClassifier
@@ -396,9 +395,8 @@ def write_report(result: DemoResult, folder: Path) -> Path:
 
 def _encode_thumbnail(item: str | np.ndarray) -> str:
     """Return a small copy of an image, a path or an array, as a data URL."""
-    with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
-        small = image.convert("RGB")
-        small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    small = read_image(item, _THUMBNAIL_SIDE)
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
