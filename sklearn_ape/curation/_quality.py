@@ -147,6 +147,7 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     """
     check_number(threshold, "threshold", -1, 1, closed="both")
     rows, is_valid = normalize_valid_rows(features, "features")
+    rows[~is_valid] = np.nan  # which is not near to any row
     n_rows = len(rows)
     min_similarity = threshold - 1e-6  # rounding must not separate equal rows
     groups = np.arange(n_rows)
@@ -154,7 +155,6 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
         for tile in gen_batches(n_rows - strip.start, _TILE_COLUMNS):
             columns = slice(strip.start + tile.start, strip.start + tile.stop)
             is_near = (rows[strip] @ rows[columns].T) >= min_similarity
-            is_near &= is_valid[strip, None] & is_valid[None, columns]
             left, right = np.nonzero(is_near)
             left, right = groups[left + strip.start], groups[right + columns.start]
             differs = left != right
