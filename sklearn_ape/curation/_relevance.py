@@ -110,6 +110,7 @@ class _Relevance(NamedTuple):
         """Return the scores of rows with all labels; -inf if they do not match."""
         captions, starts = self.captions.select_captions(rows)
         scores, *_ = self._compare_captions(captions)
+        # reduceat would take about as long as the comparison of captions and labels.
         one_per_row = len(starts) == len(captions)
         return scores if one_per_row else np.maximum.reduceat(scores, starts, axis=0)
 
