@@ -221,6 +221,7 @@ def load_pretrained(
         deserializer = Deserializer(tensors, settings)
         estimator = deserializer.decode_estimator(config.get("model"))
         deserializer.close()
+        return estimator
     except (ValueError, OSError, ImportError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
@@ -228,7 +229,6 @@ def load_pretrained(
         raise ValueError(
             f"{str(folder)!r} has no model that this version of sklearn-ape can read: {error}"
         ) from error
-    return estimator
 
 
 def _locate_model(source: str | os.PathLike[str], revision: str | None, token: Any) -> Path:
@@ -249,7 +249,7 @@ def _locate_model(source: str | os.PathLike[str], revision: str | None, token: A
     return _download(source, revision, token)
 
 
-def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message: str) -> str:
+def upload(folder: str, repo_id: str, token: Any, private: bool | None, message: str) -> str:
     """Upload a folder to the Hub and return the URL of the repository."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -333,8 +332,7 @@ class PretrainedMixin(SerializableMixin):
         OSError
             If the Hub rejects the upload or cannot be reached.
         """
-        with tempfile.TemporaryDirectory(prefix="sklearn_ape_") as parent:
-            folder = Path(parent) / "model"
+        with tempfile.TemporaryDirectory(prefix="sklearn_ape_") as folder:
             self.save_pretrained(folder, scores=scores)
             message = commit_message or f"{type(self).__name__} of sklearn-ape"
             return upload(folder, repo_id, token, private, message)
