@@ -77,7 +77,7 @@ class Alignment(NamedTuple):
 
     aligner: Any
     method: str
-    n_pairs: int
+    n_images: int
     n_held_out: int
     recall: list[Recall]
     remark: str
@@ -341,7 +341,7 @@ def align(
     return Alignment(
         _remove_training_objects(aligner),
         method,
-        n_pairs=n_images,
+        n_images=n_images,
         n_held_out=len(held_out),
         recall=recall,
         remark=remark,
@@ -401,12 +401,12 @@ def describe_alignment(alignment: Alignment | None, remark: str) -> str:
             *(f"| {r.aligner_name} | {r.at_1:.0f} % | {r.at_5:.0f} % |" for r in alignment.recall),
             f"| chance | {100 / n:.0f} % | {min(100, 500 / n):.0f} % |",
             "",
-            f"Your aligner was then fitted on all {alignment.n_pairs} images.",
+            f"Your aligner was then fitted on all {alignment.n_images} images.",
             "",
             _compare_recalls(alignment),
         ]
-    elif alignment.n_pairs:
-        lines = [f"Your aligner was fitted on all {alignment.n_pairs} images."]
+    elif alignment.n_images:
+        lines = [f"Your aligner was fitted on all {alignment.n_images} images."]
     # The remark may contain names of uploaded files.
     return "\n".join([*lines, "", alignment.remark, "", escape_markdown(remark)]).strip()
 

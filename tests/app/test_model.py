@@ -112,7 +112,7 @@ class TestRoundTrip:
         archive = captioned_zip(0, 20)
         monkeypatch.setattr(CCAAligner, "save_pretrained", fill)
         session, remark = service.align(Session(), archive, "cca", False, ignore_progress)
-        assert session.alignment.n_pairs == 20
+        assert session.alignment.n_images == 20
         assert session.download is None
         assert "cannot be downloaded" in remark
         assert "free disk space" in remark

@@ -294,7 +294,7 @@ class TestSearch:
         session = service.load_images(Session(), archive, ignore_progress)
         assert "'long cat.png' is too narrow (900 x 2 pixels)" in session.images.title
         session, _ = service.align(Session(), archive, "kernel", False, ignore_progress)
-        assert session.alignment.n_pairs == 6
+        assert session.alignment.n_images == 6
 
     def test_initial_images_can_be_searched_again(self, service, make_zip, captioned_images):
         archive = make_zip({f"{n}.png": Path(captioned_images.images[n]) for n in range(60, 63)})
@@ -342,7 +342,7 @@ class TestAlign:
             lambda fraction, step: calls.append((fraction, step)),
         )
         alignment = session.alignment
-        assert alignment.n_pairs == 90
+        assert alignment.n_images == 90
         assert 10 <= alignment.n_held_out <= 30
         assert [r.aligner_name for r in alignment.recall] == ["initial aligner", "your aligner"]
         assert all(0 <= r.at_1 <= r.at_5 <= 100 for r in alignment.recall)
@@ -420,7 +420,7 @@ class TestAlign:
         contents = {f"cat{'x' * i}.jpg.png": Path(captioned_images.images[i]) for i in range(6)}
         archive = make_zip(contents | {"broken cat.png": b"nothing"})
         session, remark = service.align(Session(), archive, "kernel", False, ignore_progress)
-        assert session.alignment.n_pairs == 6
+        assert session.alignment.n_images == 6
         assert "broken cat.png" in remark
         assert "file names" in remark
 
