@@ -74,8 +74,9 @@ def classify(
         raise typer.BadParameter(
             f"{top_k} is larger than the number of labels, {len(classes)}.", param_hint="--top-k"
         )
+    n_ranks = top_k if top_k > 1 else 0  # --top-k 1 is the label itself
     errors: dict[int, str] = {}
-    columns = _make_columns(classes, top_k, probabilities)
+    columns = _make_columns(classes, n_ranks, probabilities)
     with Table(columns, output, file_format) as table:
         for rows, batch, batch_errors in iter_probabilities(classifier, paths, options, together):
             errors |= {rows.start + row: problem for row, problem in batch_errors.items()}
@@ -85,11 +86,11 @@ def classify(
                     cells: list[Any] = [None] * (len(columns) - 2)
                 else:
                     cells = [str(names[row]), _round(name_probabilities[row])]
-                    cells += _make_cells(classes, batch[row], top_k, probabilities)
+                    cells += _make_cells(classes, batch[row], n_ranks, probabilities)
                 table.write([FileName(path), *cells, batch_errors.get(row)])
             table.flush()
         if table.file_format == "table" and table.output is None:
-            table.drop_columns(_find_repeated_columns(table.rows, top_k, len(errors)))
+            table.drop_columns(_find_repeated_columns(table.rows, n_ranks, len(errors)))
     report_unreadable(errors, len(paths))
     n_classified = len(paths) - len(errors)
     if table.output is not None and n_classified:
@@ -119,17 +120,16 @@ def _make_classifier(
     return ZeroShotClassifier(names, aligner=aligner, templates=templates, threshold=threshold)
 
 
-def _make_columns(classes: list[str], top_k: int, probabilities: bool) -> list[str]:
+def _make_columns(classes: list[str], n_ranks: int, probabilities: bool) -> list[str]:
     columns = ["path", "label", "probability"]
-    if top_k > 1:
-        for rank in range(1, top_k + 1):
-            columns += [f"label_{rank}", f"probability_{rank}"]
+    for rank in range(1, n_ranks + 1):
+        columns += [f"label_{rank}", f"probability_{rank}"]
     if probabilities:
         columns += [f"probability:{name}" for name in classes]
     return [*columns, "error"]
 
 
-def _find_repeated_columns(rows: list[Any], top_k: int, n_errors: int) -> list[str]:
+def _find_repeated_columns(rows: list[Any], n_ranks: int, n_errors: int) -> list[str]:
     """Return the columns that a table on a terminal does not need, where space is scarce.
 
     `report_unreadable` prints the errors, and the first of the most probable labels is usually
@@ -138,17 +138,16 @@ def _find_repeated_columns(rows: list[Any], top_k: int, n_errors: int) -> list[s
     from ._models import N_ERRORS_SHOWN
 
     repeated = ["error"] if n_errors <= N_ERRORS_SHOWN else []
-    if top_k > 1 and all(row[1:3] == row[3:5] for row in rows):
+    if n_ranks and all(row[1:3] == row[3:5] for row in rows):
         repeated += ["label_1", "probability_1"]
     return repeated
 
 
-def _make_cells(classes: list[str], row: Any, top_k: int, probabilities: bool) -> list[Any]:
+def _make_cells(classes: list[str], row: Any, n_ranks: int, probabilities: bool) -> list[Any]:
     """Return the cells of an image's row of probabilities for --top-k and --probabilities."""
     cells: list[Any] = []
-    if top_k > 1:
-        for code in (-row).argsort(kind="stable")[:top_k]:
-            cells += [classes[code], _round(row[code])]
+    for code in (-row).argsort(kind="stable")[:n_ranks]:
+        cells += [classes[code], _round(row[code])]
     if probabilities:
         cells += map(_round, row)
     return cells
