@@ -93,7 +93,7 @@ class SavedAlignerMixin(PretrainedMixin):
 
     def _get_card_facts(self: Any) -> Facts:
         takes_images = getattr(self, "image_encoder_", None) is not None
-        facts: dict[str, Any] = {
+        rows: dict[str, Any] = {
             "image features": self.n_features_in_,
             "text features": getattr(self, "n_text_features_in_", "tokens"),
             "embeddings": self.n_components_,
@@ -102,7 +102,7 @@ class SavedAlignerMixin(PretrainedMixin):
             "parameters": f"{self.n_parameters_:,}",
         }
         if hasattr(self, "best_epoch_"):
-            facts["best epoch"] = f"{self.best_epoch_:,}"
+            rows["best epoch"] = f"{self.best_epoch_:,}"
         # The score of the epoch that was kept; the highest score of all epochs would be biased.
         scores = {}
         for row in getattr(self, "history_", []):
@@ -111,7 +111,7 @@ class SavedAlignerMixin(PretrainedMixin):
         return Facts(
             what="Embeds images and texts in a shared space: features of two frozen encoders are "
             "mapped so that an image and its caption have a high cosine similarity.",
-            facts=facts,
+            rows=rows,
             scores=scores,
             usage=IMAGES_USAGE if takes_images else _FEATURES_USAGE,
             tags=_TAGS,

@@ -308,9 +308,9 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         """Return the aligner's part of the model card."""
         inner = unwrap_aligner(self._get_aligner_in_use())
         facts = inner._get_card_facts() if isinstance(inner, PretrainedMixin) else Facts()
-        facts.facts = {"aligner": type(inner).__name__, **facts.facts}
+        facts.rows = {"aligner": type(inner).__name__, **facts.rows}
         if self._uses_starter():
-            facts.facts["encoders"] = "those of the starter model, which comes with sklearn-ape"
+            facts.rows["encoders"] = "those of the starter model, which comes with sklearn-ape"
         return facts
 
     def __sklearn_tags__(self) -> Tags:

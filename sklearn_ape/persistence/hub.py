@@ -32,12 +32,12 @@ class Facts:
     """Contents of a model card that depend on the estimator.
 
     `what` and `limits` are sentences in Markdown, in which names given by users must be escaped.
-    `facts` and `scores` are tables of plain text, `usage` is code that uses the variable
+    `rows` and `scores` are tables of plain text, `usage` is code that uses the variable
     ``model``, and `tags` are for the Hub.
     """
 
     what: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
     usage: str = ""
@@ -71,9 +71,9 @@ def write_card(
     n_bytes = sum(array.nbytes for array in serializer.tensors.values())
     encoders = [record for record in iter_records(model) if record["$class"].endswith("Encoder")]
     rows = {
-        **facts.facts,
+        **facts.rows,
         "encoders": ", ".join(dict.fromkeys(map(_describe_encoder, encoders)))
-        or facts.facts.get("encoders", "none (input is features)"),
+        or facts.rows.get("encoders", "none (input is features)"),
         "size": f"{n_bytes / 1e6:.3g} MB",
         "created with": f"sklearn-ape {version}",
     }

@@ -451,7 +451,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
             "Finds the images of a collection that are nearest to texts or to other images. "
             f"It contains their embeddings, not the images. {facts.what}"
         )
-        facts.facts = {"images indexed": f"{len(self._collection.rows):,}"} | facts.facts
+        facts.rows = {"images indexed": f"{len(self._collection.rows):,}"} | facts.rows
         facts.usage = "print(model.search(['a red fruit'], k=5).items)"
         return facts
 

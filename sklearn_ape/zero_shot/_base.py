@@ -211,7 +211,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         names = self._resolve_names() or {}
         listed = format_list(names, str, _MAX_LISTED_CLASSES)
         facts.what = f"{self._purpose} {facts.what}"
-        facts.facts = {"classes": f"{len(names):,}: {listed}"} | facts.facts
+        facts.rows = {"classes": f"{len(names):,}: {listed}"} | facts.rows
         facts.limits.append(self._describe_limit())
         preprocessing, aligner = unwrap(resolve_aligner(self.aligner))
         takes_images = preprocessing is not None or getattr(aligner, "image_encoder", None)

@@ -409,7 +409,7 @@ class FewShotClassifier(ZeroShotClassifier):
     def _get_card_facts(self) -> Facts:
         facts = super()._get_card_facts()
         if hasattr(self, "coef_"):
-            facts.facts = {"labelled images": f"{self.class_count_.sum():,}"} | facts.facts
+            facts.rows = {"labelled images": f"{self.class_count_.sum():,}"} | facts.rows
         return facts
 
 
