@@ -321,6 +321,7 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
     if not isinstance(queries, list | tuple) or not queries:
         return None
     check_choice(modality, "modality", MODALITIES)
+    are_pairs = []
     for row, query in enumerate(queries):
         is_sequence = isinstance(query, list | tuple)
         types = [isinstance(part, str) for part in query[:3]] if is_sequence else []
@@ -336,10 +337,7 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
                 f"queries has a pair in row {row} whose text is of type "
                 f"{type(query[1]).__name__}. Pass the image first and then a text: (image, text)."
             )
-    are_pairs = [
-        isinstance(query, tuple) and len(query) == 2 and isinstance(query[1], str)
-        for query in queries
-    ]
+        are_pairs.append(is_pair and isinstance(query[1], str))
     if not any(are_pairs):
         return None
     if not all(are_pairs):
