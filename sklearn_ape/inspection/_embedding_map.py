@@ -406,8 +406,6 @@ def _center(side: np.ndarray) -> np.ndarray:
 def _assign_colors(*label_lists: Any) -> dict[Any, Any]:
     """Return a color for each label; beyond ten labels, one grey for the less frequent ones."""
     counts = Counter(label for labels in label_lists if labels is not None for label in labels)
-    if not counts:
-        return {}
     from matplotlib import color_sequences
 
     palette = list(color_sequences["tab10"])

@@ -46,10 +46,10 @@ def format_text(text: Any, width: int = 40, lines: int = 1) -> str:
     """Return a text as lines that matplotlib shows literally; it ends in "…" if it is too long."""
     # Characters such as joiners have no glyph, and lone surrogates have no encoding.
     printable = "".join(c if c.isprintable() or c.isspace() else " " for c in str(text))
-    wrapped = textwrap.wrap(" ".join(printable.split()), max(width, 2))
+    wrapped = textwrap.wrap(" ".join(printable.split()), width)
     if len(wrapped) > lines:
         # Not textwrap's max_lines, which drops a word that fills the line: "…" would remain.
-        wrapped[lines - 1 :] = [wrapped[lines - 1][: max(width, 2) - 1] + "…"]
+        wrapped[lines - 1 :] = [wrapped[lines - 1][: width - 1] + "…"]
     escaped = "\n".join(wrapped).replace("$", r"\$")
     # A legend leaves out labels that begin with an underscore.
     return f" {escaped}" if escaped.startswith("_") else escaped

@@ -279,9 +279,10 @@ class ZeroShotConfusionDisplay:
 
 
 def _select_most_confused(counts: Counter[Any], classes: list[Any], max_classes: int) -> list[Any]:
-    """Return the classes of the most frequent errors, in the order of classes."""
-    if len(classes) <= max_classes:
-        return classes
+    """Return the classes of the most frequent errors, in the order of classes.
+
+    If there are at most `max_classes`, all of them are returned.
+    """
     class_set = set(classes)  # without the label of unknown images, which counts as an error
     selected: set[Any] = set()
     by_frequency = [pair for pair, _ in counts.most_common()]
