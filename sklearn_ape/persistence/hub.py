@@ -223,7 +223,7 @@ def load_pretrained(
         deserializer.close()
         return estimator
     except (ValueError, OSError, ImportError):
-        raise
+        raise  # some are also of a class below, such as scikit-learn's InvalidParameterError
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         # A damaged or forged file can cause errors that no check anticipates.
         raise ValueError(
