@@ -131,15 +131,19 @@ Strict = Annotated[
 ]
 
 
-def check_replaces_no_input(output: Path | None, *inputs: Path | None) -> None:
-    """Raise an error if an output file is an input of the command."""
-    if output is None:
+def check_replaces_no_input(output: Path | None, *inputs: Path | str | None) -> None:
+    """Raise an error if an output file is an input of the command, or the captions of a folder."""
+    if output is None or not expand_user(output).is_file():
         return
+    from ..datasets.base import CAPTION_TABLES
+
     path = expand_user(output).resolve()
-    if any(file is not None and expand_user(file).resolve() == path for file in inputs):
-        raise typer.BadParameter(
-            f"{str(output)!r} is an input, which the output would replace. Choose another name."
-        )
+    for source in (expand_user(source).resolve() for source in inputs if source is not None):
+        if path == source or (path.parent == source and path.name in CAPTION_TABLES):
+            raise typer.BadParameter(
+                f"{str(output)!r} is an input, which the output would replace. Choose another "
+                "name."
+            )
 
 
 def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
@@ -425,6 +429,11 @@ def load_data(
         except TypeError as error:  # a cell of the table is not an image
             raise ValueError(str(error)) from error
     if not path.exists():
+        if str(data).startswith(("http:", "https:")):
+            url = data.as_posix().replace(":/", "://", 1)  # Path leaves out one of the slashes
+            raise FileNotFoundError(
+                f"{url!r} is a URL, not a file. Download the images or the table first."
+            )
         raise FileNotFoundError(f"{str(data)!r} does not exist. Pass a folder or a table.")
     for name, column in columns.items():
         if column not in (name, None):

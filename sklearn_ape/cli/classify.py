@@ -59,7 +59,7 @@ def classify(
     Example: sklearn-ape classify photos/ --labels "cat,dog,bird" -o names.csv
     """
     file_format = resolve_format(output, file_format)
-    check_replaces_no_input(output, labels_file)
+    check_replaces_no_input(output, labels_file, *images)
     check_output_file(output)
     names = parse_labels(labels, labels_file, required=aligner is None)
     paths = list_images(images, quiet)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..utils.files import expand_user
 from . import _inputs as option
 from ._inputs import check_replaces_no_input, load_data, make_absolute, parse_labels
 from ._output import (
@@ -85,7 +86,7 @@ def curate(
     file_format = resolve_format(output, file_format)
     if dropped is not None:
         resolve_format(dropped, None, "--dropped")
-        if output is not None and output.resolve() == dropped.resolve():
+        if output is not None and expand_user(output).resolve() == expand_user(dropped).resolve():
             raise typer.BadParameter(f"--output and --dropped are both {str(dropped)!r}.")
     for file in (output, dropped):
         check_replaces_no_input(file, data, labels_file)

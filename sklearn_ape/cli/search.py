@@ -19,7 +19,7 @@ import typer
 
 from ..utils.files import expand_user, write_file_atomically
 from . import _inputs as option
-from ._inputs import list_images, make_absolute
+from ._inputs import check_replaces_no_input, list_images, make_absolute
 from ._output import (
     FileName,
     Table,
@@ -73,6 +73,7 @@ def search(
     Example: sklearn-ape search photos/ --query "a red fruit" -k 3
     """
     file_format = resolve_format(output, file_format)
+    check_replaces_no_input(output, *(images or []))
     check_output_file(output)
     queries, likes = list(query or []), [os.path.expanduser(path) for path in like or []]
     if not queries and not likes:

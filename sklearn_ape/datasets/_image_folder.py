@@ -15,6 +15,7 @@ from ..utils.files import IMAGE_SUFFIXES, describe_conversion, describe_similar_
 from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list
 from .base import (
+    CAPTION_TABLES,
     MIN_SIDECAR_SHARE,
     SIDECARS,
     check_folder,
@@ -27,8 +28,6 @@ from .base import (
     split_words,
 )
 from .table import check_utf8, get_column, get_text_column, parse_captions, read_table
-
-_TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "captions.csv")
 
 _CAPTION_COLUMNS = ("caption", "text")
 
@@ -245,7 +244,7 @@ def _find_images(
 
 
 def _find_tables(folder: Path) -> list[Path]:
-    return [folder / name for name in _TABLES if (folder / name).is_file()]
+    return [folder / name for name in CAPTION_TABLES if (folder / name).is_file()]
 
 
 def _detect_source(folder: Path, names: list[Path], other_suffixes: Counter[str]) -> CaptionSource:
@@ -298,7 +297,7 @@ def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
     tables = _find_tables(folder)
     if not tables:
         raise FileNotFoundError(
-            f"{str(folder)!r} has no table of captions. Add a file {' or '.join(_TABLES)}."
+            f"{str(folder)!r} has no table of captions. Add a file {' or '.join(CAPTION_TABLES)}."
         )
     if len(tables) > 1:
         raise ValueError(

@@ -21,6 +21,8 @@ _MAX_SIZE = 8192
 
 # Suffixes of text files with the captions of the image next to them.
 SIDECARS = (".txt", ".caption")
+# Names of tables with the captions of the images in the same folder.
+CAPTION_TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "captions.csv")
 # Share of the images with a text file from which text files are probably meant as captions.
 MIN_SIDECAR_SHARE = 0.1
 

@@ -223,6 +223,8 @@ class TestLoadData:
     def test_missing_data_raise(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="does not exist"):
             load_data(tmp_path / "gone")
+        with pytest.raises(FileNotFoundError, match=r"'https://x\.org/p\.csv' is a URL"):
+            load_data(Path("https://x.org/p.csv"))
 
 
 ROWS = [["a, b\n.jpg", "cat", 0.5], ["[bold]ü.jpg", None, None]]

@@ -207,12 +207,19 @@ def test_unknown_templates_raise_before_encoding(
         (("curate", "pairs.csv", "-n", "1", "--labels-file", "names.json", "-o"), "names.json"),
         (("evaluate", "pairs.csv", "--labels-file", "names.json", "-o"), "names.json"),
         (("classify", "a.png", "--labels-file", "names.json", "-o"), "names.json"),
+        (("curate", ".", "--labels", "cat", "-n", "1", "-o"), "metadata.csv"),
+        (("classify", ".", "--labels", "cat,dog", "-o"), "metadata.csv"),
+        (("search", ".", "--query", "cat", "-o"), "metadata.csv"),
     ],
 )
 def test_output_does_not_replace_an_input(run, tmp_path, monkeypatch, command, name):
-    """`curate pairs.csv -o pairs.csv` deleted all pairs that it did not select."""
+    """`curate pairs.csv -o pairs.csv` deleted all pairs that it did not select.
+
+    In a folder of images, metadata.csv has their captions.
+    """
     monkeypatch.chdir(tmp_path)
-    contents = {"pairs.csv": "image,caption\na.png,a cat\n", "names.json": '["cat", "dog"]'}
+    pairs = "image,caption\na.png,a cat\n"
+    contents = {"pairs.csv": pairs, "metadata.csv": pairs, "names.json": '["cat", "dog"]'}
     for file, content in contents.items():
         (tmp_path / file).write_text(content)
     result = run(*command, f"./{name}", code=2)
