@@ -233,9 +233,9 @@ def make_item_pairs(encoded: EncodedPairs, groups: Any = None) -> PairDataset:
     image_items, text_items = encoded.image_items, encoded.text_rows
     are_images = encoded.image_digests is not None
     if group is not None and not are_images:
-        image_items = _list_items_in_groups(group, _digest_rows(encoded.image, encoded.image_rows))
+        image_items = _list_items_in_groups(group, encoded.image, encoded.image_rows)
     if group is not None and not encoded.are_captions:
-        text_items = _list_items_in_groups(group, _digest_rows(encoded.text, encoded.text_rows))
+        text_items = _list_items_in_groups(group, encoded.text, encoded.text_rows)
     image, image_rows = _merge_rows(encoded.image, encoded.image_rows, image_items)
     text, text_rows = _merge_rows(encoded.text, encoded.text_rows, text_items)
     _warn_about_equal_features("image", "X", image, are_images or group is not None)
@@ -276,7 +276,7 @@ def _merge_rows(
 
     Without keys, rows with the same features are merged.
     """
-    keys = _digest_rows(features, rows) if keys is None else keys
+    keys = _digest_rows(features)[rows] if keys is None else keys
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     del keys  # with a million rows, each array takes much memory
     order = np.argsort(first)
@@ -289,24 +289,23 @@ def _merge_rows(
     return select(features, first_rows), number[inverse]
 
 
-def _digest_rows(features: Any, rows: np.ndarray) -> np.ndarray:
-    """Return a digest of the features of each row in `rows`, which may repeat.
+def _digest_rows(features: Any) -> np.ndarray:
+    """Return a digest of each row of features.
 
     Its 16 bytes are enough to be unique for any number of rows.
     """
-    distinct_rows, inverse = np.unique(rows, return_inverse=True)
-    digests = np.empty(len(distinct_rows), dtype="V16")
-    for block in gen_batches(len(distinct_rows), _BLOCK_SIZE):
-        blobs = np.ascontiguousarray(features[distinct_rows[block]]) + 0.0  # no -0.0
+    digests = np.empty(len(features), dtype="V16")
+    for block in gen_batches(len(features), _BLOCK_SIZE):
+        blobs = np.ascontiguousarray(features[block]) + 0.0  # no -0.0
         joined = b"".join(hashlib.blake2b(blob, digest_size=16).digest() for blob in blobs)
         digests[block] = np.frombuffer(joined, dtype="V16")
-    return digests[inverse]
+    return digests
 
 
-def _list_items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
+def _list_items_in_groups(group: np.ndarray, features: Any, rows: np.ndarray) -> np.ndarray:
     """Return an identifier of the item of each pair: equal features within a group."""
-    _, inverse = np.unique(digests, return_inverse=True)
-    return group * len(digests) + inverse
+    _, number = np.unique(_digest_rows(features), return_inverse=True)
+    return group * len(features) + number[rows]
 
 
 def warn_about_equal(kind: str, name: str, keys: np.ndarray, consequence: str) -> None:
@@ -329,7 +328,7 @@ def _warn_about_equal_features(kind: str, name: str, features: Any, are_identifi
             "Every row counts as a separate item, and ties count against the score. Pass groups, "
             "such as file names, if equal rows are the same item."
         )
-    warn_about_equal(kind, name, _digest_rows(features, np.arange(len(features))), consequence)
+    warn_about_equal(kind, name, _digest_rows(features), consequence)
 
 
 # Smallest eigenvalue of the covariance of the features, relative to the largest: directions with
