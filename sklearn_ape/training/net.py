@@ -344,14 +344,11 @@ class AlignmentNet(NeuralNet):
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Compute the loss and the gradients of a batch, summed over ranks."""
-        inputs, positive = batch
-        embeddings = self.infer(inputs)
-        loss = self.get_loss(embeddings, positive, X=inputs, training=True)
-        loss.backward()
+        step = super().train_step_single(batch, **fit_params)
         if self.ranks is not None:
             parameters = (parameter for _, parameter in self.get_all_learnable_params())
-            loss = self.ranks.sum_gradients(loss, parameters)
-        return {"loss": loss, "y_pred": embeddings}
+            step["loss"] = self.ranks.sum_gradients(step["loss"], parameters)
+        return step
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take an optimizer step, then clamp the logit scale."""
@@ -364,11 +361,10 @@ class AlignmentNet(NeuralNet):
     ) -> None:
         """Iterate over the batches.
 
-        The training mode is set once per epoch. skorch sets it for every batch, which takes time.
+        Unlike skorch, count all pairs of a batch, not only those of this rank.
         """
         if iterator is None:
             return
-        self._set_training(training)
         n_batches = 0
         for batch in iterator:
             n_batches += 1
