@@ -18,7 +18,6 @@ on held-out pairs, and trains again on all pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -126,8 +125,8 @@ def _make_module(head_config: HeadConfig, maps: Maps | None, data: PairDataset) 
 
 def choose_kernel(run: TrainingRun, data: PairDataset, image_map: WhitenedMap) -> dict[str, Any]:
     """Return the parameters that `KernelAligner` chooses by default."""
-    solve = partial(solve_kernel, run)
-    return broadcast(run.ranks, choose_smoothness(data, image_map, RIDGE, run.seed, solve))
+    smoothness = choose_smoothness(data, image_map, RIDGE, **_get_kernel_options(run))
+    return broadcast(run.ranks, smoothness)
 
 
 def solve_kernel(run: TrainingRun, targets: Targets, **options: Any) -> Maps:
@@ -135,16 +134,18 @@ def solve_kernel(run: TrainingRun, targets: Targets, **options: Any) -> Maps:
 
     Further `options` are those of `make_kernel_maps`.
     """
-    # The machines of the ranks may have different amounts of memory.
-    max_texts = broadcast(run.ranks, count_fitting_anchors(run.config.device))
-    return make_kernel_maps(
-        targets,
-        **options,
-        max_texts=max_texts,
-        seed=run.seed,
-        device=run.config.device,
-        verbose=run.verbose,
-    )
+    return make_kernel_maps(targets, **options, **_get_kernel_options(run))
+
+
+def _get_kernel_options(run: TrainingRun) -> dict[str, Any]:
+    """Return the options of `make_kernel_maps` that do not depend on the data."""
+    return {
+        "seed": run.seed,
+        "device": run.config.device,
+        # The machines of the ranks may have different amounts of memory.
+        "max_texts": broadcast(run.ranks, count_fitting_anchors(run.config.device)),
+        "verbose": run.verbose,
+    }
 
 
 def train_heads(head_config: HeadConfig, data: PairDataset, run: TrainingRun) -> TrainedModule:

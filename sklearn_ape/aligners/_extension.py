@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -248,15 +247,14 @@ class Extension:
         """Return the heads of a `KernelAligner` of the pairs."""
         data = replace(self.data, pairs=pairs)
         image_map = whiten_images(data, WHITENING, None)
-        solve = partial(
-            make_kernel_maps,
-            seed=0,
-            device=self.device,
-            max_texts=count_fitting_anchors(self.device),
-            verbose=self.verbose,
-        )
-        smoothness = choose_smoothness(data, image_map, RIDGE, 0, solve)
-        return solve(Targets(data, image_map), **smoothness).make_module()
+        options: dict[str, Any] = {
+            "seed": 0,
+            "device": self.device,
+            "max_texts": count_fitting_anchors(self.device),
+            "verbose": self.verbose,
+        }
+        options |= choose_smoothness(data, image_map, RIDGE, **options)
+        return make_kernel_maps(Targets(data, image_map), **options).make_module()
 
 
 def _compute_losses(logits: np.ndarray, pairs: np.ndarray) -> np.ndarray:

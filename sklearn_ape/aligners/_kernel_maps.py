@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -228,16 +228,17 @@ def choose_smoothness(
     data: PairDataset,
     image_map: WhitenedMap,
     ridge: float,
+    *,
     seed: int,
-    solve: Callable[..., Maps],
+    **options: Any,
 ) -> dict[str, Any]:
     """Return the parameters ``gamma`` and ``ridge`` of the better kernel on held-out pairs.
 
     The first kernel has the `ridge` and the gamma "scale". It is chosen if there are fewer than
-    5,000 pairs, otherwise the kernels are compared on a random sample of this number. `solve` is a
-    function of targets and the two parameters.
+    5,000 pairs, otherwise the kernels are compared on a random sample of this number. `seed` and
+    `options` are those of `make_kernel_maps`.
     """
-    narrow = {"gamma": "scale", "ridge": ridge}
+    narrow: dict[str, Any] = {"gamma": "scale", "ridge": ridge}
     rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # pairs of images, not of prototypes
     if len(rows) < _N_COMPARED_PAIRS:
         return narrow
@@ -248,10 +249,10 @@ def choose_smoothness(
         return narrow
     targets = Targets(subset(sample, split.train), image_map)
     valid = subset(sample, split.valid).expand_items()
-    modules = [solve(targets, **narrow).make_module()]
+    modules = [make_kernel_maps(targets, **narrow, seed=seed, **options).make_module()]
     gamma = float(modules[0].text_head.base.gamma)
-    wide = {"gamma": gamma / _GAMMA_DIVISOR, "ridge": ridge * _RIDGE_FACTOR}
-    modules.append(solve(targets, **wide).make_module())
+    wide: dict[str, Any] = {"gamma": gamma / _GAMMA_DIVISOR, "ridge": ridge * _RIDGE_FACTOR}
+    modules.append(make_kernel_maps(targets, **wide, seed=seed, **options).make_module())
     image = embed(modules[0], "image", valid.image, "cpu")  # the same for both kernels
     recall, wide_recall = (
         mean_recall(image, embed(module, "text", valid.text, "cpu"), valid.pairs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from ..utils.validation import check_integer, check_number, check_verbose, resol
 from ._closed_form import (
     RIDGE,
     WHITENING,
-    Maps,
     Targets,
     choose_scale_pairs,
     fit_held_out_logit_scale,
@@ -168,9 +166,8 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     verbose: int | None = None
 
     def _fit_data(self, data: PairDataset) -> None:
-        whiten = partial(whiten_images, whitening=self.whitening, n_components=self.n_components)
-        image_map = whiten(data)
-        solve = self._make_solver(data, image_map)
+        image_map = self._whiten(data)
+        options = self._choose_options(data, image_map)
         # The logit scale is fitted on held-out pairs. If their captions and the whitening are not
         # affected by the split, their embeddings follow from the decomposition for all pairs.
         # Otherwise, a second solution is computed.
@@ -179,7 +176,8 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
             train, held_out = splits[0]
             if not np.isin(data.pairs[held_out, 1], data.pairs[train, 1]).any():
                 held_out_texts = np.unique(data.pairs[held_out, 1])
-        maps = solve(Targets(data, image_map), held_out_texts=held_out_texts)
+        targets = Targets(data, image_map)
+        maps = make_kernel_maps(targets, **options, held_out_texts=held_out_texts)
         module = maps.make_module()
         if maps.held_out_text is not None:
             rows = choose_scale_pairs(data, held_out)
@@ -188,31 +186,31 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
             text = maps.held_out_text[np.searchsorted(held_out_texts, texts)]
             self._set_module(module, fit_logit_scale(image, text, part.pairs))
             return
-        n_anchors = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
+        options["max_anchors"] = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
 
         def fit(pairs: PairDataset) -> tuple[Callable, Callable]:
-            maps = solve(Targets(pairs, whiten(pairs)), max_anchors=n_anchors)
+            maps = make_kernel_maps(Targets(pairs, self._whiten(pairs)), **options)
             return make_embedders(maps.make_module())
 
         self._set_module(module, fit_held_out_logit_scale(data, fit))
 
-    def _make_solver(self, data: PairDataset, image_map: WhitenedMap) -> Callable[..., Maps]:
-        """Return `make_kernel_maps` with the parameters, in which "auto" is resolved."""
-        seed = resolve_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+    def _whiten(self, data: PairDataset) -> WhitenedMap:
+        return whiten_images(data, self.whitening, self.n_components)
+
+    def _choose_options(self, data: PairDataset, image_map: WhitenedMap) -> dict[str, Any]:
+        """Return the options of `make_kernel_maps`, in which "auto" is resolved."""
         device = resolve_device(self.device)
         is_auto = self.max_anchors == "auto"
-        solve = partial(
-            make_kernel_maps,
-            max_texts=count_fitting_anchors(device) if is_auto else None,
-            max_anchors=None if is_auto else int(self.max_anchors),
-            seed=seed,
-            device=device,
-            verbose=self.verbose,
-        )
-        smoothness = {"gamma": self.gamma, "ridge": self.ridge}
+        options: dict[str, Any] = {
+            "seed": resolve_random_state(self.random_state).randint(np.iinfo(np.int32).max),
+            "device": device,
+            "max_texts": count_fitting_anchors(device) if is_auto else None,
+            "max_anchors": None if is_auto else int(self.max_anchors),
+            "verbose": self.verbose,
+        }
         if self.gamma == "auto":
-            smoothness = choose_smoothness(data, image_map, self.ridge, seed, solve)
-        return partial(solve, **smoothness)
+            return options | choose_smoothness(data, image_map, self.ridge, **options)
+        return options | {"gamma": self.gamma, "ridge": self.ridge}
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
         kernel_map = getattr(module.text_head, "base", None)
