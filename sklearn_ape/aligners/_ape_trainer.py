@@ -179,12 +179,12 @@ def train_heads(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
             maps = initialize(data)
             assert maps is not None
             return make_closed_form(maps, run), scale, result
-    return _refit_heads(
-        lambda: HeadTraining(_make_module(head_config, initialize(data), data), data, run),
-        result,
-        search,
-        run,
-    )
+    # A checkpoint has a result only during this phase.
+    run.checkpoint.begin("refit")
+    # The first phase has advanced the generator, and a resumed training skips it.
+    torch.manual_seed(run.seed)
+    training = HeadTraining(_make_module(head_config, initialize(data), data), data, run)
+    return _refit_heads(training, result, search, run)
 
 
 def _search_heads(
@@ -218,7 +218,7 @@ def _search_heads(
 
 
 def _refit_heads(
-    make_training: Callable[[], HeadTraining],
+    training: HeadTraining,
     result: TrainingResult,
     search: TrainedModule | None,
     run: TrainingRun,
@@ -228,11 +228,6 @@ def _refit_heads(
     `search` is what the search for the best epoch returned. It is None if the run was resumed from
     a checkpoint, which does not have these heads.
     """
-    # A checkpoint has a result only during this phase.
-    run.checkpoint.begin("refit")
-    # The first phase has advanced the generator, and a resumed training skips it.
-    torch.manual_seed(run.seed)
-    training = make_training()
     progress = EpochProgress(result.best_epoch, "refit", run.verbose)
     callbacks = [("progress", progress), *run.checkpoint.make_callbacks("refit")]
     net = training.train(callbacks, result.best_epoch)
