@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,17 +126,16 @@ def classifier_head_pairs(
     inner = unfreeze(encoder)
     if isinstance(inner, TimmImageEncoder):
         inner._check_parameters()
-        head, names = _find_timm_head(inner), inner.class_names
+        weights, names = _read_timm_head(inner), inner.class_names
     elif isinstance(inner, TransformersImageEncoder):
         inner._check_parameters()
-        head, names = _load_transformers_head(inner)
+        weights, names = _read_transformers_head(inner)
     else:
         raise ValueError(
             f"encoder of type {type(inner).__name__} has no supported classification head. "
             "Pass a TimmImageEncoder or a TransformersImageEncoder with a network for "
             "classification, or use HeadPairs(weights, texts)."
         )
-    weights = _extract_weights(head, inner)
     if len(names) != len(weights):
         raise ValueError(
             f"encoder has a classification head of {len(weights)} classes, but {len(names)} class "
@@ -152,15 +151,7 @@ def classifier_head_pairs(
     return HeadPairs(weights, texts)
 
 
-class _Head(NamedTuple):
-    """Classification layer of a network, with features and logits of a blank image."""
-
-    layer: Any
-    features: torch.Tensor
-    logits: torch.Tensor
-
-
-def _find_timm_head(encoder: TimmImageEncoder) -> _Head:
+def _read_timm_head(encoder: TimmImageEncoder) -> np.ndarray:
     network = encoder._get_network()
     layer = network.model.get_classifier()
     if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
@@ -176,11 +167,11 @@ def _find_timm_head(encoder: TimmImageEncoder) -> _Head:
     with torch.inference_mode():
         features = plain._forward(network, blank)
         logits = clone(plain).set_params(output="logits")._forward(network, blank)
-    return _Head(layer, features, logits)
+    return _extract_weights(encoder, layer, features, logits)
 
 
-def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[str]]:
-    """Load a network again, with its head, and return the head and the class names."""
+def _read_transformers_head(encoder: TransformersImageEncoder) -> tuple[np.ndarray, list[str]]:
+    """Load a network again, with its head, and return the weight matrix and the class names."""
     from transformers import AutoModelForImageClassification
 
     network = encoder._get_network()
@@ -216,24 +207,29 @@ def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, l
         features = encoder._forward(network, blank)
         logits = model(pixel_values=torch.stack(blank).to(network.device)).logits
     names = [str(model.config.id2label.get(number, "")) for number in range(n_classes)]
-    return _Head(layer, features, logits), names
+    return _extract_weights(encoder, layer, features, logits), names
 
 
-def _extract_weights(head: _Head, encoder: Any) -> np.ndarray:
-    """Return a head's weight matrix; raise ValueError unless it uses the encoder's features."""
-    weights = head.layer.weight.detach().float().flatten(1)
-    if head.features.shape[1] != weights.shape[1]:
+def _extract_weights(
+    encoder: Any, layer: Any, features: torch.Tensor, logits: torch.Tensor
+) -> np.ndarray:
+    """Return the weight matrix of a head; raise ValueError unless it uses the encoder's features.
+
+    `features` of the encoder and `logits` of the network are those of the same image.
+    """
+    weights = layer.weight.detach().float().flatten(1)
+    if features.shape[1] != weights.shape[1]:
         raise ValueError(
-            f"{type(encoder).__name__} returns {head.features.shape[1]} features, but the "
+            f"{type(encoder).__name__} returns {features.shape[1]} features, but the "
             f"classification head of {encoder.model_name!r} takes {weights.shape[1]}. Pass "
             "another pooling, such as 'auto' or 'cls+mean', and features instead of logits."
         )
-    logits = head.features.float() @ weights.T
-    if head.layer.bias is not None:
-        logits += head.layer.bias
+    computed = features.float() @ weights.T
+    if layer.bias is not None:
+        computed += layer.bias
     # Features of another kind may have the same width, such as the mean over patches and the class
     # token.
-    if not torch.allclose(logits, head.logits.float(), rtol=1e-2, atol=1e-2):
+    if not torch.allclose(computed, logits.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"pooling={encoder.pooling!r} of {type(encoder).__name__} returns features that are "
             f"not the input of the classification head of {encoder.model_name!r}. Pass "
