@@ -15,7 +15,6 @@ from torch import nn
 from ..devices import default_state
 from ..encoders import TransformersTextEncoder
 from ..encoders.resolve import resolve_encoder
-from ..encoders.text_encoder import TextPreparation
 from ..encoders.weights import Network, raise_for_random_weights
 from ..heads import LinearHead, Standardize, get_head_state, restore_head
 from ..persistence.mixins import FittedState
@@ -199,8 +198,9 @@ class TextTower(nn.Module):
             return BatchEncoding({"input_ids": ids, "attention_mask": is_token.long()})
 
         device = self.device
-        # The encoder runs as usual, except that its texts are tokenized already.
-        pipeline = self.pipeline._replace(tokenize=pad_tokens, preparation=TextPreparation())
+        # The encoder runs as usual, except that its texts are prepared and tokenized already.
+        prepared = {"prompt": "", "lower": False, "truncate_dim": None}
+        pipeline = self.pipeline._replace(tokenize=pad_tokens, **prepared)
         network = Network(self.tower, pipeline, device)
         # torch drops its bfloat16 copies of weights at the end of the outermost autocast. If the
         # caller is in an autocast, those of the last step are stale. They may be from its backward

@@ -18,11 +18,10 @@ from .text_encoder import (
     PADDING_TOLERANCE,
     SentenceFilesEncoder,
     TextEncoder,
-    TextPreparation,
     check_tokenizer,
     parse_pooling,
     pool_tokens,
-    read_preparation,
+    read_prompt,
     use_tokenizers,
 )
 from .weights import (
@@ -52,13 +51,18 @@ _PREFIX_TOKENS = (
 
 
 class _TextPipeline(NamedTuple):
-    """A tokenizer, and the steps around the network that the model's files declare."""
+    """A tokenizer, and the steps around the network that the model's files declare.
+
+    Cache keys contain a fingerprint of the files, so they need not contain these steps.
+    """
 
     tokenize: Any
     max_length: int
     pooling: str
     normalize: bool
-    preparation: TextPreparation
+    prompt: str
+    lower: bool
+    truncate_dim: int | None  # number of features to keep
     n_special_tokens: int
 
 
@@ -193,13 +197,11 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
             lower = _is_siglip(model) or bool(sentence.get("do_lower_case"))
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules or []}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        preparation = TextPreparation(lower=lower)
-        if modules is not None:
-            preparation = read_preparation(*source, lower)
+        prompt, truncate_dim = ("", None) if modules is None else read_prompt(*source)
         if "Pooling" in kinds:
             config = read_side_file(*source, f"{kinds['Pooling']}/config.json") or {}
             pooling = parse_pooling(config)
-            if preparation.prompt and not config.get("include_prompt", True):
+            if prompt and not config.get("include_prompt", True):
                 pooling = f"{pooling} without the prompt"
         # `pool_tokens` raises an error for a pooling with a step that is not implemented here.
         unsupported = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
@@ -211,9 +213,16 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
             pooling = f"{pooling} and {', '.join(sorted(unsupported))}"
         n_positions = _count_positions(model) or _MAX_TOKENS
         limit = min(tokenizer.model_max_length, n_positions, _MAX_TOKENS)
-        limit = sentence.get("max_seq_length") or limit
-        normalize, n_special = "Normalize" in kinds, tokenizer.num_special_tokens_to_add()
-        return _TextPipeline(tokenizer, limit, pooling, normalize, preparation, n_special)
+        return _TextPipeline(
+            tokenize=tokenizer,
+            max_length=sentence.get("max_seq_length") or limit,
+            pooling=pooling,
+            normalize="Normalize" in kinds,
+            prompt=prompt,
+            lower=lower,
+            truncate_dim=truncate_dim,
+            n_special_tokens=tokenizer.num_special_tokens_to_add(),
+        )
 
     def _make_module(self, network: Network) -> torch.nn.Module:
         pipeline: _TextPipeline = network.prepare
@@ -233,7 +242,7 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
                 f"of {self.model_name!r} adds {n_special} special tokens. Pass at least "
                 f"{n_special + 1}."
             )
-        return _TextFeatures(network.model, pooling, normalize, pipeline.preparation.truncate_dim)
+        return _TextFeatures(network.model, pooling, normalize, pipeline.truncate_dim)
 
     def _measure_lengths(self, items: list[Any]) -> list[int]:
         pipeline: _TextPipeline = self._get_network().prepare
@@ -271,8 +280,11 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
 
     def _tokenize(self, pipeline: _TextPipeline, texts: list[Any], **options: Any) -> Any:
         max_length = self.max_length or pipeline.max_length
+        if pipeline.prompt:
+            texts = [pipeline.prompt + text for text in texts]
+        if pipeline.lower:
+            texts = [text.lower() for text in texts]
         with use_tokenizers():
-            texts = pipeline.preparation(texts)
             return pipeline.tokenize(texts, truncation=True, max_length=max_length, **options)
 
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,26 +40,8 @@ PADDING_TOLERANCE = 1e-4
 _sensitive_to_padding: LRUCache[bytes, bool] = LRUCache(max_entries=1024)
 
 
-class TextPreparation(NamedTuple):
-    """Prompt and lower-casing of texts before tokenization, as a model's files declare.
-
-    `truncate_dim` is the number of features to keep. The fingerprint of the weights identifies the
-    files, so that cache keys need not contain the preparation.
-    """
-
-    prompt: str = ""
-    lower: bool = False
-    truncate_dim: int | None = None
-
-    def __call__(self, texts: Any) -> Any:
-        """Return the texts with prompt and lower-casing applied."""
-        if self.prompt:
-            texts = [self.prompt + text for text in texts]
-        return [text.lower() for text in texts] if self.lower else texts
-
-
-def read_preparation(model_name: str, revision: str | None, lower: bool) -> TextPreparation:
-    """Return the preparation of texts that the files of a sentence-transformers model declare."""
+def read_prompt(model_name: str, revision: str | None) -> tuple[str, int | None]:
+    """Return the prompt and the number of features that a sentence-transformers model declares."""
     with explain_load_errors(model_name):
         sentence = read_side_file(model_name, revision, "config_sentence_transformers.json") or {}
         prompts = sentence.get("prompts") or {}
@@ -73,7 +55,7 @@ def read_preparation(model_name: str, revision: str | None, lower: bool) -> Text
             "prompt, so texts are encoded without one, as in sentence-transformers. Prepend a "
             f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
-    return TextPreparation(prompts.get(default, ""), lower, sentence.get("truncate_dim"))
+    return prompts.get(default, ""), sentence.get("truncate_dim")
 
 
 def check_tokenizer(tokenizer: Any, model_name: str) -> None:
