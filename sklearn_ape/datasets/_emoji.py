@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -208,17 +208,20 @@ def load_openmoji(
             f"{str(folder)!r} has no SVG file named by the code points of an emoji, such as "
             "'1F34E.svg'. Pass the folder of OpenMoji's color SVG files."
         )
-    files = [file for file, _ in drawings.values()]
     target = get_data_home(data_home) / f"openmoji-{version or 'own'}-{size}"
-    images = _render(
-        files, target, int(size), by_content=version is None, n_jobs=n_jobs, verbose=verbose
-    )
+    files = {_name_image(file, version): file for file, _ in drawings.values()}
+    existing = set(os.listdir(target)) if target.is_dir() else set()
+    missing = [name for name in files if name not in existing]
+    if missing:
+        tasks = (delayed(_render_file)(files[name], target / name, int(size)) for name in missing)
+        bar = {"total": len(missing), "verbose": verbose, "delay": 0, "unit": "image"}
+        render_images(tasks, target, n_jobs, "load_openmoji", desc="Rendering OpenMoji", **bar)
     bunch = Bunch(
-        images=images,
+        images=[str(target / name) for name in files],
         captions=[name for _, name in drawings.values()],
         **_group_fields(drawings, groups),
         DESCR=_OPENMOJI_DESCR.format(
-            n=len(images),
+            n=len(files),
             size=size,
             version=version or f"files in {folder}",
             uncategorized=_UNCATEGORIZED,
@@ -235,30 +238,11 @@ def _find_drawings(path: str | os.PathLike[str] | None) -> tuple[Path, str | Non
     return Path(str(package.get_openmoji_svg_data())), package.VERSION
 
 
-def _render(
-    files: Sequence[Path],
-    folder: Path,
-    size: int,
-    *,
-    by_content: bool,
-    n_jobs: int | None,
-    verbose: int | None,
-) -> list[str]:
-    """Render the files that have not been rendered yet; return the paths of all images."""
-    if by_content:
-        # Files of the user may change. A digest in the name prevents that an old image is used.
-        names = [f"{file.stem}-{digest_file(file).hex()[:16]}.png" for file in files]
-    else:
-        names = [f"{file.stem}.png" for file in files]
-    existing = set(os.listdir(folder)) if folder.is_dir() else set()
-    missing = [
-        (file, name) for file, name in zip(files, names, strict=True) if name not in existing
-    ]
-    if missing:
-        tasks = (delayed(_render_file)(file, folder / name, size) for file, name in missing)
-        bar = {"total": len(missing), "verbose": verbose, "delay": 0, "unit": "image"}
-        render_images(tasks, folder, n_jobs, "load_openmoji", desc="Rendering OpenMoji", **bar)
-    return [str(folder / name) for name in names]
+def _name_image(file: Path, version: str | None) -> str:
+    if version is not None:
+        return f"{file.stem}.png"
+    # Files of the user may change. A digest in the name prevents that an old image is used.
+    return f"{file.stem}-{digest_file(file).hex()[:16]}.png"
 
 
 def _render_file(file: Path, target: Path, size: int) -> None:
