@@ -303,10 +303,10 @@ def check_source(encoder: Any) -> None:
                 "no config.json. Pass a folder that save_pretrained of the transformers library "
                 f"wrote.{describe_model_folder(model_name)}"
             )
-    elif suggest_names(model_name, PACKAGED) and "/" not in model_name:
+    elif "/" not in model_name and (suggestion := suggest_names(model_name, PACKAGED)):
         raise ValueError(
             f"model_name={model_name!r} is not an encoder. Pass a short name of list_encoders(), "
-            f"a folder or a hub name 'owner/name'.{suggest_names(model_name, PACKAGED)}"
+            f"a folder or a hub name 'owner/name'.{suggestion}"
         )
 
 
