@@ -18,10 +18,10 @@ from ..utils.validation import check_boolean, check_choice, check_integer
 from ._engine import Engine, TorchEngine
 from .image_encoder import ImageEncoder
 from .text_encoder import (
-    PADDING_TOLERANCE,
     SentenceFilesEncoder,
     TextEncoder,
     check_tokenizer,
+    differs_by_padding,
 )
 from .weights import (
     PACKAGED,
@@ -187,7 +187,7 @@ class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
         plain = clone(self).set_params(dtype="float32")
         alone = plain._forward(network, ["a"])
         padded = plain._forward(network, ["a", "a b c d e f g h"])[:1]
-        return bool((padded - alone).abs().max() > PADDING_TOLERANCE * alone.abs().max())
+        return differs_by_padding(alone, padded)
 
     def _make_encode_options(self, model: Any) -> dict[str, Any]:
         prompts = getattr(model, "prompts", None) or {}

@@ -15,10 +15,10 @@ from ..features import FeatureCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder, make_uncropped_options, pool_patches
 from .text_encoder import (
-    PADDING_TOLERANCE,
     SentenceFilesEncoder,
     TextEncoder,
     check_tokenizer,
+    differs_by_padding,
     parse_pooling,
     pool_tokens,
     read_prompt,
@@ -269,7 +269,7 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
         with default_state(), torch.inference_mode():
             alone = self._forward(network, ["a"]).float()
             padded = self._make_module(network)(*(x.to(network.device) for x in inputs)).float()
-        return bool((padded - alone).abs().max() > PADDING_TOLERANCE * alone.abs().max())
+        return differs_by_padding(alone, padded)
 
     def _make_tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         # SigLIP was trained with texts padded to a fixed length, and attends to the padding.

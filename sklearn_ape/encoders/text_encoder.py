@@ -35,7 +35,7 @@ _MAX_FOREIGN_SHARE = 0.01
 _MAX_DEFAULT_TOKENS = 2
 
 # Largest relative change of features by padding that is rounding.
-PADDING_TOLERANCE = 1e-4
+_PADDING_TOLERANCE = 1e-4
 # Whether padding changes features, by the encoder's identity.
 _sensitive_to_padding: LRUCache[bytes, bool] = LRUCache(max_entries=1024)
 
@@ -105,6 +105,11 @@ def use_tokenizers() -> Iterator[None]:
     """Return a context in which one thread uses tokenizers: fast ones are not thread-safe."""
     with _tokenizer_lock, delay_forks:
         yield
+
+
+def differs_by_padding(alone: torch.Tensor, padded: torch.Tensor) -> bool:
+    """Return whether padding changed the features of a text by more than rounding."""
+    return bool((padded - alone).abs().max() > _PADDING_TOLERANCE * alone.abs().max())
 
 
 def is_image_file(text: str) -> bool:
