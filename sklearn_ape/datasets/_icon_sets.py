@@ -44,6 +44,8 @@ _UNSAFE = re.compile(
     re.IGNORECASE,
 )
 
+# Limits of the numbers in a view box, and of the characters of a drawing, for damaged or hostile
+# packages.
 _MAX_SIDE = 100_000
 _MAX_LENGTH = 2_000_000
 # The renderer ends the process at about 250 levels of elements, with those that are referred to.

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from ..utils.messages import warn
 from . import _sqlite
 
-_ROWS_PER_FETCH = 1_000
-_MAX_PROBLEMS = 10
+_ROWS_PER_FETCH = 1_000  # bounds the memory
+_MAX_PROBLEMS = 10  # SQLite would report up to 100
 
 
 class _DamagedFileError(OSError):

@@ -33,6 +33,7 @@ FLOAT32_TABLE = "features"
 FLOAT16_TABLE = "features_float16"
 DTYPES: dict[str, np.dtype[Any]] = {FLOAT32_TABLE: np.dtype("<f4"), FLOAT16_TABLE: np.dtype("<f2")}
 
+# Bytes at the beginning of a value, before the numbers.
 CHECKSUM_SIZE = 16
 
 # Errors that do not mean that the file is damaged.
