@@ -82,6 +82,15 @@ class TestErrorsOfDemo:
         result = run("demo", "--output", f"{tmp_path}/{name}", code=1)
         assert "File exists" in result.stderr
 
+    def test_page_of_the_user_is_not_replaced(self, run, tmp_path, monkeypatch):
+        """The second run of the fixture `demo` replaces a report."""
+        page = tmp_path / "index.html"
+        page.write_text("<title>My page</title>")
+        monkeypatch.setattr("sklearn_ape._demo.run_demo", lambda *_, **__: pytest.fail("encoded"))
+        result = run("demo", "--output", tmp_path, code=1)
+        assert "exists and is not a report of 'sklearn-ape demo'" in result.stderr
+        assert page.read_text() == "<title>My page</title>"
+
     def test_invalid_cache_folder_raises(self, run, tmp_path):
         (tmp_path / "file").write_text("in the way")
         result = run(
