@@ -63,6 +63,7 @@ def evaluate(
     _check_figure(figure)
     names = parse_labels(labels, labels_file)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
+    check_replaces_no_input(figure, *bunch.images)
     _check_has_truth(bunch, data)
 
     print_loading(quiet)

@@ -169,6 +169,13 @@ class TestErrors:
         """A file with the name "-" was written."""
         assert "has the scores" in run("evaluate", small_folder, "-o", "-", code=2).stderr
 
+    def test_figure_does_not_replace_an_image(self, small_folder, run):
+        """The figure of an earlier run in the folder would be evaluated as one of its images."""
+        image = next(small_folder.rglob("*.png"))
+        content = image.read_bytes()
+        assert "is an input" in run("evaluate", small_folder, "--figure", image, code=2).stderr
+        assert image.read_bytes() == content
+
     def test_unknown_figure_format_raises(self, small_folder, run):
         assert ".png" in run("evaluate", small_folder, "--figure", "x.docx", code=2).stderr
 
