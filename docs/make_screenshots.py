@@ -72,7 +72,7 @@ def main() -> None:
         WebDriverWait(driver, PATIENCE).until(lambda _: condition())
 
     try:
-        driver.set_window_size(1000, 1060)
+        driver.set_window_size(1000, 1135)
         driver.get(report)
         save(driver, "demo_report.png")
         driver.set_window_size(1200, 900)

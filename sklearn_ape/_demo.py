@@ -36,7 +36,6 @@ _N_RESULTS = 6
 _N_PREDICTIONS_SHOWN = 24
 _N_NAMES_SHOWN = 5
 _N_CONCEPTS_PRINTED = 6
-_THUMBNAIL_SIDE = 96
 
 # Size of the plot in pixels.
 _PLOT_WIDTH, _PLOT_HEIGHT = 340, 200
@@ -393,10 +392,10 @@ def write_report(result: DemoResult, folder: Path) -> Path:
     return page
 
 
-def _encode_thumbnail(item: str | np.ndarray) -> str:
+def _encode_thumbnail(item: str | np.ndarray, side: int = 96) -> str:
     """Return a small copy of an image, a path or an array, as a data URL."""
-    small = read_image(item, _THUMBNAIL_SIDE)
-    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    small = read_image(item, side)
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
