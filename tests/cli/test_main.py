@@ -161,9 +161,10 @@ class TestServe:
                 url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
                 with urllib.request.urlopen(url, timeout=60) as page:
                     assert b"sklearn-ape" in page.read()
-            finally:
                 process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 0
+                assert process.wait(timeout=60) == 0
+            finally:
+                process.kill()  # otherwise a page that does not stop would be awaited forever
 
 
 @pytest.mark.parametrize(
