@@ -26,6 +26,7 @@ from .datasets import get_data_home, load_openmoji
 from .encoders.images import group_images, read_image
 from .features import open_cache
 from .retrieval import CrossModalRetriever
+from .utils.files import write_file_atomically
 from .zero_shot import ZeroShotClassifier
 
 if TYPE_CHECKING:
@@ -388,7 +389,8 @@ def write_report(result: DemoResult, folder: Path) -> Path:
         n_photo_names=len(PHOTO_NAMES),
         photo_truths=PHOTO_TRUTHS,
     )
-    page.write_text(html, encoding="utf-8")
+    with write_file_atomically(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return page
 
 

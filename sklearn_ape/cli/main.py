@@ -60,7 +60,7 @@ def demo(
     output = expand_user(output)
     # Before the demo, which takes minutes: the check follows links and "..", which this does not.
     output.mkdir(parents=True, exist_ok=True)
-    _check_report(output / "index.html")
+    _check_page(output / "index.html")
     print_loading(quiet)
     from .._demo import print_result, run_demo, write_report
 
@@ -70,7 +70,7 @@ def demo(
     print(f"\nReport with images: {page.resolve().as_uri()}")
 
 
-def _check_report(page: Path) -> None:
+def _check_page(page: Path) -> None:
     """Raise FileExistsError if a file exists that is not a report of the demo."""
     if page.exists() and b"<title>sklearn-ape demo" not in page.read_bytes():
         raise FileExistsError(
