@@ -6,12 +6,14 @@ import copy
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import typer
+from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
@@ -32,7 +34,7 @@ from ..features import DiskFeatureCache
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
 from ..utils.files import check_writable, expand_user
-from ..utils.messages import make_progress_bar
+from ..utils.messages import advance_within_block, make_progress_bar
 from ..utils.validation import format_list, number_distinct
 from ._inputs import DEFAULT_TEMPLATES, make_absolute
 from ._output import Table, note_on_interrupt, print_message
@@ -280,8 +282,11 @@ def iter_probabilities(
     bar = make_progress_bar(len(images), int(is_shown), delay=0, unit="image")
     with note_on_interrupt(options.resume_note), ignore_unreadable(), bar:
         for rows in gen_batches(len(images), size):
-            yield rows, predict_proba(images[rows]), encoder.errors_
-            bar.update(rows.stop - rows.start)
+            # Only here, because the consumer of a generator shares its context.
+            with advance_within_block(bar, "image"):
+                probabilities = predict_proba(images[rows])
+            yield rows, probabilities, encoder.errors_
+            bar.update(rows.stop - bar.n)
 
 
 class EncodedImages(NamedTuple):
@@ -319,9 +324,13 @@ def identify_images(images: Sequence[Any]) -> list[Any]:
     return list(map(make_absolute, images)) if is_paths else group_images(images).tolist()
 
 
-def ignore_unreadable() -> warnings.catch_warnings[Any]:
-    """Return a context without warnings about unreadable images; see `report_unreadable`."""
-    return warnings.catch_warnings(action="ignore", category=EncodingFailedWarning)
+@contextmanager
+def ignore_unreadable() -> Iterator[None]:
+    """Ignore warnings about unreadable images; see `report_unreadable`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EncodingFailedWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the image is rejected
+        yield
 
 
 def report_unreadable(errors: dict[int, str], n_images: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -20,7 +20,13 @@ from ..devices import default_state
 from ..features.cache import FeatureCache, iter_blocks, open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, delay_forks, map_threaded
-from ..utils.messages import HiddenBar, escape_controls, make_progress_bar
+from ..utils.messages import (
+    HiddenBar,
+    advance_within_block,
+    escape_controls,
+    make_block_bar,
+    make_progress_bar,
+)
 from ..utils.validation import check_choice, check_integer
 from ._engine import Engine
 from .items import BYTES, EncodingError, ItemError, describe_item
@@ -83,14 +89,18 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     first_rows: dict[bytes, int] = {}
     # The other rows of the same content. A list for every content would take much memory.
     duplicates: dict[bytes, list[int]] = {}
-    for row, item in enumerate(items):
-        try:
-            key = _compute_key(encoder, identity, item)
-        except ItemError as error:
-            errors[row] = describe_item(item, error)
-        else:
-            if first_rows.setdefault(key, row) != row:
-                duplicates.setdefault(key, []).append(row)
+    with make_progress_bar(
+        len(items), encoder.verbose, desc="Reading", unit=encoder._modality, leave=False
+    ) as progress:
+        for row, item in enumerate(items):
+            try:
+                key = _compute_key(encoder, identity, item)
+            except ItemError as error:
+                errors[row] = describe_item(item, error)
+            else:
+                if first_rows.setdefault(key, row) != row:
+                    duplicates.setdefault(key, []).append(row)
+            progress.update()
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
     with _registry_lock:
@@ -166,7 +176,7 @@ def _encode_missing(
     keys = list(valid)
     keys = [keys[position] for position in encoder._sort_rows(list(valid.values()))]
     features: dict[bytes, np.ndarray] = {}
-    with _make_encoder_bar(encoder, len(keys), encoder.verbose) as progress:
+    with _make_encoder_bar(encoder, identity, len(keys), encoder.verbose) as progress:
         for computed, failures in _iter_batches(encoder, valid, keys, identity):
             # Before an error is raised, so that finished batches are not computed again.
             cache.put_many(computed)
@@ -179,9 +189,13 @@ def _encode_missing(
     return features
 
 
-def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -> tqdm | HiddenBar:
+def _make_encoder_bar(
+    encoder: FrozenEncoder, identity: bytes, total: int, verbose: int | None
+) -> tqdm | HiddenBar:
     name = escape_controls(encoder.model_name)
-    return make_progress_bar(total, verbose, unit=encoder._modality, desc=name)
+    # At once if the network is not loaded yet: this takes seconds before the first update.
+    delay = None if identity in _random_weights else 0
+    return make_block_bar(total, verbose, unit=encoder._modality, desc=name, delay=delay)
 
 
 # With torch, a small number of items is split into this many batches, so that many cores compute
@@ -308,18 +322,20 @@ def encode_to_file(
     n_rows = len(items)
     if not n_rows:
         raise ValueError(f"X is empty: 0 {encoder._modality}s to encode. Pass at least one.")
-    source = encoder._digest_identity().hex()
-    progress = _make_encoder_bar(encoder, n_rows, encoder.verbose if verbose is None else verbose)
+    identity = encoder._digest_identity()
+    source = identity.hex()
+    verbose = encoder.verbose if verbose is None else verbose
+    progress = _make_encoder_bar(encoder, identity, n_rows, verbose)
     with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
         try:
             file.resume(overwrite)
-            _encode_chunks(encoder, items, file, source, n_jobs, progress.update)
+            _encode_chunks(encoder, items, file, source, n_jobs, progress)
         except OtherContentError:
             if not overwrite:
                 raise
             file.restart()
             progress.reset()
-            _encode_chunks(encoder, items, file, source, n_jobs, progress.update)
+            _encode_chunks(encoder, items, file, source, n_jobs, progress)
         errors = {
             number * file.chunk_size + row: message
             for number, chunk in sorted(file.finished.items())
@@ -335,7 +351,7 @@ def _encode_chunks(
     file: FeatureFile,
     source: str,
     n_jobs: int | None,
-    update: Callable[[int], Any],
+    progress: tqdm | HiddenBar,
 ) -> None:
     """Encode unfinished chunks, and check that the items of finished chunks have not changed."""
     # "auto" may mean another precision on the machine of a worker.
@@ -347,7 +363,12 @@ def _encode_chunks(
         for number, chunk in _iter_chunks(items, file.n_rows, file.chunk_size, failures)
     )
     parallel = Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
-    with closing(parallel(tasks)) as results:
+    n_finished = 0
+    # With one job, chunks are encoded in this thread, and the bar advances within them.
+    with (
+        advance_within_block(progress, encoder._modality),
+        closing(parallel(tasks)) as results,
+    ):
         for result in results:
             offset = result.number * file.chunk_size
             encoder._raise_for({offset + row: text for row, text in result.errors.items()})
@@ -359,7 +380,8 @@ def _encode_chunks(
                     f"{str(file.existing_path)!r} was made of other items: rows {offset} to "
                     f"{min(offset + file.chunk_size, file.n_rows) - 1} differ."
                 )
-            update(min(file.chunk_size, file.n_rows - offset))
+            n_finished += min(file.chunk_size, file.n_rows - offset)
+            progress.update(n_finished - progress.n)
     if failures:
         raise failures[0]
 

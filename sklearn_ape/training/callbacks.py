@@ -247,8 +247,9 @@ class EpochProgress(Callback):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Show an empty bar."""
+        delay = None if self.verbose is None else 0
         options = {"unit": "epoch", "desc": self.name}
-        self.bar_ = make_progress_bar(self.n_epochs, self.verbose, delay=0, **options)
+        self.bar_ = make_progress_bar(self.n_epochs, self.verbose, delay, **options)
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Advance to the epoch at which a checkpoint resumes."""

@@ -7,6 +7,9 @@ import re
 import sys
 import unicodedata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from traceback import walk_stack
 from types import FrameType
@@ -49,8 +52,8 @@ def _list_files(names: tuple[str, ...]) -> list[str]:
     return [file for module in modules if (file := getattr(module, "__file__", None))]
 
 
-# Seconds of work without a bar if `verbose` is None.
-_DEFAULT_DELAY_S = 2.0
+# Seconds of work without a bar, in general and if `verbose` is None.
+_DELAY_S, _DEFAULT_DELAY_S = 0.5, 2.0
 
 
 def shows_progress(verbose: int | None) -> bool:
@@ -98,24 +101,58 @@ class HiddenBar:
 
 
 def make_progress_bar(
-    total: int | None, verbose: int | None, delay: float = 0.5, **options: Any
+    total: int | None, verbose: int | None, delay: float | None = None, **options: Any
 ) -> tqdm | HiddenBar:
     """Make a progress bar, which appears only if the work takes more than `delay` seconds.
 
-    If `verbose` is None, the bar appears after two seconds and is removed at the end, so that a
-    terminal does not fill with the bars of many calls. The options are those of tqdm.
+    By default, this is half a second. If `verbose` is None, it is two seconds, and the bar is
+    removed at the end, so that a terminal does not fill with the bars of many calls. The options
+    are those of tqdm.
     """
     if not shows_progress(verbose):
         return HiddenBar()
     from tqdm import tqdm  # slow to import for the command line
 
     by_default = verbose is None
-    return tqdm(
-        total=total,
-        delay=_DEFAULT_DELAY_S if by_default else delay,
-        leave=not by_default,
-        **options,
-    )
+    if delay is None:
+        delay = _DEFAULT_DELAY_S if by_default else _DELAY_S
+    return tqdm(total=total, delay=delay, **{"leave": not by_default} | options)
+
+
+class _BlockBar(HiddenBar):
+    """Bar of a block of items, which advances the bar of all blocks instead of its own."""
+
+    def __init__(self, bar: tqdm | HiddenBar) -> None:
+        self._bar = bar
+
+    def update(self, n: int = 1) -> None:
+        self._bar.update(n)
+
+
+# The bar of all blocks, and its unit, while one of the blocks is processed.
+_bar_of_blocks: ContextVar[tuple[tqdm | HiddenBar, str] | None] = ContextVar(
+    "_bar_of_blocks", default=None
+)
+
+
+@contextmanager
+def advance_within_block(bar: tqdm | HiddenBar, unit: str) -> Iterator[None]:
+    """Let `make_block_bar` return bars that advance a bar of the same unit."""
+    token = _bar_of_blocks.set((bar, unit))
+    try:
+        yield
+    finally:
+        _bar_of_blocks.reset(token)
+
+
+def make_block_bar(
+    total: int | None, verbose: int | None, *, unit: str, **options: Any
+) -> tqdm | HiddenBar:
+    """Make a progress bar, or return one that advances the bar of `advance_within_block`."""
+    bar, unit_of_blocks = _bar_of_blocks.get() or (None, None)
+    if bar is not None and unit == unit_of_blocks:
+        return _BlockBar(bar)
+    return make_progress_bar(total, verbose, unit=unit, **options)
 
 
 def import_optional(module: str, *, extra: str, purpose: str, package: str | None = None) -> Any:

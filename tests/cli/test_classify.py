@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from sklearn_ape import (
     FewShotClassifier,
@@ -17,6 +18,7 @@ from sklearn_ape import (
     load_starter,
 )
 from sklearn_ape.cli import _models
+from sklearn_ape.utils.messages import HiddenBar
 from tests.encoders.test_open_clip import save_model
 
 LABELS = "an animal,food,a vehicle"
@@ -114,6 +116,32 @@ class TestImages:
         ]
         for part, row in zip(parts, whole, strict=True):
             assert float(part["probability"]) == pytest.approx(float(row["probability"]), abs=1e-4)
+
+    def test_progress_bar_advances_within_batches(self, small_folder, run, monkeypatch, tmp_path):
+        """The bar stood still for the half minute that a batch of photographs takes."""
+        bars = []
+
+        class Bar(HiddenBar):
+            def __init__(self, total, **options):
+                bars.append(self)
+                self.updates = []
+
+            def update(self, n=1):
+                self.n += n
+                self.updates.append(n)
+
+        monkeypatch.setattr("tqdm.tqdm", Bar)
+        monkeypatch.setattr("sklearn_ape.cli._models._BATCH_SIZE", 8)
+        run("classify", small_folder, "--labels", LABELS, "--cache", tmp_path / "features")
+        updates = next(bar.updates for bar in bars if bar.n == 12)
+        assert max(updates) < 8
+
+    def test_large_image_is_rejected_without_a_warning(self, small_folder, run):
+        """Pillow's warning of a decompression bomb did not name the file."""
+        Image.new("1", (10_000, 10_000)).save(small_folder / "large.png")
+        result = run("classify", small_folder, "--labels", LABELS)
+        assert "large.png' is rejected: 10000 x 10000 pixels" in result.stdout
+        assert "Warning" not in result.stderr
 
     def test_undecodable_file_name_is_written_as_bytes(self, small_folder, run):
         image = next((small_folder / "food").iterdir())

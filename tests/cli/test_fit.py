@@ -174,7 +174,7 @@ class TestFit:
         monkeypatch.setattr(
             _encoding,
             "_make_encoder_bar",
-            lambda encoder, total, verbose: bars.append((total, verbose)) or HiddenBar(),
+            lambda _, identity, total, verbose: bars.append((total, verbose)) or HiddenBar(),
         )
         cache = ("--cache", tmp_path / "features")
         run("fit", photos, "-o", tmp_path / "out", "--method", method, "--test-size", 0, *cache)

@@ -22,7 +22,9 @@ from sklearn_ape.encoders import (
     OpenCLIPTextEncoder,
     TimmImageEncoder,
     TransformersTextEncoder,
+    _encoding,
 )
+from sklearn_ape.utils.concurrency import LRUCache
 from tests.encoders import test_transformers as hf
 from tests.encoders.conftest import ALL
 
@@ -195,13 +197,14 @@ def test_global_random_state_is_unchanged(paths):
     assert torch.equal(torch.random.get_rng_state(), torch_state)
 
 
-def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
-    """The bar ends at its total, including invalid images."""
+@pytest.fixture
+def bars(monkeypatch):
+    """Progress bars that were made."""
     bars = []
 
     class Bar:
-        def __init__(self, total, **options):
-            self.total, self.n = total, 0
+        def __init__(self, total, desc, delay, **options):
+            self.total, self.desc, self.delay, self.n, self.updates = total, desc, delay, 0, []
             bars.append(self)
 
         def __enter__(self):
@@ -210,17 +213,45 @@ def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
         def __exit__(self, *exc_info):
             pass
 
-        def update(self, n):
+        def update(self, n=1):
             self.n += n
+            self.updates.append(n)
 
     monkeypatch.setattr("tqdm.tqdm", Bar)
+    return bars
+
+
+def test_progress_bars_count_every_item(paths, bars, tmp_path):
+    """The bars end at their total, including invalid images."""
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
+    encoder = TimmImageEncoder(cache=None, on_error="nan", batch_size=2, verbose=1)
     with pytest.warns(UserWarning, match="1 image cannot"):
-        TimmImageEncoder(cache=None, on_error="nan", batch_size=2, verbose=1).transform(
-            [*paths[:4], cut]
-        )
-    assert [(bar.n, bar.total) for bar in bars] == [(5, 5)]
+        encoder.transform([*paths[:4], cut])
+    assert [(bar.desc, bar.n, bar.total) for bar in bars] == [
+        ("Reading", 5, 5),
+        (encoder.model_name, 5, 5),
+    ]
+
+
+def test_progress_bar_appears_at_once_while_the_network_is_loaded(paths, bars, monkeypatch):
+    """Nothing was shown during the seconds in which a network is loaded and exported."""
+    monkeypatch.setattr(_encoding, "_random_weights", LRUCache(max_entries=8))
+    encoder = TimmImageEncoder(cache=None, verbose=1)
+    for _ in range(2):
+        encoder.transform(paths[:2])
+    assert [bar.delay for bar in bars if bar.desc == encoder.model_name] == [0, 0.5]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_progress_bar_of_encode_to_counts_every_item(bars, tmp_path, n_jobs):
+    """With one job, it advances within chunks: a chunk of photographs takes half a minute."""
+    encoder = TransformersTextEncoder(cache=None, batch_size=2)
+    texts = [f"text {number}" for number in range(10)]
+    encoder.encode_to(tmp_path / "a.npy", texts, chunk_size=6, n_jobs=n_jobs, verbose=1)
+    (bar,) = bars
+    assert bar.n == bar.total == 10
+    assert sorted(filter(None, bar.updates)) == ([2] * 5 if n_jobs == 1 else [4, 6])
 
 
 def test_failed_items_warn_with_encoding_failed_warning():
