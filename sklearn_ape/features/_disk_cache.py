@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ._maintenance import DiskCacheInfo, DiskCacheReport
 
 _KEYS_PER_QUERY = 500  # SQLite limits the parameters of a query, in older versions to 999
+# Reading a whole table takes about as long as looking up a quarter of its keys. Few keys are
+# looked up in any case, because this also finds a damaged index.
+_MIN_SHARE_TO_SCAN = 0.25
+_MIN_KEYS_TO_SCAN = 10_000
 # After a transaction, the next one waits for this multiple of its duration, so that writing takes
 # at most a fifth of the time. A killed process loses the features of one pause, whose duration and
 # memory are bounded.
@@ -164,6 +168,8 @@ class DiskFeatureCache:
                             block = self.round(block)
                         cached.update(block_keys)
                         yield block_keys, block
+                if len(cached) == len(missing):
+                    return
                 missing = [key for key in missing if key not in cached]
 
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
@@ -295,7 +301,7 @@ class DiskFeatureCache:
         """Yield lists of entries."""
         connection = self._get_connection()
         unwritten = self._unwritten[table]
-        if entries := [(key, unwritten[key]) for key in keys if key in unwritten]:
+        if unwritten and (entries := [(k, unwritten[k]) for k in keys if k in unwritten]):
             yield entries
         if table not in self._readable:
             return
@@ -442,6 +448,12 @@ def _read_stored(
     # In a transaction, so that no other process changes rowids between the queries.
     connection.execute("BEGIN")
     try:
+        ((max_rowid,),) = connection.execute(f"SELECT max(rowid) FROM {table}")
+        if len(keys) > max(_MIN_KEYS_TO_SCAN, _MIN_SHARE_TO_SCAN * (max_rowid or 0)):
+            cursor = connection.execute(f"SELECT key, value FROM {table}")
+            while entries := cursor.fetchmany(_KEYS_PER_QUERY):
+                yield [entry for entry in entries if entry[0] in keys]
+            return
         rows = _select(connection, f"SELECT rowid FROM {table} WHERE key", sorted(keys))
         # In the order of the file, so that each page with several entries is read once.
         rowids = sorted({rowid for batch in rows for (rowid,) in batch})

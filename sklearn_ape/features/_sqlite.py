@@ -244,13 +244,12 @@ def _group_by_length(
     entries: Iterable[tuple[bytes, bytes]],
 ) -> dict[int, tuple[list[bytes], list[bytes]]]:
     """Return keys and values by the length of the values."""
-    groups: dict[int, tuple[list[bytes], list[bytes]]] = {}
-    for key, value in entries:
-        if isinstance(key, bytes) and isinstance(value, bytes):  # damaged ones have any type
-            keys, values = groups.setdefault(len(value), ([], []))
-            keys.append(key)
-            values.append(value)
-    return groups
+    # Damaged keys and values have any type.
+    pairs = [(k, v) for k, v in entries if isinstance(k, bytes) and isinstance(v, bytes)]
+    return {
+        n: ([k for k, v in pairs if len(v) == n], [v for _, v in pairs if len(v) == n])
+        for n in sorted({len(value) for _, value in pairs})
+    }
 
 
 def _to_matrix(rows: list[bytes]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.features import DiskFeatureCache, _disk_cache
 
 N_ENTRIES, WIDTH = 200, 64
 
@@ -26,3 +26,10 @@ def folder(tmp_path):
     with DiskFeatureCache(tmp_path / "cache") as cache:
         cache.put_many(ENTRIES)
     return tmp_path / "cache"
+
+
+@pytest.fixture(params=["queries", "scan"])
+def way_of_reading(request, monkeypatch):
+    """Read by queries of keys, or by a scan of the whole table."""
+    if request.param == "scan":
+        monkeypatch.setattr(_disk_cache, "_MIN_KEYS_TO_SCAN", 0)

@@ -16,6 +16,7 @@ from tests.features.conftest import ENTRIES, WIDTH, assert_equal_to_entries
 
 
 @pytest.mark.parametrize("n_keys", [7, 500])
+@pytest.mark.usefixtures("way_of_reading")
 def test_disk_cache_returns_bitwise_identical_features(folder, monkeypatch, n_keys):
     """A new connection returns bitwise identical features, in one or several queries."""
     monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", n_keys)
@@ -55,6 +56,7 @@ def test_missing_folders_are_created(tmp_path):
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("part", ["header", "schema", "pages", "anywhere"])
 @pytest.mark.filterwarnings("ignore:The feature cache")
+@pytest.mark.usefixtures("way_of_reading")
 def test_flipped_bytes_never_give_a_wrong_feature(folder, part):
     """For any flipped byte, the cache returns correct features or none, and can be used again."""
     path = folder / "features.sqlite"
@@ -130,6 +132,7 @@ def test_name_that_is_not_utf8_is_damage(folder):
 
 
 @pytest.mark.filterwarnings("ignore:The feature cache")
+@pytest.mark.usefixtures("way_of_reading")
 def test_truncated_file_never_gives_a_wrong_feature(folder):
     """After truncation at any position, returned features are correct and the cache works."""
     path = folder / "features.sqlite"
@@ -165,6 +168,7 @@ def test_empty_file_is_an_empty_cache(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["a text", 5, 2.5, b"", b"short", None])
+@pytest.mark.usefixtures("way_of_reading")
 def test_entry_of_another_type_is_not_returned(tmp_path, value):
     """Damaged rows that hold another type are skipped without an exception."""
     key = b"k" * 32
@@ -196,6 +200,7 @@ def test_two_caches_rename_a_damaged_file_once(folder):
     assert len(list(folder.glob("*.damaged*"))) == 1
 
 
+@pytest.mark.usefixtures("way_of_reading")
 def test_float16_takes_half_the_space_and_gives_float32(tmp_path):
     """Features are rounded to float16, returned as float32 and stored in half the space."""
     rng = np.random.default_rng(0)
@@ -217,6 +222,7 @@ def test_float16_takes_half_the_space_and_gives_float32(tmp_path):
     assert sizes[0] < 0.6 * sizes[1]
 
 
+@pytest.mark.usefixtures("way_of_reading")
 def test_float16_never_returns_infinity(tmp_path):
     """Features outside the range of float16 are stored as float32."""
     features = {b"large": np.float32([7e4, 0.1]), b"small": np.float32([6e4, 0.1])}
@@ -229,6 +235,7 @@ def test_float16_never_returns_infinity(tmp_path):
     np.testing.assert_array_equal(found[b"small"], np.float16([6e4, 0.1]).astype(np.float32))
 
 
+@pytest.mark.usefixtures("way_of_reading")
 def test_exact_cache_never_gives_rounded_numbers(folder):
     """Both types are in one file: float32 ignores float16 entries, and float16 reads both."""
     (first, feature), (second, other), *_ = ENTRIES.items()
@@ -373,6 +380,7 @@ def test_closed_cache_raises(tmp_path):
             pass
 
 
+@pytest.mark.usefixtures("way_of_reading")
 def test_blocks_show_one_state_of_the_file(folder, monkeypatch):
     """Features that another process removes during an iteration are returned."""
     monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", 7)
@@ -390,6 +398,7 @@ def test_blocks_show_one_state_of_the_file(folder, monkeypatch):
         assert cache.get_many(ENTRIES) == {}
 
 
+@pytest.mark.usefixtures("way_of_reading")
 def test_abandoned_iteration_ends_its_transaction(folder):
     with DiskFeatureCache(folder) as cache:
         blocks = cache.iter_blocks(ENTRIES)
@@ -411,6 +420,20 @@ def test_blocks_are_in_the_order_of_the_file(tmp_path, monkeypatch):
         requested = np.random.default_rng(0).permutation(len(keys))
         blocks = list(cache.iter_blocks(keys[row] for row in requested))
     assert [key for block_keys, _ in blocks for key in block_keys] == keys[1::2] + keys[::2]
+
+
+@pytest.mark.parametrize(("n_keys", "is_scanned"), [(1, False), (50, False), (51, True)])
+def test_a_quarter_of_the_table_is_read_by_a_scan(folder, monkeypatch, n_keys, is_scanned):
+    """Only the features of the requested keys are returned."""
+    monkeypatch.setattr(_disk, "_MIN_KEYS_TO_SCAN", 1)
+    statements = []
+    with DiskFeatureCache(folder) as cache:
+        cache._connection.set_trace_callback(statements.append)
+        keys = [b"unknown", *list(ENTRIES)[: n_keys - 1]]
+        found = cache.get_many(keys)
+    assert found.keys() == {*keys[1:]}
+    assert_equal_to_entries(found)
+    assert ("SELECT key, value FROM features" in statements) is is_scanned
 
 
 def test_index_with_rows_that_do_not_exist_is_damage(folder, monkeypatch):
