@@ -186,7 +186,7 @@ def _find_bad_pairs(
     duplicates: float,
     random_state: int,
 ) -> dict[int, str]:
-    """Find noisy captions and near-duplicate images, of which the best pair is kept.
+    """Find noisy captions, repeated pairs, and near-duplicates, of which the best pair is kept.
 
     Return the reasons by row.
     """
@@ -212,11 +212,15 @@ def _find_bad_pairs(
             }
     best = good[drop_near_duplicates(groups[good], None if scores is None else scores[good])]
     path_by_group = {int(groups[row]): paths[row] for row in best.tolist()}
+    pairs = set()
     for row in good.tolist():
-        best_path = path_by_group[int(groups[row])]
+        best_path, path = path_by_group[int(groups[row])], make_absolute(paths[row])
         # Several captions of one image are not duplicates. "./cat.jpg" is "cat.jpg".
-        if make_absolute(best_path) != make_absolute(paths[row]):
+        if make_absolute(best_path) != path:
             reasons[row] = f"nearly the same image as another: {best_path!r}"
+        elif (path, captions[row]) in pairs:
+            reasons[row] = "the same image and caption as another pair"
+        pairs.add((path, captions[row]))
     return reasons
 
 

@@ -47,6 +47,18 @@ class TestCurate:
         arguments = ("curate", table, "--labels", "food", "-n", "2", "--noisy", "0")
         assert {row["caption"] for row in rows(*arguments)} == {"a fruit", "a dish"}
 
+    def test_repeated_pairs_are_selected_once(self, photos, rows, tmp_path):
+        """Both rows were selected, in the place of other pairs."""
+        images = [image.name for image in sorted((photos / "food").iterdir())[:4]]
+        lines = [f"food/{image},a dish\n" for image in (*images[:2], *images)]
+        table, dropped = tmp_path / "pairs.csv", tmp_path / "dropped.csv"
+        table.write_text("image,caption\n" + "".join(lines))
+        (tmp_path / "food").symlink_to(photos / "food")
+        arguments = ("curate", table, "--labels", "food", "-n", "4", "--noisy", "0")
+        selected = rows(*arguments, "--dropped", dropped)
+        assert len({row["image"] for row in selected}) == 4
+        assert dropped.read_text().count("the same image and caption as another pair") == 2
+
     def test_evaluate_reads_selected_pairs(self, flawed_folder, run, rows, tmp_path):
         result = run(
             *("curate", flawed_folder, "--captions", "filename", "--labels", LABELS),
