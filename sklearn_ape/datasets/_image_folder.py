@@ -368,7 +368,7 @@ def _name_by_file(_: Path, names: list[Path]) -> list[str]:
     if empty:
         raise ValueError(
             f'captions="filename" requires names with words, but {len(empty)} of {len(names)} '
-            f"have none: {format_list(empty)}. Pass another source of captions."
+            f"have none: {format_list(empty)}. Rename these, or pass another source of captions."
         )
     return captions
 

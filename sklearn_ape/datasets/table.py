@@ -407,6 +407,8 @@ def _resolve_source(source: Any) -> tuple[Table, str, Path]:
         hint = " Columns of a dataset need no loader. Pass dataset['image'] to fit."
     elif isinstance(source, list | dict):
         hint = " Pass pandas.DataFrame(source)."
+    elif hasattr(source, "collect"):  # a lazy frame
+        hint = " Pass source.collect()."
     raise TypeError(
         "source must be the path of a table, a pyarrow Table, or a pandas or polars DataFrame, "
         f"not {type(source).__name__}.{hint}"

