@@ -394,7 +394,7 @@ def _split_stratified(
     needed = max(_MIN_TEST_SIZE, n_classes)
     if min(n_test, len(first) - n_test) < needed:
         print_message(
-            f"Not evaluated: --test-size {test_size:g} splits {len(first)} images into "
+            f"Not evaluated: --test-size {test_size:g} splits {len(first)} distinct images into "
             f"{len(first) - n_test} and {n_test}, and both parts need at least {needed}. Add "
             "images, or change --test-size.",
             quiet,

@@ -347,7 +347,7 @@ class TestFewShot:
     def test_reason_is_named_if_no_images_are_held_out(self, small_folder, run, tmp_path, method):
         fit = ("fit", small_folder, "-o", tmp_path / "model", "--method", method)
         result = run(*fit)
-        assert "--test-size 0.2 splits 12 images into 10 and 2, and both" in result.stderr
+        assert "--test-size 0.2 splits 12 distinct images into 10 and 2, and both" in result.stderr
         for kind in ("animal", "food"):
             for image in sorted((small_folder / kind).iterdir())[1:]:
                 image.unlink()
