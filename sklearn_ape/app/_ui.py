@@ -43,13 +43,14 @@ Uploads are processed on the computer that runs this page and deleted after {min
 Reloading the page also discards your aligner, images and corrections.
 """
 
-_CLASSIFY_EXPLANATION = (
+_NO_RESULT = (
     "**No result yet.** Click one of the examples, or drop an image of your own. The most "
     f"probable labels, at most {_N_LABELS_SHOWN}, and the chance level are shown here."
 )
 
 _CLASSIFY_FAILURE = "**No result.** The message at the top says why."
 _NO_IMAGE = "**There is no image yet.** Click one of the examples, or drop an image of your own."
+_NEW_ALIGNER = "**No result of the current aligner yet.** Click Classify, or one of the examples."
 
 _PROBABILITIES_NOTE = (
     "The probabilities assume that exactly one of the labels is correct, so they add up to 100% "
@@ -149,8 +150,8 @@ def _get_uploaded_path(payload: Any) -> Any:
     return payload.path
 
 
-def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> None:
-    """Add the elements of the tab that classifies an image."""
+def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> list[Any]:
+    """Add the elements of the tab that classifies an image; return those of its last result."""
     gr.Markdown("Drop an image and enter label names: the page shows the most probable labels.")
     with gr.Row():
         with gr.Column(min_width=300):
@@ -182,17 +183,10 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
                 templates = gr.Dropdown(
                     choices, value=service.initial_templates, label="Prompt templates"
                 )
-                threshold = gr.Slider(
-                    0,
-                    1,
-                    service.initial_threshold,
-                    step=0.01,
-                    label='Answer "unknown" below this probability (0: never)',
-                )
+                text = 'Answer "unknown" below this probability (0: never)'
+                threshold = gr.Slider(0, 1, service.initial_threshold, step=0.01, label=text)
         with gr.Column(min_width=300):
-            summary = gr.Markdown(
-                _CLASSIFY_EXPLANATION, container=True, elem_id="classify-verdict"
-            )
+            summary = gr.Markdown(_NO_RESULT, container=True, elem_id="classify-verdict")
             probabilities = gr.Label(
                 label="Most probable labels",
                 num_top_classes=_N_LABELS_SHOWN,
@@ -268,12 +262,11 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
     triggers = [button.click, names.submit, image.change]
     latest = {"trigger_mode": "always_last", **options}
     classified = gr.on(triggers, classify, inputs, outputs, api_name="classify", **latest)
+    changed = [session, *outputs]
     corrected = correct_button.click(
-        correct, [*inputs, label], [session, *outputs], api_name="correct", **options
+        correct, [*inputs, label], changed, api_name="correct", **options
     )
-    undone = undo_button.click(
-        undo, inputs, [session, *outputs], api_name="undo_correction", **options
-    )
+    undone = undo_button.click(undo, inputs, changed, api_name="undo_correction", **options)
     options["api_visibility"] = "private"
     # Not to show the result of another image.
     classified.failure(lambda: (None, _CLASSIFY_FAILURE), None, outputs, **options)
@@ -293,6 +286,7 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> No
     label.change(None, label, None, js=f"(chosen) => {{ if (chosen) {focus}; }}")
     undone.success(None, None, None, js=f"() => {focus}")
     examples.select(select_example, None, image, api_visibility="private")
+    return [*outputs, undo_button]
 
 
 def _format_map(result: SimilarityMap) -> str:
@@ -302,8 +296,8 @@ def _format_map(result: SimilarityMap) -> str:
     return _MAP.format(data=data, label=html.escape(result.label), position=result.position)
 
 
-def search_tab(service: AppService, session: Any) -> None:
-    """Add the elements of the tab that searches images."""
+def search_tab(service: AppService, session: Any) -> Any:
+    """Add the elements of the tab that searches images; return its gallery."""
     # Not the text itself: until the images are embedded, their number includes unreadable files.
     title = gr.Markdown(lambda: _describe_images(service.images), elem_id="search-about")
     with gr.Row():
@@ -378,12 +372,14 @@ def search_tab(service: AppService, session: Any) -> None:
     for event in (searched, clicked):
         event.success(describe, session, title, **options)
     inputs, outputs = [session, archive], [session, title, gallery]
-    load_button.click(load_images, inputs, outputs, api_name="load_images", **_ONE_AT_A_TIME)
+    options = {"show_progress_on": gallery, **_ONE_AT_A_TIME}
+    load_button.click(load_images, inputs, outputs, api_name="load_images", **options)
     reset_button.click(reset_images, [session], outputs, api_visibility="private")
+    return gallery
 
 
-def align_tab(service: AppService, session: Any) -> None:
-    """Add the elements of the tab that fits an aligner."""
+def align_tab(service: AppService, session: Any, answer: list[Any], gallery: Any) -> None:
+    """Add the elements of the tab that fits an aligner, after which other results are outdated."""
     gr.Markdown(
         "Upload captioned images as a zip file. Put the caption of `cat.jpg` in `cat.txt` next to "
         "it, or all captions in a table `captions.csv` with the columns `file_name` and "
@@ -418,7 +414,7 @@ def align_tab(service: AppService, session: Any) -> None:
                 saved = _add_zip_input(service, "Aligner", "align-saved")
                 load_button = gr.Button("Load")
 
-    outputs = [session, model, result, download, reset_button]
+    outputs = [session, model, result, download, reset_button, *answer, gallery]
 
     def show(holder: SessionHolder, remark: str = "") -> tuple[Any, ...]:
         session = holder.session
@@ -429,6 +425,8 @@ def align_tab(service: AppService, session: Any) -> None:
             describe_alignment(session.alignment, remark),
             gr.DownloadButton(value=file, interactive=file is not None),
             gr.Button(interactive=session.alignment is not None),
+            # Results and corrections of the previous aligner.
+            *(None, _NEW_ALIGNER, gr.Button(visible=False), service.list_examples(session)),
         )
 
     def align(
@@ -458,8 +456,9 @@ def align_tab(service: AppService, session: Any) -> None:
     options = {"show_progress_on": result, **_ONE_AT_A_TIME}
     button.click(align, inputs, outputs, api_name="align", **options)
     inputs = [session, saved]
-    load_button.click(load_aligner, inputs, outputs, api_name="load_aligner", **_ONE_AT_A_TIME)
-    was_reset = reset_button.click(reset_aligner, [session], outputs, api_visibility="private")
+    load_button.click(load_aligner, inputs, outputs, api_name="load_aligner", **options)
+    options = {"show_progress_on": result, "api_visibility": "private"}
+    was_reset = reset_button.click(reset_aligner, [session], outputs, **options)
     # For the keyboard: the button is disabled then, and loses the focus.
     was_reset.success(None, None, None, js="() => document.getElementById('align-button').focus()")
 
@@ -491,10 +490,10 @@ def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Bloc
         session = gr.State(holder, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
             service.labels = list(labels or service.labels or DEFAULT_LABELS)
-            classify_tab(service, session, service.labels)
+            answer = classify_tab(service, session, service.labels)
         with gr.Tab("Search", id="search"):
-            search_tab(service, session)
+            gallery = search_tab(service, session)
         with gr.Tab("Align your own", id="align"):
-            align_tab(service, session)
+            align_tab(service, session, answer, gallery)
     page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once)
     return page

@@ -307,6 +307,32 @@ class TestFirstVisit:
         time.sleep(2)  # until the response has arrived
         assert browser.all("#classify-map img")[0].is_displayed()
 
+    def test_results_of_previous_aligner_are_not_shown(self, browser, zip_of_images):
+        """Its corrections are gone, too, so that there is nothing to undo."""
+        browser.click("#classify-examples img")
+        browser.wait(lambda: browser.all("#classify-correct"))
+        browser.choose("classify-correct-label", "tiger")
+        browser.click("#classify-correct")
+        browser.wait(lambda: browser.all("#classify-undo"))
+        browser.tab("Search")
+        browser.click("#search-examples button")
+        browser.wait(lambda: browser.all("#search-gallery .caption-label")[0].text.endswith(")"))
+        browser.tab("Align your own")
+        browser.upload("align-zip", zip_of_images)
+        browser.click("#align-button")
+        browser.wait(lambda: "your own aligner" in browser.text("align-using"))
+        browser.tab("Classify")
+        assert "No result of the current aligner" in browser.text("classify-verdict")
+        assert not browser.all("#classify-answer dt")
+        browser.wait(lambda: not browser.all("#classify-undo"))
+        browser.tab("Search")
+        browser.wait(lambda: len(browser.all("#search-gallery .caption-label")) == 12)
+        captions = [caption.text for caption in browser.all("#search-gallery .caption-label")]
+        assert not any(caption.endswith(")") for caption in captions)  # without scores
+        browser.tab("Classify")
+        browser.click("#classify-button")
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
+
 
 class TestErrors:
     def test_errors_are_shown_as_messages(self, browser, tmp_path, captioned_images):
