@@ -11,8 +11,20 @@
       document.getElementById(name)?.setAttribute("aria-live", "polite");
     }
   }).observe(document.body, { childList: true, subtree: true });
-  document.addEventListener("click", (event) => {
-    const items = "button[id], .thumbnail-item, :is(#search-examples, #classify-where) button";
-    if (event.target.closest(items)) document.querySelector(".toast-close")?.click();
-  });
+  const triggers = {
+    click:
+      "button.lg, .thumbnail-item, " +
+      ":is(#search-examples, #classify-where, #classify-image) button",
+    keydown: "input, textarea",
+    change: "input[type=file]",
+    drop: "*",
+  };
+  for (const [type, items] of Object.entries(triggers)) {
+    const closeError = (event) => {
+      if (type === "keydown" && event.key !== "Enter") return;
+      if (event.target.closest(items)) document.querySelector(".toast-close")?.click();
+    };
+    // Before the listeners of Gradio, which may show a new error.
+    document.addEventListener(type, closeError, { capture: true });
+  }
 }

@@ -355,6 +355,31 @@ class TestErrors:
         browser.wait(lambda: "not a zip" in browser.driver.page_source)
         assert "Traceback" not in browser.driver.page_source
 
+    def test_next_request_removes_error(self, browser, tmp_path, captioned_images):
+        """Also without a click: from the keyboard, or by another image."""
+        errors = lambda: browser.all(".toast-body")  # noqa: E731
+        empty = tmp_path / "empty.png"
+        empty.touch()
+        browser.upload("classify-image", empty)
+        browser.wait(errors)
+        browser.all("#classify-image input[type=file]")[0].send_keys(captioned_images.images[0])
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
+        browser.wait(lambda: not errors())
+        names = browser.all("#classify-names textarea")[0]
+        names.clear()
+        names.send_keys("cat", Keys.SHIFT, Keys.ENTER)
+        browser.wait(errors)
+        names.send_keys(", dog", Keys.SHIFT, Keys.ENTER)
+        browser.wait(lambda: "among 2 labels" in browser.text("classify-verdict"))
+        browser.wait(lambda: not errors())
+        browser.tab("Align your own")
+        load = next(b for b in browser.all("button") if b.text.startswith("Load a downloaded"))
+        load.click()
+        load = next(b for b in browser.all("button") if b.text == "Load")
+        for _ in range(2):
+            browser.wait(lambda: load.click() or True)
+            browser.wait(lambda: [error.text.count("no zip yet") for error in errors()] == [1])
+
     def test_page_fits_narrow_screen(self, browser):
         browser.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
