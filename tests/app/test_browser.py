@@ -380,6 +380,13 @@ class TestErrors:
             browser.wait(lambda: load.click() or True)
             browser.wait(lambda: [error.text.count("no zip yet") for error in errors()] == [1])
 
+    def test_label_from_right_to_left_does_not_reorder_the_answer(self, browser):
+        browser.write("classify-names", "قطة, كلب")
+        browser.click("#classify-examples img")
+        browser.wait(lambda: "among 2 labels" in browser.text("classify-verdict"))
+        (label,) = browser.all("#classify-verdict strong")
+        assert label.value_of_css_property("unicode-bidi") == "isolate"
+
     def test_page_fits_narrow_screen(self, browser):
         browser.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
