@@ -41,7 +41,8 @@ _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 _MONOSPACE_FONTS = ["ui-monospace", "Consolas", "monospace"]
 
-# The default colors of labels, hints and buttons have less contrast than the 4.5:1 of WCAG.
+# The default colors of labels, hints, buttons and choices have less contrast than the 4.5:1 of
+# WCAG.
 _COLORS = {
     "background_fill_primary": "*neutral_50",  # of the theme Soft, which `set` would reset
     "block_label_text_color": "*primary_700",
@@ -53,6 +54,7 @@ _COLORS = {
     "button_primary_background_fill": "*primary_600",
     "button_primary_background_fill_hover": "*primary_700",
     "button_primary_background_fill_hover_dark": "*primary_700",
+    "checkbox_label_background_fill_selected": "*primary_600",
 }
 
 _FOLDER = Path(__file__).parent

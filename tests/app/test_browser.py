@@ -210,6 +210,9 @@ class TestFirstVisit:
 
         browser.tab("Align your own")
         browser.upload("align-zip", zip_of_images)
+        (method,) = browser.all("#align-method label.selected")
+        # White text on it has a contrast of at least 4.5:1.
+        assert method.value_of_css_property("background-color") == "rgba(79, 70, 229, 1)"
         browser.click("#align-head input")  # off, since encoding a thousand class names is slow
         browser.click("#align-button")
         browser.wait(lambda: "Evaluation on" in browser.text("align-result"))
