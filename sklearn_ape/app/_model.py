@@ -334,8 +334,8 @@ def align(
         ]
     else:
         remark = (
-            "Not evaluated: at least 50 distinct pairs are needed for a held-out test. Try the "
-            "aligner on other images."
+            "Not evaluated: a held-out test needs at least 50 pairs without a common image or "
+            "caption. Try the aligner on other images."
         )
     aligner = fit(np.arange(n_images), *_STEPS[2:4])
     return Alignment(

@@ -414,7 +414,7 @@ class TestAlign:
         archive = captioned_zip(200, 210)
         session, _ = service.align(Session(), archive, "cca", False, ignore_progress)
         assert session.alignment.recall == []
-        assert "at least 50 distinct pairs" in session.alignment.remark
+        assert "50 pairs without a common image or caption" in session.alignment.remark
 
     def test_unreadable_image_is_skipped(self, service, make_zip, captioned_images):
         contents = {f"cat{'x' * i}.jpg.png": Path(captioned_images.images[i]) for i in range(6)}
