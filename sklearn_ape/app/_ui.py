@@ -170,7 +170,8 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> li
             names = gr.Textbox(
                 join_labels(labels),
                 label="Labels",
-                info="The answer is one of these labels. Separate them by commas, or write one "
+                info="The answer is one of these labels, in English unless the aligner was "
+                "trained on texts of other languages. Separate them by commas, or write one "
                 "per line. Shift+Enter classifies.",
                 lines=2,
                 max_lines=10,

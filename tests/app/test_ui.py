@@ -80,6 +80,10 @@ class TestFirstState:
         assert len(captions) == 6
         assert all(captions)
 
+    @pytest.mark.parametrize("elem_id", ["classify-names", "search-words"])
+    def test_language_of_texts_is_explained(self, by_id, elem_id):
+        assert "in english unless" in by_id[elem_id]["info"].lower().replace(",", "")
+
     def test_meaning_of_scores_is_explained(self, components):
         texts = " ".join(str(props.get("value")) for props in components)
         assert "not calibrated" in texts
