@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -433,9 +434,21 @@ def _fit_and_score(
     others: list[Any] = []
     if split is not None:
         train, test = split
-        model.fit([images[row] for row in train], [y[row] for row in train])
+        _fit_completely(model, [images[row] for row in train], [y[row] for row in train])
         scores, others = task.score(train, test)
         if not refit:
             return scores, others, len({keys[row] for row in train})
-    model.fit(images, y)
+    _fit_completely(model, images, y)
     return scores, others, len(set(keys))
+
+
+def _fit_completely(model: Any, images: list[Any], y: list[Any]) -> None:
+    """Fit a model; raise KeyboardInterrupt also where `fit` would use the epochs so far."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            model.fit(images, y)
+        except ConvergenceWarning:
+            raise KeyboardInterrupt from None

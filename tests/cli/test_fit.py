@@ -20,6 +20,7 @@ from sklearn_ape import (
 )
 from sklearn_ape.encoders import _encoding
 from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.training.callbacks import StopWhenPatient
 from sklearn_ape.utils.messages import HiddenBar
 from tests.encoders.test_open_clip import save_model as save_clip
 from tests.encoders.tiny_networks import text_folder
@@ -163,6 +164,19 @@ class TestFit:
         one, other = (load_pretrained(tmp_path / name) for name in ("a", "b"))
         assert one.fingerprint_ == other.fingerprint_
         assert one.checkpoint is None
+
+    def test_interrupted_training_keeps_previous_model(self, photos, run, tmp_path, monkeypatch):
+        """`fit` of an aligner returns the best epoch so far, which is not saved."""
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(StopWhenPatient, "on_epoch_end", interrupt)
+        arguments = ("fit", photos, "--captions", "filename", "--method", "ape", "--quiet")
+        result = run(*arguments, "-o", tmp_path / "m", "--checkpoint", tmp_path / "c", code=130)
+        assert result.stderr.splitlines()[-1] == "sklearn-ape: Interrupted."
+        assert not (tmp_path / "m").exists()
+        assert len(list((tmp_path / "c").glob("APEAligner-*.training.safetensors"))) == 1
 
     @pytest.mark.parametrize("method", ["few-shot", "extend"])
     def test_progress_is_shown_if_features_are_not_cached(
