@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -166,12 +165,16 @@ class BestEpoch(EarlyStopping):
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Compare the epoch with the best one."""
-        # skorch stops here, before later callbacks have seen the epoch. StopWhenPatient stops
-        # after them.
-        with suppress(KeyboardInterrupt):
+        try:
             super().on_epoch_end(net, **kwargs)
-        if self.best_epoch_ == net.history[-1, "epoch"]:
-            self.best_criterion_ = deepcopy(net.criterion_.state_dict())
+        except KeyboardInterrupt:
+            # skorch stops here, before later callbacks have seen the epoch. StopWhenPatient stops
+            # after them. Otherwise it was Ctrl-C, perhaps before the best weights were copied.
+            if not self.is_patience_exhausted:
+                raise
+        finally:
+            if self.best_epoch_ == net.history[-1, "epoch"]:
+                self.best_criterion_ = deepcopy(net.criterion_.state_dict())
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Restore weights and logit scale of the best epoch."""

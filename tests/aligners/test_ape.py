@@ -180,6 +180,25 @@ class TestFit:
         assert aligner.best_epoch_ == np.argmax(recalls) + 1
         assert aligner.transform(concepts.image).shape == (300, 32)
 
+    def test_interruption_while_the_best_weights_are_copied_stops_training(
+        self, concepts, monkeypatch
+    ):
+        """Training continued, and the epoch was called the best one with weights of another."""
+        copies = []
+
+        def interrupt_third(weights):
+            copies.append(weights)
+            if len(copies) == 3:
+                raise KeyboardInterrupt
+            return copy.deepcopy(weights)
+
+        monkeypatch.setattr("skorch.callbacks.training.deepcopy", interrupt_third)
+        with pytest.warns(ConvergenceWarning, match="stopped after"):
+            aligner = small(refit=False).fit(concepts.image, concepts.text)
+        assert len(copies) == 3
+        assert aligner.best_epoch_ == aligner.n_epochs_
+        assert aligner.logit_scale_ == aligner.history_[-1]["logit_scale"]
+
     def test_skorch_callbacks_are_called_each_epoch(self, concepts):
         epochs = []
 
