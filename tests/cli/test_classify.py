@@ -143,6 +143,14 @@ class TestImages:
         assert "large.png' is rejected: 10000 x 10000 pixels" in result.stdout
         assert "Warning" not in result.stderr
 
+    def test_damaged_metadata_give_no_warning(self, tmp_path, run):
+        """Pillow's warning did not name the file, whose pixels are read."""
+        tags = bytes.fromhex("49492a0008000000ff00")  # 255 tags, all of which are missing
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0" + tags)
+        result = run("classify", tmp_path, "--labels", LABELS, "--cache", "memory")
+        assert result.stdout.splitlines()[1].endswith(",")  # no error
+        assert "Warning" not in result.stderr
+
     def test_undecodable_file_name_is_written_as_bytes(self, small_folder, run):
         image = next((small_folder / "food").iterdir())
         odd = os.fsencode(small_folder / "food") + b"/caf\xe9.png"
