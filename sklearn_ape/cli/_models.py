@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -310,9 +310,12 @@ def encode_images(
         row: error if isinstance(images[row], str) else f"row {row} (the first is 0): {error}"
         for row, error in encoder.errors_.items()
     }
+    # A table has one row per caption. An image is counted and reported once.
+    keys = [make_absolute(x) if isinstance(x, str) else row for row, x in enumerate(images)]
+    n_images = len(set(keys))
     if len(errors) == len(images) and not may_be_empty:
-        raise ValueError(f"None of the {len(images)} images can be read. The first: {errors[0]}")
-    report_unreadable(errors, len(images))
+        raise ValueError(f"None of the {n_images} images can be read. The first: {errors[0]}")
+    report_unreadable({keys[row]: error for row, error in errors.items()}, n_images)
     return EncodedImages(features, errors)
 
 
@@ -333,13 +336,13 @@ def ignore_unreadable() -> Iterator[None]:
         yield
 
 
-def report_unreadable(errors: dict[int, str], n_images: int) -> None:
+def report_unreadable(errors: Mapping[Any, str], n_images: int) -> None:
     """Print the number of unreadable images and the first of them to standard error."""
     if not errors:
         return
     print_message(f"Skipped {len(errors):,} of {n_images:,} images, which cannot be read:")
-    for row in sorted(errors)[:N_ERRORS_SHOWN]:
-        print_message(f"  {errors[row]}")
+    for error in list(errors.values())[:N_ERRORS_SHOWN]:
+        print_message(f"  {error}")
     if len(errors) > N_ERRORS_SHOWN:
         print_message(f"  and {len(errors) - N_ERRORS_SHOWN:,} more.")
 

@@ -82,6 +82,15 @@ class TestScores:
             table_rows = rows("evaluate", table, "--label", "label", "--captions", "none")
             assert [row["n"] for row in table_rows] == ["12", "4", "4", "4"]
 
+    def test_unreadable_image_of_several_rows_is_reported_once(self, small_folder, run):
+        (small_folder / "page.jpg").write_text("<html>")
+        lines = [f"{path},a {path.stem}" for path in sorted(small_folder.rglob("*.*g"))]
+        table = small_folder / "pairs.csv"
+        table.write_text("\n".join(["image,caption", *lines, *lines, "./page.jpg,a page"]))
+        message = run("evaluate", table).stderr
+        assert "Skipped 1 of 13 images" in message
+        assert message.count("page.jpg") == 1
+
     def test_few_distinct_captions_warn(self, small_folder, run):
         result = run("evaluate", small_folder, "--captions", "folder")
         message = "only 3 distinct captions or images to find, and recall@k among them is 1"
