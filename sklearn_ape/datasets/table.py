@@ -103,7 +103,6 @@ def _read_csv(file: Path, delimiter: str) -> Table:
         rows = filter(None, _iter_rows(reader))  # without blank lines
         header = next((row for row in rows if row[0] != "sep="), [])  # "sep=;" is for Excel
         check_utf8(header, "the first line", "it")
-        _check_distinct(header, "the first line")
         columns: list[list[str]] = [[] for _ in header]
         for row in rows:
             if len(row) != len(header):
@@ -113,7 +112,9 @@ def _read_csv(file: Path, delimiter: str) -> Table:
                 )
             for values, value in zip(columns, row, strict=True):
                 values.append(value)
-    return Delimited(zip(header, columns, strict=True))
+    pairs = list(zip(header, columns, strict=True))  # some are unused columns of a spreadsheet
+    _check_distinct([name for name, cells in pairs if name or any(cells)], "the first line")
+    return Delimited(pairs)
 
 
 def _iter_rows(reader: Any) -> Iterator[list[str]]:

@@ -271,6 +271,7 @@ def test_empty_table_raises(tmp_path, empty):
     [
         ("t.csv", "image,caption\na.jpg,a cat, black\n", "line 2 has 3 fields.*quotes"),
         ("t.csv", "image,image\na,b\n", "repeated columns: 'image'"),
+        ("t.csv", "image,,\na,b,c\n", "repeated columns: ''"),
         ("t.csv", 'image,caption\na.jpg,"a cat', "as csv"),
         ("t.jsonl", '{"image": "a"}\n{"image"\n', "line 2 is not valid JSON"),
         ("t.jsonl", "[1]\n", "line 1 is not an object"),
@@ -320,6 +321,15 @@ def test_spreadsheet_csv_is_read(folder, delimiter, first_line):
     data = load_pairs(folder / "t.csv")
     assert data.captions == ["a cat, old"]
     assert relative(folder, data.images) == ["cats/old_cat.PNG"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_unused_columns_of_a_spreadsheet_are_ignored(folder, delimiter):
+    """They have no names, which were reported as repeated names."""
+    rows = ["image|caption||", f"{NAMES[0]}|a cat||", f"{NAMES[1]}|a dog||"]
+    text = "\n".join(rows).replace("|", delimiter)
+    (folder / "t.csv").write_text(text, encoding="utf-8")
+    assert load_pairs(folder / "t.csv").captions == ["a cat", "a dog"]
 
 
 def test_table_in_wrong_encoding_raises(folder):
