@@ -268,9 +268,10 @@ def _detect_source(folder: Path, names: list[Path], other_suffixes: Counter[str]
     if len(tables) == 1:
         columns = list(read_table(tables[0]))
         if not {"label", *_CAPTION_COLUMNS} & set(columns):
+            reason = f"its columns are {format_list(columns)}" if columns else "it is empty"
             warn(
-                f"{str(tables[0])!r} has no captions and is not used, as its columns are "
-                f"{format_list(columns)}. Name them 'file_name' and 'caption' to use it."
+                f"{str(tables[0])!r} has no captions and is not used, as {reason}. Name its "
+                "columns 'file_name' and 'caption' to use it."
             )
             return None
     return "table" if tables else None

@@ -323,6 +323,12 @@ def test_table_of_other_data_is_not_used(folder):
         load_image_folder(folder, captions="table")
 
 
+def test_empty_table_is_not_used(folder):
+    (folder / "captions.csv").write_text("")
+    with pytest.warns(UserWarning, match="is not used, as it is empty. Name its columns"):
+        assert load_image_folder(folder).captions is None
+
+
 def test_table_of_labels_names_its_loader(folder):
     """The format of labelled images on the Hugging Face hub."""
     rows = [f"{name},{name.split('/')[0]}" for name in NAMES]
