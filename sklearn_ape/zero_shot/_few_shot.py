@@ -82,8 +82,9 @@ class FewShotClassifier(ZeroShotClassifier):
         Logit scale: factor of the cosines of images and names. None takes that of the aligner.
     alpha : float, default=0.006
         Strength of the L2 penalty on what is learned from images. A higher value gives the
-        names more weight, and the labelled images less. Values below 1e-5 times the mean of
-        `sample_weight` have the effect of this product.
+        names more weight, and the labelled images less. With more than 20 labelled images per
+        class on average, up to 64 times this strength is used if cross-validation prefers it.
+        Values below 1e-5 times the mean of `sample_weight` have the effect of this product.
 
     Attributes
     ----------

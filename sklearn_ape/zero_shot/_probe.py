@@ -55,6 +55,11 @@ _DOUBTED_WEIGHT = 0.75
 # cross-validation. On 23 collections, the accuracy with two per class changed by -0.8 to 5.4
 # points.
 _MAX_VALIDATED_WEIGHT = 0.5
+# With more examples per class than this, the penalty is multiplied by these factors as long as the
+# loss of the cross-validation decreases. Without them, many examples are fitted too closely if
+# classes overlap: with 200 images of clip art per category, 75 instead of 78 % were right.
+_MANY_PER_CLASS = 20
+_PENALTY_FACTORS = (4, 16, 64)
 # Weakest penalty, per mean weight, that a solution in single precision depends on. Without this
 # limit, a cross-validation of 40 classes of emoji predicted 36 instead of 57 % right with 1e-9.
 _MIN_ALPHA = 1e-5
@@ -151,8 +156,9 @@ def fit_probe(
     vector of the image with a constant feature. With w the weight of the names, the residual
     minimizes the sum of the weighted cross entropies of w times the logits, plus ``alpha / 2``
     times the squared norm of w times the residual. The logits are divided by ``temperature / w``.
-    If some classes have no examples, what the embeddings share is subtracted from a and r, and the
-    logits of the other classes are adjusted; see `FewShotClassifier`.
+    With many examples, alpha is multiplied by a factor that a cross-validation chooses. If some
+    classes have no examples, what the embeddings share is subtracted from a and r, and the logits
+    of the other classes are adjusted; see `FewShotClassifier`.
     """
     n_operations = len(vectors) * min(*vectors.shape, _MAX_DIRECTIONS) * len(text)
     with (
@@ -161,8 +167,9 @@ def fit_probe(
     ):
         if n_operations < _MIN_THREADED:
             n_threads = 1
-        problem = _Problem(examples, vectors, text, scale, alpha, n_threads, progress.update)
-        name_weight, validation = _choose_name_weight(problem)
+        options: dict[str, Any] = {"n_threads": n_threads, "report_iteration": progress.update}
+        make_problem = partial(_Problem, examples, vectors, text, scale, **options)
+        problem, name_weight, validation = _choose_penalty(make_problem, alpha)
         residual = problem.solve(name_weight) / name_weight
     n_components = text.shape[1]
     coef = residual[:-1].T.copy()
@@ -321,6 +328,22 @@ class _Validation(NamedTuple):
     temperature: float
     accuracy: float
     calibration_error: float
+
+
+def _choose_penalty(
+    make_problem: Callable[[float], _Problem], alpha: float
+) -> tuple[_Problem, float, _Validation]:
+    """Return the problem with the best penalty, and what `_choose_name_weight` returns for it."""
+    problem = make_problem(alpha)
+    best = problem, *_choose_name_weight(problem)
+    has_many = len(problem.codes) > _MANY_PER_CLASS * len(np.unique(problem.codes))
+    for factor in _PENALTY_FACTORS if has_many else ():
+        problem = make_problem(factor * alpha)
+        name_weight, validation = _choose_name_weight(problem)
+        if not validation.loss < best[2].loss:  # NaN without a cross-validation
+            break
+        best = problem, name_weight, validation
+    return best
 
 
 def _choose_name_weight(problem: _Problem) -> tuple[float, _Validation]:

@@ -72,6 +72,25 @@ def test_names_like_those_of_other_classes_lose_influence(centers, n_per_class, 
     assert accuracy > measure_accuracy() + 0.01
 
 
+def test_many_overlapping_examples_get_a_stronger_penalty(centers, monkeypatch):
+    """The default penalty fits them too closely; examples that do not overlap keep it."""
+    examples, test = draw(centers, 50, 0.5, 0), draw(centers, 100, 0.5, 9)
+    clear = draw(centers, 50, 0.15, 0)
+    probe, clear_probe = fit(examples, centers), fit(clear, centers)
+    monkeypatch.setattr(_probe, "_PENALTY_FACTORS", ())
+    close, close_to_clear = fit(examples, centers), fit(clear, centers)
+    hits, hits_of_close = (predict(one, test) == test.codes for one in (probe, close))
+    assert hits.mean() > hits_of_close.mean() + 0.05
+    np.testing.assert_array_equal(clear_probe.coef, close_to_clear.coef)
+
+
+def test_few_examples_keep_the_penalty(centers, monkeypatch):
+    examples = draw(centers, 20, 0.5, 0)
+    probe = fit(examples, centers)
+    monkeypatch.setattr(_probe, "_PENALTY_FACTORS", ())
+    np.testing.assert_array_equal(probe.coef, fit(examples, centers).coef)
+
+
 def test_solution_minimizes_the_documented_loss(centers):
     """The formulas are those of docs/few_labels.md, with the weight 1 of the names."""
     examples, alpha, scale = draw(centers, 4, 0.2, 0), 0.5, 8.0
