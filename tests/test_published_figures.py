@@ -70,7 +70,7 @@ def read_accuracies(table, file="few_labels"):
     [
         *((0, "few labels", "few_labels"), (1, "half of the classes", "few_labels")),
         *((2, "collections", "few_labels"), (4, "few labels", "cifar")),
-        (5, "collections", "cifar"),
+        *((5, "collections", "cifar"), (6, "many labels", "cifar")),
     ],
 )
 def test_accuracies_of_classifiers(number, table, file):

@@ -9,13 +9,14 @@ whose package does not separate training and test images, 1,000 random images pe
 Prints the accuracy of the starter model by names with 95 % confidence intervals, also without the
 names of ImageNet's classes that it adds to the embeddings of images. The accuracy with a few
 labelled images per class and of `predict_together` follows, as `benchmarks.few_labels` measures
-it. These rows are written to docs/results/cifar.csv.
+it, and with many labelled images, once. All of these rows are written to docs/results/cifar.csv.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,16 @@ from sklearn_ape.heads import TwoTower
 from sklearn_ape.metrics import bootstrap_interval
 
 from .._results import Results, choose_folder, make_results_parser
-from ..few_labels import COLUMNS, Data, measure_collections, measure_few_labels, print_table
+from ..few_labels import (
+    COLUMNS,
+    METHODS,
+    Data,
+    choose_examples,
+    measure_collections,
+    measure_few_labels,
+    print_table,
+    summarize,
+)
 
 # The names of the classes in the data sets, and "T-shirt" for "T-shirt/top".
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -39,6 +49,7 @@ FASHION = [
 ]
 N_PER_CLASS = 1000
 N_DRAWS = 5
+MANY = (50, 200, 800)
 
 
 def load_cifar(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
@@ -74,6 +85,24 @@ def print_accuracy(part: str, aligner: APEAligner, data: dict[str, Data]) -> Non
         print(f"| {name} | {part} | {' | '.join(cells)} |", flush=True)
 
 
+def measure_many_labels(aligner: APEAligner, data: dict[str, Data]) -> Iterator[dict[str, Any]]:
+    """Yield the accuracies with many labelled images per class, which are drawn once."""
+    for name, (X, y) in data.items():
+        labels = np.unique(y)
+        for k in MANY:
+            is_example = choose_examples(y, k, 0)
+            for method in ("LogisticRegression", "FewShotClassifier"):
+                predict = METHODS[method](aligner, labels, X[is_example], y[is_example])
+                predicted = labels[predict(X[~is_example]).argmax(axis=1)]
+                yield {
+                    "table": "many labels",
+                    "data": f"{name}, {len(labels)} classes",
+                    "case": k,
+                    "method": method,
+                    **summarize([(predicted == y[~is_example]).mean()]),
+                }
+
+
 def main() -> None:
     parser = make_results_parser("studies.cifar", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the unpacked packages")
@@ -97,17 +126,19 @@ def main() -> None:
     print_accuracy("without names of ImageNet's classes", aligner, data)
     aligner.module_ = heads
     results = Results(choose_folder(options) / "cifar.csv", COLUMNS)
-    results.remove("table", ["few labels", "collections"])
+    results.remove("table", ["few labels", "collections", "many labels"])
     n_draws = 1 if options.quick else N_DRAWS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LogisticRegression at its limit of iterations
         for measure in (measure_few_labels, measure_collections):
             for row in measure(aligner, data, n_draws):
                 results.append([row])
+        results.append(measure_many_labels(aligner, data))
     few = [row for row in results.rows if row["table"] == "few labels"]
     print_table(few, "accuracy")
     print_table(few, "calibration_error")
-    print_table([row for row in results.rows if row["table"] == "collections"], "accuracy")
+    for table in ("collections", "many labels"):
+        print_table([row for row in results.rows if row["table"] == table], "accuracy")
 
 
 if __name__ == "__main__":
