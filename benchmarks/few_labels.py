@@ -33,9 +33,10 @@ from scipy.special import softmax
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from sklearn_ape import FewShotClassifier, ZeroShotClassifier
+from sklearn_ape import APEAligner, FewShotClassifier, ZeroShotClassifier
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_openmoji, load_tuxpaint_stamps
+from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.metrics import expected_calibration_error
 
 from ._results import Results, choose_folder, make_results_parser
@@ -61,6 +62,15 @@ class Data(NamedTuple):
 def clean_name(name: str) -> str:
     """Return the name of a subcategory as words."""
     return re.sub(r"[-_&\s]+", " ", name).strip()
+
+
+def load_starter_on_features(cache: Any) -> tuple[TimmImageEncoder, APEAligner]:
+    """Return the image encoder of the starter model, and the model, which takes its features."""
+    encoder, text_encoder = make_starter_encoders(cache=cache, engine="torch")
+    aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
+    aligner.image_encoder_ = None
+    aligner.text_encoder_ = text_encoder
+    return encoder, aligner
 
 
 def load_data(encoder: Any, stamps: Path | None) -> dict[str, Data]:
@@ -301,10 +311,7 @@ def main() -> None:
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )
     options = parser.parse_args()
-    encoder, text_encoder = make_starter_encoders(cache=options.cache, engine="torch")
-    aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
-    aligner.image_encoder_ = None  # features are passed instead of images
-    aligner.text_encoder_ = text_encoder
+    encoder, aligner = load_starter_on_features(options.cache)
     data = load_data(encoder, options.stamps)
     results = Results(choose_folder(options) / "few_labels.csv", COLUMNS)
     results.remove("table", ["few labels", "half of the classes", "collections"])

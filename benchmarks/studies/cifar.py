@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 
 from sklearn_ape import APEAligner, ZeroShotClassifier
-from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home
 from sklearn_ape.heads import TwoTower
 from sklearn_ape.metrics import bootstrap_interval
@@ -35,6 +34,7 @@ from ..few_labels import (
     METHODS,
     Data,
     choose_examples,
+    load_starter_on_features,
     measure_collections,
     measure_few_labels,
     print_table,
@@ -110,10 +110,7 @@ def main() -> None:
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )
     options = parser.parse_args()
-    encoder, text_encoder = make_starter_encoders(cache=options.cache, engine="torch")
-    aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
-    aligner.image_encoder_ = None  # features are passed instead of images
-    aligner.text_encoder_ = text_encoder
+    encoder, aligner = load_starter_on_features(options.cache)
     images: dict[str, Any] = {
         "CIFAR-10": load_cifar(options.folder),
         "Fashion-MNIST": load_fashion(options.folder),

@@ -17,11 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_iconify, load_openmoji
 
 from .._results import make_parser
-from ..few_labels import clean_name, measure_collections, print_table, select_classes
+from ..few_labels import (
+    clean_name,
+    load_starter_on_features,
+    measure_collections,
+    print_table,
+    select_classes,
+)
 
 SETS = (
     "fluent-emoji",
@@ -71,10 +76,7 @@ def main() -> None:
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )
     options = parser.parse_args()
-    encoder, text_encoder = make_starter_encoders(cache=options.cache, engine="torch")
-    aligner: Any = unpack_starter(STARTER_FOLDER / "model.safetensors")
-    aligner.image_encoder_ = None  # features are passed instead of images
-    aligner.text_encoder_ = text_encoder
+    encoder, aligner = load_starter_on_features(options.cache)
     rows: list[dict[str, Any]] = []
     for name in options.sets:
         icons = load_iconify(options.package, sets=[name])

@@ -30,11 +30,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sklearn_ape import APEAligner, CrossModalRetriever, KernelAligner, ZeroShotClassifier
-from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home
 
 from .._results import make_parser
-from ..few_labels import measure_collections, measure_few_labels, print_table, select_classes
+from ..few_labels import (
+    load_starter_on_features,
+    measure_collections,
+    measure_few_labels,
+    print_table,
+    select_classes,
+)
 
 Item = tuple[Path, str, str]
 
@@ -344,11 +349,8 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer random choices")
     options = parser.parse_args()
-    encoder, text_encoder = make_starter_encoders(cache=options.cache, engine="torch")
+    encoder, aligner = load_starter_on_features(options.cache)
     encoder.set_params(on_error="nan")
-    aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
-    aligner.image_encoder_ = None  # features are passed instead of images
-    aligner.text_encoder_ = text_encoder
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LogisticRegression at its limit of iterations
         listed = list_collections(options.folder)
