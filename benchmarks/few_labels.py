@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,26 +178,31 @@ METHODS: dict[str, Method] = {
 
 
 def measure_few_labels(
-    aligner: Any, data: dict[str, Data], n_seeds: int
+    aligner: Any,
+    data: dict[str, Data],
+    n_seeds: int,
+    shots: Sequence[int] = SHOTS,
+    methods: Sequence[str] = tuple(METHODS),
+    table: str = "few labels",
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each collection, number of labelled images and method."""
     for name, (X, y) in data.items():
         labels = np.unique(y)
-        for k in SHOTS:
-            for method, fit in METHODS.items():
+        for k in shots:
+            for method in methods:
                 if not k and method in ("LogisticRegression", "Tip-Adapter", "ProKeR, linear"):
                     continue
                 accuracies, errors, seconds = [], [], []
                 for seed in range(n_seeds):
                     is_example = choose_examples(y, k, seed)
                     start = time.perf_counter()
-                    predict_proba = fit(aligner, labels, X[is_example], y[is_example])
+                    predict_proba = METHODS[method](aligner, labels, X[is_example], y[is_example])
                     seconds.append(time.perf_counter() - start)
                     proba, truth = predict_proba(X[~is_example]), y[~is_example]
                     accuracies.append((labels[proba.argmax(axis=1)] == truth).mean())
                     errors.append(expected_calibration_error(truth, proba, labels=labels))
                 yield {
-                    "table": "few labels",
+                    "table": table,
                     "data": f"{name}, {len(labels)} classes",
                     "case": k,
                     "method": method,

@@ -1,4 +1,4 @@
-"""Accuracy on CIFAR-10 and Fashion-MNIST, which were not used to build or choose anything.
+"""Accuracy on CIFAR-10 and Fashion-MNIST, which were not used to build the starter model.
 
     python -m benchmarks.studies.cifar FOLDER [--cache FOLDER] [--output FOLDER] [--quick]
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,11 @@ from sklearn_ape.metrics import bootstrap_interval
 from .._results import Results, choose_folder, make_results_parser
 from ..few_labels import (
     COLUMNS,
-    METHODS,
     Data,
-    choose_examples,
     load_starter_on_features,
     measure_collections,
     measure_few_labels,
     print_table,
-    summarize,
 )
 
 # The names of the classes in the data sets, and "T-shirt" for "T-shirt/top".
@@ -50,6 +46,7 @@ FASHION = [
 N_PER_CLASS = 1000
 N_DRAWS = 5
 MANY = (50, 200, 800)
+METHODS_WITH_MANY = ("LogisticRegression", "FewShotClassifier")
 
 
 def load_cifar(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
@@ -85,24 +82,6 @@ def print_accuracy(part: str, aligner: APEAligner, data: dict[str, Data]) -> Non
         print(f"| {name} | {part} | {' | '.join(cells)} |", flush=True)
 
 
-def measure_many_labels(aligner: APEAligner, data: dict[str, Data]) -> Iterator[dict[str, Any]]:
-    """Yield the accuracies with many labelled images per class, which are drawn once."""
-    for name, (X, y) in data.items():
-        labels = np.unique(y)
-        for k in MANY:
-            is_example = choose_examples(y, k, 0)
-            for method in ("LogisticRegression", "FewShotClassifier"):
-                predict = METHODS[method](aligner, labels, X[is_example], y[is_example])
-                predicted = labels[predict(X[~is_example]).argmax(axis=1)]
-                yield {
-                    "table": "many labels",
-                    "data": f"{name}, {len(labels)} classes",
-                    "case": k,
-                    "method": method,
-                    **summarize([(predicted == y[~is_example]).mean()]),
-                }
-
-
 def main() -> None:
     parser = make_results_parser("studies.cifar", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the unpacked packages")
@@ -130,7 +109,8 @@ def main() -> None:
         for measure in (measure_few_labels, measure_collections):
             for row in measure(aligner, data, n_draws):
                 results.append([row])
-        results.append(measure_many_labels(aligner, data))
+        for row in measure_few_labels(aligner, data, 1, MANY, METHODS_WITH_MANY, "many labels"):
+            results.append([row])
     few = [row for row in results.rows if row["table"] == "few labels"]
     print_table(few, "accuracy")
     print_table(few, "calibration_error")

@@ -310,12 +310,13 @@ def encode_images(
         row: error if isinstance(images[row], str) else f"row {row} (the first is 0): {error}"
         for row, error in encoder.errors_.items()
     }
-    # A table has one row per caption. An image is counted and reported once.
-    keys = [make_absolute(x) if isinstance(x, str) else row for row, x in enumerate(images)]
-    n_images = len(set(keys))
-    if len(errors) == len(images) and not may_be_empty:
-        raise ValueError(f"None of the {n_images} images can be read. The first: {errors[0]}")
-    report_unreadable({keys[row]: error for row, error in errors.items()}, n_images)
+    if errors:
+        # A table has one row per caption. An image is counted and reported once.
+        keys = identify_images(images)
+        n_images = len(set(keys))
+        if len(errors) == len(images) and not may_be_empty:
+            raise ValueError(f"None of the {n_images} images can be read. The first: {errors[0]}")
+        report_unreadable({keys[row]: error for row, error in errors.items()}, n_images)
     return EncodedImages(features, errors)
 
 

@@ -165,7 +165,7 @@ class TestFit:
         assert one.fingerprint_ == other.fingerprint_
         assert one.checkpoint is None
 
-    def test_interrupted_training_keeps_previous_model(self, photos, run, tmp_path, monkeypatch):
+    def test_interrupted_training_saves_no_model(self, photos, run, tmp_path, monkeypatch):
         """`fit` of an aligner returns the best epoch so far, which is not saved."""
 
         def interrupt(*_, **__):
