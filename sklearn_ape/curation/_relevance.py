@@ -27,7 +27,6 @@ from ..utils.validation import (
 from ._quality import Captions, check_captions, normalize_valid_rows
 
 _ARTICLES = {"a", "an", "the"}
-_MAX_NAME_WORDS = 8
 
 
 def _replace_unless_mark(match: re.Match[str]) -> str:
@@ -86,7 +85,7 @@ def _find_labels_of_names(names: Mapping[Any, list[str]]) -> dict[tuple[str, ...
             words = normalize_words(text)
             while len(words) > 1 and words[0] in _ARTICLES:
                 del words[0]
-            if words and "{}" not in text and len(words) <= _MAX_NAME_WORDS:
+            if words and "{}" not in text:
                 labels_of[tuple(words)].add(label)
     return labels_of
 
