@@ -205,13 +205,13 @@ def _summarize(
     (group,), (group_probability,) = classifier._choose_labels(row)
     answer = "**Unknown.**"
     if group_probability >= threshold:  # only if the labels are a hierarchy
-        group = escape_markdown(str(group))
-        answer = f"**{group}**, {format_percent(group_probability)}, a group of labels."
-    # With three digits: rounded, both could be equal.
-    return (
-        f"{answer} The most probable label, {label}, has {100 * probability:.3g}%, less than "
-        f"the threshold of {100 * threshold:.3g}%."
-    )
+        percent = format_percent(group_probability)
+        answer = f"**{escape_markdown(str(group))}**, {percent}, a group of labels."
+    # With three digits, because rounded percentages are often equal.
+    percent, limit = (f"{100 * value:.3g}%" for value in (probability, threshold))
+    percent = f"just under {limit}" if percent == limit else percent
+    reason = f"{label}, has {percent}, less than the threshold of {limit}."
+    return f"{answer} The most probable label, {reason}"
 
 
 class AppService:

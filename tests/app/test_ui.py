@@ -151,6 +151,9 @@ class TestSummarize:
         probabilities = {"cat": 0.598, "dog": 0.402}
         summary = _summarize(ZeroShotClassifier([*probabilities]), probabilities, 0.6)
         assert "has 59.8%, less than the threshold of 60%" in summary
+        probabilities = {"cat": 0.99996, "dog": 0.00004}
+        summary = _summarize(ZeroShotClassifier([*probabilities]), probabilities, 1)
+        assert "has just under 100%, less than the threshold of 100%" in summary
 
 
 class TestDescribeAlignment:
