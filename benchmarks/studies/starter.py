@@ -2,9 +2,10 @@
 
     python -m benchmarks.studies.starter [--cache FOLDER]
 
-Prints three tables: recall among all captions of a collection, for the model, for each of the two
+Prints four tables: recall among all captions of a collection, for the model, for each of the two
 text heads that it blends, and without the names of ImageNet's classes in the embeddings of images,
-with 95 % confidence intervals; accuracy with all captions as names of classes, by templates;
+with 95 % confidence intervals; how often a search by a caption finds an image with this caption,
+with and without `standardize`; accuracy with all captions as names of classes, by templates;
 recall after the model was extended by some of the pairs, with the standard deviation over random
 choices of these.
 """
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from sklearn_ape import APEAligner, KernelAligner, ZeroShotClassifier
+from sklearn_ape import APEAligner, CrossModalRetriever, KernelAligner, ZeroShotClassifier
 from sklearn_ape.aligners.starter import STARTER_FOLDER, make_starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_openmoji, load_tuxpaint_stamps
 from sklearn_ape.heads import TwoTower
@@ -46,6 +47,20 @@ def print_parts(aligner: APEAligner, collections: dict[str, Bunch]) -> None:
 def print_recall(name: str, part: str, aligner: APEAligner, data: Bunch) -> None:
     for direction, cells in measure_starter(aligner, data.images, data.captions).items():
         print(f"| {name} | {direction} | {part} | {cells} |", flush=True)
+
+
+def print_searches(aligner: APEAligner, collections: dict[str, Bunch]) -> None:
+    print("\n| images | queries | standardize | first result | first five |")
+    print("|---|---|---|---|---|")
+    for name, data in collections.items():
+        captions = sorted(set(data.captions))
+        retriever = CrossModalRetriever(aligner).fit(data.images, data.captions)
+        for standardize in (False, True):
+            found = retriever.set_params(standardize=standardize).search(captions, k=5).items
+            is_right = np.array(found, dtype=object) == np.array(captions, dtype=object)[:, None]
+            recalls = [100 * is_right[:, :k].any(axis=1).mean() for k in (1, 5)]
+            cells = " | ".join(f"{recall:.1f}" for recall in recalls)
+            print(f"| {name} | {len(captions):,} | {standardize} | {cells} |", flush=True)
 
 
 def print_templates(aligner: APEAligner, collections: dict[str, Bunch]) -> None:
@@ -103,6 +118,7 @@ def main() -> None:
     )
     collections = {"stamps": load_tuxpaint_stamps(), "OpenMoji": load_openmoji()}
     print_parts(aligner, collections)
+    print_searches(aligner, collections)
     print_templates(aligner, collections)
     print_extensions(aligner, collections)
 
