@@ -198,12 +198,15 @@ def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
     texts, text_rows = np.unique(pairs[:, 1], return_inverse=True)
     items = None
     if dataset.items is not None:
+        image_item, image_row, text_item, text_row = dataset.items.T
+        # One number per pair of rows, so that `isin` can compare them.
         n_texts = len(dataset.text)
         keys = pairs[:, 0] * n_texts + pairs[:, 1]
-        image_item, image_row, text_item, text_row = dataset.items.T
-        renumbered = np.searchsorted(images, image_row), np.searchsorted(texts, text_row)
-        items = np.column_stack([image_item, renumbered[0], text_item, renumbered[1]])
-        items = items[np.isin(image_row * n_texts + text_row, keys)]
+        is_selected = np.isin(image_row * n_texts + text_row, keys)
+        # `searchsorted` returns the new number of a selected row, and any number for other rows.
+        new_image_row = np.searchsorted(images, image_row)
+        new_text_row = np.searchsorted(texts, text_row)
+        items = np.column_stack([image_item, new_image_row, text_item, new_text_row])[is_selected]
     return PairDataset(
         select(dataset.image, images),
         select(dataset.text, texts),
@@ -325,15 +328,10 @@ class PairBatches:
         if partner is None:
             return inputs, positive
         if positive.ndim == 2:
-            # Keep (i, j) only if their partners are positives, too.
-            partner_positive = torch.from_numpy(partner)[positive]
-            keys, partner_keys = (
-                rows[:, 0] * len(index) + rows[:, 1] for rows in (positive, partner_positive)
-            )
-            positive = positive[torch.isin(partner_keys, keys)]
+            positive = _keep_mixed_positives(positive, partner)
         if self.n_ranks == 1:
             partners = {side: rows[torch.from_numpy(partner)] for side, rows in inputs.items()}
-        else:
+        else:  # partners may be in the rows of other ranks
             partners = self.dataset.features(index[partner[rows_of_rank]])
         inputs = {
             side: share * rows + (1 - share) * partners[side] for side, rows in inputs.items()
@@ -347,6 +345,17 @@ class _Draw(NamedTuple):
     pairs: np.ndarray
     partner: np.ndarray | None = None
     share: float = 1.0
+
+
+def _keep_mixed_positives(positive: torch.Tensor, partner: np.ndarray) -> torch.Tensor:
+    """Return the positives (i, j) of a batch whose partners are positives of each other, too."""
+    n_pairs = len(partner)
+    partner_positive = torch.from_numpy(partner)[positive]
+    # One number per positive, so that `isin` can compare them.
+    keys, partner_keys = (
+        rows[:, 0] * n_pairs + rows[:, 1] for rows in (positive, partner_positive)
+    )
+    return positive[torch.isin(partner_keys, keys)]
 
 
 def rank_rows(n_pairs: int, rank: int, n_ranks: int) -> slice:

@@ -326,21 +326,28 @@ class AlignmentNet(NeuralNet):
             n_pairs = _count_pairs(y_true)
             y_pred = [ranks.gather(rows, n_pairs) for rows in y_pred]
             loss = self.criterion_.share(*y_pred, positive, ranks.rows(n_pairs))
-        if not (training and self.structure_weight):
-            return loss
-        structure = StructureLoss()
-        # Every rank computes this loss for the whole batch.
-        weight = self.structure_weight / (1 if ranks is None else ranks.size)
-        for side, embeddings in zip(("image", "text"), y_pred, strict=True):
-            head = getattr(self.module_, f"{side}_head")
-            if any(parameter.requires_grad for parameter in head.parameters()):
-                # The inputs of a head may have the output of a closed-form map behind features.
-                n_features = head.n_in if isinstance(head, Head) else None
-                features = X[side][:, :n_features].to(self.device)
-                if ranks is not None:
-                    features = ranks.gather(features, n_pairs)
-                loss = loss + weight * structure(features, embeddings)
+        if training and self.structure_weight:
+            for term in self._iter_structure_losses(X, y_true, y_pred):
+                loss = loss + term
         return loss
+
+    def _iter_structure_losses(
+        self, X: Any, y_true: Any, embeddings: Sequence[torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """Yield the weighted `StructureLoss` of the whole batch for sides with a trained head."""
+        ranks = self.ranks
+        # Every rank computes this loss for the whole batch, and the losses of ranks are summed.
+        weight = self.structure_weight / (1 if ranks is None else ranks.size)
+        for side, embeddings_of_side in zip(("image", "text"), embeddings, strict=True):
+            head = getattr(self.module_, f"{side}_head")
+            if not any(parameter.requires_grad for parameter in head.parameters()):
+                continue
+            # The output of a closed-form map may follow the features in the columns of the inputs.
+            n_features = head.n_in if isinstance(head, Head) else None
+            features = X[side][:, :n_features].to(self.device)
+            if ranks is not None:
+                features = ranks.gather(features, _count_pairs(y_true))
+            yield weight * StructureLoss()(features, embeddings_of_side)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Compute the loss and the gradients of a batch, summed over ranks."""
