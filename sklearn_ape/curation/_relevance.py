@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -99,7 +100,7 @@ class _Relevance(NamedTuple):
 
     captions: Captions
     n_labels: int
-    shares: csr_array | None
+    name_shares: csr_array | None
     caption_features: np.ndarray | None
     label_features: np.ndarray | None
     min_similarity: float
@@ -129,13 +130,14 @@ class _Relevance(NamedTuple):
 
     def _compare_captions(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the scores of captions with all labels, their similarity, and if words match."""
-        share = np.zeros((len(captions), 1), dtype=np.float32)
-        if self.shares is not None:
-            share = self.shares[captions].toarray()
+        name_share = np.zeros((len(captions), 1), dtype=np.float32)
+        if self.name_shares is not None:
+            name_share = self.name_shares[captions].toarray()
+        match = name_share > 0
         if self.caption_features is None or self.label_features is None:
-            return np.where(share > 0, share, np.float32(-np.inf)), share, share > 0
+            return np.where(match, name_share, np.float32(-np.inf)), name_share, match
         similarity = self.caption_features[captions] @ self.label_features.T
-        match = np.broadcast_to(share > 0, similarity.shape)
+        match = np.broadcast_to(match, similarity.shape)
         is_relevant = match | (similarity >= self.min_similarity)  # False for NaN
         score = similarity + np.float32(self.word_bonus) * match
         score = np.where(is_relevant & np.isfinite(score), score, np.float32(-np.inf))
@@ -146,19 +148,19 @@ def choose_best_first(
     relevance: _Relevance, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
 ) -> list[tuple[int, int]]:
     """Return pairs in the order of their highest score, each with the label of that score."""
-    best = np.empty(len(order), dtype=np.intp)
-    value = np.empty(len(order), dtype=np.float32)
+    best_label = np.empty(len(order), dtype=np.intp)
+    best_score = np.empty(len(order), dtype=np.float32)
     for tile in iter_row_tiles(len(order), relevance.n_labels):
-        tile_scores = relevance.scores(order[tile])
-        best[tile] = tile_scores.argmax(axis=1)
-        value[tile] = tile_scores.max(axis=1)
+        scores = relevance.scores(order[tile])
+        best_label[tile] = scores.argmax(axis=1)
+        best_score[tile] = scores.max(axis=1)
     chosen: list[tuple[int, int]] = []
     n_left = np.full(relevance.n_labels, per_label)
     used_groups: set[int] = set()
-    for position in np.argsort(-value, kind="stable").tolist():
-        if len(chosen) == n_pairs or value[position] == -np.inf:
+    for position in np.argsort(-best_score, kind="stable").tolist():
+        if len(chosen) == n_pairs or best_score[position] == -np.inf:
             break
-        pair, label = int(order[position]), int(best[position])
+        pair, label = int(order[position]), int(best_label[position])
         if n_left[label] and groups[pair] not in used_groups:
             used_groups.add(groups[pair])
             n_left[label] -= 1
@@ -180,14 +182,14 @@ def choose_round_robin(
     relevance: _Relevance, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
 ) -> list[tuple[int, int]]:
     """Return pairs and labels in rounds, in each of which every label gets its best new pair."""
-    rounds = min(per_label, -(-n_pairs // relevance.n_labels))
-    depth = 2 * rounds + _EXTRA_CANDIDATES
+    n_rounds = min(per_label, math.ceil(n_pairs / relevance.n_labels))
+    n_candidates = 2 * n_rounds + _EXTRA_CANDIDATES
     while True:
         try:
-            candidates = _find_candidates(relevance, order, depth)
+            candidates = _find_candidates(relevance, order, n_candidates)
             return _take_turns(*candidates, len(order), groups, n_pairs, per_label)
         except _CandidatesExhaustedError:
-            depth *= 4
+            n_candidates *= 4
 
 
 class _CandidatesExhaustedError(Exception):
@@ -195,26 +197,26 @@ class _CandidatesExhaustedError(Exception):
 
 
 def _find_candidates(
-    relevance: _Relevance, order: np.ndarray, depth: int
+    relevance: _Relevance, order: np.ndarray, n_candidates: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the best pairs of each label and their scores, in descending order."""
     positions = np.empty((relevance.n_labels, 0), dtype=np.intp)
-    values = np.empty((relevance.n_labels, 0), dtype=np.float32)
+    scores = np.empty((relevance.n_labels, 0), dtype=np.float32)
     for tile in iter_row_tiles(len(order), relevance.n_labels):
-        tile_values = relevance.scores(order[tile]).T
-        tile_positions = np.broadcast_to(np.arange(tile.start, tile.stop), tile_values.shape)
-        values = np.concatenate([values, tile_values], axis=1)
+        tile_scores = relevance.scores(order[tile]).T
+        tile_positions = np.broadcast_to(np.arange(tile.start, tile.stop), tile_scores.shape)
+        scores = np.concatenate([scores, tile_scores], axis=1)
         positions = np.concatenate([positions, tile_positions], axis=1)
         # A stable sort, so that ties are in the order of `order` for any size of the tiles.
-        best = np.argsort(-values, axis=1, kind="stable")[:, :depth]
-        values = np.take_along_axis(values, best, axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :n_candidates]
+        scores = np.take_along_axis(scores, best, axis=1)
         positions = np.take_along_axis(positions, best, axis=1)
-    return order[positions], values
+    return order[positions], scores
 
 
 def _take_turns(
     pairs: np.ndarray,
-    values: np.ndarray,
+    scores: np.ndarray,
     n_rows: int,
     groups: np.ndarray,
     n_pairs: int,
@@ -225,12 +227,12 @@ def _take_turns(
 
     def iter_free_pairs(label: int) -> Iterator[tuple[float, int, int]]:
         """Yield (-score, label, pair) for pairs that are free at that time, best first."""
-        for value, pair in zip(values[label].tolist(), pairs[label].tolist(), strict=True):
-            if value == -np.inf:
+        for score, pair in zip(scores[label].tolist(), pairs[label].tolist(), strict=True):
+            if score == -np.inf:
                 return
             if groups[pair] not in used_groups:
-                yield -value, label, pair
-        if pairs.shape[1] < n_rows:
+                yield -score, label, pair
+        if pairs.shape[1] < n_rows:  # the other rows are not among the candidates
             raise _CandidatesExhaustedError
 
     free_pairs = [iter_free_pairs(label) for label in range(len(pairs))]
@@ -394,13 +396,13 @@ def select_relevant(
             "selected. Pass at least one of them."
         )
     n_rows = captions.n_rows
-    numbers = np.arange(n_rows) if groups is None else number_groups(groups, n_rows)
+    group_of_row = np.arange(n_rows) if groups is None else number_groups(groups, n_rows)
     order = resolve_random_state(random_state).permutation(n_rows)
     limits = n_rows if n_pairs is None else n_pairs, n_rows if per_label is None else per_label
     if balance and min(limits) < n_rows:
-        chosen = choose_round_robin(relevance, order, numbers, *limits)
+        chosen = choose_round_robin(relevance, order, group_of_row, *limits)
     else:
-        chosen = choose_best_first(relevance, order, numbers, *limits)
+        chosen = choose_best_first(relevance, order, group_of_row, *limits)
         # All matching pairs are selected, so the rounds determine only the order.
         chosen = order_by_rounds(chosen) if balance else chosen
     if not chosen:
@@ -431,7 +433,7 @@ def _compute_relevance(
     """Return the features and word matches that `select_relevant` compares."""
     are_texts = captions.texts is not None
     _check_sources(are_texts, text_encoder, label_features, min_similarity)
-    shares = None if captions.texts is None else compute_name_shares(captions.texts, names)
+    name_shares = None if captions.texts is None else compute_name_shares(captions.texts, names)
     caption_features = captions.features
     if text_encoder is not None:
         encoder = resolve_encoder(text_encoder, "text")
@@ -460,7 +462,7 @@ def _compute_relevance(
             )
     threshold = -np.inf if min_similarity is None else min_similarity
     return _Relevance(
-        captions, len(names), shares, caption_features, label_features, threshold, word_bonus
+        captions, len(names), name_shares, caption_features, label_features, threshold, word_bonus
     )
 
 
