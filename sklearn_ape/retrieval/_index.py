@@ -257,7 +257,8 @@ def find_copies(
     codes = {key: code for code, key in enumerate(key_set)}
 
     def make_points(rows: np.ndarray, keys: Sequence[Any]) -> np.ndarray:
-        # A few components exclude most rows. Those of different keys are never near.
+        # The code of the key is a coordinate, so that points of different keys are never near.
+        # The first components exclude most other rows; all of them are compared below.
         return np.column_stack([[codes[key] for key in keys], rows[:, :8]])
 
     queries = make_points(new_embeddings[copies], [new_keys[row] for row in copies])
@@ -321,23 +322,7 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
     if not isinstance(queries, list | tuple) or not queries:
         return None
     check_choice(modality, "modality", MODALITIES)
-    are_pairs = []
-    for row, query in enumerate(queries):
-        is_sequence = isinstance(query, list | tuple)
-        types = [isinstance(part, str) for part in query[:3]] if is_sequence else []
-        if isinstance(query, list) and any(types):
-            raise ValueError(
-                f"queries has a list with a text in row {row}. Pass a text, or a pair of an image "
-                "and a text as a tuple: (image, text)."
-            )
-        # A tuple of two numbers is a row of features.
-        is_pair = isinstance(query, tuple) and len(query) == 2
-        if types == [True, False] or (is_pair and not isinstance(query[1], str | Number)):
-            raise ValueError(
-                f"queries has a pair in row {row} whose text is of type "
-                f"{type(query[1]).__name__}. Pass the image first and then a text: (image, text)."
-            )
-        are_pairs.append(is_pair and isinstance(query[1], str))
+    are_pairs = [_is_pair(query, row) for row, query in enumerate(queries)]
     if not any(are_pairs):
         return None
     if not all(are_pairs):
@@ -354,6 +339,29 @@ def separate_pairs(queries: Any, modality: str) -> tuple[list[Any], list[str]] |
     texts = [text for _, text in queries]
     _check_not_blank(texts)
     return [image for image, _ in queries], texts
+
+
+def _is_pair(query: Any, row: int) -> bool:
+    """Return whether a query is a tuple of an image and a text; raise ValueError for a wrong pair.
+
+    Other queries are texts, images, and rows of features, which may be lists or tuples of numbers.
+    """
+    # The first parts are enough to recognize a row of features, which may be long.
+    if isinstance(query, list) and any(isinstance(part, str) for part in query[:3]):
+        raise ValueError(
+            f"queries has a list with a text in row {row}. Pass a text, or a pair of an image "
+            "and a text as a tuple: (image, text)."
+        )
+    if not isinstance(query, tuple) or len(query) != 2:
+        return False
+    first, second = query
+    are_features = isinstance(second, Number) and not isinstance(first, str)
+    if not isinstance(second, str) and not are_features:
+        raise ValueError(
+            f"queries has a pair in row {row} whose text is of type {type(second).__name__}. Pass "
+            "the image first and then a text: (image, text)."
+        )
+    return isinstance(second, str)
 
 
 def _check_not_blank(texts: list[str]) -> None:
