@@ -38,7 +38,7 @@ WHITENING = 0.03
 # are not repeated, 0.01 was less accurate than 0.03 for broad names such as "animal".
 _STYLE_DIVISOR = 3
 
-# Exponent down to which exp gives floats with all digits.
+# Exponent down to which exp has all digits in float32; exp(-87.3) is the smallest normal number.
 _MIN_EXPONENT = -80.0
 
 # Largest logit scale, as of CLIP. A larger one would make training unstable.
@@ -140,6 +140,7 @@ def hold_out_pairs(data: PairDataset) -> list[tuple[np.ndarray, np.ndarray]]:
     if n_folds < 2:
         return []
     order = np.random.RandomState(0).permutation(len(groups))
+    # Large groups get the number `n_folds`, which is never held out.
     fold = np.where(is_large, n_folds, order % n_folds)[group]
     return [(rows[fold != i], rows[fold == i]) for i in range(n_folds)]
 
@@ -174,22 +175,24 @@ def _make_slope(image: Any, text: Any, pairs: np.ndarray) -> Callable[[float], f
     cosine = torch.from_numpy(np.asarray(image[images] @ text[texts].T, dtype=np.float32))
     positives = csr_array((np.ones(len(pairs)), (images, texts)))[images][:, texts].tocoo()
     rows, columns = positives.row, positives.col
-    # The target gives the same weight to each positive of a row, as in InfoNCELoss.
-    shares = sum(
+    # The positives of a row, or of a column, have equal weights with the sum 1, as in InfoNCELoss.
+    weights = sum(
         positives.data / np.bincount(side, positives.data)[side] for side in (rows, columns)
     )
     cosine -= 1  # so that exp does not overflow
-    target = float(shares @ cosine.numpy()[rows, columns])
-    odds, products = torch.empty_like(cosine), torch.empty_like(cosine)
+    slope_of_positives = float(weights @ cosine.numpy()[rows, columns])
+    logits, products = torch.empty_like(cosine), torch.empty_like(cosine)
 
     def slope(scale: float) -> float:
-        torch.mul(cosine, scale, out=odds)
-        if odds.min() < _MIN_EXPONENT:
-            parts = [(odds.softmax(dim) * cosine).sum(dim) for dim in (0, 1)]
+        torch.mul(cosine, scale, out=logits)
+        # The derivative of logsumexp is the mean cosine, weighted by the softmax.
+        if logits.min() < _MIN_EXPONENT:
+            means = [(logits.softmax(dim) * cosine).sum(dim) for dim in (0, 1)]
         else:  # several times as fast
-            torch.mul(odds.exp_(), cosine, out=products)
-            parts = [products.sum(dim) / odds.sum(dim) for dim in (0, 1)]
-        return float(torch.cat(parts).sum(dtype=torch.float64)) - target
+            exponentials = logits.exp_()
+            torch.mul(exponentials, cosine, out=products)
+            means = [products.sum(dim) / exponentials.sum(dim) for dim in (0, 1)]
+        return float(torch.cat(means).sum(dtype=torch.float64)) - slope_of_positives
 
     return slope
 
@@ -308,12 +311,16 @@ class Targets:
         pairs = data.pairs[_select_rows_with_texts(data)]
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         self.counts = counts.astype(np.float32)
-        self._images, self._row = _sort_by_text(pairs, row)
-        self._weights = np.ones(len(pairs))  # of the images in sums; `merge` changes them
+        # The image of each pair, its text as a position in `texts`, and its weight in sums, which
+        # `merge` changes.
+        self._images, self._rows = _sort_by_text(pairs, row)
+        self._weights = np.ones(len(pairs))
         self._set_blocks()
 
     def _set_blocks(self) -> None:
-        self._mean_factors = np.bincount(self._row, self._weights) / self.counts
+        """Set the blocks of `texts`, and what follows from the pairs and their weights."""
+        # Factor of the mean over all pairs that is subtracted from a target; 1 before `merge`.
+        self._mean_factors = np.bincount(self._rows, self._weights) / self.counts
         self.blocks = list(gen_batches(len(self.texts), _TEXT_BLOCK_SIZE))
         is_single = len(self.blocks) == 1
         self._cached_sums = [self._sum_images(self.blocks[0])] if is_single else None
@@ -341,12 +348,12 @@ class Targets:
         """
         merged = copy(self)
         merged.mean = self.mean
-        row = nearest[self._row]
-        order = np.argsort(row, kind="stable")
+        rows = nearest[self._rows]
+        order = np.argsort(rows, kind="stable")
         merged.texts = self.texts[anchors]
-        merged._images, merged._row = self._images[order], row[order]
-        merged._weights = factors[self._row[order]]
-        merged.counts = np.bincount(merged._row, merged._weights**2).astype(np.float32)
+        merged._images, merged._rows = self._images[order], rows[order]
+        merged._weights = factors[self._rows[order]]
+        merged.counts = np.bincount(merged._rows, merged._weights**2).astype(np.float32)
         merged._set_blocks()
         return merged
 
@@ -364,7 +371,8 @@ class Targets:
     def average_by_text(self, values: np.ndarray) -> np.ndarray:
         """Return the mean of the values of the images of each text, in single precision."""
         sums = [
-            self._sum_by_text(values.__getitem__, block, values.shape[1]) for block in self.blocks
+            self._sum_weighted(lambda images: values[images], block, values.shape[1])
+            for block in self.blocks
         ]
         return (np.concatenate(sums) / self.counts[:, None]).astype(np.float32)
 
@@ -381,13 +389,15 @@ class Targets:
             features = normalize_rows(self.data.image[images])
             return normalize_rows((features - image_mean) @ directions)
 
-        return self._sum_by_text(embed, block, directions.shape[1])
+        return self._sum_weighted(embed, block, directions.shape[1])
 
-    def _sum_by_text(self, embed: Callable, block: slice, width: int) -> np.ndarray:
-        def embed_weighted(part: slice) -> np.ndarray:
-            return embed(self._images[part]) * self._weights[part, None]
+    def _sum_weighted(self, get_values: Callable, block: slice, width: int) -> np.ndarray:
+        """Return the weighted sum of the values of the images of each text in a block."""
 
-        return _sum_by_text(embed_weighted, self._row, block, width)
+        def get_weighted(part: slice) -> np.ndarray:
+            return get_values(self._images[part]) * self._weights[part, None]
+
+        return _sum_by_text(get_weighted, self._rows, block, width)
 
 
 def _select_rows_with_texts(data: PairDataset) -> np.ndarray:
@@ -464,18 +474,19 @@ def _compute_style_covariance(
 
 
 def _sum_by_text(
-    embed: Callable[[slice], np.ndarray], row: np.ndarray, block: slice, width: int
+    get_values: Callable[[slice], np.ndarray], rows: np.ndarray, block: slice, width: int
 ) -> np.ndarray:
-    """Return the sum of the embeddings of the images of each text in a block.
+    """Return the sum of the values of the pairs of each text in a block of texts.
 
-    `embed` returns the embeddings of a slice of the pairs, and `row` is the sorted text of each.
+    `get_values` returns an array of `width` columns for a slice of the pairs, which are sorted by
+    text, and `rows` are the texts of all pairs.
     """
     sums = np.zeros((block.stop - block.start, width))
-    first, end = np.searchsorted(row, [block.start, block.stop])
+    first, end = np.searchsorted(rows, [block.start, block.stop])
     for start in range(first, end, BLOCK_SIZE):
         part = slice(start, min(start + BLOCK_SIZE, end))
-        texts = slice(row[start] - block.start, row[part.stop - 1] - block.start + 1)
-        sums[texts] += sum_by_group(embed(part), row[part] - row[start])
+        texts = slice(rows[start] - block.start, rows[part.stop - 1] - block.start + 1)
+        sums[texts] += sum_by_group(get_values(part), rows[part] - rows[start])
     return sums
 
 

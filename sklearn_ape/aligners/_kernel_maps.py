@@ -79,16 +79,17 @@ def make_kernel_maps(
     gamma = float(gamma)
     shape = (len(targets.data.image), _N_SIGNS if max_predicted_texts else 0)
     image_signs = 2 * np.random.RandomState(seed).randint(2, size=shape, dtype=np.int8) - 1
-    other_texts = np.empty(0, dtype=np.intp)
+    predicted_texts = np.empty(0, dtype=np.intp)  # in addition to the anchors
     if max_texts is not None and len(targets.texts) > max_texts:
-        texts = targets.texts
-        targets, held_out_texts = _merge_texts(targets, max_texts, gamma, seed, device), ()
-        other_texts = np.setdiff1d(texts, targets.texts)
-        n_others = max(0, max_predicted_texts - max_texts)
-        other_texts = other_texts[choose_evenly_spaced(len(other_texts), n_others)]
+        all_texts = targets.texts
+        targets = _merge_texts(targets, max_texts, gamma, seed, device)
+        held_out_texts = ()  # they may be merged with texts that are not held out
+        merged_texts = np.setdiff1d(all_texts, targets.texts)
+        n_predicted = max(0, max_predicted_texts - max_texts)
+        predicted_texts = merged_texts[choose_evenly_spaced(len(merged_texts), n_predicted)]
     regression = _Regression(targets, gamma, ridge, image_signs, device, verbose)
     if max_anchors is None or len(targets.texts) <= max_anchors:
-        return regression.solve_exactly(held_out_texts, other_texts)
+        return regression.solve_exactly(held_out_texts, predicted_texts)
     anchors = choose_anchors(targets.counts, max_anchors, np.random.RandomState(seed))
     return regression.solve_nystroem(targets.normalize_texts(anchors))
 
@@ -130,10 +131,11 @@ class _Regression(NamedTuple):
     device: torch.device
     verbose: int | None
 
-    def solve_exactly(self, held_out_texts: Any, other_texts: np.ndarray) -> Maps:
+    def solve_exactly(self, held_out_texts: Any, predicted_texts: np.ndarray) -> Maps:
         """Return the maps with all texts as anchors.
 
-        `other_texts` are rows of texts of the dataset for which predictions are returned as well.
+        `predicted_texts` are rows of other texts of the dataset for which predictions are returned
+        as well.
         """
         targets, n_out = self.targets, self.targets.image.n_out
         has_signs = self.image_signs.shape[1] > 0
@@ -143,6 +145,7 @@ class _Regression(NamedTuple):
         anchors = targets.normalize_texts(order)
         if not anchors.any():  # a single text of zeros with target zero: any anchor will do
             anchors[:, 0] = 1
+        # The columns of the right side are the targets, followed by the mean signs if any.
         right = np.concatenate([block_targets for _, block_targets in targets])[order]
         # Dividing the ridge by the number of images of a text weights the text by its images.
         ridges = (self.ridge / targets.counts)[order]
@@ -156,13 +159,13 @@ class _Regression(NamedTuple):
             held_out_text = normalize_rows((right[-n_held_out:] - solution.residuals)[:, :n_out])
         if has_signs:
             # With the inverse of (K + ridges), the predictions K @ inverse @ right are
-            # right - ridges * inverse @ right.
+            # right - ridges * inverse @ right. They replace `right`, to use no more memory.
             right -= ridges[:, None] * solution.coefficients
-            texts = np.concatenate([targets.texts[order], other_texts])
-            if len(other_texts):
+            if len(predicted_texts):
                 right = np.concatenate(
-                    [right, self._predict(other_texts, anchors, solution.coefficients)]
+                    [right, self._predict(predicted_texts, anchors, solution.coefficients)]
                 )
+            texts = np.concatenate([targets.texts[order], predicted_texts])
             predictions, signs = np.split(right, [n_out], axis=1)
             fit = TextFit(texts, predictions, self.image_signs, signs, targets.mean)
         kernel_map = KernelMap(anchors, solution.coefficients[:, :n_out], self.gamma)
@@ -182,7 +185,7 @@ class _Regression(NamedTuple):
                 rows_kernel = kernel(texts, landmarks, self.gamma)
                 yield part, rows_kernel, (rows_kernel * counts[rows, None]).T
 
-        def make_rows() -> list[torch.Tensor]:
+        def make_lower_rows() -> list[torch.Tensor]:
             matrix = kernel(landmarks, landmarks, self.gamma).mul_(self.ridge)
             for block in targets.blocks:
                 for _, rows_kernel, weighted in iter_kernels(block):
@@ -194,7 +197,7 @@ class _Regression(NamedTuple):
         for block, block_targets in targets:
             for part, _, weighted in iter_kernels(block):
                 right += weighted @ torch.as_tensor(block_targets[part]).to(device)
-        coefficients = solve_positive_definite(make_rows, right, self.verbose).coefficients
+        coefficients = solve_positive_definite(make_lower_rows, right, self.verbose).coefficients
         return Maps(targets.image, KernelMap(anchors, coefficients, self.gamma))
 
     def _predict(
