@@ -176,7 +176,7 @@ def fit_probe(
     coef[:, :n_components] += scale * text
     intercept = _INTERCEPT_FEATURE * residual[-1] - coef @ problem.center
     temperature = validation.temperature / name_weight
-    logits = (problem.base + problem.features @ residual) / temperature
+    logits = (problem.name_logits + problem.inputs @ residual) / temperature
     adjustments = _limit_adjustments(
         problem.compute_adjustments(), logits, problem.codes, problem.weights
     )
@@ -237,19 +237,19 @@ class _Problem:
         constant = np.full((n, 1), _INTERCEPT_FEATURE if self.has_all_classes else 0, np.float32)
         self.center = self._find_shared_part(vectors, text.shape[1])
         embeddings = examples.embeddings - self.center[: text.shape[1]]
-        self.base = np.float32(scale) * (embeddings @ text.T)
-        self.features = np.hstack([vectors - self.center, constant])
-        # The residual is a linear combination of the features (representer theorem), so the
+        self.name_logits = np.float32(scale) * (embeddings @ text.T)
+        self.inputs = np.hstack([vectors - self.center, constant])
+        # The residual is a linear combination of the inputs (representer theorem), so the
         # smaller one of the two Gram matrices yields all its coordinates.
-        self.is_wide = n < self.features.shape[1]
-        singular, self.directions = find_directions(self.features, self.is_wide, _MAX_DIRECTIONS)
+        self.is_wide = n < self.inputs.shape[1]
+        singular, self.directions = find_directions(self.inputs, self.is_wide, _MAX_DIRECTIONS)
         # The Hessian of the cross entropy is that of least squares times p * (1 - p), which is
         # about a fiftieth per class at the solution, where most examples are fitted well. Dividing
         # by the root of the Hessian makes all directions about equally curved.
-        self.root = 1 / np.sqrt(singular**2 / (50 * max(self.n_classes, 2)) + self.alpha)
-        inputs = self.directions * singular if self.is_wide else self.features @ self.directions
-        self.inputs = (inputs * self.root).astype(np.float32)
-        self.singular = singular
+        self.scales = 1 / np.sqrt(singular**2 / (50 * max(self.n_classes, 2)) + self.alpha)
+        projected = self.directions * singular if self.is_wide else self.inputs @ self.directions
+        self.projected_inputs = (projected * self.scales).astype(np.float32)
+        self.singular_values = singular
 
     def _find_shared_part(self, vectors: np.ndarray, n_components: int) -> np.ndarray:
         """Return what the embeddings of all images probably share, as a vector to subtract.
@@ -289,10 +289,10 @@ class _Problem:
         if name_weight not in self.solutions:
             every_row = np.arange(len(self.codes))
             self.solutions[name_weight] = self.solve_coordinates(every_row, name_weight)
-        coordinates = self.root[:, None] * self.solutions[name_weight]
+        coordinates = self.scales[:, None] * self.solutions[name_weight]
         if not self.is_wide:
             return self.directions @ coordinates
-        return self.features.T @ (self.directions @ (coordinates / self.singular[:, None]))
+        return self.inputs.T @ (self.directions @ (coordinates / self.singular_values[:, None]))
 
     def solve_folds(self, folds: np.ndarray, name_weight: float) -> list[np.ndarray]:
         """Return, for each fold, the coordinates that are best for the examples of the others.
@@ -311,11 +311,11 @@ class _Problem:
     def solve_coordinates(self, rows: np.ndarray, name_weight: float) -> np.ndarray:
         """Return the coordinates of the residual that is best for some of the examples."""
         return solve_softmax_regression(
-            self.inputs[rows],
-            np.float32(name_weight) * self.base[rows],
+            self.projected_inputs[rows],
+            np.float32(name_weight) * self.name_logits[rows],
             self.codes[rows],
             self.weights[rows].astype(np.float32),
-            self.alpha * self.root**2,
+            self.alpha * self.scales**2,
             self.tolerance,
             self.report_iteration,
         )
@@ -373,7 +373,7 @@ def _fit_name_weight(problem: _Problem) -> float:
     """
     # The temperature is the inverse of the weight: one above 1 is a weight below 1.
     temperature, _ = _fit_temperature(
-        problem.base, problem.codes, problem.examples.weights, _NAME_WEIGHT_STD[::-1]
+        problem.name_logits, problem.codes, problem.examples.weights, _NAME_WEIGHT_STD[::-1]
     )
     # The examples may be corrections of wrong predictions, whose names are always wrong.
     may_be_corrections = not problem.has_all_classes
@@ -386,7 +386,7 @@ def _choose_name_weight_untested(problem: _Problem, weight: float) -> tuple[floa
     temperature = 1.0
     if problem.has_all_classes:
         codes, weights = problem.codes, problem.examples.weights
-        temperature = max(1.0, _fit_temperature(problem.base, codes, weights)[0])
+        temperature = max(1.0, _fit_temperature(problem.name_logits, codes, weights)[0])
     validation = _Validation(np.nan, temperature, np.nan, np.nan)
     if problem.n_classes == 1:
         return 1.0, validation
@@ -467,11 +467,11 @@ def _add_new_classes(
 
 def _predict_held_out(problem: _Problem, name_weight: float, folds: np.ndarray) -> _Predictions:
     """Predict the examples of each fold by the other folds."""
-    logits = np.float32(name_weight) * problem.base
+    logits = np.float32(name_weight) * problem.name_logits
     adjustments = np.zeros(logits.shape)
     for fold, coordinates in enumerate(problem.solve_folds(folds, name_weight)):
         is_held_out = folds == fold
-        logits[is_held_out] += problem.inputs[is_held_out] @ coordinates
+        logits[is_held_out] += problem.projected_inputs[is_held_out] @ coordinates
         adjustments[is_held_out] = problem.compute_adjustments(~is_held_out)
     return _Predictions(logits, adjustments, problem.codes, problem.examples.weights)
 
