@@ -9,7 +9,7 @@ import re
 import reprlib
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -57,23 +57,14 @@ def check_text(text: str, limits: Limits, kind: str) -> None:
 
 
 def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) -> list[str]:
-    """Return the distinct label names of a text, separated by commas, or one per line.
+    """Return the distinct labels of a text that a visitor entered; raise UserError if invalid.
 
-    Several lines are names with commas, unless a line has two commas: then a list was continued on
-    another line, unless it is one of the `known` labels. Commas behind a name are ignored, and
-    list markers before it if all lines have one and none is a `known` label.
+    The `known` labels may contain separators and repeated spaces. A line with such a label, as
+    `join_labels` writes it, is read as the label.
     """
     known_by_line = {_clean_line(label): label for label in known}
-    lines = [line for line in map(_clean_line, re.split(r"\r\n|\r|\n", text or "")) if line]
-    is_list = len(lines) > 1 and all(line.startswith(("- ", "* ", "• ")) for line in lines)
-    if is_list and known_by_line.keys().isdisjoint(lines):
-        lines = [line[2:] for line in lines]
-    has_one_per_line = len(lines) > 1 and all(
-        line in known_by_line or len(re.findall("[,;]", line)) < 2 for line in lines
-    )
-    names = lines if has_one_per_line else re.split(r"[,;\n]", "\n".join(lines))
-    stripped = (name.strip() for name in names if name.strip())
-    labels = list(dict.fromkeys(known_by_line.get(name, name) for name in stripped))
+    names = _split_names(text or "", known_by_line)
+    labels = list(dict.fromkeys(known_by_line.get(name, name) for name in names))
     if not labels:
         raise UserError("There are no labels yet. Enter at least two, such as 'cat, dog, car'.")
     if len(labels) == 1:
@@ -89,6 +80,24 @@ def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) ->
     for label in labels:
         check_text(label, limits, "label")
     return labels
+
+
+def _split_names(text: str, known: Collection[str]) -> list[str]:
+    """Return the names in a text, which are separated by commas or semicolons, or one per line.
+
+    Separators at the ends of a line are ignored. Lines that are `known` names are not split.
+    """
+    lines = [line for line in map(_clean_line, re.split(r"\r\n|\r|\n", text)) if line]
+    is_list = len(lines) > 1 and all(line.startswith(("- ", "* ", "• ")) for line in lines)
+    if is_list and not any(line in known for line in lines):
+        lines = [line[2:] for line in lines]
+    # One comma in a line may be a part of a name. With two commas, a list of names was continued
+    # on another line.
+    has_one_per_line = len(lines) > 1 and all(
+        line in known or len(re.findall("[,;]", line)) < 2 for line in lines
+    )
+    names = lines if has_one_per_line else re.split(r"[,;\n]", "\n".join(lines))
+    return [name.strip() for name in names if name.strip()]
 
 
 def join_labels(labels: Sequence[str]) -> str:
