@@ -195,16 +195,16 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
             sentence = read_side_file(*source, "sentence_bert_config.json") or {}
             # SigLIP 2 was trained on lower-cased texts. Its tokenizer, Gemma's, keeps the case.
             lower = _is_siglip(model) or bool(sentence.get("do_lower_case"))
-        kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules or []}
-        pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
+        paths = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules or []}
         prompt, truncate_dim = ("", None) if modules is None else read_prompt(*source)
-        if "Pooling" in kinds:
-            config = read_side_file(*source, f"{kinds['Pooling']}/config.json") or {}
+        # A step that is not implemented is appended to the pooling, which `pool_tokens` rejects.
+        pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
+        if "Pooling" in paths:
+            config = read_side_file(*source, f"{paths['Pooling']}/config.json") or {}
             pooling = parse_pooling(config)
             if prompt and not config.get("include_prompt", True):
                 pooling = f"{pooling} without the prompt"
-        # `pool_tokens` raises an error for a pooling with a step that is not implemented here.
-        unsupported = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
+        unsupported = paths.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
         if "message" in (sentence.get("modality_config") or {}):  # which is preferred to "text"
             unsupported.add("chat template")
         if {"common", "text"} & (sentence.get("processing_kwargs") or {}).keys():
@@ -217,7 +217,7 @@ class TransformersTextEncoder(SentenceFilesEncoder, TextEncoder):
             tokenize=tokenizer,
             max_length=sentence.get("max_seq_length") or limit,
             pooling=pooling,
-            normalize="Normalize" in kinds,
+            normalize="Normalize" in paths,
             prompt=prompt,
             lower=lower,
             truncate_dim=truncate_dim,

@@ -432,19 +432,7 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         raise ItemError(
             "has pixels that are NaN or infinite. Replace them, for example by 0 (black)."
         )
-    # The mode does not tell which value is white, so the largest value decides: cameras and
-    # scanners store 10 or 12 bits in 16. Interpolation gives floating point values beyond white.
-    if image.mode == "F" and high <= 255 * _OVERSHOOT:
-        is_fraction = low >= 1 - _OVERSHOOT and high <= _OVERSHOOT
-        if not is_fraction and high < _MIN_RANGE:
-            raise ItemError(
-                f"has floating point values from {low:.3g} to {high:.3g}, of which none is known "
-                "to be white. Scale them, so that black is 0 and white is 1 or 255."
-            )
-        white = 1.0 if is_fraction else 255.0
-    else:
-        white_values = 255, 1023, 4095, 32767 if is_int16 else 65535
-        white = next((float(value) for value in white_values if high <= value), high)
+    white = _find_white(low, high, is_float=image.mode == "F", is_int16=is_int16)
     grey = np.empty(values.shape, np.uint8)
     for block in gen_batches(values.size, _PIXELS_AT_ONCE):  # bounds memory of float64 copies
         scaled = values.reshape(-1)[block].astype(np.float64) * (255.0 / white)
@@ -455,6 +443,25 @@ def _scale_to_bytes(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
+
+
+def _find_white(low: float, high: float, is_float: bool, is_int16: bool) -> float:
+    """Return the value of white in an image whose values are from `low` to `high`.
+
+    The mode of the image does not tell it: cameras and scanners store 10 or 12 bits in 16.
+    """
+    # Interpolation gives floating point values beyond white.
+    if is_float and high <= 255 * _OVERSHOOT:
+        if low >= 1 - _OVERSHOOT and high <= _OVERSHOOT:
+            return 1.0
+        if high < _MIN_RANGE:
+            raise ItemError(
+                f"has floating point values from {low:.3g} to {high:.3g}, of which none is known "
+                "to be white. Scale them, so that black is 0 and white is 1 or 255."
+            )
+        return 255.0
+    largest_values = 255, 1023, 4095, 32767 if is_int16 else 65535  # of 8, 10, 12 and 16 bits
+    return next((float(value) for value in largest_values if high <= value), high)
 
 
 def digest_images(X: Any) -> np.ndarray | None:
