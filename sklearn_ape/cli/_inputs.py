@@ -404,30 +404,9 @@ def load_data(
 
     An option that has no effect with the kind of the data is an error.
     """
-    from ..datasets import load_image_folder, load_pairs
-    from ..datasets.base import SIDECARS
-    from ..datasets.table import check_images_exist
-
     path = expand_user(data)
-    without_captions = captions == "none"
     if path.is_file():
-        if without_captions and columns.get("caption", "caption") == "caption":
-            columns["caption"] = None
-        elif captions != "auto":
-            raise typer.BadParameter(
-                f"{captions!r} is a source of captions in a folder, and {str(data)!r} is a table. "
-                "Remove --captions, and set --caption to the column of captions.",
-                param_hint="--captions",
-            )
-        try:
-            bunch = load_pairs(path, check_files=strict, **columns)
-            if all(isinstance(image, str) and not os.path.isfile(image) for image in bunch.images):
-                # The error for missing files says where relative paths start.
-                file = path.absolute()
-                check_images_exist(bunch.images, file.parent, repr(str(file)))
-            return bunch
-        except TypeError as error:  # a cell of the table is not an image
-            raise ValueError(str(error)) from error
+        return _load_table(data, captions, strict, columns)
     if not path.exists():
         if str(data).startswith(("http:", "https:")):
             url = data.as_posix().replace(":/", "://", 1)  # Path leaves out one of the slashes
@@ -442,11 +421,39 @@ def load_data(
                 f"--{name}, or pass the table.",
                 param_hint=f"--{name}",
             )
-    source: Any = None if without_captions else captions
+    from ..datasets import load_image_folder
+    from ..datasets.base import SIDECARS
+
+    source: Any = None if captions == "none" else captions
     bunch = load_image_folder(path, captions=source)
     others = Counter(bunch.other_files)
     if bunch.captions is not None and captions not in ("folder", "filename"):
         for suffix in (*SIDECARS, *TABLE_SUFFIXES):  # the captions
             others.pop(suffix, None)
     _report_skipped(others, quiet)
+    return bunch
+
+
+def _load_table(data: Path, captions: str, strict: bool, columns: dict[str, Any]) -> Any:
+    """Load a table of pairs; the options are those of `load_data`."""
+    from ..datasets import load_pairs
+    from ..datasets.table import check_images_exist
+
+    if captions == "none" and columns.get("caption", "caption") == "caption":
+        columns = columns | {"caption": None}
+    elif captions != "auto":
+        raise typer.BadParameter(
+            f"{captions!r} is a source of captions in a folder, and {str(data)!r} is a table. "
+            "Remove --captions, and set --caption to the column of captions.",
+            param_hint="--captions",
+        )
+    path = expand_user(data)
+    try:
+        bunch = load_pairs(path, check_files=strict, **columns)
+        if all(isinstance(image, str) and not os.path.isfile(image) for image in bunch.images):
+            # The error for missing files says where relative paths start.
+            file = path.absolute()
+            check_images_exist(bunch.images, file.parent, repr(str(file)))
+    except TypeError as error:  # a cell of the table is not an image
+        raise ValueError(str(error)) from error
     return bunch

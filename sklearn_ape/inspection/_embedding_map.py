@@ -365,23 +365,7 @@ def _project(
             f"image_embeddings and text_embeddings have {n_points} finite rows in all. Pass at "
             "least 3."
         )
-    estimator: Any
-    if not isinstance(reducer, str):
-        estimator = clone(reducer)
-    elif reducer == "pca":
-        if embeddings.shape[1] < 2:
-            raise ValueError(
-                "image_embeddings and text_embeddings have 1 component, and reducer='pca' needs "
-                "at least 2. Draw a histogram of the embeddings instead."
-            )
-        estimator = PCA(2, random_state=random_state)
-    elif reducer == "tsne":
-        # The perplexity must be below the number of points; 30 is scikit-learn's default.
-        perplexity = min(30.0, (n_points - 1) / 3)
-        options: dict[str, Any] = {"perplexity": perplexity, "random_state": random_state}
-        estimator = TSNE(2, metric="cosine", init="random", **options)
-    else:
-        raise ValueError(f"reducer must be 'pca', 'tsne' or an estimator, not {reducer!r}.")
+    estimator = _make_reducer(reducer, (n_points, embeddings.shape[1]), random_state)
     reduced = np.asarray(estimator.fit_transform(embeddings[is_finite]))
     if reduced.shape != (n_points, 2):
         raise ValueError(
@@ -395,6 +379,26 @@ def _project(
     points = np.full((len(embeddings), 2), np.nan)
     points[is_finite] = reduced
     return points, axis_names
+
+
+def _make_reducer(reducer: Any, shape: tuple[int, int], random_state: Any) -> Any:
+    """Return an unfitted estimator that reduces embeddings of a shape to two dimensions."""
+    n_points, n_components = shape
+    if not isinstance(reducer, str):
+        return clone(reducer)
+    if reducer == "pca":
+        if n_components < 2:
+            raise ValueError(
+                "image_embeddings and text_embeddings have 1 component, and reducer='pca' needs "
+                "at least 2. Draw a histogram of the embeddings instead."
+            )
+        return PCA(2, random_state=random_state)
+    if reducer == "tsne":
+        # The perplexity must be below the number of points; 30 is scikit-learn's default.
+        perplexity = min(30.0, (n_points - 1) / 3)
+        options: dict[str, Any] = {"perplexity": perplexity, "random_state": random_state}
+        return TSNE(2, metric="cosine", init="random", **options)
+    raise ValueError(f"reducer must be 'pca', 'tsne' or an estimator, not {reducer!r}.")
 
 
 def _center(side: np.ndarray) -> np.ndarray:

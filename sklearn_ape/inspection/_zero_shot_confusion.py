@@ -182,19 +182,16 @@ class ZeroShotConfusionDisplay:
             check_not_missing(predicted, "y_pred")
         sample_images = check_items(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
-        distinct = {*truth, *predicted} - {unknown_label}
-        try:
-            classes = sorted(distinct)
-        except TypeError:  # labels of several types
-            classes = sorted(distinct, key=str)
+        labels = {*truth, *predicted}
+        classes = _sort_labels(labels - {unknown_label})
         shown = _select_most_confused(counts, classes, max_classes)
         true_labels = set(truth)
         rows = [label for label in (*shown, unknown_label) if label in true_labels]
-        columns = [*shown, unknown_label] if unknown_label in {*truth, *predicted} else shown
+        columns = [*shown, unknown_label] if unknown_label in labels else shown
         row_of = {label: row for row, label in enumerate(rows)}
         column_of = {label: column for column, label in enumerate(columns)}
         if any(true in row_of and pred not in column_of for true, pred in counts):
-            columns = [*columns, name_others(columns)]
+            columns = [*columns, name_others(columns)]  # the last column is for all other classes
         matrix = np.zeros((len(rows), len(columns)), dtype=int)
         examples: dict[tuple[int, int], Any] = {}
         for sample, (true, pred) in enumerate(zip(truth, predicted, strict=True)):
@@ -276,6 +273,13 @@ class ZeroShotConfusionDisplay:
         ax.set(xlabel="predicted", ylabel="true")
         if self.title:
             ax.set_title(format_text(self.title, 60, 2), fontsize="medium")
+
+
+def _sort_labels(labels: set[Any]) -> list[Any]:
+    try:
+        return sorted(labels)
+    except TypeError:  # labels of several types
+        return sorted(labels, key=str)
 
 
 def _select_most_confused(counts: Counter[Any], classes: list[Any], max_classes: int) -> list[Any]:
