@@ -196,10 +196,12 @@ class CCAAligner(ClosedFormAligner):
         """Return the projections of both sides and the correlations between them."""
         images, texts = data.pairs.T
         image_mean, text_mean = compute_mean(data.image, images), compute_mean(data.text, texts)
-        image = _compute_whitening(data.image, images, image_mean, self.ridge)
-        text = _compute_whitening(data.text, texts, text_mean, self.ridge)
+        image_whitening = _compute_whitening(data.image, images, image_mean, self.ridge)
+        text_whitening = _compute_whitening(data.text, texts, text_mean, self.ridge)
         cross = compute_covariance(data.image, data.text, (images, texts), (image_mean, text_mean))
-        left, correlations, right = np.linalg.svd(image.T @ cross @ text, full_matrices=False)
+        whitened = image_whitening.T @ cross @ text_whitening
+        left, correlations, right = np.linalg.svd(whitened, full_matrices=False)
+        # The signs of singular vectors are arbitrary. They are fixed to make results reproducible.
         left, right = svd_flip(left, right)
         # A ridge reduces all correlations, also the true ones.
         is_correlated = correlations > _MIN_CORRELATION / (1 + self.ridge)
@@ -211,8 +213,8 @@ class CCAAligner(ClosedFormAligner):
         # Half of the exponent on each side, so that products have the full weight.
         weight = np.where(correlations > 0, correlations ** (self.power / 2), 0)
         return (
-            _Projection(image_mean, image @ left[:, :n_out] * weight),
-            _Projection(text_mean, text @ right[:n_out].T * weight),
+            _Projection(image_mean, image_whitening @ left[:, :n_out] * weight),
+            _Projection(text_mean, text_whitening @ right[:n_out].T * weight),
             correlations,
         )
 

@@ -106,7 +106,11 @@ def _digest_keys(digests: np.ndarray) -> np.ndarray:
 
 
 def _make_feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
-    """Return one integer per row, which rarely is the same for two different images."""
+    """Return one integer per row, which rarely is the same for two different images.
+
+    It is a hash of the features, or, with a mean, of the columns in which the centered features
+    are largest.
+    """
     keys = np.empty(len(features), dtype=np.int64)
     for rows in gen_batches(len(features), _BLOCK_SIZE):
         block = np.asarray(features[rows], dtype=np.float32) + 0.0  # turns -0.0 into 0.0
@@ -117,15 +121,20 @@ def _make_feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
         block = block - mean
         # If all images are equal, what remains is rounding error. Rows of NaN cannot be sorted.
         block[~(np.abs(block).max(axis=1) > _TOLERANCE * np.abs(mean).max())] = 0
-        # Ties are broken by the number of the column, so that keys are the same on any processor.
-        columns = find_largest_columns(block, _N_LARGEST)
-        order = np.argsort(-np.take_along_axis(block, columns, axis=1), axis=1, kind="stable")
-        columns = np.take_along_axis(columns, order, axis=1).astype(np.uint64)
-        key = np.zeros(len(block), dtype=np.uint64)
-        for column in columns.T:
-            key = key * _HASH_FACTOR + column  # overflow wraps around, which suits a hash
-        keys[rows] = key.view(np.int64)
+        keys[rows] = _hash_largest_columns(block)
     return keys
+
+
+def _hash_largest_columns(features: np.ndarray) -> np.ndarray:
+    """Return one integer per row, made from the columns of the largest features in their order."""
+    # Ties are broken by the number of the column, so that keys are the same on any processor.
+    columns = find_largest_columns(features, _N_LARGEST)
+    order = np.argsort(-np.take_along_axis(features, columns, axis=1), axis=1, kind="stable")
+    columns = np.take_along_axis(columns, order, axis=1).astype(np.uint64)
+    keys = np.zeros(len(features), dtype=np.uint64)
+    for column in columns.T:
+        keys = keys * _HASH_FACTOR + column  # overflow wraps around, which suits a hash
+    return keys.view(np.int64)
 
 
 def group_equal_images(features: np.ndarray) -> np.ndarray:

@@ -168,14 +168,8 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
     def _fit_data(self, data: PairDataset) -> None:
         image_map = self._whiten(data)
         options = self._choose_options(data, image_map)
-        # The logit scale is fitted on held-out pairs. If their captions and the whitening are not
-        # affected by the split, their embeddings follow from the decomposition for all pairs.
-        # Otherwise, a second solution is computed.
-        splits, held_out_texts = hold_out_pairs(data), np.empty(0, dtype=np.intp)
-        if len(splits) == 1 and has_stable_whitening(data):
-            train, held_out = splits[0]
-            if not np.isin(data.pairs[held_out, 1], data.pairs[train, 1]).any():
-                held_out_texts = np.unique(data.pairs[held_out, 1])
+        held_out = _choose_held_out_pairs(data)
+        held_out_texts = np.unique(data.pairs[held_out, 1])
         targets = Targets(data, image_map)
         maps = make_kernel_maps(targets, **options, held_out_texts=held_out_texts)
         module = maps.make_module()
@@ -186,6 +180,7 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
             text = maps.held_out_text[np.searchsorted(held_out_texts, texts)]
             self._set_module(module, fit_logit_scale(image, text, part.pairs))
             return
+        # Otherwise, solutions of training pairs are computed to fit the scale on held-out pairs.
         options["max_anchors"] = min(_MAX_SCALE_ANCHORS, len(module.text_head.base.anchors))
 
         def fit(pairs: PairDataset) -> tuple[Callable, Callable]:
@@ -233,3 +228,17 @@ class KernelAligner(HeadsMixin, ClosedFormAligner):
         check_verbose(self.verbose)
         resolve_random_state(self.random_state)
         resolve_device(self.device)
+
+
+def _choose_held_out_pairs(data: PairDataset) -> np.ndarray:
+    """Return the rows of pairs whose embeddings follow from the decomposition for all pairs.
+
+    These are the held-out pairs on which the logit scale is fitted, if there is one split, and it
+    affects neither their captions nor the whitening. Otherwise no rows are returned.
+    """
+    splits = hold_out_pairs(data)
+    if len(splits) == 1 and has_stable_whitening(data):
+        train, held_out = splits[0]
+        if not np.isin(data.pairs[held_out, 1], data.pairs[train, 1]).any():
+            return held_out
+    return np.empty(0, dtype=np.intp)

@@ -277,16 +277,17 @@ def _merge_rows(
     Without keys, rows with the same features are merged.
     """
     keys = _digest_rows(features)[rows] if keys is None else keys
+    # `first` and `inverse` refer to the sorted keys, which `new_row` numbers by appearance.
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     del keys  # with a million rows, each array takes much memory
     order = np.argsort(first)
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    first_rows = rows[first[order]]
+    new_row = np.empty_like(order)
+    new_row[order] = np.arange(len(order))
+    old_rows = rows[first[order]]
     # If all rows are distinct, which is usual, no features are copied.
-    if len(first_rows) == len(features) and np.array_equal(first_rows, np.arange(len(first_rows))):
-        return features, number[inverse]
-    return select(features, first_rows), number[inverse]
+    if len(old_rows) == len(features) and np.array_equal(old_rows, np.arange(len(old_rows))):
+        return features, new_row[inverse]
+    return select(features, old_rows), new_row[inverse]
 
 
 def _digest_rows(features: Any) -> np.ndarray:
