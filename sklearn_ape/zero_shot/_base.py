@@ -321,8 +321,8 @@ class Hierarchy(NamedTuple):
         scores = probabilities @ self.membership
         n_classes = len(self.membership)
         is_specific = scores >= threshold
-        is_class = is_specific[:, :n_classes].any(axis=1)
-        is_specific[is_class, n_classes:] = False
+        has_class = is_specific[:, :n_classes].any(axis=1)
+        is_specific[has_class, n_classes:] = False
         # A node is not the most specific one if one of its descendants reaches the threshold.
         for node, path in enumerate(self.paths):
             is_specific[:, list(path[:-1])] &= ~is_specific[:, [node]]

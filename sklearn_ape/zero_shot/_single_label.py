@@ -403,6 +403,7 @@ class SingleLabelClassifier(ZeroShotBase):
             is_unreadable = np.isnan(level_probabilities[:, 0])
             predicted = nodes[level_probabilities.argmax(axis=1)]
             predicted = np.where(is_unreadable, UNREADABLE, predicted)
+            # Classes above this level stand for themselves. Inner nodes count down to their own.
             yield [
                 predicted[row] == path[min(level, len(path) - 1)]
                 for row, path in enumerate(paths)

@@ -264,6 +264,7 @@ def _adjust_to_frequencies(
     if weight == 0:
         return probabilities
     raised = _apply_frequencies(logits, probabilities, weight, 1)
+    # With this bound, all classes of at least average frequency have the same prior.
     lowered = _apply_frequencies(logits, probabilities, weight, 1 / logits.shape[1])
     min_modularity = _MIN_MODULARITY_RATIO * max(_compute_modularity(graph, lowered), 0)
     return raised if _compute_modularity(graph, raised) >= min_modularity else lowered
@@ -274,9 +275,9 @@ def _apply_frequencies(
 ) -> np.ndarray:
     """Return probabilities with the mean probabilities of the classes, weighted, as their prior.
 
-    Prior and probabilities are computed in turns, as in M. Saerens, P. Latinne and
-    C. Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple
-    Procedure", Neural Computation, 2002.
+    In the prior, none of them is higher than `max_frequency`. Prior and probabilities are computed
+    in turns, as in M. Saerens, P. Latinne and C. Decaestecker, "Adjusting the Outputs of a
+    Classifier to New a Priori Probabilities: A Simple Procedure", Neural Computation, 2002.
     """
     for _ in range(_N_PRIOR_STEPS):
         frequencies = np.clip(probabilities.mean(axis=0), _MIN_SHARE, max_frequency)
@@ -356,6 +357,7 @@ def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
     with make_progress_bar(len(embeddings), None, unit="image", desc="neighbours") as progress:
         for rows in gen_batches(len(embeddings), _BLOCK_SIZE):
             products = columns[rows] @ columns.T
+            # Less than any cosine: an image is not its own neighbour.
             products[torch.arange(len(products)), torch.arange(rows.start, rows.stop)] = -2
             neighbors[rows] = products.topk(k, dim=1).indices.numpy()
             progress.update(len(products))
