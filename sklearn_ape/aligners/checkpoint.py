@@ -41,9 +41,8 @@ _LOCK_TIMEOUT_S = 1.0
 # writing takes at most a twentieth of the time.
 _PAUSE_OF_WRITING = 19
 
-_BLOCK_SIZE = 4096
-
-_MAX_DIFFERENCES = 4
+_BLOCK_SIZE = 4096  # rows of features that are digested together
+_MAX_DIFFERENCES = 4  # that a message lists
 _REMEDY = "Delete it to train from the beginning, or pass another folder as checkpoint."
 
 

@@ -39,7 +39,7 @@ _END_SIGNATURE = b"PK\x05\x06"
 _END_SIZE = 22
 _ZIP64_SIGNATURE = b"PK\x06\x07"
 _ZIP64_SIZE = 20
-_MAX_COMMENT_SIZE = 0xFFFF
+_MAX_COMMENT_SIZE = 0xFFFF  # a zip stores the length of its comment in two bytes
 _ENCRYPTED_FLAG = 0x1
 _COMPRESSION_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 

@@ -105,7 +105,8 @@ class FeatureFile:
         """
         if self.path.is_dir():
             raise IsADirectoryError(f"{str(self.path)!r} is a folder. Pass the path of a file.")
-        is_partial = self._compute_signatures()[1] is not None
+        _, partial_signature = self._compute_signatures()
+        is_partial = partial_signature is not None
         if is_partial:
             # Locked before it is read, since another process could finish and rename it meanwhile.
             self._rows_file = self._open_locked()

@@ -26,7 +26,7 @@ from .distributed import Ranks, is_first_rank
 # same time would draw each other's numbers.
 _generator_lock = ForkSafeLock()
 
-_BLOCK_SIZE = 8192
+_BLOCK_SIZE = 8192  # rows of features that are embedded together
 
 
 @contextmanager
