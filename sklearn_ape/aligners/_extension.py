@@ -185,7 +185,8 @@ class Extension:
                 n_held_out += losses[-1].shape[2]
                 if n_held_out >= _MAX_HELD_OUT:
                     break
-        share, strength = divmod(_choose_first(np.concatenate(losses, axis=2)), len(_STRENGTHS))
+        chosen = _choose_combination(np.concatenate(losses, axis=2))
+        share, strength = divmod(chosen, len(_STRENGTHS))  # the inverse of their order
         return _STRENGTHS[strength], shares[share]
 
     def _measure_losses(
@@ -193,26 +194,33 @@ class Extension:
     ) -> np.ndarray:
         """Fit to the pairs `train`, and return the InfoNCE losses of the rows `valid` of pairs.
 
-        The array has a row for each strength of each share, and a column for each logit scale.
+        The array has the shape (n_combinations, n_logit_scales, n_valid). The combinations are
+        those of a share and a strength: all strengths with the first share come first.
         """
         valid = valid[choose_evenly_spaced(len(valid), _MAX_HELD_OUT)]
         held_out = subset(self.data, valid)
         images, texts = (np.unique(rows) for rows in self.data.pairs[valid].T)  # as in held_out
         image = normalize_rows(self._image[images] - self._mean_image)
         # As ExtendedHead, but the base, which may be large, is not applied for each strength.
-        scale, correction = self._fit_correction(train)
-        text, change = scale * self._text[texts], np.zeros_like(self._text[texts])
+        base_scale, correction = self._fit_correction(train)
+        text, change = base_scale * self._text[texts], np.zeros_like(self._text[texts])
         if correction is not None:
             change = correction(as_tensor(np.asarray(self.data.text[texts]))).numpy()
-        corrected = [image @ normalize_rows(text + s * change).T for s in _STRENGTHS]
-        own = corrected[0]
+        corrected_cosines = [
+            image @ normalize_rows(text + strength * change).T for strength in _STRENGTHS
+        ]
+        own_cosines = corrected_cosines[0]  # any numbers will do if their share is 0
         if any(shares):
-            image, text = embed_pairs(self._fit_own_heads(train), held_out)
-            own = image @ text.T
-        mixtures = [(1 - share) * c + share * own for share in shares for c in corrected]
-        return np.array(
-            [[_compute_losses(s * m, held_out.pairs) for s in _LOGIT_SCALES] for m in mixtures]
-        )
+            own_image, own_text = embed_pairs(self._fit_own_heads(train), held_out)
+            own_cosines = own_image @ own_text.T
+        losses = []
+        for share in shares:
+            for corrected in corrected_cosines:
+                cosines = (1 - share) * corrected + share * own_cosines
+                losses.append(
+                    [_compute_losses(scale * cosines, held_out.pairs) for scale in _LOGIT_SCALES]
+                )
+        return np.array(losses)
 
     def _fit_correction(self, pairs: np.ndarray) -> tuple[float, KernelMap | None]:
         """Return the scale of the base and a correction of its text embeddings.
@@ -264,13 +272,16 @@ def _compute_losses(logits: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return (by_image[images] + by_text[texts]) / 2 - logits[images, texts]
 
 
-def _choose_first(losses: np.ndarray) -> int:
-    """Return the first row whose mean loss exceeds the least one by at most a standard error."""
+def _choose_combination(losses: np.ndarray) -> int:
+    """Return the first row whose mean loss exceeds the least one by at most a standard error.
+
+    `losses` are those of `Extension._measure_losses`. Each row is given its best logit scale.
+    """
     best_scales = losses.mean(axis=2).argmin(axis=1)
     losses = losses[np.arange(len(losses)), best_scales]
     excess = losses - losses[losses.mean(axis=1).argmin()]
-    errors = excess.std(axis=1) / np.sqrt(excess.shape[1])
-    return int(np.argmax(excess.mean(axis=1) <= errors))
+    standard_errors = excess.std(axis=1) / np.sqrt(excess.shape[1])
+    return int(np.argmax(excess.mean(axis=1) <= standard_errors))
 
 
 def _check_sizes(module: TwoTower, data: PairDataset) -> None:

@@ -356,14 +356,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         with default_state(), restored_on_failure(self):
             self.device_ = resolve_device(self.device)
             self._forget_fit()
-            # These encoders are fitted in place of the parameters, which stay unchanged.
-            # Arrays may be features of a network, but encoders like StandardScaler take arrays.
-            takes_features = image_encoder is None or isinstance(image_encoder, FrozenEncoder)
-            if self.image_encoder is not None or holds_images(X) or not takes_features:
-                self.image_encoder_ = choose_encoder(self.image_encoder, image_encoder, "image")
-            if y is not None and holds_texts(as_sequence(y)):
-                text_encoder = getattr(base, "text_encoder_", None)
-                self.text_encoder_ = choose_encoder(self.text_encoder, text_encoder, "text")
+            self._choose_encoders(X, y, image_encoder, getattr(base, "text_encoder_", None))
             data = self._fit_pairs(X, y)
             extension = Extension(base, data, **options, device=self.device_, verbose=self.verbose)
             parameters = extension.choose_parameters(None if own_share == "auto" else own_share)
@@ -381,6 +374,19 @@ class APEAligner(HeadsMixin, TrainedAligner):
             self._set_bank(data)
         context.end()
         return self
+
+    def _choose_encoders(self, X: Any, y: Any, image_encoder: Any, text_encoder: Any) -> None:
+        """Set the encoders that `_fit_pairs` fits in place of the parameters, if any are needed.
+
+        `image_encoder` and `text_encoder` are those of the base.
+        """
+        # An array holds features if the encoder of the base is a network, which takes images. If
+        # it is another transformer, such as StandardScaler, an array holds its inputs.
+        takes_arrays = image_encoder is not None and not isinstance(image_encoder, FrozenEncoder)
+        if self.image_encoder is not None or holds_images(X) or takes_arrays:
+            self.image_encoder_ = choose_encoder(self.image_encoder, image_encoder, "image")
+        if y is not None and holds_texts(as_sequence(y)):
+            self.text_encoder_ = choose_encoder(self.text_encoder, text_encoder, "text")
 
     def _get_recorded_params(self) -> dict[str, Any]:
         params = super()._get_recorded_params()
