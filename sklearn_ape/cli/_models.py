@@ -382,35 +382,40 @@ def split_rows(
 def _split_stratified(
     images: np.ndarray, classes: np.ndarray, test_size: float, random_state: int, quiet: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    first = np.unique(images, return_index=True)[1]  # duplicates go to the same part
-    labels, counts = np.unique(classes[first], return_counts=True)
-    single = labels[counts < 2].tolist()
-    n_classes = len(labels) - len(single)
+    """Return what `split_rows` returns for labelled images, given the number of each image."""
+    rows = np.unique(images, return_index=True)[1]  # the first row of each distinct image
+    labels, counts = np.unique(classes[rows], return_counts=True)
+    single_labels = labels[counts < 2].tolist()
+    n_classes = len(labels) - len(single_labels)
     if n_classes < 2:
         print_message(
-            f"Not evaluated: there is only one image of some classes ({format_list(single)}). Add "
-            "images.",
+            "Not evaluated: there is only one image of some classes "
+            f"({format_list(single_labels)}). Add images.",
             quiet,
         )
         return None
-    first = first[~np.isin(classes[first], single)]
-    n_test = round(test_size * len(first))
-    needed = max(_MIN_TEST_SIZE, n_classes)
-    if min(n_test, len(first) - n_test) < needed:
+    rows = rows[~np.isin(classes[rows], single_labels)]
+    n_test = round(test_size * len(rows))
+    n_train = len(rows) - n_test
+    min_size = max(_MIN_TEST_SIZE, n_classes)
+    if min(n_test, n_train) < min_size:
         print_message(
-            f"Not evaluated: --test-size {test_size:g} splits {len(first)} distinct images into "
-            f"{len(first) - n_test} and {n_test}, and both parts need at least {needed}. Add "
-            "images, or change --test-size.",
+            f"Not evaluated: --test-size {test_size:g} splits {len(rows)} distinct images into "
+            f"{n_train} and {n_test}, and both parts need at least {min_size}. Add images, or "
+            "change --test-size.",
             quiet,
         )
         return None
-    if single:
+    if single_labels:
         print_message(
-            f"Classes with one image ({format_list(single)}) are fitted, but not evaluated.", quiet
+            f"Classes with one image ({format_list(single_labels)}) are fitted, but not "
+            "evaluated.",
+            quiet,
         )
     _, test = train_test_split(
-        first, test_size=n_test, random_state=random_state, stratify=classes[first]
+        rows, test_size=n_test, random_state=random_state, stratify=classes[rows]
     )
+    # All copies of a test image are left out of the training part.
     return np.flatnonzero(~np.isin(images, images[test])), np.sort(test)
 
 

@@ -156,15 +156,10 @@ def fit(
     model.save_pretrained(output, scores=card)
     if scores:
         _models.print_scores([*scores, *others], file_format, "held-out images or captions")
-        if method == "few-shot" and others[0].value <= 1 / len(model.classes_):
-            label = json.dumps(task.y[0], ensure_ascii=False)
-            example = "" if labels_file else f' labels.json with {{{label}: "a name", ...}}'
-            print_message(
-                f"The names alone classify {100 * others[0].value:.0f} % of the held-out images "
-                "correctly, which is not better than guessing. Describe the classes by other "
-                f"names in --labels-file{example}.",
-                quiet,
-            )
+        if method == "few-shot":
+            accuracy_of_names = others[0].value
+            if accuracy_of_names <= 1 / len(model.classes_):
+                _suggest_other_names(accuracy_of_names, task.y[0], labels_file is not None, quiet)
     saved = f"Saved in {str(output)!r}, which other commands use as --aligner."
     print_message(f"Fitted on {n_fitted:,} images. {saved}", quiet)
 
@@ -179,6 +174,18 @@ def _check_options(method: str, options: list[str]) -> None:
                 f"{methods}.",
                 param_hint=name,
             )
+
+
+def _suggest_other_names(accuracy: float, label: str, has_file: bool, quiet: bool) -> None:
+    """Report that names alone are no better than guessing; `label` is the one in the example."""
+    key = json.dumps(label, ensure_ascii=False)
+    example = "" if has_file else f' labels.json with {{{key}: "a name", ...}}'
+    print_message(
+        f"The names alone classify {100 * accuracy:.0f} % of the held-out images correctly, which "
+        "is not better than guessing. Describe the classes by other names in "
+        f"--labels-file{example}.",
+        quiet,
+    )
 
 
 def _has_repeated_captions(bunch: Any, task: _Task) -> bool:
