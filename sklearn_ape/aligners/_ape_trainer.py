@@ -105,6 +105,7 @@ def make_closed_form(
 
 
 def _make_module(head_config: HeadConfig, maps: Maps | None, data: PairDataset) -> TwoTower:
+    """Return initialized heads, which are added to the output of the maps if there are any."""
     n_image, n_text = data.image.shape[1], data.text.shape[1]
     if maps is None:
         # The side without a head determines the size of the embeddings.
@@ -114,11 +115,12 @@ def _make_module(head_config: HeadConfig, maps: Maps | None, data: PairDataset) 
         n_out = maps.image.n_out
     modules: list[Head] = []
     for side, n_in in (("image", n_image), ("text", n_text)):
-        kind = head_config.head if head_config.side in (side, "both") else None
+        is_trained = head_config.side in (side, "both")
+        kind = head_config.head if is_trained else None
         if maps is None:
             modules.append(make_head(kind, n_in, n_out, **head_config.shape))
         else:
-            residual = None if kind is None else make_head(kind, n_in, n_out, **head_config.shape)
+            residual = make_head(kind, n_in, n_out, **head_config.shape) if is_trained else None
             modules.append(ClosedFormHead(getattr(maps, side), residual))
     return TwoTower(*modules)
 
@@ -308,12 +310,13 @@ def train_blend(head_config: HeadConfig, data: PairDataset, run: TrainingRun) ->
     blend = _make_blend(tuned.closed_form, text_head, weight).to("cpu").eval()
     is_untrained = weight == 0 and tuned.correction is None
     if is_untrained and len(hold_out_pairs(data)) > 1:
+        # With few pairs, several folds give a more reliable scale than `valid`.
         scale = _fit_closed_form_scale(head_config, data, run, solve)
     else:
         scale = fit_logit_scale(
             *embed_pairs(blend, valid), valid.pairs, run.config.max_logit_scale
         )
-    if not run.config.refit or weight == 1:
+    if not run.config.refit or weight == 1:  # with this weight, it contains no kernel
         return blend, scale, result
     maps = solve(data, full_map if is_untrained else image_map)
     closed_form = make_closed_form(maps, run, tuned.correction)
