@@ -282,19 +282,24 @@ def parse_labels(
     from ..prompts import resolve_class_names
 
     if len(resolve_class_names(names)) < least:
-        if labels_file is not None:
-            form = "" if labels_file.suffix.lower() == ".json" else ", one per line"
-            raise typer.BadParameter(
-                f"{str(labels_file)!r} has only one name, {next(iter(names))!r}. Write at least "
-                f"two names into the file{form}.",
-                param_hint="--labels-file",
-            )
-        raise typer.BadParameter(
-            f"{next(iter(names))!r} is the only label, so every image would be classified as it. "
-            "Pass at least two labels, separated by commas and in quotes, for instance --labels "
+        raise _make_single_label_error(next(iter(names)), labels_file)
+    return names
+
+
+def _make_single_label_error(name: str, labels_file: Path | None) -> typer.BadParameter:
+    """Return the error about the only name of --labels, or of --labels-file if it is set."""
+    if labels_file is None:
+        return typer.BadParameter(
+            f"{name!r} is the only label, so every image would be classified as it. Pass at least "
+            "two labels, separated by commas and in quotes, for instance --labels "
             "'a cat,something else'."
         )
-    return names
+    form = "" if labels_file.suffix.lower() == ".json" else ", one per line"
+    return typer.BadParameter(
+        f"{str(labels_file)!r} has only one name, {name!r}. Write at least two names into the "
+        f"file{form}.",
+        param_hint="--labels-file",
+    )
 
 
 def resolve_label_names(

@@ -211,23 +211,25 @@ def _search(
 ) -> list[list[tuple[Any, float]]]:
     """Return up to k items and their scores for each query, without the image of the query."""
     is_image = modality == "image"
-    n_read = retriever.n_samples_fit_ - retriever.n_unread_
-    # An image of the collection, and each link to it, is its own nearest neighbour. Search for as
-    # many more, and skip them.
-    n_same = int(is_image)
+    n_readable = retriever.n_samples_fit_ - retriever.n_unread_
+    # An image of the collection is its own nearest neighbour, and so is each link to its file. As
+    # many further results are requested as are skipped. Links are known only after a search, which
+    # is repeated if there are more of them.
+    n_further = int(is_image)
     while True:
         result = retriever.search(
-            queries, k=min(k + n_same, n_read), modality=modality, min_score=min_score
+            queries, k=min(k + n_further, n_readable), modality=modality, min_score=min_score
         )
-        is_same = [
+        is_skipped = [
             [is_image and _is_same_file(item, query) for item in items]
             for query, items in zip(queries, result.items, strict=True)
         ]
-        if (n_found := max(map(sum, is_same))) <= n_same:
+        n_skipped = max(map(sum, is_skipped))
+        if n_skipped <= n_further:
             break
-        n_same = n_found
+        n_further = n_skipped
     results = []
-    for items, scores, skips in zip(result.items, result.scores, is_same, strict=True):
+    for items, scores, skips in zip(result.items, result.scores, is_skipped, strict=True):
         triples = zip(items, scores[: len(items)].tolist(), skips, strict=True)
         results.append([(item, score) for item, score, skip in triples if not skip][:k])
     return results
