@@ -85,7 +85,8 @@ def parse_labels(text: str | None, limits: Limits, known: Sequence[str] = ()) ->
 def _split_names(text: str, known: Collection[str]) -> list[str]:
     """Return the names in a text, which are separated by commas or semicolons, or one per line.
 
-    Separators at the ends of a line are ignored. Lines that are `known` names are not split.
+    Separators at the ends of a line are ignored, and so are list markers if all lines have one and
+    none is a `known` name. Lines that are `known` names are not split.
     """
     lines = [line for line in map(_clean_line, re.split(r"\r\n|\r|\n", text)) if line]
     is_list = len(lines) > 1 and all(line.startswith(("- ", "* ", "• ")) for line in lines)
