@@ -213,6 +213,9 @@ class TestFirstVisit:
         (method,) = browser.all("#align-method label.selected")
         # White text on it has a contrast of at least 4.5:1.
         assert method.value_of_css_property("background-color") == "rgba(79, 70, 229, 1)"
+        # The circle was of the same color, so that only its dot was visible.
+        circle = method.find_element(By.TAG_NAME, "input")
+        assert circle.value_of_css_property("border-top-color") == "rgba(255, 255, 255, 1)"
         browser.click("#align-head input")  # off, since encoding a thousand class names is slow
         browser.click("#align-button")
         browser.wait(lambda: "Evaluation on" in browser.text("align-result"))
@@ -378,7 +381,7 @@ class TestErrors:
         browser.tab("Align your own")
         load = next(b for b in browser.all("button") if b.text.startswith("Load a downloaded"))
         load.click()
-        load = next(b for b in browser.all("button") if b.text == "Load")
+        (load,) = browser.wait(lambda: [b for b in browser.all("button") if b.text == "Load"])
         for _ in range(2):
             browser.wait(lambda: load.click() or True)
             browser.wait(lambda: [error.text.count("no zip yet") for error in errors()] == [1])
