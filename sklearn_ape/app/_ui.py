@@ -51,6 +51,7 @@ _NO_RESULT = (
 _CLASSIFY_FAILURE = "**No result.** The message at the top says why."
 _NO_IMAGE = "**There is no image yet.** Click one of the examples, or drop an image of your own."
 _NEW_ALIGNER = "**No result of the current aligner yet.** Click Classify, or one of the examples."
+_NEW_LABELS = "**No result for the changed labels yet.** Click Classify, or one of the examples."
 
 _PROBABILITIES_NOTE = (
     "The probabilities assume that exactly one of the labels is correct, so they add up to 100% "
@@ -96,7 +97,7 @@ _METHOD_CHOICES = (
     ("cca: linear, the fastest", "cca"),
 )
 
-_EXAMPLE_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
+_QUERIES = ["a wild animal", "a red fruit", "bad weather", "it has wheels"]
 _GALLERY: dict[str, Any] = {"show_label": False, "object_fit": "contain", "height": "auto"}
 _GALLERY |= {"buttons": [], "interactive": False, "elem_classes": "captions-below"}
 # Gradio shows the progress of a function with a parameter that has this default.
@@ -260,7 +261,7 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> li
     options |= {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
     image.change(None, None, label, js="() => null")  # forgets the label of the previous image
     # One listener for all triggers, so that the result shown last is that of the last image.
-    triggers = [button.click, names.submit, image.change]
+    triggers = [button.click, names.submit, image.change, templates.change, threshold.change]
     latest = {"trigger_mode": "always_last", **options}
     classified = gr.on(triggers, classify, inputs, outputs, api_name="classify", **latest)
     changed = [session, *outputs]
@@ -269,8 +270,9 @@ def classify_tab(service: AppService, session: Any, labels: Sequence[str]) -> li
     )
     undone = undo_button.click(undo, inputs, changed, api_name="undo_correction", **options)
     options["api_visibility"] = "private"
-    # Not to show the result of another image.
+    # Not to show the result of another image or of other labels.
     classified.failure(lambda: (None, _CLASSIFY_FAILURE), None, outputs, **options)
+    names.change(None, None, outputs, js=f"() => [{{}}, '{_NEW_LABELS}']")
     shown = [session, image, names], [label, correction, undo_button]
     for event in (classified, corrected, undone):
         event.success(update_correction, *shown, **options)
@@ -306,12 +308,11 @@ def search_tab(service: AppService, session: Any) -> Any:
             query = gr.Textbox(
                 label="Query",
                 info="In English, unless the aligner was trained on texts of other languages.",
-                placeholder=_EXAMPLE_QUERIES[0],
+                placeholder=_QUERIES[0],
                 elem_id="search-words",
             )
             button = gr.Button("Search", variant="primary", elem_id="search-button")
-            queries = [[text] for text in _EXAMPLE_QUERIES]
-            examples = gr.Examples(queries, query, cache_examples=False, elem_id="search-examples")
+            queries = gr.Examples(_QUERIES, query, cache_examples=False, elem_id="search-examples")
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
                 image = _add_image_input("search-image")
@@ -369,7 +370,7 @@ def search_tab(service: AppService, session: Any) -> Any:
     triggers = [button.click, query.submit]
     searched = gr.on(triggers, search, inputs, outputs, api_name="search", **options)
     options["api_visibility"] = "private"
-    clicked = examples.load_input_event.then(search, inputs, outputs, **options)
+    clicked = queries.load_input_event.then(search, inputs, outputs, **options)
     for event in (searched, clicked):
         event.success(describe, session, title, **options)
     inputs, outputs = [session, archive], [session, title, gallery]
@@ -456,8 +457,7 @@ def align_tab(service: AppService, session: Any, answer: list[Any], gallery: Any
     inputs = [session, archive, method, with_head]
     options = {"show_progress_on": result, **_ONE_AT_A_TIME}
     button.click(align, inputs, outputs, api_name="align", **options)
-    inputs = [session, saved]
-    load_button.click(load_aligner, inputs, outputs, api_name="load_aligner", **options)
+    load_button.click(load_aligner, [session, saved], outputs, api_name="load_aligner", **options)
     options = {"show_progress_on": result, "api_visibility": "private"}
     was_reset = reset_button.click(reset_aligner, [session], outputs, **options)
     # For the keyboard: the button is disabled then, and loses the focus.

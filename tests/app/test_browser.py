@@ -292,6 +292,23 @@ class TestFirstVisit:
         time.sleep(2)  # until the result has arrived
         browser.wait(lambda: browser.text("classify-verdict") == "image 2")
 
+    def test_result_of_previous_labels_or_options_is_not_shown(self, browser):
+        browser.click("#classify-examples img")
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
+        # Also without typing a letter, for which alone Gradio sends the event "input".
+        browser.all("#classify-names textarea")[0].send_keys(Keys.BACKSPACE)
+        browser.wait(lambda: "for the changed labels yet" in browser.text("classify-verdict"))
+        assert not browser.all("#classify-answer dt")
+        browser.click("#classify-button")
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
+        options = browser.all("button.label-wrap")
+        next(b for b in options if b.text.startswith("More options")).click()
+        browser.click("input[type=number]")
+        browser.all("input[type=number]")[0].send_keys(Keys.CONTROL, "a", Keys.NULL, "1")
+        browser.wait(lambda: browser.text("classify-verdict").startswith("Unknown."))
+        browser.click("button[aria-label^=Reset]")
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
+
     def test_opened_map_stays_open(self, browser, monkeypatch):
         """A response that was sent before it was opened, and arrives later, closed it."""
         responses = []
