@@ -27,4 +27,21 @@
     // Before the listeners of Gradio, which may show a new error.
     document.addEventListener(type, closeError, { capture: true });
   }
+  // On narrow screens, results are outside the visible part of the page.
+  const results = {
+    "classify-verdict": "#classify-examples .thumbnail-item, button[id^=classify-]",
+    "search-gallery": "#search-words *, #search-examples button, button[id^=search-]",
+    "align-result": "#align-button",
+  };
+  const showResult = ({ type, key, target }) => {
+    const isButton = target.closest("button") !== null;
+    if (isButton ? type !== "click" : key !== "Enter") return;
+    for (const [name, items] of Object.entries(results)) {
+      const result = target.closest(items) && document.getElementById(name);
+      const top = result?.getBoundingClientRect().top;
+      if (top < 0 || top > 0.7 * window.innerHeight) result.scrollIntoView();
+    }
+  };
+  document.addEventListener("click", showResult);
+  document.addEventListener("keydown", showResult);
 }

@@ -94,6 +94,13 @@ class Browser:
 
         self.wait(clicked)
 
+    def narrow(self):
+        """Use the size of a phone."""
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 380, "height": 900, "deviceScaleFactor": 1, "mobile": True},
+        )
+
     def tab(self, name):
         next(tab for tab in self.all("button[role=tab]") if tab.text == name).click()
 
@@ -410,11 +417,30 @@ class TestErrors:
         (label,) = browser.all("#classify-verdict strong")
         assert label.value_of_css_property("unicode-bidi") == "isolate"
 
+    def test_result_is_visible_on_narrow_screen(self, browser):
+        """It was below the visible part of the page."""
+
+        def get_top(elem_id):
+            (element,) = browser.all(f"#{elem_id}")
+            return browser.driver.execute_script(
+                "return arguments[0].getBoundingClientRect().top", element
+            )
+
+        browser.narrow()
+        assert get_top("classify-verdict") > 900
+        browser.click("#classify-examples .thumbnail-item")
+        browser.wait(lambda: 0 <= get_top("classify-verdict") < 700)
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
+        browser.driver.execute_script("window.scrollTo(0, 0)")
+        browser.wait(lambda: browser.driver.execute_script("return window.scrollY") == 0)
+        browser.tab("Search")
+        browser.all("#search-words :is(textarea, input)")[0].send_keys("a red fruit")
+        assert get_top("search-gallery") > 900
+        browser.all("#search-words :is(textarea, input)")[0].send_keys(Keys.ENTER)
+        browser.wait(lambda: 0 <= get_top("search-gallery") < 700)
+
     def test_page_fits_narrow_screen(self, browser):
-        browser.driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": 380, "height": 900, "deviceScaleFactor": 1, "mobile": True},
-        )
+        browser.narrow()
 
         def fits():
             time.sleep(0.5)
