@@ -369,11 +369,21 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         if pairs is not None:
             images = embed_images(self.aligner_, pairs[0])
             return collection.combine_queries(images, self._embed_texts(pairs[1])), False
-        text_encoder = getattr(unwrap_aligner(self.aligner_), "text_encoder_", None)
+        aligner = unwrap_aligner(self.aligner_)
+        text_encoder = getattr(aligner, "text_encoder_", None)
         queries, are_texts = resolve_queries(queries, modality, text_encoder)
         if are_texts:
             return self._embed_texts(queries), True
-        return embed_images(self.aligner_, queries), False
+        try:
+            return embed_images(self.aligner_, queries), False
+        except ValueError as error:
+            shape = getattr(queries, "shape", ())
+            n_text = getattr(aligner, "n_text_features_in_", None)
+            n_image = getattr(self.aligner_, "n_features_in_", None)
+            if modality == "auto" and len(shape) == 2 and shape[1] == n_text != n_image:
+                hint = "For features of texts, pass modality='text'."
+                raise ValueError(f"{error} {hint}") from error
+            raise
 
     def _embed_texts(self, texts: Any) -> np.ndarray:
         embeddings = unwrap_aligner(self.aligner_).transform_text(texts)

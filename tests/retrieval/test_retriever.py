@@ -101,6 +101,13 @@ class TestFeatures:
         similarity = aligner.similarity(concepts.image, concepts.text[:40]).T
         np.testing.assert_allclose(result.scores, best_rows(similarity, 9)[0], atol=5e-4)
 
+    def test_error_for_features_of_texts_names_the_parameter(self, aligner, concepts):
+        retriever = CrossModalRetriever(aligner).fit(concepts.image)
+        with pytest.raises(ValueError, match=r"expecting .* pass modality='text'\.$"):
+            retriever.search(concepts.text[:2])
+        with pytest.raises(ValueError, match=r"expecting \d+ features as input\.$"):
+            retriever.search(concepts.text[:2, 1:])
+
     def test_ties_are_in_order_of_rows(self, aligner, concepts):
         X = np.tile(concepts.image[:10], (30, 1))
         result = CrossModalRetriever(aligner).fit(X).search(X[:10], k=12)
