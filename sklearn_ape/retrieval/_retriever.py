@@ -377,7 +377,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         try:
             return embed_images(self.aligner_, queries), False
         except ValueError as error:
-            shape = getattr(queries, "shape", ())
+            shape: tuple[int, ...] = getattr(queries, "shape", ())
             n_text = getattr(aligner, "n_text_features_in_", None)
             n_image = getattr(self.aligner_, "n_features_in_", None)
             if modality == "auto" and len(shape) == 2 and shape[1] == n_text != n_image:
