@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from skorch.callbacks import Callback
+
 from ..encoders.items import ItemError
 from ..encoders.text_encoder import validate_text
 from ..utils.concurrency import LRUCache
@@ -158,6 +160,23 @@ Progress = Callable[[float, str], None]
 def scale_progress(progress: Progress, start: float, end: float) -> Progress:
     """Return a callback for one stage, which covers the fractions from `start` to `end`."""
     return lambda fraction, step: progress(start + fraction * (end - start), step)
+
+
+class EpochReporter(Callback):
+    """skorch callback that reports the progress of the training."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EpochReporter:
+        return self  # the progress callback belongs to the request and cannot be copied
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        row = net.history[-1]
+        step = f"Epoch {row['epoch']} of at most {net.max_epochs}, loss {row['train_loss']:.2f}"
+        if "valid_recall" in row:
+            step += f", recall {row['valid_recall']:.0%}"
+        self.progress(row["epoch"] / net.max_epochs, step)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback
 
 from ..aligners.ape import APEAligner
 from ..aligners.cca import CCAAligner
@@ -36,7 +35,7 @@ from ..training import split_pairs
 from ..utils.messages import escape_markdown
 from ..utils.validation import number_distinct
 from ..zero_shot import FewShotClassifier, MultiLabelZeroShotClassifier, ZeroShotClassifier
-from ._limits import Limits, Progress, UserError, scale_progress
+from ._limits import EpochReporter, Limits, Progress, UserError, scale_progress
 from ._uploads import CaptionedImages, create_temporary_folder, skip_single_folder, unpack
 
 # Items per batch: between two batches, progress is reported and other requests are served.
@@ -113,37 +112,52 @@ def load_model(aligner: Any) -> Model:
     wrapped = get_wrapped_aligner(resolve_aligner(estimator))
     check_is_fitted(wrapped)
     estimator = unwrap(estimator, None)[1]  # the classifier of a Pipeline or of a search
-    labels = names = None
-    if hasattr(estimator, "predict_proba"):
-        # The classes_ of a multi-label classifier are 0 and 1 for each of its labels_.
-        classes = getattr(estimator, "labels_", getattr(estimator, "classes_", []))
-        labels = [str(label) for label in classes] or None
-        if getattr(estimator, "labels", None) is not None:
-            texts_by_label = resolve_class_names(estimator.labels)
-            names = {str(label): texts for label, texts in texts_by_label.items()}
     preprocessing, inner = unwrap(wrapped)
     fitted = inner if preprocessing is None else make_pipeline(preprocessing, inner)
-    for modality, encoder in zip(("image", "text"), get_encoders(fitted), strict=True):
+    _check_has_encoders(fitted)
+    # Uploads of visitors must not be stored in the caches of the encoders.
+    fitted = replace_caches(fitted, None)
+    labels, names = _get_labels(estimator)
+    classifier = _copy_classifier(estimator, fitted) if labels else None
+    if not isinstance(aligner, str | os.PathLike):  # otherwise, it names the model
+        aligner = getattr(estimator, "aligner", aligner)  # of a classifier or retriever
+    return Model(fitted, labels, classifier, _name_model(aligner, inner), names)
+
+
+def _check_has_encoders(aligner: Any) -> None:
+    for modality, encoder in zip(("image", "text"), get_encoders(aligner), strict=True):
         if encoder is None:
             raise ValueError(
                 f"aligner has no {modality} encoder, because it was fitted on features, but the "
                 "page needs images and texts. Pass make_pipeline(image_encoder, "
                 "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
             )
-    # Uploads of visitors must not be stored in the caches of the encoders.
-    fitted = replace_caches(fitted, None)
-    classifier: Any = None
-    if labels and isinstance(estimator, ZeroShotClassifier | MultiLabelZeroShotClassifier):
+
+
+def _get_labels(estimator: Any) -> tuple[list[str] | None, dict[str, list[str]] | None]:
+    """Return the labels of a classifier and the names of each label; None if it has none."""
+    if not hasattr(estimator, "predict_proba"):
+        return None, None
+    # The classes_ of a multi-label classifier are 0 and 1 for each of its labels_.
+    classes = getattr(estimator, "labels_", getattr(estimator, "classes_", []))
+    labels = [str(label) for label in classes] or None
+    if getattr(estimator, "labels", None) is None:
+        return labels, None
+    texts_by_label = resolve_class_names(estimator.labels)
+    return labels, {str(label): texts for label, texts in texts_by_label.items()}
+
+
+def _copy_classifier(estimator: Any, aligner: Any) -> ZeroShotClassifier | None:
+    """Return a copy that predicts one label, as the page shows it; None for other classifiers."""
+    if isinstance(estimator, MultiLabelZeroShotClassifier):
+        classifier = ZeroShotClassifier(estimator._resolve_names(), templates=estimator.templates)
+    elif isinstance(estimator, ZeroShotClassifier):
         classifier = copy.copy(estimator)
-        if isinstance(estimator, MultiLabelZeroShotClassifier):  # the page shows one label
-            classifier = ZeroShotClassifier(
-                estimator._resolve_names(), templates=estimator.templates
-            )
-        classifier.aligner = classifier.aligner_ = fitted
-        classifier._note_fit()
-    if not isinstance(aligner, str | os.PathLike):  # otherwise, it names the model
-        aligner = getattr(estimator, "aligner", aligner)  # of a classifier or retriever
-    return Model(fitted, labels, classifier, _name_model(aligner, inner), names)
+    else:
+        return None
+    classifier.aligner = classifier.aligner_ = aligner
+    classifier._note_fit()
+    return classifier
 
 
 def _name_model(source: Any, aligner: Any) -> str:
@@ -250,23 +264,6 @@ def draw_similarity_map(aligner: Any, path: str, texts: list[str]) -> tuple[Imag
     return Image.fromarray(blended.astype(np.uint8)), _POSITIONS[3 * row + column]
 
 
-class _EpochReporter(Callback):
-    """skorch callback that reports the progress of the training."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _EpochReporter:
-        return self  # the progress callback belongs to the request and cannot be copied
-
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        row = net.history[-1]
-        step = f"Epoch {row['epoch']} of at most {net.max_epochs}, loss {row['train_loss']:.2f}"
-        if "valid_recall" in row:
-            step += f", recall {row['valid_recall']:.0%}"
-        self.progress(row["epoch"] / net.max_epochs, step)
-
-
 def list_methods(initial_aligner: Any) -> list[str]:
     """Return the methods of `align`: not every aligner can be extended, such as CLIP models."""
     module = getattr(unwrap_aligner(initial_aligner), "module_", None)
@@ -308,7 +305,7 @@ def align(
         if method == "extend":
             options["init"] = initial_aligner
         if method == "ape":
-            reporter = _EpochReporter(scale_progress(progress, start, end))
+            reporter = EpochReporter(scale_progress(progress, start, end))
             options |= {"random_state": _SEED, "callbacks": [reporter]}
         aligner = _ALIGNERS[method](
             image_encoder=image_encoder, text_encoder=text_encoder, **options
