@@ -136,9 +136,11 @@ def _check_query_image(path: str) -> None:
     """Raise an error unless a path is an image, before the collection is read."""
     from ..encoders.images import check_proportions, read_image
     from ..encoders.items import ItemError
+    from ._models import ignore_unreadable
 
     try:
-        check_proportions(read_image(path))
+        with ignore_unreadable():
+            check_proportions(read_image(path))
     except ItemError as error:
         raise ValueError(f"--like {path!r} cannot be read as an image: it {error}") from error
 
@@ -191,10 +193,13 @@ def _write_results(
     """Write the results of queries, and return the queries without results."""
     if not queries:
         return []
+    from ._models import ignore_unreadable
+
     # The items of an index created in Python may be ids instead of file names.
     has_file_names = not retriever._has_y
     empty = []
-    results = _search(retriever, queries, k, modality, min_score)
+    with ignore_unreadable():
+        results = _search(retriever, queries, k, modality, min_score)
     for query, pairs in zip(queries, results, strict=True):
         if not pairs:
             empty.append(query)

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -395,6 +396,16 @@ def test_query_image_is_checked_first(photos, run, tmp_path, name, message):
     result = run("search", photos, "--like", path, code=1)
     assert message in " ".join(result.stderr.split())
     assert "Encoding" not in result.stderr
+
+
+def test_query_image_with_damaged_metadata_gives_no_warning(small_folder, run, tmp_path):
+    """Pillow's warning does not name the image, which is read nevertheless."""
+    image = Image.new("RGB", (40, 40), "red")
+    image.save(tmp_path / "query.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Corrupt EXIF data")
+        result = run("search", small_folder, "--like", tmp_path / "query.jpg")
+    assert len(result.stdout.splitlines()) > 1
 
 
 def test_image_instead_of_text_suggests_like(photos, run):
