@@ -85,9 +85,7 @@ def curate(
     """
     file_format = resolve_format(output, file_format)
     if dropped is not None:
-        resolve_format(dropped, None, "--dropped")
-        if output is not None and expand_user(output).resolve() == expand_user(dropped).resolve():
-            raise typer.BadParameter(f"--output and --dropped are both {str(dropped)!r}.")
+        _check_dropped(dropped, output)
     for file in (output, dropped):
         check_replaces_no_input(file, data, labels_file)
         check_output_file(file)
@@ -160,6 +158,13 @@ def curate(
             table.write([FileName(paths[pair]), texts[pair], name, round(similarity, 4)])
     if not quiet:
         _print_summary(names_of_selected, list(reasons.values()))
+
+
+def _check_dropped(dropped: Path, output: Path | None) -> None:
+    """Raise an error unless the dropped pairs can be written to a table of their own."""
+    resolve_format(dropped, None, "--dropped")
+    if output is not None and expand_user(output).resolve() == expand_user(dropped).resolve():
+        raise typer.BadParameter(f"--output and --dropped are both {str(dropped)!r}.")
 
 
 def _check_images_and_captions(bunch: Any, data: Path) -> None:

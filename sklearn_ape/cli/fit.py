@@ -101,19 +101,10 @@ def fit(
     if method != "auto":  # before the data are loaded
         _check_options(method, set_options)
     if checkpoint is not None:
-        from ..aligners.checkpoint import prepare_folder
-
-        if expand_user(checkpoint).resolve() == expand_user(output).resolve():
-            raise typer.BadParameter(
-                "is the folder of --output. Pass another folder.", param_hint="--checkpoint"
-            )
-        prepare_folder(checkpoint)
+        _prepare_checkpoint(checkpoint, output)
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     if method == "auto":
-        # The options other than --aligner are for new aligners.
-        method = "extend" if set(set_options) <= {"--aligner"} else "ape"
-        if bunch.captions is None and "labels" in bunch:
-            method = "few-shot"
+        method = _choose_method(bunch, set_options)
         _check_options(method, set_options)
     if method == "few-shot":
         _check_has_labels(bunch, data)
@@ -133,13 +124,13 @@ def fit(
         if method == "extend":
             unfitted = _make_extension(base, options, on_error)
         else:
-            params: dict[str, Any] = {} if depth is None else {"depth": depth}
+            encoder = _models.make_image_encoder(image_encoder, options, on_error=on_error)
+            params: dict[str, Any] = {"head_pairs": encoder} if head_pairs else {}
+            if depth is not None:
+                params["depth"] = depth
             if method in ("ape", "lit"):
                 params |= {"random_state": random_state, "checkpoint": checkpoint}
                 params |= {"device": device, "verbose": int(not quiet)}
-            encoder = _models.make_image_encoder(image_encoder, options, on_error=on_error)
-            if head_pairs:
-                params["head_pairs"] = encoder
             unfitted = _make_aligner(method, encoder, text_encoder, options, params)
         kind = "Aligner" if names is None else "ZeroShotClassifier"
         has_starter = method == "extend" and aligner is None
@@ -156,10 +147,8 @@ def fit(
     model.save_pretrained(output, scores=card)
     if scores:
         _models.print_scores([*scores, *others], file_format, "held-out images or captions")
-        if method == "few-shot":
-            accuracy_of_names = others[0].value
-            if accuracy_of_names <= 1 / len(model.classes_):
-                _suggest_other_names(accuracy_of_names, task.y[0], labels_file is not None, quiet)
+        if method == "few-shot" and others[0].value <= 1 / len(model.classes_):
+            _suggest_other_names(others[0].value, task.y[0], labels_file is not None, quiet)
     saved = f"Saved in {str(output)!r}, which other commands use as --aligner."
     print_message(f"Fitted on {n_fitted:,} images. {saved}", quiet)
 
@@ -174,6 +163,24 @@ def _check_options(method: str, options: list[str]) -> None:
                 f"{methods}.",
                 param_hint=name,
             )
+
+
+def _choose_method(bunch: Any, options: list[str]) -> _Method:
+    """Return the method for the data, given the options that were set."""
+    if bunch.captions is None and "labels" in bunch:
+        return "few-shot"
+    # The options other than --aligner are for new aligners.
+    return "extend" if set(options) <= {"--aligner"} else "ape"
+
+
+def _prepare_checkpoint(folder: Path, output: Path) -> None:
+    from ..aligners.checkpoint import prepare_folder
+
+    if expand_user(folder).resolve() == expand_user(output).resolve():
+        raise typer.BadParameter(
+            "is the folder of --output. Pass another folder.", param_hint="--checkpoint"
+        )
+    prepare_folder(folder)
 
 
 def _suggest_other_names(accuracy: float, label: str, has_file: bool, quiet: bool) -> None:
