@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,10 +93,7 @@ def evaluate(
     scores: list[_models.Score] = []
     labelled = y_true = y_pred = texts = None
     if names is not None:
-        # In the accuracy, an image counts once per label.
-        pairs = zip(groups, (str(bunch.labels[row]) for row in rows), strict=True)
-        image_by_pair = dict(zip(pairs, images, strict=True))
-        y_true, labelled = [label for _, label in image_by_pair], list(image_by_pair.values())
+        labelled, y_true = _drop_repeated(images, groups, [bunch.labels[row] for row in rows])
         if classifier is None:
             classifier = ZeroShotClassifier(names, aligner=model, templates=templates)
         y_pred = _resolve_groups(classifier.labels, y_true, classifier.predict(labelled))
@@ -182,6 +179,15 @@ def _resolve_names(classifier: Any, names: Any, bunch: Any) -> Any:
     labels_of_classes = [label for label in labels if str(label) != unknown_label]
     is_model = classifier is not None
     return resolve_label_names(names, labels_of_classes, allow_groups=True, is_model=is_model)
+
+
+def _drop_repeated(
+    images: Sequence[Any], groups: Iterable[int], labels: Sequence[Any]
+) -> tuple[list[Any], list[str]]:
+    """Return images and their labels: in the accuracy, an image counts once per label."""
+    pairs = zip(groups, map(str, labels), strict=True)
+    image_by_pair = dict(zip(pairs, images, strict=True))
+    return list(image_by_pair.values()), [label for _, label in image_by_pair]
 
 
 def _count_fitted(
