@@ -295,18 +295,8 @@ def _read_sidecars(folder: Path, names: list[Path]) -> list[str] | list[list[str
 
 
 def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
-    tables = _find_tables(folder)
-    if not tables:
-        raise FileNotFoundError(
-            f"{str(folder)!r} has no table of captions. Add a file {' or '.join(CAPTION_TABLES)}."
-        )
-    if len(tables) > 1:
-        raise ValueError(
-            f"{str(folder)!r} has several tables of captions: "
-            f"{format_list(table.name for table in tables)}. Keep one of them, or read one with "
-            "load_pairs."
-        )
-    table, where = read_table(tables[0]), repr(str(tables[0]))
+    file = _find_table(folder)
+    table, where = read_table(file), repr(str(file))
     column = "image" if "file_name" not in table and "image" in table else "file_name"
     if "label" in table and not set(_CAPTION_COLUMNS) & set(table):
         raise ValueError(
@@ -342,6 +332,21 @@ def _read_table(folder: Path, names: list[Path]) -> list[str] | list[list[str]]:
             f"{format_list(missing)}. Add rows, or read only the table with load_pairs."
         )
     return flatten_single_captions(list(captions.values()))
+
+
+def _find_table(folder: Path) -> Path:
+    tables = _find_tables(folder)
+    if not tables:
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no table of captions. Add a file {' or '.join(CAPTION_TABLES)}."
+        )
+    if len(tables) > 1:
+        raise ValueError(
+            f"{str(folder)!r} has several tables of captions: "
+            f"{format_list(table.name for table in tables)}. Keep one of them, or read one with "
+            "load_pairs."
+        )
+    return tables[0]
 
 
 def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:

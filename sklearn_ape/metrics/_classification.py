@@ -160,6 +160,32 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     9.102
     """
     names = _get_column_names(logits)
+    logits = _check_logits(logits)
+    columns = _find_columns(y, labels, logits, names)
+    rows = np.arange(len(logits))
+    excluded = np.flatnonzero(logits[rows, columns] == -np.inf)
+    if excluded.size:
+        raise ValueError(
+            f"logits is -inf for the true class of sample {excluded[0]}, so that its probability "
+            "is 0 at any temperature. Check that labels has the order of the columns."
+        )
+    finite = np.isfinite(logits)
+    logits, logit_exponent = _rescale(logits, finite)
+    margins, margin_exponent = _rescale(logits - logits[rows, columns][:, None], finite)
+    exponent = logit_exponent + margin_exponent
+    log_inverse = _maximize_likelihood(margins, finite)
+    with np.errstate(over="ignore", under="ignore"):
+        temperature = float(np.ldexp(np.exp(-log_inverse), exponent))
+    if not 0 < temperature < np.inf:
+        raise ValueError(
+            "logits have an optimal temperature beyond the range of float64. Multiply the logits "
+            f"by 2.0**{-exponent}."
+        )
+    return temperature
+
+
+def _check_logits(logits: Any) -> np.ndarray:
+    """Return logits with one column per class, of which -inf excludes a class."""
     logits = check_array(
         logits, dtype=np.float64, ensure_2d=False, ensure_all_finite=False, input_name="logits"
     )
@@ -176,18 +202,15 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
             "logits holds probabilities, because each row is at least 0 and adds up to 1. Pass "
             "the output of decision_function, or the logarithms of the probabilities."
         )
-    columns = _find_columns(y, labels, logits, names)
-    rows = np.arange(len(logits))
-    excluded = np.flatnonzero(logits[rows, columns] == -np.inf)
-    if excluded.size:
-        raise ValueError(
-            f"logits is -inf for the true class of sample {excluded[0]}, so that its probability "
-            "is 0 at any temperature. Check that labels has the order of the columns."
-        )
-    finite = np.isfinite(logits)
-    logits, logit_exponent = _rescale(logits, finite)
-    margins, margin_exponent = _rescale(logits - logits[rows, columns][:, None], finite)
-    exponent = logit_exponent + margin_exponent
+    return logits
+
+
+def _maximize_likelihood(margins: np.ndarray, finite: np.ndarray) -> float:
+    """Return the logarithm of the inverse temperature of the highest likelihood.
+
+    `margins` are differences of the logits from that of the true class. Those that are not
+    `finite` are of excluded classes.
+    """
     finite_margins = np.where(finite, margins, 0.0)
 
     # The derivative of the loss at an infinite temperature, where all classes are equally likely.
@@ -213,18 +236,11 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     # Lower bound: the second derivative is a variance, at most a quarter of the squared range of a
     # row. Upper bound: above it, the largest margin of a wrong class outweighs those of all other
     # classes, each of which subtracts at most 1 / (e * inverse).
-    n_samples, n_classes = logits.shape
+    n_samples, n_classes = margins.shape
     low = np.log(-slope) - np.log(np.mean(np.ptp(finite_margins, axis=1) ** 2) / 4)
     high = np.log(n_samples) + 2 * np.log(n_classes) - 1 - np.log(max_margin)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        root = brentq(derivative, low - 1, high + 1, xtol=1e-10, maxiter=1000)
-        temperature = float(np.ldexp(np.exp(-root), exponent))
-    if not 0 < temperature < np.inf:
-        raise ValueError(
-            "logits have an optimal temperature beyond the range of float64. Multiply the logits "
-            f"by 2.0**{-exponent}."
-        )
-    return temperature
+        return brentq(derivative, low - 1, high + 1, xtol=1e-10, maxiter=1000)
 
 
 def _rescale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
