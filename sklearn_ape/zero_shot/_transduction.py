@@ -372,6 +372,8 @@ def _find_neighbors_with_faiss(embeddings: np.ndarray, k: int) -> np.ndarray:
     n_components = embeddings.shape[1]
     quantizer = faiss.IndexFlatIP(n_components)
     index = faiss.IndexIVFFlat(quantizer, n_components, n_cells, faiss.METRIC_INNER_PRODUCT)
+    # These cells hold 95 % of the nearest neighbours of 26,000 icons; 32 hold 98 %, and take more
+    # than twice the time.
     index.nprobe = 16
     index.cp.niter = 5  # the default of 25 more than doubles the time, and finds hardly more
     index.train(embeddings[:: max(1, len(embeddings) // (40 * n_cells))])
