@@ -310,26 +310,12 @@ def resolve_label_names(
     With `allow_groups`, images may be labelled by the groups of a hierarchy. With `is_model`, the
     names are those of a saved classifier, and not of --labels.
     """
-    from ..datasets.base import name_folder
     from ..prompts import describe_similar_label, flatten_labels, is_hierarchy
-    from ..utils.messages import warn
     from ..utils.validation import format_list
 
     classes = sorted(set(map(str, y)))
     if names is None:
-        if len(classes) < 2:
-            raise ValueError(
-                f"All images have the label {classes[0]!r}. If this is a folder with a subfolder "
-                "per label, pass it. Otherwise add images of other classes, or set --labels with "
-                "the names of other classes."
-            )
-        if all(map(_is_number, classes)):
-            warn(
-                f"The labels of the images are numbers, {format_list(classes)}, which are "
-                "embedded as names of the classes. Set names by a .json file for --labels-file: "
-                f'{{"{classes[0]}": ["a name"], ...}}.'
-            )
-        return {label: name_folder(label) for label in classes}
+        return _make_label_names(classes)
     leaves, nodes = flatten_labels(names) if is_hierarchy(names) else (names, names)
     label_names = list(map(str, nodes))
     if missing := [label for label in classes if label not in label_names]:
@@ -356,6 +342,27 @@ def resolve_label_names(
             f"--labels-file. Label them by the innermost classes: {format_list(map(str, leaves))}."
         )
     return names
+
+
+def _make_label_names(classes: Sequence[str]) -> dict[str, str]:
+    """Return the names of classes, made of the labels; warn if these are numbers."""
+    from ..datasets.base import name_folder
+    from ..utils.messages import warn
+    from ..utils.validation import format_list
+
+    if len(classes) < 2:
+        raise ValueError(
+            f"All images have the label {classes[0]!r}. If this is a folder with a subfolder "
+            "per label, pass it. Otherwise add images of other classes, or set --labels with "
+            "the names of other classes."
+        )
+    if all(map(_is_number, classes)):
+        warn(
+            f"The labels of the images are numbers, {format_list(classes)}, which are "
+            "embedded as names of the classes. Set names by a .json file for --labels-file: "
+            f'{{"{classes[0]}": ["a name"], ...}}.'
+        )
+    return {label: name_folder(label) for label in classes}
 
 
 def _is_number(label: str) -> bool:
