@@ -320,7 +320,7 @@ class BaseAligner(
 
     def _embed_valid(self, side: str, features: Any) -> np.ndarray:
         """Return embeddings of features, in which missing rows are NaN."""
-        return embed_rows(features, partial(self._embed, side), self._n_features_out)
+        return embed_rows(features, partial(self._embed, side), lambda: self._n_features_out)
 
     def _embed_comparable(self, side: str, features: Any) -> Any:
         """Return embeddings, dense or `SparseRows`, whose products are cosines."""

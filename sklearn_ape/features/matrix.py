@@ -25,7 +25,7 @@ _ROWS_PER_RELEASE = 32
 
 # Arrays of this size fit into the processor's cache, and the allocator reuses their memory.
 TILE_BYTES = 2**23
-_MIN_TILE_ROWS = 16
+MIN_TILE_ROWS = 16
 
 _FLOAT32 = np.finfo(np.float32)
 # A row that is larger than the median row by this factor dominates all means and variances.
@@ -203,7 +203,7 @@ def _is_large(n_rows: int, n_features: int) -> bool:
 
 def iter_row_tiles(n_rows: int, width: int) -> Iterator[slice]:
     """Return slices of rows for which float32 arrays of a width have about 8 MiB, at least one."""
-    size = max(_MIN_TILE_ROWS, TILE_BYTES // (4 * max(width, 1)))
+    size = max(MIN_TILE_ROWS, TILE_BYTES // (4 * max(width, 1)))
     return gen_batches(n_rows, size) if n_rows else iter([slice(0, 0)])
 
 
@@ -403,12 +403,18 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
 
 
 @ignores_underflow
-def embed_rows(features: Any, embed: Callable[[np.ndarray], np.ndarray], width: int) -> np.ndarray:
-    """Embed the rows that are not missing, in blocks if they are stored; the others become NaN."""
+def embed_rows(
+    features: Any, embed: Callable[[np.ndarray], np.ndarray], get_width: Callable[[], int]
+) -> np.ndarray:
+    """Embed the rows that are not missing, in blocks if they are stored; the others become NaN.
+
+    `get_width` returns the size of the embeddings. It is called only if the result is allocated
+    here, because an aligner may have to read its model to know the size.
+    """
     valid = ~find_missing_rows(features)
     if valid.all() and not isinstance(features, StoredRows):
         return embed(features)
-    embeddings = np.full((len(features), width), np.nan, dtype=np.float32)
+    embeddings = np.full((len(features), get_width()), np.nan, dtype=np.float32)
     for rows in row_blocks(features):
         indices = rows.start + np.flatnonzero(valid[rows])
         if indices.size:

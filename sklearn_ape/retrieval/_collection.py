@@ -23,7 +23,7 @@ from ..aligners.similarity import (
     warn_unreadable,
 )
 from ..aligners.wrapper import unwrap_aligner
-from ..features.matrix import is_table, iter_feature_tiles, iter_row_tiles
+from ..features.matrix import MIN_TILE_ROWS, is_table, iter_feature_tiles, iter_row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.linalg import choose_evenly_spaced, normalize_rows
 from ..utils.messages import import_optional, warn
@@ -325,6 +325,9 @@ def embed_images(aligner: BaseEstimator, X: Any) -> np.ndarray:
     """Embed images, or features tile by tile. Rows that could not be encoded are NaN."""
     if not is_table(X):
         return np.asarray(aligner.transform(X), dtype=np.float32)
+    # A few queries are one tile in any case, and need not wait for the size of the embeddings.
+    if X.shape[0] <= MIN_TILE_ROWS:
+        return np.array(aligner.transform(X), dtype=np.float32)
     n_components = int(getattr(unwrap_aligner(aligner), "n_components_", 1))
     embeddings = np.empty((0, 0), dtype=np.float32)
     for rows, tile in iter_feature_tiles(X, n_components, aligner.transform):

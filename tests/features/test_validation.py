@@ -260,7 +260,7 @@ class TestEmbedRows:
             assert len(rows) > 0
             return 2 * rows[:, :2]
 
-        embeddings = embed_rows(features, embed, 2)
+        embeddings = embed_rows(features, embed, lambda: 2)
         assert embeddings.dtype == np.float32
         np.testing.assert_array_equal(embeddings, 2 * array[:, :2])
 
@@ -268,8 +268,11 @@ class TestEmbedRows:
         assert find_missing_rows(np.array([[1.0], [np.nan]])).tolist() == [False, True]
 
     def test_array_without_missing_rows_is_embedded_at_once(self):
+        """The width of the embeddings, for which a model may be read, is not needed."""
         array = make_features()
-        assert embed_rows(array, lambda rows: rows, 6) is array
+        widths = []
+        assert embed_rows(array, lambda rows: rows, lambda: widths.append(6) or 6) is array
+        assert not widths
 
     def test_stored_rows_are_embedded_in_blocks(self, monkeypatch):
         """The features are larger than the memory."""
@@ -281,5 +284,5 @@ class TestEmbedRows:
             return rows
 
         features = StoredRows(make_features())
-        np.testing.assert_array_equal(embed_rows(features, embed, 6), features[:])
+        np.testing.assert_array_equal(embed_rows(features, embed, lambda: 6), features[:])
         assert sizes == [7] * 5 + [5]
