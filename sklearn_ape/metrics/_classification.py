@@ -208,8 +208,8 @@ def _check_logits(logits: Any) -> np.ndarray:
 def _maximize_likelihood(margins: np.ndarray, finite: np.ndarray) -> float:
     """Return the logarithm of the inverse temperature of the highest likelihood.
 
-    `margins` are differences of the logits from that of the true class. Those that are not
-    `finite` are of excluded classes.
+    `margins` are the differences of the logits from the logit of the true class. The margins of
+    excluded classes are not `finite`.
     """
     finite_margins = np.where(finite, margins, 0.0)
 
