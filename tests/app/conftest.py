@@ -1,5 +1,6 @@
 """Fixtures: zip files of images, and a service with fast encoders."""
 
+import gc
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,16 @@ from sklearn_ape.app._session import AppService
 # Not importorskip, which would import gradio for seconds in each process that collects tests.
 if find_spec("gradio") is None:
     pytest.skip('the page needs gradio: pip install "sklearn-ape[serve]"', allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collect_event_loops():
+    """Collect event loops that Gradio leaves open.
+
+    Found by a garbage collection during a later test, for which warnings are errors, they fail it.
+    """
+    yield
+    gc.collect()
 
 
 def ignore_progress(fraction, step):
