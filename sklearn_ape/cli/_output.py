@@ -77,20 +77,20 @@ class GroupedCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, none of which may be empty: an empty path is the current folder."""
-        with_value = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
-        options = {option for param in self.get_params(ctx) for option in param.opts}
+        params: list[Any] = self.get_params(ctx)
+        options = [param for param in params if param.param_type_name == "option"]
+        needs_value = {name: not option.is_flag for option in options for name in option.opts}
         for option, value in pairwise(takewhile(lambda arg: arg != "--", args)):
-            if option in with_value and value in options:
+            if needs_value.get(option) and value in needs_value:
                 raise typer.BadParameter(
                     f"{option} needs a value before {value}. Pass a value, or leave it out.",
                     ctx=ctx,
                 )
-        parts = [arg.split("=", 1) if arg.startswith("--") else [arg] for arg in args]
-        words = [word for part in parts for word in part]
+        words = [word for arg in args for word in arg.split("=", 1 if arg.startswith("--") else 0)]
         if "" in words:
             position = words.index("")
             previous = words[position - 1] if position else ""
-            name = previous if previous in with_value else "An argument"
+            name = previous if needs_value.get(previous) else "An argument"
             raise typer.BadParameter(
                 f"{name} is empty. Pass a value, or leave it out. The shell passes an empty text "
                 "for a variable that is not set.",

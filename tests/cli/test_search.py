@@ -36,6 +36,10 @@ class TestSearch:
         assert [row["rank"] for row in table_rows] == ["1", "2", "3"] * 2
         assert float(table_rows[0]["score"]) == pytest.approx(expected.scores[0, 0], abs=1e-3)
 
+    def test_query_may_be_the_name_of_an_argument(self, small_folder, rows):
+        """The command said that --query needs a value, because its argument is named "images"."""
+        assert len(rows("search", small_folder, "--query", "images")) == 5
+
     def test_query_image_is_not_its_own_result(self, small_folder, paths, rows):
         table_rows = rows("search", small_folder, "--like", paths[0], "-k", "99")
         assert len(table_rows) == len(paths) - 1
